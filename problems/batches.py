@@ -1,0 +1,114 @@
+"""A level's batches: restarted when they end, peeked at, and found again after a resume."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multilevel.problems.randomness import RandomState
+from multilevel.solvers import DataError
+
+
+class Batches:
+    """The batches of one level, in an order that depends on (seed, level, epoch) and on nothing else.
+
+    Whatever the data draws from global generators (a DataLoader's shuffling, an augmentation) comes from a
+    stream of its own, so that the data neither moves nor follows the randomness of the losses, and a position
+    is enough to go on from. Data with an ``iterate_from(position)`` method is asked for the rest of an epoch;
+    other data is iterated up to it.
+
+    Args:
+        level: the level's name.
+        data: any iterable of batches; None gives None as every batch.
+        device: where tensors in a batch are moved.
+        seed: of the stream.
+    """
+
+    def __init__(self, level: str, data: Iterable[Any] | None, device: torch.device, seed: int = 0) -> None:
+        self.level = level
+        self.data = data
+        self.device = device
+        self.restart(seed)
+
+    def restart(self, seed: int, epoch: int = 0, position: int = 0) -> None:
+        """Go to a position of an epoch of the stream of ``seed``; an iterator as data stays where it is."""
+        self.seed, self.epoch, self.position = seed, epoch, position
+        if isinstance(self.data, Iterator) and hasattr(self, "_iterator"):
+            return
+        self._iterator: Iterator[Any] | None = None
+        self._peeked: list[Any] = []
+
+    def peek(self) -> Any:
+        """The next batch, which stays the next."""
+        if not self._peeked:
+            self._peeked = [self._fetch()]
+        return self._peeked[0]
+
+    def next(self) -> Any:
+        """The next batch.
+
+        Raises:
+            DataError: the data is empty, or an iterator that has ended and cannot start again.
+        """
+        batch = self.peek()
+        self._peeked = []
+        self.position += 1
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"seed": self.seed, "epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.restart(**state)
+
+    def _fetch(self) -> Any:
+        if self.data is None:
+            return None
+        if self._iterator is None:
+            self._start_epoch()
+        batch = self._advance()
+        if batch is _END:
+            self.epoch, self.position = self.epoch + 1, 0
+            self._start_epoch()
+            batch = self._advance()
+        if batch is _END:
+            raise DataError(f"the data of level {self.level!r} is empty, or an iterator that cannot start again")
+        return to_device(batch, self.device)
+
+    def _start_epoch(self) -> None:
+        assert self.data is not None
+        self._stream = RandomState.seeded(zlib.crc32(f"{self.seed}/{self.level}/{self.epoch}".encode()))
+        with self._stream.active():
+            if hasattr(self.data, "iterate_from"):
+                self._iterator = self.data.iterate_from(self.position)
+            else:
+                self._iterator = islice(iter(self.data), self.position, None)
+            self._stream = RandomState.capture()
+
+    def _advance(self) -> Any:
+        assert self._iterator is not None
+        with self._stream.active():
+            batch = next(self._iterator, _END)
+            self._stream = RandomState.capture()
+        return batch
+
+
+_END = object()
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Move every tensor in nested tuples, lists and dicts; anything else stays as it is."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch

@@ -1,0 +1,25 @@
+"""Named errors of problems, graphs and engines."""
+
+from __future__ import annotations
+
+from multilevel.solvers.errors import MultilevelError
+
+
+class GraphError(MultilevelError):
+    """Levels that do not fit together: names, shared parameters, optimizers, missing solvers."""
+
+
+class ReadsError(GraphError):
+    """A pinned ``reads`` that differs from what the loss was found to read."""
+
+
+class NestedChainError(GraphError):
+    """Levels below another one that read each other in a cycle."""
+
+
+class LossError(MultilevelError):
+    """A loss that is not a scalar, or not finite."""
+
+
+class CheckpointError(MultilevelError):
+    """A checkpoint that is not there, cut off, or of another run."""

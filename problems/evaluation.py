@@ -1,0 +1,143 @@
+"""Stateless evaluation of losses: given parameters, a recorded batch, recorded draws, a recorded generator state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multilevel.problems.errors import LossError
+from multilevel.problems.levels import LevelHandle, Levels
+from multilevel.problems.problem import Problem
+from multilevel.problems.randomness import RandomState
+from multilevel.solvers import SettingError
+from multilevel.solvers.vectors import Tensors
+
+PRECISIONS = ("float32", "bf16")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One batch of an update, and all that its loss depends on besides parameters.
+
+    Attributes:
+        batch: the batch, on the module's device.
+        draws: what the level's ``draw`` returned for it.
+        state: the generators' state that the loss starts from.
+    """
+
+    batch: Any
+    draws: Any
+    state: RandomState
+
+
+#: What an update used: one part for each batch that it averages over.
+Record = tuple[Part, ...]
+
+
+class Evaluator:
+    """Evaluates the losses of a set of levels at substituted parameters.
+
+    Args:
+        problems: the levels by name.
+        precision: float32 (the parameters' own dtype) or bf16 (autocast).
+
+    Raises:
+        SettingError: an unknown precision.
+    """
+
+    def __init__(self, problems: Mapping[str, Problem], precision: str = "float32") -> None:
+        if precision not in PRECISIONS:
+            raise SettingError("precision", precision, f"one of {', '.join(PRECISIONS)}")
+        self.problems = problems
+        self.precision = precision
+
+    def loss(
+        self, name: str, part: Part, parameters: Mapping[str, Tensors], move_buffers: bool = False
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The level's loss and metrics, with ``parameters`` in place of the levels' own.
+
+        Args:
+            name: the level.
+            part: its batch and draws; the generators are the caller's business.
+            parameters: for each level to substitute, its variables; the others enter detached.
+            move_buffers: let this level's buffers (running statistics) move, as an update does.
+
+        Raises:
+            LossError: the loss is not a scalar tensor, or not finite.
+        """
+        levels, own_buffers = self._levels(parameters, name if move_buffers else None)
+        with self._autocast(name):
+            value = self.problems[name].loss(levels, part.batch, part.draws)
+        loss, metrics = value if isinstance(value, tuple) else (value, {})
+        if not isinstance(loss, Tensor) or loss.ndim != 0:
+            shape = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise LossError(f"the loss of level {name!r} must be a scalar tensor; got {shape}")
+        if not torch.isfinite(loss):
+            raise LossError(
+                f"the loss of level {name!r} is {loss.item()}: lower its learning rate, clip its gradient, "
+                "or look at its data"
+            )
+        for buffer, moved in own_buffers:
+            buffer.copy_(moved)
+        return loss, dict(metrics)
+
+    def replay(self, name: str, part: Part, parameters: Mapping[str, Tensors]) -> Tensor:
+        """The loss of a recorded part, its random draws repeated; no generator and no buffer moves."""
+        with part.state.active():
+            return self.loss(name, part, parameters)[0]
+
+    def record(self, name: str, batch: Any) -> Part:
+        """Draw what the loss of ``batch`` needs from the generators as they stand, and record it."""
+        levels, _ = self._levels({}, None)
+        with torch.no_grad(), self._autocast(name):
+            draws = self.problems[name].draw(levels, batch)
+        return Part(batch, draws, RandomState.capture())
+
+    def device(self, name: str) -> torch.device:
+        """Where a level lives: the device of its first parameter or buffer."""
+        return module_device(self.problems[name].module)
+
+    def arithmetic(self, name: str) -> torch.dtype:
+        """The coarsest dtype that a level's loss is computed in."""
+        if self.precision == "bf16":
+            return torch.bfloat16
+        return next((value.dtype for value in self.problems[name].variables().values()), torch.float32)
+
+    def detached(self, name: str) -> dict[str, Tensor]:
+        """The level's variables at the current point, outside any graph."""
+        return {key: parameter.detach() for key, parameter in self.problems[name].variables().items()}
+
+    def _levels(
+        self, parameters: Mapping[str, Tensors], moving: str | None
+    ) -> tuple[Levels, list[tuple[Tensor, Tensor]]]:
+        """Handles on all levels, and (buffer, its substitute) for the buffers of the level that may move."""
+        moved: list[tuple[Tensor, Tensor]] = []
+
+        def handle(name: str) -> LevelHandle:
+            module = self.problems[name].module
+            values = {key: value.detach() for key, value in module.named_parameters()}
+            values.update(parameters.get(name, {}))
+            for key, buffer in module.named_buffers():
+                values[key] = buffer.clone()
+                if name == moving:
+                    moved.append((buffer, values[key]))
+            return LevelHandle(module, values)
+
+        return Levels(handle, tuple(self.problems)), moved
+
+    def _autocast(self, name: str) -> AbstractContextManager[Any]:
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device(name).type, dtype=torch.bfloat16)
+
+
+def module_device(module: nn.Module) -> torch.device:
+    """The device of a module's first parameter or buffer; the CPU where it has none."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        return tensor.device
+    return torch.device("cpu")

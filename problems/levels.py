@@ -1,0 +1,80 @@
+"""What a loss sees of the levels: modules whose parameters the engine substitutes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+class Levels:
+    """``levels.NAME`` is a handle on that level's module.
+
+    Args:
+        handles: makes the handle of a level by its name; called once a level, when first asked for.
+        names: every level's name.
+    """
+
+    def __init__(self, handles: Callable[[str], LevelHandle], names: tuple[str, ...]) -> None:
+        self._handles = handles
+        self._names = names
+
+    def __getattr__(self, name: str) -> LevelHandle:
+        if name.startswith("_") or name not in self._names:
+            raise AttributeError(f"there is no level {name!r}; the levels are {', '.join(self._names)}")
+        handle = self._handles(name)
+        self.__dict__[name] = handle
+        return handle
+
+    def __dir__(self) -> list[str]:
+        return list(self._names)
+
+
+class LevelHandle:
+    """Stands for a module evaluated at given parameters: call it, any of its methods, or any submodule.
+
+    Parameters and buffers, read as attributes, are the substituted ones.
+
+    Args:
+        module: the level's module, or a submodule of it.
+        values: the tensors to use for its parameters and buffers, by name; others are the module's own.
+    """
+
+    def __init__(self, module: nn.Module, values: Mapping[str, Tensor]) -> None:
+        self._module = module
+        self._values = values
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        return self._evaluate("__call__", *arguments, **keywords)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name in self._values:
+            return self._values[name]
+        attribute = getattr(self._module, name)
+        if isinstance(attribute, nn.Module):
+            prefix = f"{name}."
+            inner = {key[len(prefix) :]: value for key, value in self._values.items() if key.startswith(prefix)}
+            return LevelHandle(attribute, inner)
+        if getattr(attribute, "__self__", None) is self._module:
+            return partial(self._evaluate, name)
+        return attribute
+
+    def _evaluate(self, method: str, *arguments: Any, **keywords: Any) -> Any:
+        values = {f"module.{name}": value for name, value in self._values.items()}
+        return functional_call(_MethodCall(self._module), values, (method, *arguments), keywords)
+
+
+class _MethodCall(nn.Module):
+    """functional_call evaluates ``forward`` alone; this makes any method of a module a ``forward``."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, method: str, *arguments: Any, **keywords: Any) -> Any:
+        return getattr(self.module, method)(*arguments, **keywords)

@@ -1,0 +1,103 @@
+"""Problem: one optimization level."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multilevel.problems.errors import GraphError
+from multilevel.problems.levels import Levels
+from multilevel.solvers import SettingError, Solver
+
+LossValue = Tensor | tuple[Tensor, Mapping[str, Any]]
+
+
+class Problem(ABC):
+    """One level of a multilevel problem: its parameters, its loss, and how it is updated.
+
+    Args:
+        name: how other levels' losses call it (``levels.NAME``); a Python identifier.
+        module: holds the level's parameters. Those that require a gradient and are in the optimizer (all that
+            require one, where there is no optimizer) are the level's variables; no two levels share any.
+        optimizer: any torch optimizer over this module's parameters; its parameter groups are kept.
+        data: any iterable of batches, started again when it ends; None where the loss needs no batch. Tensors
+            in a batch (tuples, lists, dicts, nested) are moved to the module's device.
+        steps: updates of this level for each update of the next level up.
+        solver: how a hypergradient passes through this level; needed where a level above depends on it.
+        reads: names of the levels that the loss reads, if they are to be pinned; None has them found.
+        scheduler: learning rate scheduler, stepped after every update of this level.
+        clip_norm: largest norm of the gradient of an update, in all parameters together; None leaves it.
+        accumulate: batches that one update averages over.
+
+    Raises:
+        SettingError: steps, clip_norm or accumulate out of range.
+        GraphError: a name that is no identifier, or an optimizer over parameters that the module has not.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        data: Iterable[Any] | None = None,
+        steps: int = 1,
+        solver: Solver | None = None,
+        reads: Iterable[str] | None = None,
+        scheduler: Any = None,
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+    ) -> None:
+        if not name.isidentifier():
+            raise GraphError(f"a level's name must be a Python identifier, as losses write levels.NAME; got {name!r}")
+        _check_count(f"levels.{name}.steps", steps)
+        _check_count(f"levels.{name}.accumulate", accumulate)
+        if clip_norm is not None and not clip_norm > 0:
+            raise SettingError(f"levels.{name}.clip_norm", clip_norm, "a number above 0, or null")
+        self.name = name
+        self.module = module
+        self.optimizer = optimizer
+        self.data = data
+        self.steps = steps
+        self.solver = solver
+        self.reads = None if reads is None else tuple(reads)
+        self.scheduler = scheduler
+        self.clip_norm = clip_norm
+        self.accumulate = accumulate
+        own = {id(parameter) for parameter in module.parameters()}
+        if optimizer is not None and not {id(parameter) for parameter in self._optimized()} <= own:
+            raise GraphError(f"the optimizer of level {name!r} holds parameters that are not in its module")
+
+    @abstractmethod
+    def loss(self, levels: Levels, batch: Any, draws: Any) -> LossValue:
+        """The level's objective: a scalar tensor, or (scalar, {metric name: number or scalar tensor}).
+
+        Without side effects: it may be evaluated at any parameters, any number of times for one update.
+        Everything random or discrete belongs into ``draw``; dropout and its like are replayed by themselves.
+        """
+
+    def draw(self, levels: Levels, batch: Any) -> Any:
+        """Everything random or discrete that the loss uses; called once for each update, without gradients."""
+        return None
+
+    def variables(self) -> dict[str, nn.Parameter]:
+        """The parameters that this level trains, by their names in the module."""
+        trained = None if self.optimizer is None else {id(parameter) for parameter in self._optimized()}
+        return {
+            name: parameter
+            for name, parameter in self.module.named_parameters()
+            if parameter.requires_grad and (trained is None or id(parameter) in trained)
+        }
+
+    def _optimized(self) -> list[Tensor]:
+        assert self.optimizer is not None
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+def _check_count(setting: str, value: int) -> None:
+    if not (isinstance(value, int) and value >= 1):
+        raise SettingError(setting, value, "a whole number of at least 1")

@@ -1,0 +1,75 @@
+"""The state of every random generator that a loss may use, to capture, restore and replay."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """State of torch's (CPU and every CUDA device in use), numpy's and Python's global generators.
+
+    Attributes:
+        cpu: torch's CPU generator, uint8 vector.
+        cuda: one uint8 vector a device; empty where CUDA is not in use.
+        numpy: what ``numpy.random.get_state`` returns.
+        python: what ``random.getstate`` returns.
+    """
+
+    cpu: Tensor
+    cuda: tuple[Tensor, ...]
+    numpy: tuple[Any, ...]
+    python: tuple[Any, ...]
+
+    @classmethod
+    def capture(cls) -> RandomState:
+        cuda = tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else ()
+        return cls(torch.get_rng_state(), cuda, tuple(np.random.get_state()), random.getstate())
+
+    @classmethod
+    def seeded(cls, seed: int) -> RandomState:
+        """The state after seeding every generator with ``seed``, 0 <= seed < 2**32; the current one stays."""
+        with preserved():
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            random.seed(seed)
+            return cls.capture()
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(list(self.cuda))
+        np.random.set_state(self.numpy)
+        random.setstate(self.python)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Within the block the generators start from this state; after it they are as they were before."""
+        with preserved():
+            self.restore()
+            yield
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"cpu": self.cpu, "cuda": self.cuda, "numpy": self.numpy, "python": self.python}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> RandomState:
+        return cls(**state)
+
+
+@contextmanager
+def preserved() -> Iterator[None]:
+    """Leave every generator as it was found."""
+    state = RandomState.capture()
+    try:
+        yield
+    finally:
+        state.restore()

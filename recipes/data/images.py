@@ -1,0 +1,189 @@
+"""Sets of images: where they are read from, and how their pixels are had, from memory or on demand."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from multilevel.recipes.data.pictures import to_pixels
+from multilevel.solvers.errors import DataError
+
+_LARGEST_TASK = 64  # a small image takes 0.1 ms: a task for every one would cost as much again
+_MOST_WORKERS = 32
+_SMALL_PICTURE = 96 * 96  # pixels; opening smaller ones is Python's work, and threads only slow that down
+
+
+class Source(ABC):
+    """Images that nobody has decoded yet, one a row.
+
+    Attributes:
+        labels: int64 tensor ``[N]``, -1 where an image has no label.
+    """
+
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def open(self, row: int) -> Image.Image:
+        """Open one image; whatever is raised for a broken one is reported with ``where(row)``."""
+
+    @abstractmethod
+    def where(self, row: int) -> str:
+        """The file, or the row of a table, that holds an image: for messages."""
+
+
+@dataclass(frozen=True)
+class SourceSplits:
+    """What a set brings: training images, its own test images if it has any, and the names of its classes."""
+
+    train: Source
+    test: Source | None
+    class_names: tuple[str, ...]
+
+
+class Images(ABC):
+    """A set of images of one size.
+
+    Args:
+        source: where the images are read from.
+        image_size: height and width.
+        channels: 1 or 3.
+
+    Attributes:
+        labels: int64 tensor ``[N]``, -1 where an image has no label.
+    """
+
+    def __init__(self, source: Source, image_size: int, channels: int) -> None:
+        self.source = source
+        self.image_size = image_size
+        self.channels = channels
+        self.labels = source.labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def pixels(self, indices: Tensor) -> Tensor:
+        """Decoded images.
+
+        Args:
+            indices: int64 tensor ``[B]`` on the CPU.
+
+        Returns:
+            uint8 tensor ``[B, channels, image_size, image_size]``.
+
+        Raises:
+            DataError: a broken image, by its name.
+        """
+
+    @abstractmethod
+    def prepare(self, indices: Tensor) -> None:
+        """Decode these images (int64 ``[B]``) now, where decoded ones are kept.
+
+        Raises:
+            DataError: a broken image, by its name.
+        """
+
+    def _empty(self, count: int) -> Tensor:
+        return torch.empty((count, self.channels, self.image_size, self.image_size), dtype=torch.uint8)
+
+    def _decode(self, rows: list[int], into: np.ndarray, places: list[int], progress: bool) -> None:
+        """Decode ``rows`` in threads, each into its place of ``into``, a uint8 array ``[*, C, H, W]``."""
+        workers = worker_count() if rows and self._gains_from_threads(rows[0]) else 1
+        task_size = max(1, min(_LARGEST_TASK, len(rows) // (4 * workers)))
+
+        def decode_some(start: int) -> int:
+            stop = min(start + task_size, len(rows))
+            for row, place in zip(rows[start:stop], places[start:stop], strict=True):
+                into[place] = self._decode_one(row)
+            return stop - start
+
+        Image.init()  # Pillow looks for its formats on first use, which is not safe in threads
+        starts = range(0, len(rows), task_size)
+        silent = not (progress and sys.stderr.isatty())
+        with (
+            tqdm(total=len(rows), desc="decoding", leave=False, file=sys.stderr, disable=silent) as bar,
+            ThreadPoolExecutor(workers, "decode") as pool,
+        ):
+            for count in pool.map(decode_some, starts):  # a failure cancels the tasks that have not begun
+                bar.update(count)
+
+    def _gains_from_threads(self, row: int) -> bool:
+        """Whether decoding is mostly work that lets other threads run, judged by the size of one image."""
+        try:
+            with self.source.open(row) as picture:
+                return picture.width * picture.height > _SMALL_PICTURE
+        except Exception:  # broken: decoding it will say so
+            return True
+
+    def _decode_one(self, row: int) -> np.ndarray:
+        try:
+            with self.source.open(row) as picture:
+                return to_pixels(picture, self.image_size, self.channels)
+        except Exception as error:  # Pillow's formats raise errors of many kinds for broken files
+            cause = " ".join(str(error).split())
+            raise DataError(
+                f"{self.source.where(row)} cannot be read as an image ({type(error).__name__}: {cause}); "
+                "remove or replace it"
+            ) from error
+
+
+class MemoryImages(Images):
+    """Images that are decoded once, when first asked for, and stay in memory as uint8.
+
+    Args:
+        rows: int64 tensor, the only indices that will be asked for; memory is taken for these alone.
+
+    Attributes:
+        decoded: bool tensor ``[N]``, which images have been decoded so far.
+    """
+
+    def __init__(self, source: Source, image_size: int, channels: int, rows: Tensor) -> None:
+        super().__init__(source, image_size, channels)
+        self.decoded = torch.zeros(len(source), dtype=torch.bool)
+        self._pixels = self._empty(len(rows))
+        self._places = torch.full((len(source),), -1, dtype=torch.int64)
+        self._places[rows] = torch.arange(len(rows))
+        self._lock = threading.Lock()  # loaders ask from threads of their own
+
+    def pixels(self, indices: Tensor) -> Tensor:
+        self.prepare(indices)
+        return self._pixels[self._places[indices]]
+
+    def prepare(self, indices: Tensor) -> None:
+        with self._lock:
+            missing = indices[~self.decoded[indices]].unique()
+            if len(missing):
+                places = self._places[missing].tolist()
+                self._decode(missing.tolist(), self._pixels.numpy(), places, progress=True)
+                self.decoded[missing] = True
+
+
+class StreamedImages(Images):
+    """Images that are decoded every time they are asked for: for sets larger than the memory."""
+
+    def pixels(self, indices: Tensor) -> Tensor:
+        pixels = self._empty(len(indices))
+        self._decode(indices.tolist(), pixels.numpy(), list(range(len(indices))), progress=False)
+        return pixels
+
+    def prepare(self, indices: Tensor) -> None:
+        """Nothing is kept, so there is nothing to prepare."""
+
+
+def worker_count() -> int:
+    """How many threads decode: the processors that this process may use."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, _MOST_WORKERS)

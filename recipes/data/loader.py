@@ -1,0 +1,157 @@
+"""Batches of a part of a data set: shuffled, augmented, normalised, and prepared ahead in one thread."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multilevel.recipes.data.augment import augment
+from multilevel.recipes.data.splits import Part
+from multilevel.solvers.errors import DataError
+
+Batch = tuple[Tensor, Tensor]
+
+_AHEAD = 2
+
+
+class ImageLoader:
+    """Batches of one part; every ``iter()`` is one epoch.
+
+    ``iter()`` draws from torch's global generator at once: a permutation (where ``shuffle``), then one seed
+    (where ``shuffle``, or where images are augmented). Nothing after that touches a global generator: batch
+    ``k`` is augmented from a generator of its own, seeded from that seed and ``k``.
+
+    Args:
+        part: the images.
+        normalize: maps ``[B, C, H, W]`` in 0 to 255, uint8 or float32, to normalised float32.
+        batch_size: images in a batch.
+        flip: mirror images at random.
+        crop_scale: smallest share of an image's area that a random crop keeps; 1.0 crops nothing.
+        drop_last: leave out the images that do not fill a last batch.
+        shuffle: a new order every epoch; otherwise the part's own.
+
+    Raises:
+        DataError: no images, or with ``drop_last`` fewer images than a batch.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        normalize: Callable[[Tensor], Tensor],
+        batch_size: int,
+        flip: bool = False,
+        crop_scale: float = 1.0,
+        drop_last: bool = True,
+        shuffle: bool = True,
+    ) -> None:
+        smallest = batch_size if drop_last else 1
+        if len(part) < smallest:
+            raise DataError(
+                f"the part {part.name!r} has {len(part)} images, fewer than data.batch_size={batch_size}; "
+                "expected a smaller batch, more images, or other values of data.limit and data.mask_share"
+            )
+        self.part = part
+        self.normalize = normalize
+        self.batch_size = batch_size
+        self.flip = flip
+        self.crop_scale = crop_scale
+        self.drop_last = drop_last
+        self.shuffle = shuffle
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        count = len(self.part) / self.batch_size
+        return math.floor(count) if self.drop_last else math.ceil(count)
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Images in an epoch."""
+        return len(self) * self.batch_size if self.drop_last else len(self.part)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One epoch of ``(images float32 [B, C, H, W], labels int64 [B])``."""
+        return self.iterate_from(0)
+
+    def iterate_from(self, start: int) -> Iterator[Batch]:
+        """The epoch that ``iter()`` would give, from batch ``start`` on; the ones before are not computed.
+
+        The draws from torch's global generator are those of ``iter()``, made before this returns.
+
+        Raises:
+            ValueError: ``start`` is not a batch of the epoch (its end, ``len(self)``, is allowed).
+        """
+        if not 0 <= start <= len(self):
+            raise ValueError(f"start: got {start}; an epoch has {len(self)} batches")
+        order = torch.randperm(len(self.part), device="cpu") if self.shuffle else torch.arange(len(self.part))
+        seed = 0
+        if self.shuffle or self.flip or self.crop_scale < 1:
+            seed = int(torch.randint(2**62, (), device="cpu"))
+        return Epoch(lambda number: self.batch(order, seed, number), start, len(self))
+
+    def batch(self, order: Tensor, seed: int, number: int) -> Batch:
+        """Batch ``number`` of the epoch with this order of positions (int64 ``[N]``) and augmentation seed.
+
+        Raises:
+            DataError: a broken image, by its name.
+        """
+        positions = order[number * self.batch_size : (number + 1) * self.batch_size]
+        generator = torch.Generator().manual_seed(mixed_seed(seed, number))
+        with torch.no_grad():
+            images = augment(self.part.pixels(positions), self.flip, self.crop_scale, generator)
+            return self.normalize(images), self.part.labels[positions]
+
+
+class Epoch(Iterator[Batch]):
+    """Batches ``start`` to ``stop``, computed by one thread of which nothing is left when this is dropped.
+
+    Args:
+        compute: the batch of a number; called in the thread, in order. It must not lead back to this object.
+        start: the first number.
+        stop: the number after the last.
+    """
+
+    def __init__(self, compute: Callable[[int], Batch], start: int, stop: int) -> None:
+        self._compute = compute
+        self._numbers = iter(range(start, stop))
+        self._ahead: deque[Future[Batch]] = deque()
+        self._thread = ThreadPoolExecutor(1, "batches")
+        # Not waiting: the garbage collector may call this from the thread itself.
+        self._close = weakref.finalize(self, self._thread.shutdown, wait=False, cancel_futures=True)
+        for _ in range(_AHEAD):
+            self._order_next()
+
+    def __next__(self) -> Batch:
+        """The next batch.
+
+        Raises:
+            StopIteration: after the last batch, and after an error.
+            Exception: whatever computing the batch raised.
+        """
+        if not self._ahead:
+            self._close()
+            raise StopIteration
+        try:
+            batch = self._ahead.popleft().result()
+        except BaseException:
+            self._ahead.clear()
+            self._close()
+            raise
+        self._order_next()
+        return batch
+
+    def _order_next(self) -> None:
+        number = next(self._numbers, None)
+        if number is not None:
+            self._ahead.append(self._thread.submit(self._compute, number))
+
+
+def mixed_seed(seed: int, number: int) -> int:
+    """A seed for one batch, unrelated to that of the next batch and to that of the next epoch."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0])

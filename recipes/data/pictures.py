@@ -1,0 +1,69 @@
+"""From an image file of any mode and size to one square uint8 array."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageOps
+
+_WHITE = (255, 255, 255, 255)
+_SIXTEEN_BIT_STEP = 257  # 65535 / 255: the step that maps 16 bits onto 8, black on black and white on white
+
+
+def to_pixels(picture: Image.Image, image_size: int, channels: int) -> np.ndarray:
+    """Bring a picture to ``channels`` colours and to a square: short side resized, centre cut out.
+
+    Transparent parts become white, 16-bit grey is scaled to 8 bits, a camera's orientation mark is obeyed.
+
+    Args:
+        picture: any picture that Pillow has opened.
+        image_size: height and width of the result.
+        channels: 1 (grey) or 3 (RGB).
+
+    Returns:
+        uint8 array ``[channels, image_size, image_size]``.
+
+    Raises:
+        Exception: whatever Pillow raises for a broken file; the caller knows the file's name.
+    """
+    picture = to_square(to_colours(upright(picture), channels), image_size)
+    array = np.asarray(picture)
+    return array[None] if channels == 1 else array.transpose(2, 0, 1)
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """The picture turned as its camera recorded it; most files carry no such mark and cost nothing here."""
+    return ImageOps.exif_transpose(picture) if "exif" in picture.info else picture
+
+
+def to_colours(picture: Image.Image, channels: int) -> Image.Image:
+    """The picture in mode ``L`` (one channel) or ``RGB`` (three)."""
+    mode = "L" if channels == 1 else "RGB"
+    if picture.mode == mode and "transparency" not in picture.info:
+        return picture
+    if picture.mode.startswith("I") or picture.mode == "F":
+        picture = to_eight_bits(picture)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, _WHITE), picture)
+    return picture.convert(mode)
+
+
+def to_eight_bits(picture: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits, 32 bits or floating point, in mode ``L``.
+
+    Integers are read as 16 bits; floating point as 0 to 1 where no value is larger, otherwise as 0 to 255.
+    """
+    values = np.asarray(picture).astype(np.float64)
+    if picture.mode == "F":
+        values = values * 255 if values.max() <= 1 else values
+    else:
+        values = values / _SIXTEEN_BIT_STEP
+    return Image.fromarray(np.nan_to_num(values).round().clip(0, 255).astype(np.uint8))
+
+
+def to_square(picture: Image.Image, image_size: int) -> Image.Image:
+    """The centre square, its side the picture's short side, resized with antialiasing."""
+    size = (image_size, image_size)
+    if picture.size == size:
+        return picture
+    return ImageOps.fit(picture, size, method=Image.Resampling.BICUBIC)

@@ -1,0 +1,90 @@
+"""Which image of a set goes to which part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from multilevel.recipes.data.images import SourceSplits
+from multilevel.recipes.data.settings import DataSettings
+from multilevel.recipes.data.strata import UNLABELLED, cut_share, limit_rows, random_for
+from multilevel.solvers.errors import DataError
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Sorted int64 arrays: rows of the training images; ``test`` of the test images where a set has some."""
+
+    pretrain: np.ndarray
+    finetune: np.ndarray
+    mask: np.ndarray
+    train: np.ndarray
+    test: np.ndarray
+
+
+def divide(sources: SourceSplits, settings: DataSettings) -> Rows:
+    """Divide a set: first the test images (where it brings none), then the limit, then mask learning's share.
+
+    Args:
+        sources: the set; only its labels are read.
+        settings: the shares, the limit and the seed.
+
+    Raises:
+        DataError: one class only, or a class with too few images to be divided.
+    """
+    labels = sources.train.labels.numpy()
+    unlabelled = np.flatnonzero(labels == UNLABELLED)
+    labelled = np.flatnonzero(labels != UNLABELLED)
+    if not sources.class_names:
+        kept = limit_rows(labels, unlabelled, settings.limit, random_for(settings.split_seed, "limit"))
+        return Rows(kept, kept[:0], kept[:0], kept[:0], kept[:0])
+    check_classes(labels[labelled], sources, settings)
+    if sources.test is None:
+        keep = 1 if settings.mask_share == 0 else 2
+        random = random_for(settings.split_seed, "test")
+        labelled, test = cut_share(labels, labelled, settings.test_share, keep, random)
+    else:
+        test = np.arange(len(sources.test))
+    everything = np.concatenate([labelled, unlabelled])
+    kept = limit_rows(labels, everything, settings.limit, random_for(settings.split_seed, "limit"))
+    train = kept[labels[kept] != UNLABELLED]
+    check_several_classes(labels[train], sources.class_names, f"data.limit={settings.limit}")
+    random = random_for(settings.split_seed, "mask")
+    finetune, mask = cut_share(labels, train, settings.mask_share, 1, random)
+    pretrain = np.sort(np.concatenate([finetune, kept[labels[kept] == UNLABELLED]]))
+    return Rows(pretrain, finetune, mask, train, test)
+
+
+def check_classes(labels: np.ndarray, sources: SourceSplits, settings: DataSettings) -> None:
+    """Refuse a single class, and a class with too few images for the parts that are cut from it.
+
+    Raises:
+        DataError: naming the class.
+    """
+    check_several_classes(labels, sources.class_names, f"data={settings.name}")
+    if sources.test is not None or settings.test_share == 0:
+        return
+    parts = ["finetune", "test"] if settings.mask_share == 0 else ["finetune", "mask", "test"]
+    present, counts = np.unique(labels, return_counts=True)
+    for label, count in zip(present, counts, strict=True):
+        if count < len(parts):
+            raise DataError(
+                f"class {sources.class_names[label]!r} has {count} images and is divided into "
+                f"{', '.join(parts)}: it needs at least {len(parts)}; add images or a test split"
+            )
+
+
+def check_several_classes(labels: np.ndarray, class_names: tuple[str, ...], cause: str) -> None:
+    """Refuse labels of fewer than two classes.
+
+    Raises:
+        DataError: naming the class.
+    """
+    present = np.unique(labels)
+    if len(present) < 2:
+        names = ", ".join(class_names[label] for label in present) or "none"
+        raise DataError(
+            f"{cause}: the labelled training images are of one class only ({names}); expected two classes "
+            "or more (images without labels lie loose in their folder, or in a subfolder 'unlabelled')"
+        )

@@ -1,0 +1,174 @@
+"""The parts of a data set: those that the levels of a recipe learn from, and the one that tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multilevel.recipes.data.images import Images, MemoryImages, Source, SourceSplits, StreamedImages
+from multilevel.recipes.data.rows import Rows, divide
+from multilevel.recipes.data.settings import DataSettings
+from multilevel.recipes.data.sources import read_sources
+from multilevel.recipes.data.strata import random_for
+from multilevel.solvers.errors import SettingError
+
+_STATISTICS_IMAGES = 10_000
+_STATISTICS_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some images of a set.
+
+    Attributes:
+        name: what messages call it (``finetune``).
+        images: the set.
+        indices: int64 tensor ``[N]``, which images of the set.
+    """
+
+    name: str
+    images: Images
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 tensor ``[N]``, -1 where an image has no label."""
+        return self.images.labels[self.indices]
+
+    def pixels(self, positions: Tensor) -> Tensor:
+        """uint8 tensor ``[B, C, H, W]`` of the images at ``positions`` (int64 ``[B]``) of this part.
+
+        Raises:
+            DataError: a broken image, by its name.
+        """
+        return self.images.pixels(self.indices[positions])
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set, divided.
+
+    ``finetune`` and ``mask`` share no image and are ``train`` together; ``pretrain`` is ``finetune`` and the
+    unlabelled training images. ``test`` shares no image with any of them and is not decoded before it is
+    asked for. Without labels there is ``pretrain`` alone; the other parts are empty, ``labelled`` is false.
+
+    Attributes:
+        class_names: the classes, by label; empty without labels.
+        mean, std: float32 tensors ``[C]`` of the pretraining images, on the scale where white is 1.
+    """
+
+    pretrain: Part
+    finetune: Part
+    mask: Part
+    train: Part
+    test: Part
+    class_names: tuple[str, ...]
+    channels: int
+    image_size: int
+    mean: Tensor
+    std: Tensor
+    labelled: bool
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Bring images to mean 0 and deviation 1 in every channel.
+
+        Args:
+            images: uint8 tensor ``[B, C, H, W]`` on any device, or a floating-point one on the same scale of
+                0 to 255.
+
+        Returns:
+            float32 tensor ``[B, C, H, W]`` on the same device.
+        """
+        mean = self.mean.to(images.device)[:, None, None]
+        std = self.std.to(images.device)[:, None, None]
+        return (images.float() / 255 - mean) / std
+
+
+def load_data(settings: DataSettings, allow_no_mask: bool = False) -> ImageData:
+    """Read, divide and, where they fit in memory, decode the training images of a set.
+
+    The division depends on the set and ``settings.split_seed`` alone; global random states do not move.
+
+    Args:
+        settings: which set, and how it is divided.
+        allow_no_mask: accept ``mask_share`` 0, for a recipe without mask learning.
+
+    Returns:
+        The divided set; no test image is decoded.
+
+    Raises:
+        SettingError: a setting that cannot work.
+        DataError: no images, a broken one, one class only, or a class with too few images.
+    """
+    settings.validate()
+    if settings.mask_share == 0 and not allow_no_mask:
+        raise SettingError("data.mask_share", settings.mask_share, "a share above 0 for mask learning")
+    sources = read_sources(settings)
+    rows = divide(sources, settings)
+    images, test_images = open_images(sources, rows, settings)
+    images.prepare(torch.from_numpy(np.union1d(rows.pretrain, rows.train)))
+
+    def part(name: str, of: Images, indices: np.ndarray) -> Part:
+        return Part(name, of, torch.from_numpy(indices))
+
+    pretrain = part("pretrain", images, rows.pretrain)
+    mean, std = pixel_statistics(pretrain, settings.split_seed)
+    return ImageData(
+        pretrain=pretrain,
+        finetune=part("finetune", images, rows.finetune),
+        mask=part("mask", images, rows.mask),
+        train=part("train", images, rows.train),
+        test=part("test", test_images, rows.test),
+        class_names=sources.class_names,
+        channels=settings.channels,
+        image_size=settings.image_size,
+        mean=mean,
+        std=std,
+        labelled=bool(sources.class_names),
+    )
+
+
+def open_images(sources: SourceSplits, rows: Rows, settings: DataSettings) -> tuple[Images, Images]:
+    """The training and the test images, in memory where both fit; one object where the test is cut off."""
+    training = np.union1d(rows.pretrain, rows.train)
+    gib = (len(training) + len(rows.test)) * settings.channels * settings.image_size**2 / 2**30
+    in_memory = gib <= settings.memory_gib
+
+    def opened(source: Source, used: np.ndarray) -> Images:
+        if in_memory:
+            return MemoryImages(source, settings.image_size, settings.channels, torch.from_numpy(used))
+        return StreamedImages(source, settings.image_size, settings.channels)
+
+    if sources.test is None:
+        images = opened(sources.train, np.union1d(training, rows.test))
+        return images, images
+    return opened(sources.train, training), opened(sources.test, rows.test)
+
+
+def pixel_statistics(part: Part, split_seed: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every channel, over at most 10,000 images drawn from a part.
+
+    Returns:
+        Two float32 tensors ``[C]``, on the scale where white is 1; a channel of one value gets deviation 1.
+    """
+    positions = torch.arange(len(part))
+    if len(part) > _STATISTICS_IMAGES:
+        drawn = random_for(split_seed, "statistics").permutation(len(part))[:_STATISTICS_IMAGES]
+        positions = torch.from_numpy(np.sort(drawn))
+    total = torch.zeros(part.images.channels, dtype=torch.int64)  # whole numbers: no rounding to add up
+    squares = torch.zeros_like(total)
+    for some in positions.split(_STATISTICS_BATCH):
+        pixels = part.pixels(some).transpose(0, 1).flatten(1).long()
+        total += pixels.sum(1)
+        squares += pixels.square().sum(1)
+    count = len(positions) * part.images.image_size**2
+    mean = total.double() / count
+    deviation = (squares.double() / count - mean.square()).clamp(min=0).sqrt()
+    std = torch.where(deviation > 0, deviation, 255.0)
+    return (mean / 255).float(), (std / 255).float()

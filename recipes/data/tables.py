@@ -1,0 +1,153 @@
+"""Sets that the ``datasets`` library reads: local parquet files and sets of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from multilevel.recipes.data.columns import find_image_column, find_label_column, read_labels
+from multilevel.recipes.data.images import Source, SourceSplits
+from multilevel.recipes.data.settings import DataSettings
+from multilevel.solvers.errors import DataError, SettingError
+
+TEST_SPLITS = ("test", "validation")
+# Pillow tries one format after the other; for small images that is a third of the time.
+_FORMATS = {b"\xff\xd8": ["JPEG"], b"\x89PNG": ["PNG"]}
+
+
+class TableSource(Source):
+    """The rows of a table whose images are still encoded.
+
+    Args:
+        column: an Arrow column of ``{bytes, path}`` structures, or of bytes.
+        labels: int64 tensor ``[N]``.
+        name: what the table is called in messages.
+    """
+
+    def __init__(self, column: Any, labels: Tensor, name: str) -> None:
+        self.column = column
+        self.labels = labels
+        self.name = name
+
+    def open(self, row: int) -> Image.Image:
+        # One cell at a time: `datasets` decodes slowly, and Arrow's take() overflows past 2 GiB of bytes.
+        cell = self.column[row].as_py()
+        if isinstance(cell, dict):
+            cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
+        if cell is None:
+            raise ValueError("the cell is empty")
+        if not isinstance(cell, bytes):
+            return Image.open(cell)
+        formats = next((formats for start, formats in _FORMATS.items() if cell.startswith(start)), None)
+        return Image.open(io.BytesIO(cell), formats=formats)
+
+    def where(self, row: int) -> str:
+        return f"row {row} of {self.name}"
+
+
+def read_parquet(path: Path, settings: DataSettings) -> SourceSplits:
+    """Read ``train*.parquet`` and, where they are there, ``test*.parquet`` or ``validation*.parquet``.
+
+    Args:
+        path: a folder, or one parquet file that holds the training images.
+        settings: the names of splits and columns are read.
+
+    Raises:
+        SettingError: a split or column that is not there.
+        DataError: files that cannot be read, or labels that are missing.
+    """
+    files = {"train": parquet_files(path, settings.train_split)} if path.is_dir() else {"train": [str(path)]}
+    if path.is_dir():
+        names = TEST_SPLITS if settings.test_split is None else (settings.test_split, *TEST_SPLITS)
+        found = (parquet_files(path, name) for name in names)
+        test_files = next((test_files for test_files in found if test_files), None)
+        if test_files:
+            files["test"] = test_files
+    tables = load("parquet", f"data.path={path}: these parquet files cannot be read", data_files=files)
+    return to_splits(tables["train"], tables.get("test"), settings, str(path))
+
+
+def parquet_files(folder: Path, split: str) -> list[str]:
+    """The parquet files in ``folder`` whose names begin with a split's name, sorted."""
+    return sorted(str(file) for file in folder.glob("*.parquet") if file.name.startswith(split))
+
+
+def read_hub(hub: str, settings: DataSettings) -> SourceSplits:
+    """Read a set of the hub, from the local cache where it was fetched before.
+
+    Raises:
+        SettingError: a split or column that the set does not have.
+        DataError: the set cannot be fetched, or labels are missing.
+    """
+    tables = load(hub, f"{hub} cannot be had from the hub; data.path takes a local copy")
+    for setting, split in (("train_split", settings.train_split), ("test_split", settings.test_split)):
+        if split is not None and split not in tables:
+            raise SettingError(f"data.{setting}", split, f"a split of {hub}: {', '.join(tables)}")
+    names = TEST_SPLITS if settings.test_split is None else (settings.test_split,)
+    test_split = next((name for name in names if name in tables), None)
+    test = tables[test_split] if test_split is not None else None
+    return to_splits(tables[settings.train_split], test, settings, hub)
+
+
+def load(builder: str, failure: str, **options: Any) -> Any:
+    """``datasets.load_dataset``, whose failures are many, as one line."""
+    import datasets  # a second to import, and only these sets need it
+
+    try:
+        with quiet_libraries():
+            return datasets.load_dataset(builder, **options)
+    except Exception as error:  # of the network, the hub, the file system, Arrow
+        cause = " ".join(str(error.__cause__ or error).split())
+        raise DataError(f"{failure} ({type(error).__name__}: {cause})") from error
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silence the bars of ``datasets`` where nobody sees them move, and warnings that an error will repeat."""
+    import datasets
+
+    silence = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    if silence:
+        datasets.disable_progress_bars()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        if silence:
+            datasets.enable_progress_bars()
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def to_splits(train: Any, test: Any | None, settings: DataSettings, name: str) -> SourceSplits:
+    """Choose the columns and read the labels of both splits."""
+    image_column = find_image_column(train.features, settings.image_column)
+    label_column = find_label_column(train.features, settings.label_column)
+    if len(train) == 0:
+        raise DataError(f"the training split of {name} holds no rows")
+    if label_column is None:
+        labels = torch.full((len(train),), -1, dtype=torch.int64)
+        return SourceSplits(to_source(train, image_column, labels, f"{name} (train)"), None, ())
+    class_names, labels = read_labels(train, label_column, None, f"{name} (train)")
+    source = to_source(train, image_column, labels, f"{name} (train)")
+    if test is None or len(test) == 0:
+        return SourceSplits(source, None, class_names)
+    _, test_labels = read_labels(test, label_column, class_names, f"{name} (test)")
+    test_source = to_source(test, image_column, test_labels, f"{name} (test)")
+    return SourceSplits(source, test_source, class_names)
+
+
+def to_source(table: Any, image_column: str, labels: Tensor, name: str) -> TableSource:
+    return TableSource(table.data.column(image_column), labels, name)

@@ -1,0 +1,42 @@
+"""Hypergradient solvers, one file each; they know torch and nothing of problems, levels or recipes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from multilevel.solvers.base import (
+    ImplicitSolver,
+    LowerLevel,
+    Response,
+    Solution,
+    Solver,
+    SolveReport,
+)
+from multilevel.solvers.errors import DataError, MultilevelError, SettingError, SolveError
+from multilevel.solvers.registry import discover
+
+#: Every solver by the name of its file, which is its name in configuration.
+SOLVERS: dict[str, type[Solver]] = discover(sys.modules[__name__], Solver)  # type: ignore[type-abstract]
+
+__all__ = [
+    "SOLVERS",
+    "DataError",
+    "ImplicitSolver",
+    "LowerLevel",
+    "MultilevelError",
+    "Response",
+    "SettingError",
+    "Solution",
+    "SolveError",
+    "SolveReport",
+    "Solver",
+]
+__all__ += [solver.__name__ for solver in SOLVERS.values()]
+
+
+def __getattr__(name: str) -> Any:
+    for solver in SOLVERS.values():
+        if solver.__name__ == name:
+            return solver
+    raise AttributeError(f"multilevel.solvers has no {name}; its solvers: {', '.join(SOLVERS)}")

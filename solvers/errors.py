@@ -1,0 +1,29 @@
+"""The named errors of the whole project: the lowest room holds them so that every room can raise them."""
+
+from __future__ import annotations
+
+
+class MultilevelError(Exception):
+    """Base of every error that a user can cause; its text is one line."""
+
+
+class SettingError(MultilevelError, ValueError):
+    """A setting, from the command line or from Python, with a value that cannot work.
+
+    Args:
+        setting: the setting's full name, as a user would type it (``mask.ratio``).
+        got: the value that was given.
+        expected: what would do.
+    """
+
+    def __init__(self, setting: str, got: object, expected: str) -> None:
+        super().__init__(f"{setting}: got {got!r}; expected {expected}")
+        self.setting = setting
+
+
+class DataError(MultilevelError):
+    """Data that cannot be used as it is: no images, a broken file, too few of them."""
+
+
+class SolveError(MultilevelError):
+    """A solve that failed where ``strict=true`` asks for an error."""

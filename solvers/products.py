@@ -1,0 +1,167 @@
+"""Hessian-vector and mixed products of a lower level's loss, exact or by finite differences."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from multilevel.solvers.vectors import Tensors, flatten, shifted
+
+if TYPE_CHECKING:
+    from multilevel.solvers.base import LowerLevel
+
+Reads = dict[str, dict[str, Tensor]]
+Key = TypeVar("Key")
+
+
+class Products(ABC):
+    """Products of second derivatives of one lower level at one point, and what they have cost so far.
+
+    Attributes:
+        evaluations: evaluations of the loss over the whole batch.
+        products: Hessian-vector and mixed products formed.
+    """
+
+    def __init__(self, lower: LowerLevel, radius: float | None = None) -> None:
+        self.lower = lower
+        self.radius = radius
+        self.evaluations = 0
+        self.products = 0
+
+    @abstractmethod
+    def hessian(self, direction: Tensors) -> dict[str, Tensor]:
+        """H v: the Hessian in the lower level's parameters times ``direction``, same names and shapes."""
+
+    @abstractmethod
+    def mixed(self, direction: Tensors) -> Reads:
+        """d/dr <dg/dp, v> for every level r read, v being ``direction``: ``{level: {parameter: tensor}}``."""
+
+
+class ReverseProducts(Products):
+    """Reverse over reverse: exact. The gradient's graph is built once and serves every product of a solve."""
+
+    def __init__(self, lower: LowerLevel, radius: float | None = None) -> None:
+        super().__init__(lower, radius)
+        self._parameters = _leaves(lower.parameters)
+        self._reads = {level: _leaves(tensors) for level, tensors in lower.reads.items()}
+        self._gradients: list[tuple[Tensor, ...]] = []
+
+    def hessian(self, direction: Tensors) -> dict[str, Tensor]:
+        return self._differentiate(self._parameters, direction)
+
+    def mixed(self, direction: Tensors) -> Reads:
+        return _grouped(self._differentiate(_keyed(self._reads), direction), self._reads)
+
+    def _differentiate(self, leaves: dict[Key, Tensor], direction: Tensors) -> dict[Key, Tensor]:
+        """Derivative of <dg/dp, direction> in ``leaves``, averaged over the parts of the batch."""
+        if not self._gradients:
+            self._build_gradients()
+        total = [torch.zeros_like(leaf) for leaf in leaves.values()]
+        for gradients in self._gradients:
+            # A gradient that does not depend on anything being differentiated has no graph: it contributes 0.
+            pairs = [
+                (gradient, vector)
+                for gradient, vector in zip(gradients, direction.values(), strict=True)
+                if gradient.requires_grad
+            ]
+            if pairs:
+                outputs, vectors = zip(*pairs, strict=True)
+                terms = torch.autograd.grad(
+                    outputs, list(leaves.values()), vectors, retain_graph=True, materialize_grads=True
+                )
+                total = [value + term for value, term in zip(total, terms, strict=True)]
+        self.products += 1
+        return {key: value / len(self._gradients) for key, value in zip(leaves, total, strict=True)}
+
+    def _build_gradients(self) -> None:
+        # Fused attention kernels have no second derivative; the plain one has.
+        with sdpa_kernel(SDPBackend.MATH):
+            for loss in self.lower.losses:
+                value = loss(self._parameters, self._reads)
+                gradients = torch.autograd.grad(
+                    value, list(self._parameters.values()), create_graph=True, materialize_grads=True
+                )
+                self._gradients.append(gradients)
+        self.evaluations += 1
+
+
+class FiniteDifferenceProducts(Products):
+    """Central differences of gradients at ``p +- (radius / |v|) v``: first derivatives only, no second one.
+
+    Args:
+        radius: norm of the perturbation; None chooses it, see ``default_radius``.
+    """
+
+    def hessian(self, direction: Tensors) -> dict[str, Tensor]:
+        def gradient(parameters: Tensors) -> dict[str, Tensor]:
+            leaves = _leaves(parameters)
+            return self._gradient(leaves, self.lower.reads, leaves)
+
+        return self._difference(gradient, direction)
+
+    def mixed(self, direction: Tensors) -> Reads:
+        reads = {level: _leaves(tensors) for level, tensors in self.lower.reads.items()}
+        leaves = _keyed(reads)
+        difference = self._difference(lambda point: self._gradient(point, reads, leaves), direction)
+        return _grouped(difference, reads)
+
+    def _gradient(
+        self, parameters: Tensors, reads: Mapping[str, Tensors], leaves: dict[Key, Tensor]
+    ) -> dict[Key, Tensor]:
+        """Gradient of the objective in ``leaves``, averaged over the parts of the batch."""
+        total = [torch.zeros_like(leaf) for leaf in leaves.values()]
+        for loss in self.lower.losses:
+            value = loss(parameters, reads)
+            if value.requires_grad:
+                terms = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+                total = [some + term for some, term in zip(total, terms, strict=True)]
+        self.evaluations += 1
+        return {key: some / len(self.lower.losses) for key, some in zip(leaves, total, strict=True)}
+
+    def _difference(
+        self, gradient: Callable[[Tensors], dict[Key, Tensor]], direction: Tensors
+    ) -> dict[Key, Tensor]:
+        """Central difference of ``gradient`` along ``direction``."""
+        self.products += 1
+        norm = flatten(direction).norm().item()
+        if norm == 0:
+            return {key: torch.zeros_like(value) for key, value in gradient(self.lower.parameters).items()}
+        radius = self.radius or default_radius(self.lower.parameters, self.lower.arithmetic)
+        step = radius / norm
+        plus = gradient(shifted(self.lower.parameters, direction, step))
+        minus = gradient(shifted(self.lower.parameters, direction, -step))
+        return {key: (plus[key] - minus[key]) / (2 * step) for key in plus}
+
+
+def default_radius(parameters: Tensors, arithmetic: torch.dtype) -> float:
+    """Norm of the perturbation where none is given: small against the parameters, large against rounding.
+
+    A central difference errs by O(radius^2) from truncation and by O(eps / radius) from rounding, so that the
+    best radius grows with eps^(1/3), eps being the precision of ``arithmetic``.
+    """
+    values = flatten(parameters)
+    # Parameters near zero (a head just initialized) still live on the scale of usual initial weights.
+    scale = max(values.norm().item(), SMALLEST_SCALE * values.numel() ** 0.5)
+    return RELATIVE_RADIUS * torch.finfo(arithmetic).eps ** (1 / 3) * scale
+
+
+SMALLEST_SCALE = 0.01
+RELATIVE_RADIUS = 5e-4
+PRODUCTS: dict[str, type[Products]] = {"reverse": ReverseProducts, "finite_difference": FiniteDifferenceProducts}
+
+
+def _leaves(tensors: Tensors) -> dict[str, Tensor]:
+    return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
+
+
+def _keyed(reads: Mapping[str, Tensors]) -> dict[tuple[str, str], Tensor]:
+    return {(level, name): tensor for level, tensors in reads.items() for name, tensor in tensors.items()}
+
+
+def _grouped(values: dict[tuple[str, str], Tensor], like: Mapping[str, Tensors]) -> Reads:
+    return {level: {name: values[level, name] for name in tensors} for level, tensors in like.items()}

@@ -1,0 +1,41 @@
+"""Finds what a package offers by its files, so that a new solver or mask policy costs one new file."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, TypeVar
+
+from multilevel.solvers.errors import SettingError
+
+Base = TypeVar("Base")
+
+
+def discover(package: ModuleType, base: type[Base]) -> dict[str, type[Base]]:
+    """Concrete subclasses of ``base`` defined in the package's modules, each under its module's name."""
+    found: dict[str, type[Base]] = {}
+    for entry in sorted(pkgutil.iter_modules(package.__path__), key=lambda entry: entry.name):
+        module = importlib.import_module(f"{package.__name__}.{entry.name}")
+        for _, member in inspect.getmembers(module, inspect.isclass):
+            own = member.__module__ == module.__name__
+            if own and issubclass(member, base) and not inspect.isabstract(member):
+                found[entry.name] = member
+    return found
+
+
+def build(setting: str, offers: Mapping[str, type[Base]], name: str, options: Mapping[str, Any]) -> Base:
+    """Construct what ``offers`` has under ``name``.
+
+    Raises:
+        SettingError: no such name, or an option that it does not have; ``setting`` is named in the message.
+    """
+    if name not in offers:
+        raise SettingError(setting, name, f"one of {', '.join(offers)}")
+    known = list(inspect.signature(offers[name]).parameters)
+    for option in options:
+        if option not in known:
+            raise SettingError(f"{setting}.{option}", options[option], f"a setting of {name}: {', '.join(known)}")
+    return offers[name](**options)

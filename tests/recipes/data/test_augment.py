@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from multilevel.recipes.data.augment import augment, crop, draw_boxes, mirror
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def images():
+    return torch.randint(0, 256, (6, 3, 12, 12), dtype=torch.uint8, generator=seeded())
+
+
+def test_crop_of_whole_pixels_is_the_cut_resized(images):
+    boxes = torch.tensor(
+        [[0, 0, 12, 12], [2, 3, 6, 6], [0, 5, 8, 7], [4, 0, 8, 12], [7, 7, 5, 5], [1, 2, 3, 9]], dtype=torch.float32
+    )
+    cropped = crop(images.float(), boxes)
+    for image, box, got in zip(images, boxes.int().tolist(), cropped, strict=True):
+        top, left, height, width = box
+        cut = image[None, :, top : top + height, left : left + width].float()
+        expected = F.interpolate(cut, (12, 12), mode="bilinear", align_corners=False)[0]
+        torch.testing.assert_close(got, expected, atol=1e-2, rtol=0)
+
+
+def test_whole_image_as_box_changes_nothing(images):
+    boxes = torch.tensor([[0.0, 0.0, 12.0, 12.0]]).expand(6, 4)
+    torch.testing.assert_close(crop(images.float(), boxes), images.float(), atol=1e-3, rtol=0)
+
+
+def test_mirror_turns_the_chosen_images_only(images):
+    mirrored = torch.tensor([True, False, True, False, False, True])
+    got = mirror(images, mirrored)
+    assert torch.equal(got[mirrored], torch.flip(images[mirrored], [-1]))
+    assert torch.equal(got[~mirrored], images[~mirrored])
+
+
+def test_boxes_lie_inside_with_the_areas_and_shapes_asked_for():
+    boxes = draw_boxes(20_000, 32, 0.3, seeded())
+    top, left, height, width = boxes.unbind(1)
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (top + height <= 32 + 1e-4).all()
+    assert (left + width <= 32 + 1e-4).all()
+    area, shape = height * width / 32**2, width / height
+    assert area.min() >= 0.3 - 1e-5
+    assert area.min() < 0.31
+    assert area.max() > 0.95
+    assert shape.min() >= 0.75 - 1e-5
+    assert shape.max() <= 4 / 3 + 1e-5
+    assert shape.min() < 0.76
+    assert shape.max() > 1.31
+    assert abs(shape.log().mean()) < 0.01  # as often wide as high
+    free = 32 - height > 1
+    assert abs((top[free] / (32 - height[free])).mean() - 0.5) < 0.02
+    assert abs(torch.corrcoef(torch.stack([top[free] / (32 - height[free]), left[free] / 32]))[0, 1]) < 0.1
+
+
+def test_half_of_the_images_are_mirrored():
+    images = torch.zeros(4000, 1, 1, 2, dtype=torch.uint8)
+    images[..., 0] = 1
+    share = augment(images, True, 1.0, seeded())[:, 0, 0, 1].float().mean()
+    assert 0.46 < share < 0.54
+
+
+def test_without_augmentation_images_pass_untouched(images):
+    assert torch.equal(augment(images, False, 1.0, seeded()), images)
+
+
+def test_draws_come_from_the_generator_alone(images):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = augment(images, True, 0.4, seeded(1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first, augment(images, True, 0.4, seeded(1)))
+    assert not torch.equal(first, augment(images, True, 0.4, seeded(2)))
+    assert first.dtype == torch.float32
+    assert first.min() >= 0
+    assert first.max() <= 255
