@@ -1,0 +1,13 @@
+"""The abstractions: Problem (a level), Graph (who reads whom), Engine (the schedule of updates)."""
+
+from multilevel.problems.callbacks import Callback, Update
+from multilevel.problems.engine import Engine
+from multilevel.problems.errors import CheckpointError, GraphError, LossError, NestedChainError, ReadsError
+from multilevel.problems.graph import Graph
+from multilevel.problems.levels import Levels
+from multilevel.problems.problem import Problem
+
+__all__ = [
+    "Callback", "CheckpointError", "Engine", "Graph", "GraphError", "Levels", "LossError", "NestedChainError",
+    "Problem", "ReadsError", "Update",
+]

@@ -1,0 +1,49 @@
+"""How a level's losses and metrics reach whoever wants them: screen, event log, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from multilevel.solvers import SolveReport
+
+if TYPE_CHECKING:
+    from multilevel.problems.engine import Engine
+
+
+@dataclass(frozen=True)
+class Update:
+    """One real update of one level.
+
+    Attributes:
+        level: its name.
+        step: updates of the top level done before it.
+        loss: its loss before the update.
+        metrics: what its loss reported besides.
+        gradient_norm: norm of the hypergradient, before clipping.
+        solves: report of the solve of each level that the hypergradient went through.
+    """
+
+    level: str
+    step: int
+    loss: float
+    metrics: Mapping[str, float]
+    gradient_norm: float
+    solves: Mapping[str, SolveReport] = field(default_factory=dict)
+
+
+class Callback:
+    """Override what you need; every method does nothing by default."""
+
+    def on_start(self, engine: Engine, steps: int) -> None:
+        """Before the first of ``steps`` steps."""
+
+    def on_update(self, engine: Engine, update: Update) -> None:
+        """After each update of any level."""
+
+    def on_step(self, engine: Engine) -> None:
+        """After each update of the top level."""
+
+    def on_end(self, engine: Engine) -> None:
+        """After the last step."""

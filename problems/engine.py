@@ -1,0 +1,153 @@
+"""Engine: the schedule of updates, each along its level's own hypergradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multilevel.problems.callbacks import Callback, Update
+from multilevel.problems.errors import GraphError
+from multilevel.problems.evaluation import Evaluator, Part, Record
+from multilevel.problems.graph import Graph
+from multilevel.problems.hypergradient import Gradients, differentiated, gradients, leaves, respond
+from multilevel.problems.problem import Problem
+from multilevel.problems.randomness import RandomState
+
+
+class Engine:
+    """Trains the levels of a graph together.
+
+    Args:
+        graph: the levels.
+        seed: of every draw, of dropout and its like, and of the order of the data; global generators are
+            left alone.
+        precision: float32 (the parameters' own dtype) or bf16 (autocast).
+        callbacks: told of every update.
+
+    Raises:
+        SettingError: an unknown precision.
+        GraphError: see ``Graph.reads``.
+    """
+
+    def __init__(
+        self, graph: Graph, *, seed: int = 0, precision: str = "float32", callbacks: Iterable[Callback] = ()
+    ) -> None:
+        self.graph = graph
+        self.seed = seed
+        self.evaluator = Evaluator(graph.problems, precision)
+        self.callbacks = list(callbacks)
+        self.step = 0
+        self._random = RandomState.seeded(seed)
+        self._records: dict[str, Record] = {}
+        for batches in graph.batches.values():
+            batches.restart(seed)
+        _ = graph.reads  # a graph that does not fit together is refused here, before any work
+
+    def run(self, steps: int) -> None:
+        """Update the top level ``steps`` times, and each level below it by the schedule of ``Problem.steps``.
+
+        Raises:
+            GraphError: a level has no optimizer.
+            LossError: a loss is not a scalar or not finite.
+        """
+        for problem in self.graph.problems.values():
+            if problem.optimizer is None:
+                raise GraphError(f"level {problem.name!r} has no optimizer: it cannot be updated")
+        for callback in self.callbacks:
+            callback.on_start(self, steps)
+        for _ in range(steps):
+            self._descend(len(self.graph.names) - 1)
+            self.step += 1
+            for callback in self.callbacks:
+                callback.on_step(self)
+        for callback in self.callbacks:
+            callback.on_end(self)
+
+    def hypergradient(self, name: str) -> dict[str, Tensor]:
+        """The hypergradient of a level at the current point, with the records of the last updates.
+
+        Before a level's first update: its first batch, which is not consumed, and the seed. Nothing is
+        updated; weights, buffers, optimizer state and random state are bit for bit what they were.
+
+        Returns:
+            For each variable of the level, by name, a tensor of its shape; 0 where its loss does not use it.
+        """
+        if name not in self.graph.problems:
+            raise GraphError(f"there is no level {name!r}; the levels are {', '.join(self.graph.names)}")
+        record = self._record_of(name)
+        inputs = leaves(self.evaluator, differentiated(self.graph, name))
+        losses = (self.evaluator.replay(name, part, inputs) for part in record)
+        direct = _mean([gradients(loss, inputs) for loss in losses], inputs)
+        return dict(self._respond(name, direct)[0])
+
+    def _descend(self, index: int) -> None:
+        """Update a level once, after the updates of the levels below it that this one asks for."""
+        if index > 0:
+            for _ in range(self.graph.problems[self.graph.names[index - 1]].steps):
+                self._descend(index - 1)
+        self._update(self.graph.problems[self.graph.names[index]])
+
+    def _update(self, problem: Problem) -> None:
+        name = problem.name
+        inputs = leaves(self.evaluator, differentiated(self.graph, name))
+        parts: list[Part] = []
+        terms: list[Any] = []
+        values: list[tuple[float, dict[str, float]]] = []
+        batches = [self.graph.batches[name].next() for _ in range(problem.accumulate)]
+        with self._random.active():
+            for batch in batches:
+                part = self.evaluator.record(name, batch)
+                loss, metrics = self.evaluator.loss(name, part, inputs, move_buffers=True)
+                parts.append(part)
+                terms.append(gradients(loss, inputs))
+                values.append((float(loss.detach()), {key: float(value) for key, value in metrics.items()}))
+                del loss
+            self._random = RandomState.capture()
+        self._records[name] = tuple(parts)
+        unused = {key for key in inputs[name] if all(term[name][key] is None for term in terms)}
+        result, reports = self._respond(name, _mean(terms, inputs))
+        norm = self._apply(problem, {key: value for key, value in result.items() if key not in unused or value.any()})
+        metrics = {key: sum(some[key] for _, some in values) / len(values) for key in values[0][1]}
+        update = Update(name, self.step, sum(loss for loss, _ in values) / len(values), metrics, norm, reports)
+        for callback in self.callbacks:
+            callback.on_update(self, update)
+
+    def _respond(self, name: str, direct: Gradients) -> Any:
+        records = {level: self._record_of(level) for level in self.graph.passes(name)}
+        return respond(self.graph, self.evaluator, records, name, direct)
+
+    def _record_of(self, name: str) -> Record:
+        if name in self._records:
+            return self._records[name]
+        with self._random.active():
+            return (self.evaluator.record(name, self.graph.batches[name].peek()),)
+
+    def _apply(self, problem: Problem, gradient: dict[str, Tensor]) -> float:
+        """Take an optimizer step along ``gradient``; returns its norm before clipping."""
+        assert problem.optimizer is not None
+        parameters = problem.variables()
+        problem.optimizer.zero_grad(set_to_none=True)
+        for key, value in gradient.items():
+            parameters[key].grad = value
+        trained = list(parameters.values())
+        limit = float("inf") if problem.clip_norm is None else problem.clip_norm
+        norm = torch.nn.utils.clip_grad_norm_(trained, limit).item()
+        problem.optimizer.step()
+        problem.optimizer.zero_grad(set_to_none=True)
+        if problem.scheduler is not None:
+            problem.scheduler.step()
+        return norm
+
+
+def _mean(terms: list[Any], like: Gradients) -> Gradients:
+    """Average of the parts' gradients, 0 standing for a variable that is not used."""
+    mean: Gradients = {}
+    for level, tensors in like.items():
+        mean[level] = {}
+        for key, tensor in tensors.items():
+            some = [term[level][key] for term in terms if term[level][key] is not None]
+            mean[level][key] = sum(some) / len(terms) if some else torch.zeros_like(tensor)
+    return mean
