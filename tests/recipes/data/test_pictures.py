@@ -69,7 +69,8 @@ def test_short_side_is_resized_and_the_centre_kept(turned):
     values = np.zeros((16, 48), dtype=np.uint8)
     values[:, 16:32] = 200  # the centre square
     picture = Image.fromarray(values.T if turned else values)
-    assert (to_pixels(picture, 8, 1) == 200).all()
+    # The antialiasing filter reaches over the cut by one pixel of the result.
+    assert (to_pixels(picture, 8, 1)[:, 1:-1, 1:-1] == 200).all()
 
 
 def test_shrinking_averages():
