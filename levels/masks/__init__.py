@@ -1,0 +1,13 @@
+"""Mask policies, one file each: which patches of an image are hidden."""
+
+from __future__ import annotations
+
+import sys
+
+from multilevel.levels.masks.base import MaskPolicy
+from multilevel.solvers.registry import discover
+
+#: Every policy by the name of its file, which is its name in configuration.
+POLICIES: dict[str, type[MaskPolicy]] = discover(sys.modules[__name__], MaskPolicy)  # type: ignore[type-abstract]
+
+__all__ = ["POLICIES", "MaskPolicy"]
