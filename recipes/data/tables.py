@@ -112,7 +112,7 @@ def load(builder: str, failure: str, **options: Any) -> Any:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence the bars of ``datasets`` where nobody sees them move, and warnings that an error will repeat."""
+    """Silence bars where nobody sees them move, and warnings that the one-line error repeats."""
     import datasets
 
     silence = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()

@@ -43,7 +43,7 @@ def picture() -> Callable[[int], Image.Image]:
 
 @pytest.fixture
 def parquet(tmp_path: Path, picture: Callable[[int], Image.Image]) -> Callable[..., Path]:
-    """Write a split as a parquet file: ``parquet("train-0", [0, 1, 0])`` has three images, numbered from ``first``."""
+    """Write a split: ``parquet("train-0", [0, 1, 0])`` is a file of three images, numbered from ``first``."""
 
     def write(
         file: str,
@@ -63,7 +63,9 @@ def parquet(tmp_path: Path, picture: Callable[[int], Image.Image]) -> Callable[.
         kinds |= {image: datasets.Image(), label: kind}
         folder = tmp_path / "table"
         folder.mkdir(exist_ok=True)
-        datasets.Dataset.from_dict(columns, datasets.Features(kinds)).to_parquet(str(folder / f"{file}.parquet"))
+        datasets.Dataset.from_dict(columns, datasets.Features(kinds)).to_parquet(
+            str(folder / f"{file}.parquet")
+        )
         return folder
 
     return write

@@ -18,7 +18,8 @@ def images():
 
 def test_crop_of_whole_pixels_is_the_cut_resized(images):
     boxes = torch.tensor(
-        [[0, 0, 12, 12], [2, 3, 6, 6], [0, 5, 8, 7], [4, 0, 8, 12], [7, 7, 5, 5], [1, 2, 3, 9]], dtype=torch.float32
+        [[0, 0, 12, 12], [2, 3, 6, 6], [0, 5, 8, 7], [4, 0, 8, 12], [7, 7, 5, 5], [1, 2, 3, 9]],
+        dtype=torch.float32,
     )
     cropped = crop(images.float(), boxes)
     for image, box, got in zip(images, boxes.int().tolist(), cropped, strict=True):

@@ -56,7 +56,8 @@ def test_limits_of_the_ranges_are_accepted(settings):
 def test_is_a_schema_for_configurations():
     schema = OmegaConf.structured(DataSettings)
     merged = OmegaConf.merge(
-        schema, {"name": "a", "image_size": "16", "channels": 1, "patch_size": 2, "batch_size": 3, "limit": "7"}
+        schema,
+        {"name": "a", "image_size": "16", "channels": 1, "patch_size": 2, "batch_size": 3, "limit": "7"},
     )
     settings = OmegaConf.to_object(merged)
     assert isinstance(settings, DataSettings)
@@ -68,11 +69,23 @@ def test_is_a_schema_for_configurations():
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("digits", {"hub": None, "image_size": 8, "channels": 1, "patch_size": 2, "batch_size": 64, "flip": False}),
-        ("cifar10", {"hub": "uoft-cs/cifar10", "image_column": "img", "label_column": "label", "patch_size": 4}),
+        (
+            "digits",
+            {"hub": None, "image_size": 8, "channels": 1, "patch_size": 2, "batch_size": 64, "flip": False},
+        ),
+        (
+            "cifar10",
+            {"hub": "uoft-cs/cifar10", "image_column": "img", "label_column": "label", "patch_size": 4},
+        ),
         ("cifar100", {"hub": "uoft-cs/cifar100", "image_column": "img", "label_column": "fine_label"}),
-        ("imagenet", {"hub": "ILSVRC/imagenet-1k", "image_size": 224, "test_split": "validation", "crop_scale": 0.2}),
-        ("folder", {"hub": None, "path": None, "image_size": 64, "patch_size": 8, "batch_size": 32, "flip": True}),
+        (
+            "imagenet",
+            {"hub": "ILSVRC/imagenet-1k", "image_size": 224, "test_split": "validation", "crop_scale": 0.2},
+        ),
+        (
+            "folder",
+            {"hub": None, "path": None, "image_size": 64, "patch_size": 8, "batch_size": 32, "flip": True},
+        ),
     ],
 )
 def test_every_configuration_fits_the_schema_and_gives_every_field(name, expected):
