@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multilevel.levels.masked_autoencoder import MaskedAutoencoder
 from multilevel.levels.masks import MaskPolicy
 from multilevel.problems import Problem
 from multilevel.problems.levels import Levels
+from multilevel.solvers import SettingError
 
 WEIGHTS = ("normalized", "raw")
 
@@ -17,19 +19,33 @@ WEIGHTS = ("normalized", "raw")
 class MaskedPretrain(Problem):
     """Reconstruction loss of hidden patches, each weighted by the masking network's probability of hiding it.
 
-    Its module is a MaskedAutoencoder; batches are (images [B, C, H, W], labels, which are not used).
+    Batches are (images [B, C, H, W], labels, which are not used).
 
     Args:
+        module: the autoencoder.
         policy: chooses the hidden patches.
         weights: raw (the probabilities, as published; the loss can then be lowered by the probabilities alone)
             or normalized (they sum to 1 in each image).
         mask: name of the level that holds the masking network; used by guided policies.
+
+    Raises:
+        SettingError: unknown weights.
     """
 
     def __init__(
-        self, *arguments: Any, policy: MaskPolicy, weights: str = "normalized", mask: str = "mask", **keywords: Any
+        self,
+        name: str,
+        module: MaskedAutoencoder,
+        *,
+        policy: MaskPolicy,
+        weights: str = "normalized",
+        mask: str = "mask",
+        **keywords: Any,
     ) -> None:
-        super().__init__(*arguments, **keywords)
+        super().__init__(name, module, **keywords)
+        if weights not in WEIGHTS:
+            raise SettingError("mask.weights", weights, f"one of {', '.join(WEIGHTS)}")
+        self.patches = module.patches
         self.policy = policy
         self.weights = weights
         self.mask = mask
@@ -39,7 +55,7 @@ class MaskedPretrain(Problem):
         images = batch[0]
         if self.policy.guided:
             return self.policy.scores(getattr(levels, self.mask)(images))
-        return self.policy.scores(torch.zeros(len(images), self.module.patches, device=images.device))
+        return self.policy.scores(torch.zeros(len(images), self.patches, device=images.device))
 
     def loss(self, levels: Levels, batch: Any, draws: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch[0]

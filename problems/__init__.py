@@ -8,6 +8,15 @@ from multilevel.problems.levels import Levels
 from multilevel.problems.problem import Problem
 
 __all__ = [
-    "Callback", "CheckpointError", "Engine", "Graph", "GraphError", "Levels", "LossError", "NestedChainError",
-    "Problem", "ReadsError", "Update",
+    "Callback",
+    "CheckpointError",
+    "Engine",
+    "Graph",
+    "GraphError",
+    "Levels",
+    "LossError",
+    "NestedChainError",
+    "Problem",
+    "ReadsError",
+    "Update",
 ]

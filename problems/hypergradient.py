@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -33,7 +33,7 @@ def gradients(loss: Tensor, inputs: Gradients) -> dict[str, dict[str, Tensor | N
     """Derivative of ``loss`` in every tensor of ``inputs``; None where it does not depend on one."""
     flat = [leaf for tensors in inputs.values() for leaf in tensors.values()]
     if not loss.requires_grad:
-        values = iter([None] * len(flat))
+        values: Iterator[Tensor | None] = iter([None] * len(flat))
     else:
         values = iter(torch.autograd.grad(loss, flat, allow_unused=True))
     return {level: {key: next(values) for key in tensors} for level, tensors in inputs.items()}

@@ -126,7 +126,9 @@ class ImplicitSolver(Solver):
     def respond(self, lower: LowerLevel, cotangent: Tensors) -> Response:
         right_hand_side = flatten(cotangent)
         if not torch.isfinite(right_hand_side).all():
-            raise SolveError("the cotangent of a lower level is not finite: the loss above it has a gradient of inf or nan")
+            raise SolveError(
+                "the cotangent of a lower level is not finite: the loss above it has a gradient of inf or nan"
+            )
         if not right_hand_side.any():
             zeros = {name: zeros_like(tensors) for name, tensors in lower.reads.items()}
             return Response(zeros, SolveReport(residual=0.0, converged=True))
@@ -143,9 +145,7 @@ class ImplicitSolver(Solver):
             cause=solution.cause,
             failed=solution.failed,
         )
-        contributions = {
-            level: {name: -value for name, value in tensors.items()} for level, tensors in mixed.items()
-        }
+        contributions = {level: {name: -value for name, value in tensors.items()} for level, tensors in mixed.items()}
         return Response(contributions, report)
 
     def _damped(self, products: Products) -> Callable[[Tensor], Tensor]:

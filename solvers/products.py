@@ -123,9 +123,7 @@ class FiniteDifferenceProducts(Products):
         self.evaluations += 1
         return {key: some / len(self.lower.losses) for key, some in zip(leaves, total, strict=True)}
 
-    def _difference(
-        self, gradient: Callable[[Tensors], dict[Key, Tensor]], direction: Tensors
-    ) -> dict[Key, Tensor]:
+    def _difference(self, gradient: Callable[[Tensors], dict[Key, Tensor]], direction: Tensors) -> dict[Key, Tensor]:
         """Central difference of ``gradient`` along ``direction``."""
         self.products += 1
         norm = flatten(direction).norm().item()
@@ -152,7 +150,10 @@ def default_radius(parameters: Tensors, arithmetic: torch.dtype) -> float:
 
 SMALLEST_SCALE = 0.01
 RELATIVE_RADIUS = 5e-4
-PRODUCTS: dict[str, type[Products]] = {"reverse": ReverseProducts, "finite_difference": FiniteDifferenceProducts}
+PRODUCTS: dict[str, type[Products]] = {
+    "reverse": ReverseProducts,
+    "finite_difference": FiniteDifferenceProducts,
+}
 
 
 def _leaves(tensors: Tensors) -> dict[str, Tensor]:

@@ -107,9 +107,7 @@ def to_source(labelled: Labelled, class_names: tuple[str, ...], unlabelled: list
 def list_images(root: Path) -> tuple[Labelled, list[Path]]:
     """The images below ``root``: by class, in the order of their names, and those without a label."""
     special = {folder for folder in visible_folders(root) if folder.name.lower() in UNLABELLED}
-    by_class = {
-        folder.name: images_below(folder) for folder in visible_folders(root) if folder not in special
-    }
+    by_class = {folder.name: images_below(folder) for folder in visible_folders(root) if folder not in special}
     labelled = {name: images for name, images in by_class.items() if images}
     return labelled, unlabelled_images(root)
 
@@ -133,9 +131,7 @@ def images_below(folder: Path) -> list[Path]:
 def images_among(paths: Iterable[Path]) -> list[Path]:
     """The visible image files among ``paths``, sorted."""
     return sorted(
-        path
-        for path in paths
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+        path for path in paths if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
     )
 
 

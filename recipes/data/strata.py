@@ -46,9 +46,7 @@ def cut_share(
     return np.setdiff1d(rows, cut_rows), cut_rows
 
 
-def limit_rows(
-    labels: np.ndarray, rows: np.ndarray, limit: int | None, random: np.random.Generator
-) -> np.ndarray:
+def limit_rows(labels: np.ndarray, rows: np.ndarray, limit: int | None, random: np.random.Generator) -> np.ndarray:
     """Draw ``limit`` rows, every class (and the unlabelled images, as one class) in proportion.
 
     Two images of every class stay where the limit has room for that, so that a division can follow.

@@ -63,9 +63,7 @@ def parquet(tmp_path: Path, picture: Callable[[int], Image.Image]) -> Callable[.
         kinds |= {image: datasets.Image(), label: kind}
         folder = tmp_path / "table"
         folder.mkdir(exist_ok=True)
-        datasets.Dataset.from_dict(columns, datasets.Features(kinds)).to_parquet(
-            str(folder / f"{file}.parquet")
-        )
+        datasets.Dataset.from_dict(columns, datasets.Features(kinds)).to_parquet(str(folder / f"{file}.parquet"))
         return folder
 
     return write

@@ -55,9 +55,7 @@ def test_named_test_folder_goes_before_the_usual_ones(folder, settings, numbers)
     assert numbers(data.test) == [21]
 
 
-@pytest.mark.parametrize(
-    "suffix", ["jpg", "jpeg", "JPG", "png", "bmp", "webp", "tif", "tiff", "ppm", "PPM", "pgm"]
-)
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "JPG", "png", "bmp", "webp", "tif", "tiff", "ppm", "PPM", "pgm"])
 def test_every_suffix_is_read(folder, settings, suffix):
     data = load_data(settings(path=str(folder([f"a.{suffix}", f"b.{suffix}"]))))
     assert len(data.pretrain) == 2
@@ -109,9 +107,7 @@ def test_one_class_only(folder, settings):
         load_data(settings(path=str(folder(CLASSES[:10]))))
 
 
-@pytest.mark.parametrize(
-    ("files", "message"), [(["test/readme.png"], "no class folders"), ([], "no class folders")]
-)
+@pytest.mark.parametrize(("files", "message"), [(["test/readme.png"], "no class folders"), ([], "no class folders")])
 def test_test_folder_without_classes(folder, settings, files, message):
     root = folder([f"train/{file}" for file in CLASSES] + files)
     (root / "test").mkdir(exist_ok=True)

@@ -75,9 +75,7 @@ def test_several_threads_may_ask_at_once(side):
 @pytest.mark.parametrize("kind", ["memory", "streamed"])
 def test_broken_image_is_named_in_one_line(side, kind):
     source = Counted(200, side, broken=[150])
-    images = (
-        StreamedImages(source, 4, 1) if kind == "streamed" else MemoryImages(source, 4, 1, torch.arange(200))
-    )
+    images = StreamedImages(source, 4, 1) if kind == "streamed" else MemoryImages(source, 4, 1, torch.arange(200))
     with pytest.raises(DataError, match=r"^number 150 cannot be read as an image \(OSError: two lines\)"):
         images.pixels(torch.arange(200))
     assert images.pixels(torch.tensor([3]))[0, 0, 0, 0] == 3

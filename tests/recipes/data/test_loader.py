@@ -249,9 +249,7 @@ batches = iter(ImageLoader(data.pretrain, data.normalize, 4, True, 0.5))
 next(batches)
 print("read")
 """
-    run = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
-    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (0, "read\n", "")
 
 

@@ -34,9 +34,7 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(file_format):
 
 def test_floating_point_counts_from_zero_to_one():
     values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
-    assert np.array_equal(
-        to_pixels(Image.fromarray(values), 8, 1)[0], np.round(values * 255).astype(np.uint8)
-    )
+    assert np.array_equal(to_pixels(Image.fromarray(values), 8, 1)[0], np.round(values * 255).astype(np.uint8))
 
 
 def test_transparent_parts_become_white():
@@ -54,9 +52,7 @@ def test_transparent_palette_becomes_white():
     assert (to_pixels(saved(picture, "PNG", transparency=1), 8, 3) == 255).all()
 
 
-@pytest.mark.parametrize(
-    "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"]
-)
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_mode_is_accepted(mode, channels):
     pixels = to_pixels(Image.new(mode, (11, 9)), 4, channels)

@@ -45,9 +45,7 @@ def test_every_class_is_divided_in_proportion(parquet, settings):
 
 
 def test_smallest_class_is_in_every_part(parquet, settings):
-    data = load_data(
-        settings(path=str(parquet("train", [0] * 3 + [1] * 30)), mask_share=0.01, test_share=0.9)
-    )
+    data = load_data(settings(path=str(parquet("train", [0] * 3 + [1] * 30)), mask_share=0.01, test_share=0.9))
     for part in (data.finetune, data.mask, data.test):
         assert counts(part)[0] == 1
 

@@ -25,9 +25,7 @@ def test_features_of_cifar100(parquet, settings, numbers):
     fine = datasets.ClassLabel(names=names)
     for file, first in (("train-00000-of-00001", 0), ("test-00000-of-00001", 200)):
         root = parquet(file, [row % 100 for row in range(200)], first, "img", "fine_label", fine, coarse)
-    data = load_data(
-        settings(path=str(root), image_column="img", label_column="fine_label", test_split="test")
-    )
+    data = load_data(settings(path=str(root), image_column="img", label_column="fine_label", test_split="test"))
     assert data.class_names == tuple(names)
     assert sorted(numbers(data.train)) == list(range(200))
     assert sorted(numbers(data.test)) == list(range(200, 400))
@@ -98,13 +96,9 @@ def test_unknown_column(parquet, settings, setting, value, expected):
 
 
 def test_table_without_images(settings, tmp_path):
-    table = datasets.Dataset.from_dict(
-        {"label": [0, 1]}, datasets.Features({"label": datasets.Value("int64")})
-    )
+    table = datasets.Dataset.from_dict({"label": [0, 1]}, datasets.Features({"label": datasets.Value("int64")}))
     table.to_parquet(str(tmp_path / "train.parquet"))
-    with pytest.raises(
-        SettingError, match=r"data\.image_column: got None.*none of the columns is one: label"
-    ):
+    with pytest.raises(SettingError, match=r"data\.image_column: got None.*none of the columns is one: label"):
         load_data(settings(path=str(tmp_path)))
 
 
