@@ -1,6 +1,7 @@
 """The abstractions: Problem (a level), Graph (who reads whom), Engine (the schedule of updates)."""
 
 from multilevel.problems.callbacks import Callback, Update
+from multilevel.problems.checkpoint import Checkpointing, load_checkpoint, load_weights, save_checkpoint
 from multilevel.problems.engine import Engine
 from multilevel.problems.errors import CheckpointError, GraphError, LossError, NestedChainError, ReadsError
 from multilevel.problems.graph import Graph
@@ -10,6 +11,7 @@ from multilevel.problems.problem import Problem
 __all__ = [
     "Callback",
     "CheckpointError",
+    "Checkpointing",
     "Engine",
     "Graph",
     "GraphError",
@@ -19,4 +21,7 @@ __all__ = [
     "Problem",
     "ReadsError",
     "Update",
+    "load_checkpoint",
+    "load_weights",
+    "save_checkpoint",
 ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from multilevel.problems.callbacks import Callback, Update
-from multilevel.problems.errors import GraphError
+from multilevel.problems.errors import CheckpointError, GraphError
 from multilevel.problems.evaluation import Evaluator, Part, Record
 from multilevel.problems.graph import Graph
 from multilevel.problems.hypergradient import Gradients, differentiated, gradients, leaves, respond
@@ -83,6 +83,44 @@ class Engine:
         direct = _mean([gradients(loss, inputs) for loss in losses], inputs)
         return dict(self._respond(name, direct)[0])
 
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on from here with the same result: ``{"step", "random", "levels": {name: ...}}``.
+
+        The records of the last updates are left out: the next step renews them before it uses them.
+        """
+        return {
+            "step": self.step,
+            "random": self._random.state_dict(),
+            "levels": {
+                name: {
+                    "module": problem.module.state_dict(),
+                    "optimizer": None if problem.optimizer is None else problem.optimizer.state_dict(),
+                    "scheduler": None if problem.scheduler is None else problem.scheduler.state_dict(),
+                    "data": self.graph.batches[name].state_dict(),
+                }
+                for name, problem in self.graph.problems.items()
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a state that ``state_dict`` gave.
+
+        Raises:
+            CheckpointError: it is of other levels, or of modules with other parameters; nothing is changed then.
+        """
+        levels = state["levels"]
+        check_match({name: level["module"] for name, level in levels.items()}, self.graph.problems)
+        for name, problem in self.graph.problems.items():
+            problem.module.load_state_dict(levels[name]["module"])
+            if problem.optimizer is not None:
+                problem.optimizer.load_state_dict(levels[name]["optimizer"])
+            if problem.scheduler is not None:
+                problem.scheduler.load_state_dict(levels[name]["scheduler"])
+            self.graph.batches[name].load_state_dict(levels[name]["data"])
+        self.step = state["step"]
+        self._random = RandomState.from_state_dict(state["random"])
+        self._records = {}
+
     def _descend(self, index: int) -> None:
         """Update a level once, after the updates of the levels below it that this one asks for."""
         if index > 0:
@@ -140,6 +178,22 @@ class Engine:
         if problem.scheduler is not None:
             problem.scheduler.step()
         return norm
+
+
+def check_match(weights: Mapping[str, Mapping[str, Tensor]], problems: Mapping[str, Problem]) -> None:
+    """Raise CheckpointError unless saved weights, ``{level: {name: tensor}}``, fit the modules of a graph."""
+    present = {
+        f"{level}.{name}": list(tensor.shape)
+        for level, problem in problems.items()
+        for name, tensor in problem.module.state_dict().items()
+    }
+    saved = {f"{level}.{name}": list(tensor.shape) for level, some in weights.items() for name, tensor in some.items()}
+    for key in [*present, *saved]:
+        if saved.get(key) != present.get(key):
+            raise CheckpointError(
+                f"the checkpoint is of another recipe: {key} has shape {saved.get(key, 'none')} in it, "
+                f"and {present.get(key, 'none')} here"
+            )
 
 
 def _mean(terms: list[Any], like: Gradients) -> Gradients:

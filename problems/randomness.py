@@ -45,7 +45,7 @@ class RandomState:
 
     def restore(self) -> None:
         torch.set_rng_state(self.cpu)
-        if self.cuda:
+        if self.cuda and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(list(self.cuda))
         np.random.set_state(self.numpy)
         random.setstate(self.python)
