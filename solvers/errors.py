@@ -19,6 +19,8 @@ class SettingError(MultilevelError, ValueError):
     def __init__(self, setting: str, got: object, expected: str) -> None:
         super().__init__(f"{setting}: got {got!r}; expected {expected}")
         self.setting = setting
+        self.got = got
+        self.expected = expected
 
 
 class DataError(MultilevelError):

@@ -1,0 +1,210 @@
+"""Settings from the command line: Hydra's overrides, one level's own solver, and one clear line where wrong."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import field, fields, make_dataclass
+from importlib import resources
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from multilevel.recipes.base import Recipe, recipe_classes
+from multilevel.recipes.settings import RunSettings
+from multilevel.solvers import SOLVERS, SettingError
+
+CONFIG_MODULE = "multilevel.recipes.config"
+KINDS = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}
+_ABSENT = object()
+_LEVEL_SOLVER = re.compile(r"(levels\.\w+\.solver)(\..+)?")
+
+
+def choices(group: str) -> list[str]:
+    """What a configuration group (data, model, recipe, solver) offers."""
+    if group == "solver":
+        return list(SOLVERS)
+    files = resources.files(CONFIG_MODULE).joinpath(group).iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """The configuration that command-line overrides give, interpolations resolved.
+
+    Args:
+        overrides: as in ``mask.ratio=0.5`` or ``levels.pretrain.solver=neumann``.
+
+    Raises:
+        SettingError: an unknown setting or choice, or a value of the wrong kind.
+    """
+    register_solvers()
+    expanded = expand(overrides)
+    try:
+        with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+            return plain(compose("config", overrides=expanded))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explained(error, lambda setting: _value(setting, expanded)) from None
+
+
+def plain(config: DictConfig) -> DictConfig:
+    """A configuration with its interpolations resolved and without the types that it was checked against."""
+    return OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # type: ignore[return-value]
+
+
+def build_recipe(config: DictConfig) -> Recipe:
+    """The recipe that a configuration names, constructed.
+
+    Raises:
+        SettingError: a setting that the recipe does not know, or that cannot work.
+        DataError: data that cannot be used.
+    """
+    classes = recipe_classes()
+    if config.recipe not in classes:
+        raise SettingError("recipe", config.recipe, f"one of {', '.join(classes)}")
+    recipe = classes[config.recipe]
+    return recipe(typed_settings(config, recipe.settings_class))
+
+
+def typed_settings(config: DictConfig, settings_class: type[RunSettings]) -> RunSettings:
+    """A configuration as the dataclass of its recipe.
+
+    Raises:
+        SettingError: an unknown setting, or a value of the wrong kind or out of range.
+    """
+    try:
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(settings_class), config))
+    except OmegaConfBaseException as error:
+        raise _explained(error, lambda setting: OmegaConf.select(config, setting)) from None
+    assert isinstance(settings, RunSettings)
+    return settings
+
+
+def changed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """A stored configuration with some values replaced (``data.path=...``, ``evaluation.max_images=1000``).
+
+    Raises:
+        SettingError: a setting that it does not have.
+    """
+    result = config.copy()
+    for override in map(_parsed, overrides):
+        name = override.key_or_group
+        if OmegaConf.select(config, name, default=_ABSENT) is _ABSENT:
+            raise SettingError(name, _value(name, overrides), _nearest(name))
+        OmegaConf.update(result, name, override.value())
+    return result
+
+
+def swept(overrides: Sequence[str]) -> list[str]:
+    """Of some overrides, the settings that list several values."""
+    return [one.get_key_element() for one in map(_parsed, overrides) if one.is_sweep_override()]
+
+
+def register_solvers() -> None:
+    """Offer every solver as a choice of the group ``solver``, its fields as typed settings."""
+    store = ConfigStore.instance()
+    for name, solver in SOLVERS.items():
+        named = [("name", str, field(default=name, kw_only=True))]
+        store.store(name=name, group="solver", node=make_dataclass(solver.__name__, named, bases=(solver,)))
+
+
+def expand(overrides: Sequence[str]) -> list[str]:
+    """Overrides as Hydra takes them.
+
+    ``levels.X.solver=NAME`` becomes a choice of the group solver for that level, so that its options can follow
+    in the same command; ``levels.X.solver.OPTION=...`` alone starts from the solver of all levels.
+
+    Raises:
+        SettingError: an unparsable override, or an unknown choice.
+    """
+    parsed = [_parsed(text) for text in overrides]
+    names: dict[str, str] = {}  # of the levels that have a solver of their own
+    others: list[str] = []
+    for one in parsed:
+        level = _LEVEL_SOLVER.fullmatch(one.key_or_group)
+        if level and level[2] is None:
+            names[level[1]] = one.get_value_element_as_str()
+            _check_choice(level[1], "solver", one)
+        else:
+            others.append(str(one.input_line))
+            _check_choice(one.key_or_group, one.key_or_group, one)
+    shared = [one for one in parsed if one.key_or_group.startswith("solver.")]
+    for one in parsed:
+        level = _LEVEL_SOLVER.fullmatch(one.key_or_group)
+        if level and level[1] not in names:
+            names[level[1]] = _shared_solver(level[1], parsed)
+            others = [f"{level[1]}.{str(option.input_line).removeprefix('solver.')}" for option in shared] + others
+    return [f"+solver@{level}={name}" for level, name in names.items()] + others
+
+
+def _shared_solver(level: str, parsed: Sequence[Override]) -> str:
+    """The solver of all levels, as overrides or else the configuration file name it."""
+    given = [one for one in parsed if one.key_or_group == "solver"]
+    if given and given[-1].is_sweep_override():
+        raise SettingError(level, None, f"{level}=NAME, where the solver of all levels is swept over")
+    if given:
+        return str(given[-1].value())
+    defaults = OmegaConf.load(str(resources.files(CONFIG_MODULE).joinpath("config.yaml"))).defaults
+    return next(str(one.solver) for one in defaults if "solver" in one)
+
+
+def _parsed(text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException:
+        raise SettingError(
+            text.partition("=")[0], text, "SETTING=VALUE (quote what holds spaces or brackets)"
+        ) from None
+
+
+def _check_choice(setting: str, group: str, override: Override) -> None:
+    if group not in ("data", "model", "recipe", "solver"):
+        return
+    value = override.value()
+    for name in value.list if isinstance(value, ChoiceSweep) else [value]:
+        if name not in choices(group):
+            raise SettingError(setting, name, f"one of {', '.join(choices(group))}")
+
+
+def _explained(error: Exception, value: Callable[[str], Any]) -> SettingError:
+    """Hydra's and OmegaConf's errors in one line: which setting, what it got, what would do."""
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    unknown = re.search(r"Could not override '(.+?)'", str(error))
+    if unknown or isinstance(cause, ConfigKeyError | ConfigAttributeError):
+        setting = unknown[1] if unknown else str(getattr(cause, "full_key", None) or "settings")
+        return SettingError(setting, value(setting), _nearest(setting))
+    merged = re.search(r"Error merging override \+*(.+?)=", str(error))
+    setting = merged[1] if merged else str(getattr(cause, "full_key", None) or "settings")
+    message = str(cause or error).splitlines()[0]
+    kind = re.search(r"Value '(.*)' of type '\w+' (?:could not be converted to|is not a valid) (\w+)", message)
+    if kind:
+        return SettingError(setting, kind[1], KINDS.get(kind[2], kind[2]))
+    return SettingError(setting, value(setting), f"something else ({message})")
+
+
+def _nearest(setting: str) -> str:
+    """What to expect in place of a setting that there is not."""
+    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        known = list(_keys(OmegaConf.to_container(compose("config"))))
+    known += [f"solver.{one.name}" for solver in SOLVERS.values() for one in fields(solver)]  # type: ignore[arg-type]
+    close = difflib.get_close_matches(setting, known, n=1, cutoff=0.5)
+    return f"a setting that there is, such as {close[0]}" if close else "a setting that there is: see train --help"
+
+
+def _keys(config: Any, prefix: str = "") -> Iterator[str]:
+    """Every setting by its full name."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield f"{prefix}{key}"
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def _value(setting: str, overrides: Sequence[str]) -> str | None:
+    found = [text.partition("=")[2] for text in overrides if text.lstrip("+~").partition("=")[0] == setting]
+    return found[-1] if found else None

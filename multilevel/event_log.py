@@ -1,0 +1,50 @@
+"""Callback: every update as a line of metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+from multilevel.problems import Callback, Engine, Update
+
+
+class EventLog(Callback):
+    """Appends one JSON object an update: step, level, loss, metrics, gradient norm, solves, seconds so far.
+
+    Args:
+        path: the file; appended to.
+        seconds: what the run has taken before, where it is resumed.
+    """
+
+    def __init__(self, path: Path, seconds: float = 0.0) -> None:
+        self.path = path
+        self.seconds = seconds
+
+    def on_start(self, engine: Engine, steps: int) -> None:
+        self._file: TextIO = self.path.open("a")
+        self._started = time.perf_counter() - self.seconds
+
+    def on_update(self, engine: Engine, update: Update) -> None:
+        self.seconds = time.perf_counter() - self._started
+        record = {**asdict(update), "seconds": round(self.seconds, 3)}
+        self._file.write(json.dumps(_finite(record)) + "\n")
+
+    def on_step(self, engine: Engine) -> None:
+        self._file.flush()
+
+    def on_end(self, engine: Engine) -> None:
+        self.seconds = time.perf_counter() - self._started
+        self._file.close()
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no inf and nan: null stands for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    return value

@@ -1,0 +1,55 @@
+"""Callback: a live progress bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+from multilevel.problems import Callback, Engine, Update
+
+LINES = 20
+
+
+class Progress(Callback):
+    """Losses, images per second and time left; the first failed solve of each level is told at once.
+
+    Args:
+        images_per_step: images that a step's updates take together.
+    """
+
+    def __init__(self, images_per_step: int) -> None:
+        self.images_per_step = images_per_step
+        self._losses: dict[str, float] = {}
+        self._warned: set[str] = set()
+
+    def on_start(self, engine: Engine, steps: int) -> None:
+        self._first, self._last = engine.step, engine.step + steps
+        self._started = time.perf_counter()
+        # disable=None: no bar where standard error is not a terminal
+        self._bar = tqdm(total=self._last, initial=self._first, unit="step", disable=None, dynamic_ncols=True)
+        self._live = not self._bar.disable
+        if not self._live:
+            print(f"steps {self._first} to {self._last}", file=sys.stderr, flush=True)
+
+    def on_update(self, engine: Engine, update: Update) -> None:
+        before = self._losses.get(update.level, update.loss)
+        self._losses[update.level] = 0.9 * before + 0.1 * update.loss
+        for level, report in update.solves.items():
+            if report.failed and level not in self._warned:
+                self._warned.add(level)
+                tqdm.write(f"step {engine.step}: the solve of level {level} failed: {report.cause}", file=sys.stderr)
+
+    def on_step(self, engine: Engine) -> None:
+        speed = (engine.step - self._first) / (time.perf_counter() - self._started)
+        losses = " ".join(f"{level} {loss:.4g}" for level, loss in self._losses.items())
+        status = f"loss: {losses} | {speed * self.images_per_step:,.0f} images/s"
+        self._bar.set_postfix_str(status, refresh=False)
+        self._bar.update()
+        if not self._live and (engine.step % max(1, self._last // LINES) == 0 or engine.step == self._last):
+            left = tqdm.format_interval((self._last - engine.step) / speed)
+            print(f"step {engine.step}/{self._last} | {status} | {left} left", file=sys.stderr, flush=True)
+
+    def on_end(self, engine: Engine) -> None:
+        self._bar.close()

@@ -1,0 +1,96 @@
+"""The folder that a run writes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from multilevel.solvers import MultilevelError, SettingError
+
+
+class RunFolder:
+    """``config.yaml``, ``metrics.jsonl``, ``summary.json``, ``checkpoint/`` and pictures, each written whole.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoint = path / "checkpoint"
+
+    @classmethod
+    def create(cls, path: Path, config: DictConfig) -> RunFolder:
+        """Make a new run folder and write the run's configuration.
+
+        Raises:
+            SettingError: there is something in it already, or it cannot be written.
+        """
+        check_free(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            folder = cls(path)
+            folder.write("config.yaml", OmegaConf.to_yaml(config))
+        except OSError as error:
+            raise SettingError("output", str(path), f"a folder that can be written ({error.strerror})") from error
+        return folder
+
+    @classmethod
+    def open(cls, setting: str, path: Path) -> RunFolder:
+        """An existing run folder.
+
+        Raises:
+            SettingError: it is none; ``setting`` is named in the message.
+        """
+        if not (path / "config.yaml").is_file():
+            raise SettingError(setting, str(path), "a run folder, with config.yaml in it")
+        return cls(path)
+
+    def config(self) -> DictConfig:
+        """The run's configuration.
+
+        Raises:
+            MultilevelError: its file is broken.
+        """
+        try:
+            config = OmegaConf.load(self.path / "config.yaml")
+        except Exception as error:  # the parser raises errors of many kinds
+            raise MultilevelError(
+                f"{self.path / 'config.yaml'} cannot be read: {' '.join(str(error).split())}"
+            ) from error
+        assert isinstance(config, DictConfig)
+        return config
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file so that it is there whole or not at all."""
+        path = self.path / name
+        partial = path.with_name(f".{name}.partial")
+        partial.write_text(text)
+        os.replace(partial, path)
+        return path
+
+    def write_json(self, name: str, value: Any) -> Path:
+        return self.write(name, json.dumps(value, indent=2) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The event log, one record an update; a last line that a killed run left half written is left out."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_text().split("\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def cut_metrics(self, step: int) -> None:
+        """Forget the updates of ``step`` and later ones, which a resumed run makes again."""
+        kept = [json.dumps(record) for record in self.read_metrics() if record["step"] < step]
+        self.write(self.metrics.name, "".join(f"{line}\n" for line in kept))
+
+
+def check_free(path: Path) -> None:
+    """Raise SettingError if there is anything at ``path`` but an empty folder."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise SettingError("output", str(path), f"a folder that is new or empty; to go on with a run: resume={path}")

@@ -1,0 +1,94 @@
+"""What a finished run comes to: summary.json."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from multilevel.recipes.base import Recipe
+from multilevel.solvers import SOLVERS, Solver
+
+VERSIONS = ("multilevel", "torch", "transformers", "datasets", "hydra-core", "scikit-learn", "numpy")
+SHARE = 0.1  # of a level's updates, at either end, that its first and last losses are averaged over
+
+
+def summarize(
+    recipe: Recipe, records: Sequence[Mapping[str, Any]], seconds: float, scores: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The run in one object.
+
+    Args:
+        recipe: the trained recipe.
+        records: the event log.
+        seconds: spent on training, over all sessions of the run.
+        scores: of the evaluation, if there was one.
+    """
+    settings, graph = recipe.settings, recipe.graph
+    return {
+        "recipe": settings.recipe,
+        "data": settings.data.name,
+        "seed": settings.seed,
+        "precision": settings.precision,
+        "device": settings.device,
+        "steps": settings.steps,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(settings.steps * recipe.images_per_step / seconds, 1) if seconds else None,
+        "peak_memory_mib": round(peak_memory_mib(), 1),
+        "levels": {name: summarize_level([one for one in records if one["level"] == name]) for name in graph.names},
+        "solvers": {name: described(graph.problems[name].solver) for name in graph.passes(graph.top)},
+        "evaluation": scores,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
+    }
+
+
+def summarize_level(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """First and last loss, last metrics, and what the solves that its hypergradient went through came to."""
+    count = max(1, round(SHARE * len(records)))
+    last = records[-count:]
+    solves: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for record in records:
+        for level, report in record["solves"].items():
+            solves[level].append(report)
+    return {
+        "updates": len(records),
+        "first_loss": fmean(record["loss"] for record in records[:count]),
+        "last_loss": fmean(record["loss"] for record in last),
+        "last_metrics": {key: fmean(record["metrics"][key] for record in last) for key in last[0]["metrics"]},
+        "solves": {level: summarize_solves(reports) for level, reports in solves.items()},
+    }
+
+
+def summarize_solves(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over solves, how many failed, and the last cause of not converging."""
+    residuals = [report["residual"] for report in reports if report["residual"] is not None]
+    return {
+        "solves": len(reports),
+        "failed": sum(report["failed"] for report in reports),
+        "evaluations": fmean(report["evaluations"] for report in reports),
+        "products": fmean(report["products"] for report in reports),
+        "residual": fmean(residuals) if residuals else None,
+        "cause": next((report["cause"] for report in reversed(reports) if report["cause"]), ""),
+    }
+
+
+def described(solver: Solver | None) -> dict[str, Any]:
+    """A solver's name and settings."""
+    name = next(name for name, kind in SOLVERS.items() if kind is type(solver))
+    return {"name": name, **asdict(solver)}  # type: ignore[call-overload]
+
+
+def peak_memory_mib() -> float:
+    """Largest memory of this process so far: a GPU's allocated memory where one is in use, else resident memory."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

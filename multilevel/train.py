@@ -1,0 +1,149 @@
+"""The command ``multilevel train``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from multilevel.configuration import (
+    CONFIG_MODULE,
+    build_recipe,
+    compose_config,
+    expand,
+    plain,
+    register_solvers,
+    swept,
+)
+from multilevel.event_log import EventLog
+from multilevel.problems import Checkpointing, Engine, load_checkpoint
+from multilevel.progress import Progress
+from multilevel.recipes.base import Recipe
+from multilevel.recipes.evaluation import format_table
+from multilevel.recipes.pictures import draw_curves
+from multilevel.run_folder import RunFolder, check_free
+from multilevel.solvers import SettingError
+from multilevel.summary import summarize
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train as the command line says; 0 when it has ended well."""
+    overrides = [argument for argument in arguments if argument not in ("--multirun", "-m")]
+    resumed = [argument.partition("=")[2] for argument in overrides if argument.startswith("resume=")]
+    if len(overrides) < len(arguments):
+        sweep(overrides)
+    elif not resumed:
+        config = compose_config(overrides)
+        train(config, output_folder(config))
+    elif len(overrides) > 1:
+        other = next(argument for argument in overrides if not argument.startswith("resume="))
+        raise SettingError("resume", other, "no other setting: a run goes on with those in its config.yaml")
+    else:
+        resume(Path(resumed[0]))
+    return 0
+
+
+def train(config: DictConfig, output: Path) -> None:
+    """A new run.
+
+    Args:
+        config: all its settings.
+        output: its folder, made once everything that can be wrong beforehand has been checked.
+    """
+    check_free(output)
+    recipe = build_recipe(config)
+    engine = new_engine(recipe)
+    folder = RunFolder.create(output, config)
+    print(recipe.graph.describe(), file=sys.stderr)
+    finish(recipe, engine, folder, seconds=0.0)
+
+
+def resume(path: Path) -> None:
+    """Go on with a run where its newest checkpoint stands."""
+    folder = RunFolder.open("resume", path)
+    if (path / "summary.json").exists():
+        print(f"{path} has ended; its summary: {path / 'summary.json'}")
+        return
+    recipe = build_recipe(folder.config())
+    engine = new_engine(recipe)
+    load_checkpoint(engine, folder.checkpoint)
+    folder.cut_metrics(engine.step)
+    records = folder.read_metrics()
+    print(f"{path}: resumed at step {engine.step}", file=sys.stderr)
+    finish(recipe, engine, folder, seconds=records[-1]["seconds"] if records else 0.0)
+
+
+def new_engine(recipe: Recipe) -> Engine:
+    return Engine(recipe.graph, seed=recipe.settings.seed, precision=recipe.settings.precision)
+
+
+def finish(recipe: Recipe, engine: Engine, folder: RunFolder, seconds: float) -> None:
+    """Train to the last step, draw, evaluate, and write the summary.
+
+    Args:
+        recipe: whose graph the engine trains.
+        engine: at the step to go on from.
+        folder: of the run.
+        seconds: spent on training before.
+    """
+    settings = recipe.settings
+    log = EventLog(folder.metrics, seconds)
+    # The log is flushed before a checkpoint is written: a resumed run finds every line that it does not write again.
+    engine.callbacks += [
+        log,
+        Progress(recipe.images_per_step),
+        Checkpointing(folder.checkpoint, settings.checkpoint.every),
+    ]
+    engine.run(settings.steps - engine.step)
+    records = folder.read_metrics()
+    pictures = [folder.path / "curves.png"]
+    draw_curves(pictures[0], records)
+    pictures += recipe.write_pictures(folder.path)
+    scores = recipe.evaluate() if settings.evaluate else None
+    summary = folder.write_json("summary.json", summarize(recipe, records, log.seconds, scores))
+    if scores:
+        print(format_table(scores))
+    print("\n".join(f"{path}" for path in [*pictures, summary]))
+
+
+def sweep(overrides: Sequence[str]) -> None:
+    """A run for each combination of the values that overrides list, through Hydra's own multirun."""
+    expanded = expand(overrides)
+    if any(one.startswith(("output=", "resume=")) for one in expanded):
+        raise SettingError("output", "a value with --multirun", "hydra.sweep.dir=FOLDER in its place")
+
+    @hydra.main(config_path=f"pkg://{CONFIG_MODULE}", config_name="config", version_base="1.3")
+    def job(config: DictConfig) -> None:
+        train(plain(config), Path(HydraConfig.get().runtime.output_dir))
+
+    register_solvers()
+    several = swept(expanded)
+    constant = ",".join(one.partition("=")[0] for one in expanded if one.partition("=")[0] not in several)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main, which puts them in a line
+    sys.argv = [
+        "multilevel train",
+        "--multirun",
+        f"hydra.sweep.dir=runs/sweep-{now()}",
+        "hydra.sweep.subdir=${hydra.job.override_dirname}",
+        f"hydra.job.config.override_dirname.exclude_keys=[{constant}]",
+        "hydra.output_subdir=null",
+        "hydra/job_logging=disabled",
+        "hydra/hydra_logging=disabled",
+        *expanded,
+    ]
+    job()
+
+
+def output_folder(config: DictConfig) -> Path:
+    """Where a run goes."""
+    return Path(config.output or f"runs/{config.recipe}-{config.data.name}-{now()}")
+
+
+def now() -> str:
+    return datetime.now().strftime("%Y%m%d-%H%M%S")

@@ -1,0 +1,98 @@
+"""Scores of frozen encoders on the test split, the only place that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from multilevel.recipes.data import ImageData, Part
+from multilevel.recipes.evaluation.protocols import linear_probe, nearest_neighbours
+from multilevel.recipes.evaluation.settings import EvaluationSettings
+from multilevel.solvers import DataError
+
+#: Normalized images [B, C, H, W] to features [B, D].
+Encoder = Callable[[Tensor], Tensor]
+Scores = dict[str, dict[str, float]]
+
+
+def evaluate_features(
+    encoders: Mapping[str, Encoder], data: ImageData, settings: EvaluationSettings, device: torch.device
+) -> Scores:
+    """Accuracy of a linear probe and of nearest neighbours on each encoder's features.
+
+    Both are fitted to the labelled training images and scored on the test split.
+
+    Args:
+        encoders: by name; each is given normalized images on ``device``, without gradients.
+        data: the set.
+        settings: the protocols' settings.
+        device: where the encoders are.
+
+    Returns:
+        ``{encoder: {"linear_probe": accuracy, "knn": accuracy}}``, shares of 1; and ``"majority class"``, what
+        always answering with the most frequent training class comes to.
+
+    Raises:
+        DataError: no labels, or no test images.
+    """
+    if not data.labelled:
+        raise DataError("the images have no labels: there is nothing to evaluate features on")
+    if not len(data.test):
+        raise DataError("there are no test images: raise data.test_share, or give the set a test split")
+    chosen = stratified_positions(data.train.labels, settings.max_images, settings.seed)
+    labels, test_labels = data.train.labels[chosen].numpy(), data.test.labels.numpy()
+    scores: Scores = {}
+    for name, encoder in encoders.items():
+        train = extract_features(encoder, data, data.train, chosen, settings.batch_size, device, name)
+        every = torch.arange(len(data.test))
+        test = extract_features(encoder, data, data.test, every, settings.batch_size, device, name)
+        predicted = {
+            "linear_probe": linear_probe(train, labels, test, settings.seed),
+            "knn": nearest_neighbours(train, labels, test, settings.neighbours),
+        }
+        scores[name] = {protocol: float(np.mean(one == test_labels)) for protocol, one in predicted.items()}
+    majority = float(np.mean(test_labels == np.bincount(labels).argmax()))
+    scores["majority class"] = {"linear_probe": majority, "knn": majority}
+    return scores
+
+
+def raw_pixels(images: Tensor) -> Tensor:
+    """The pixels themselves as features: [B, C, H, W] to [B, C * H * W]."""
+    return images.flatten(1)
+
+
+def extract_features(
+    encoder: Encoder, data: ImageData, part: Part, positions: Tensor, batch_size: int, device: torch.device, name: str
+) -> np.ndarray:
+    """Features float32 [N, D] of the images of a part at ``positions`` (int64 [N])."""
+    features = []
+    with torch.no_grad():
+        # disable=None: no bar where standard error is not a terminal
+        for some in tqdm(positions.split(batch_size), desc=f"encoding, {name}", leave=False, disable=None):
+            features.append(encoder(data.normalize(part.pixels(some).to(device))).float().cpu())
+    return torch.cat(features).numpy()
+
+
+def stratified_positions(labels: Tensor, limit: int | None, seed: int) -> Tensor:
+    """At most ``limit`` positions (int64, sorted), every class in proportion and none left out while they fit.
+
+    Args:
+        labels: int64 [N].
+        limit: None takes all.
+        seed: of the drawing.
+    """
+    if limit is None or limit >= len(labels):
+        return torch.arange(len(labels))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    # Each image's rank within its class, as a share of the class: the lowest shares of all classes together are
+    # a drawing in proportion, and every class's first image has share 0.
+    shuffled = labels[order]
+    share = torch.empty(len(labels))
+    for label in labels.unique():
+        members = (shuffled == label).nonzero().squeeze(1)
+        share[members] = torch.arange(len(members)) / len(members)
+    return order[share.argsort(stable=True)[:limit]].sort().values

@@ -1,0 +1,122 @@
+"""The typed settings that every run has, and those of one level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from multilevel.problems.evaluation import PRECISIONS
+from multilevel.recipes.data import DataSettings
+from multilevel.recipes.evaluation import EvaluationSettings
+from multilevel.solvers import SettingError
+
+
+@dataclass(kw_only=True)
+class LevelSettings:
+    """How one level is updated; see ``multilevel.Problem`` for what is passed on to it.
+
+    Args:
+        steps: updates for each one of the next level up.
+        optimizer: adamw, adam or sgd.
+        learning_rate: the largest, after the warmup.
+        weight_decay: of matrices; biases, norms and other vectors have none.
+        schedule: cosine (to 0 at the last update) or constant.
+        warmup: share of the updates over which the learning rate rises, 0 to 1.
+        clip_norm: largest norm of the gradient of an update; None leaves it.
+        accumulate: batches that one update averages over.
+    """
+
+    steps: int
+    optimizer: str
+    learning_rate: float
+    weight_decay: float
+    schedule: str
+    warmup: float
+    clip_norm: float | None
+    accumulate: int
+
+
+@dataclass(kw_only=True)
+class LowerLevelSettings(LevelSettings):
+    """A level that hypergradients pass through.
+
+    Args:
+        solver: ``{"name": ..., option: ...}``; None takes the solver of all levels.
+    """
+
+    solver: Any
+
+
+@dataclass(kw_only=True)
+class CheckpointSettings:
+    """How often a checkpoint is written.
+
+    Args:
+        every: steps between two.
+    """
+
+    every: int
+
+
+@dataclass(kw_only=True)
+class RunSettings:
+    """What every run has. A recipe's settings are a subclass.
+
+    Args:
+        recipe: its name.
+        data: which images.
+        solver: of every level that names none of its own, ``{"name": ..., option: ...}``.
+        steps: updates of the top level.
+        seed: of the initial weights and of everything random after them.
+        device: auto, or what torch.device takes.
+        precision: float32 or bf16.
+        output: the run folder; None makes a name.
+        checkpoint: how often.
+        evaluate: whether a run ends with an evaluation on the test split.
+        evaluation: its protocols.
+    """
+
+    recipe: str
+    data: DataSettings
+    solver: Any
+    steps: int
+    seed: int
+    device: str
+    precision: str
+    output: str | None
+    checkpoint: CheckpointSettings
+    evaluate: bool
+    evaluation: EvaluationSettings
+
+    def check(self) -> None:
+        """Raise SettingError for the first setting that cannot work."""
+        require("steps", self.steps, self.steps >= 1, "a whole number of at least 1")
+        require("seed", self.seed, 0 <= self.seed < 2**32, "a whole number from 0 to 4294967295")
+        require("precision", self.precision, self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
+        every = self.checkpoint.every
+        require("checkpoint.every", every, every >= 1, "a whole number of steps of at least 1")
+        chosen_device(self.device)
+
+
+def require(setting: str, got: object, usable: bool, expected: str) -> None:
+    """Raise SettingError unless ``usable``."""
+    if not usable:
+        raise SettingError(setting, got, expected)
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device that a setting names; auto is a GPU where there is one.
+
+    Raises:
+        SettingError: no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingError("device", name, "auto, or a device that this machine has, such as cpu") from error
+    return device

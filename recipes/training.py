@@ -1,0 +1,84 @@
+"""Optimizers, schedules and solvers of a recipe's levels, from their settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, require
+from multilevel.solvers import SOLVERS, SettingError, Solver
+from multilevel.solvers.registry import build
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+}
+SCHEDULES = {"cosine": "cosine", "constant": "constant_with_warmup"}
+
+
+def level_arguments(
+    levels: Mapping[str, LevelSettings], solver: Mapping[str, Any], name: str, module: nn.Module, steps: int
+) -> dict[str, Any]:
+    """What a Problem is constructed with: optimizer, schedule, solver, and the rest of its settings.
+
+    Args:
+        levels: the levels' settings, bottom level first.
+        solver: that of every level which names none of its own.
+        name: the level.
+        module: its module.
+        steps: updates of the top level.
+
+    Raises:
+        SettingError: an unknown optimizer, schedule or solver, or a number out of range.
+    """
+    settings = levels[name]
+    optimizer = _optimizer(settings, name, module)
+    updates = steps
+    for level in list(levels)[list(levels).index(name) : -1]:
+        updates *= levels[level].steps
+    own = settings.solver if isinstance(settings, LowerLevelSettings) else None
+    return {
+        "optimizer": optimizer,
+        "scheduler": _scheduler(settings, name, optimizer, updates),
+        "solver": _solver(f"levels.{name}.solver", own) if own else _solver("solver", solver),
+        "steps": settings.steps,
+        "clip_norm": settings.clip_norm,
+        "accumulate": settings.accumulate,
+    }
+
+
+def _optimizer(settings: LevelSettings, name: str, module: nn.Module) -> torch.optim.Optimizer:
+    at = f"levels.{name}"
+    known = settings.optimizer in OPTIMIZERS
+    require(f"{at}.optimizer", settings.optimizer, known, f"one of {', '.join(OPTIMIZERS)}")
+    require(f"{at}.learning_rate", settings.learning_rate, settings.learning_rate > 0, "a number above 0")
+    require(f"{at}.weight_decay", settings.weight_decay, settings.weight_decay >= 0, "a number of at least 0")
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [one for one in trained if one.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [one for one in trained if one.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return OPTIMIZERS[settings.optimizer](groups, lr=settings.learning_rate)  # type: ignore[call-arg]
+
+
+def _scheduler(settings: LevelSettings, name: str, optimizer: torch.optim.Optimizer, updates: int) -> LRScheduler:
+    at = f"levels.{name}"
+    require(f"{at}.schedule", settings.schedule, settings.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
+    require(f"{at}.warmup", settings.warmup, 0 <= settings.warmup < 1, "a share of at least 0 and below 1")
+    warmup = round(settings.warmup * updates)
+    return get_scheduler(SCHEDULES[settings.schedule], optimizer, warmup, updates)
+
+
+def _solver(setting: str, options: Mapping[str, Any]) -> Solver:
+    others = {key: value for key, value in options.items() if key != "name"}
+    try:
+        return build(setting, SOLVERS, options["name"], others)
+    except SettingError as error:  # a solver does not know where its settings stand
+        place = setting + error.setting.removeprefix("solver") if error.setting.startswith("solver.") else error.setting
+        raise SettingError(place, error.got, error.expected) from None
