@@ -51,7 +51,9 @@ class MaskedAutoencoder(nn.Module):
             mask_ratio=mask_ratio,
             norm_pix_loss=True,
         )
-        return cls(ViTMAEForPreTraining(config))
+        mae = ViTMAEForPreTraining(config)
+        initialize(mae)
+        return cls(mae)
 
     def reconstruct(self, images: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Hide the patches with the largest scores and predict them.
@@ -93,6 +95,21 @@ class MaskedAutoencoder(nn.Module):
         for layer in vit.layers:
             tokens = layer(tokens)
         return vit.layernorm(tokens)
+
+
+def initialize(mae: ViTMAEForPreTraining) -> None:
+    """Initial weights as in the MAE paper's code: fixed sine-cosine positions, Xavier-uniform linear layers.
+
+    transformers 5.23 by itself leaves every position embedding at 0: it takes the embeddings for initialized once
+    their projection is, and clears the decoder's positions after having set them.
+    """
+    for module in mae.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+    embeddings = mae.vit.embeddings
+    embeddings.patch_embeddings.projection._is_hf_initialized = False
+    embeddings.initialize_weights()
+    mae.decoder.initialize_weights(embeddings.patch_embeddings.num_patches)
 
 
 class MaskingNetwork(nn.Module):
