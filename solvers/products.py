@@ -137,19 +137,21 @@ class FiniteDifferenceProducts(Products):
 
 
 def default_radius(parameters: Tensors, arithmetic: torch.dtype) -> float:
-    """Norm of the perturbation where none is given: small against the parameters, large against rounding.
+    """Norm of the perturbation where none is given: ``3 eps^(1/3)`` times the parameters' root mean square.
 
-    A central difference errs by O(radius^2) from truncation and by O(eps / radius) from rounding, so that the
-    best radius grows with eps^(1/3), eps being the precision of ``arithmetic``.
+    A central difference errs by O(radius^2) from truncation and by O(eps / radius) from rounding, ``eps`` being the
+    precision of ``arithmetic``: the sum is least where the radius goes with eps^(1/3). Its norm, not each of its
+    components, is measured against the size of one weight: in a network, moving N weights together matters more
+    the more there are, while their rounding averages out. benchmarks/finite_difference_radius.py measures it.
     """
     values = flatten(parameters)
     # Parameters near zero (a head just initialized) still live on the scale of usual initial weights.
-    scale = max(values.norm().item(), SMALLEST_SCALE * values.numel() ** 0.5)
-    return RELATIVE_RADIUS * torch.finfo(arithmetic).eps ** (1 / 3) * scale
+    scale = max(values.norm().item() / values.numel() ** 0.5, SMALLEST_SCALE)
+    return RADIUS_FACTOR * torch.finfo(arithmetic).eps ** (1 / 3) * scale
 
 
+RADIUS_FACTOR = 3.0
 SMALLEST_SCALE = 0.01
-RELATIVE_RADIUS = 5e-4
 PRODUCTS: dict[str, type[Products]] = {
     "reverse": ReverseProducts,
     "finite_difference": FiniteDifferenceProducts,
