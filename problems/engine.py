@@ -16,6 +16,9 @@ from multilevel.problems.hypergradient import Gradients, differentiated, gradien
 from multilevel.problems.problem import Problem
 from multilevel.problems.randomness import RandomState
 
+#: Gradients by level and variable; None where the loss does not depend on one.
+Total = dict[str, dict[str, Tensor | None]]
+
 
 class Engine:
     """Trains the levels of a graph together.
@@ -79,8 +82,11 @@ class Engine:
             raise GraphError(f"there is no level {name!r}; the levels are {', '.join(self.graph.names)}")
         record = self._record_of(name)
         inputs = leaves(self.evaluator, differentiated(self.graph, name))
-        losses = (self.evaluator.replay(name, part, inputs) for part in record)
-        direct = _mean([gradients(loss, inputs) for loss in losses], inputs)
+        total: Total | None = None
+        for part in record:
+            total = _sum(total, gradients(self.evaluator.replay(name, part, inputs), inputs))
+        assert total is not None
+        direct = _mean(total, len(record), inputs)
         return dict(self._respond(name, direct)[0])
 
     def state_dict(self) -> dict[str, Any]:
@@ -131,22 +137,23 @@ class Engine:
     def _update(self, problem: Problem) -> None:
         name = problem.name
         inputs = leaves(self.evaluator, differentiated(self.graph, name))
-        parts: list[Part] = []
-        terms: list[Any] = []
-        values: list[tuple[float, dict[str, float]]] = []
         batches = [self.graph.batches[name].next() for _ in range(problem.accumulate)]
+        parts: list[Part] = []
+        values: list[tuple[float, dict[str, float]]] = []
+        total: Total | None = None
         with self._random.active():
             for batch in batches:
                 part = self.evaluator.record(name, batch)
                 loss, metrics = self.evaluator.loss(name, part, inputs, move_buffers=True)
+                total = _sum(total, gradients(loss, inputs))
                 parts.append(part)
-                terms.append(gradients(loss, inputs))
                 values.append((float(loss.detach()), {key: float(value) for key, value in metrics.items()}))
                 del loss
             self._random = RandomState.capture()
+        assert total is not None
         self._records[name] = tuple(parts)
-        unused = {key for key in inputs[name] if all(term[name][key] is None for term in terms)}
-        result, reports = self._respond(name, _mean(terms, inputs))
+        unused = {key for key, value in total[name].items() if value is None}
+        result, reports = self._respond(name, _mean(total, len(parts), inputs))
         norm = self._apply(problem, {key: value for key, value in result.items() if key not in unused or value.any()})
         metrics = {key: sum(some[key] for _, some in values) / len(values) for key in values[0][1]}
         update = Update(name, self.step, sum(loss for loss, _ in values) / len(values), metrics, norm, reports)
@@ -196,12 +203,23 @@ def check_match(weights: Mapping[str, Mapping[str, Tensor]], problems: Mapping[s
             )
 
 
-def _mean(terms: list[Any], like: Gradients) -> Gradients:
-    """Average of the parts' gradients, 0 standing for a variable that is not used."""
-    mean: Gradients = {}
-    for level, tensors in like.items():
-        mean[level] = {}
-        for key, tensor in tensors.items():
-            some = [term[level][key] for term in terms if term[level][key] is not None]
-            mean[level][key] = sum(some) / len(terms) if some else torch.zeros_like(tensor)
-    return mean
+def _sum(total: Total | None, term: Total) -> Total:
+    """Sum over the parts of a batch; None where no part depends on a variable."""
+    if total is None:
+        return term
+    for level, tensors in term.items():
+        for key, value in tensors.items():
+            before = total[level][key]
+            total[level][key] = value if before is None else before if value is None else before + value
+    return total
+
+
+def _mean(total: Total, count: int, like: Gradients) -> Gradients:
+    """A sum over ``count`` parts divided by it, 0 standing for a variable that is not used."""
+    return {
+        level: {
+            key: torch.zeros_like(like[level][key]) if value is None else value / count if count > 1 else value
+            for key, value in tensors.items()
+        }
+        for level, tensors in total.items()
+    }

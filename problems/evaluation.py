@@ -14,6 +14,7 @@ from multilevel.problems.errors import LossError
 from multilevel.problems.levels import LevelHandle, Levels
 from multilevel.problems.problem import Problem
 from multilevel.problems.randomness import RandomState
+from multilevel.problems.shared_calls import SharedCalls
 from multilevel.solvers import SettingError
 from multilevel.solvers.vectors import Tensors
 
@@ -57,7 +58,12 @@ class Evaluator:
         self.precision = precision
 
     def loss(
-        self, name: str, part: Part, parameters: Mapping[str, Tensors], move_buffers: bool = False
+        self,
+        name: str,
+        part: Part,
+        parameters: Mapping[str, Tensors],
+        move_buffers: bool = False,
+        shared: SharedCalls | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """The level's loss and metrics, with ``parameters`` in place of the levels' own.
 
@@ -66,11 +72,12 @@ class Evaluator:
             part: its batch and draws; the generators are the caller's business.
             parameters: for each level to substitute, its variables; the others enter detached.
             move_buffers: let this level's buffers (running statistics) move, as an update does.
+            shared: calls that other evaluations of one solve have made already.
 
         Raises:
             LossError: the loss is not a scalar tensor, or not finite.
         """
-        levels, own_buffers = self._levels(parameters, name if move_buffers else None)
+        levels, own_buffers = self._levels(parameters, name if move_buffers else None, shared)
         with self._autocast(name):
             value = self.problems[name].loss(levels, part.batch, part.draws)
         loss, metrics = value if isinstance(value, tuple) else (value, {})
@@ -86,10 +93,12 @@ class Evaluator:
             buffer.copy_(moved)
         return loss, dict(metrics)
 
-    def replay(self, name: str, part: Part, parameters: Mapping[str, Tensors]) -> Tensor:
+    def replay(
+        self, name: str, part: Part, parameters: Mapping[str, Tensors], shared: SharedCalls | None = None
+    ) -> Tensor:
         """The loss of a recorded part, its random draws repeated; no generator and no buffer moves."""
         with part.state.active():
-            return self.loss(name, part, parameters)[0]
+            return self.loss(name, part, parameters, shared=shared)[0]
 
     def record(self, name: str, batch: Any) -> Part:
         """Draw what the loss of ``batch`` needs from the generators as they stand, and record it."""
@@ -113,7 +122,7 @@ class Evaluator:
         return {key: parameter.detach() for key, parameter in self.problems[name].variables().items()}
 
     def _levels(
-        self, parameters: Mapping[str, Tensors], moving: str | None
+        self, parameters: Mapping[str, Tensors], moving: str | None, shared: SharedCalls | None = None
     ) -> tuple[Levels, list[tuple[Tensor, Tensor]]]:
         """Handles on all levels, and (buffer, its substitute) for the buffers of the level that may move."""
         moved: list[tuple[Tensor, Tensor]] = []
@@ -126,7 +135,8 @@ class Evaluator:
                 values[key] = buffer.clone()
                 if name == moving:
                     moved.append((buffer, values[key]))
-            return LevelHandle(module, values)
+            usable = shared is not None and shared.active and name != shared.level
+            return LevelHandle(module, values, parameters.get(name, {}), shared if usable else None)
 
         return Levels(handle, tuple(self.problems)), moved
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from multilevel.problems.evaluation import Evaluator, Part, Record
 from multilevel.problems.graph import Graph
+from multilevel.problems.shared_calls import SharedCalls
 from multilevel.solvers import LowerLevel, SolveReport
 from multilevel.solvers.vectors import Tensors, zeros_like
 
@@ -77,9 +78,11 @@ def respond(
 def lower_level(evaluator: Evaluator, record: Record, level: str, wanted: list[str]) -> LowerLevel:
     """A level as its solver sees it, at the current point, with its recorded batch, draws and generator state."""
 
+    shared = SharedCalls(level)
+
     def loss(part: Part, parameters: Tensors, reads: Mapping[str, Tensors]) -> Tensor:
-        return evaluator.replay(level, part, {level: parameters, **reads})
+        return evaluator.replay(level, part, {level: parameters, **reads}, shared)
 
     losses: list[Any] = [partial(loss, part) for part in record]
     reads = {other: evaluator.detached(other) for other in wanted}
-    return LowerLevel(losses, evaluator.detached(level), reads, evaluator.arithmetic(level))
+    return LowerLevel(losses, evaluator.detached(level), reads, evaluator.arithmetic(level), shared)

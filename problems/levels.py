@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from multilevel.problems.shared_calls import SharedCalls
 
 
 class Levels:
@@ -41,11 +43,21 @@ class LevelHandle:
     Args:
         module: the level's module, or a submodule of it.
         values: the tensors to use for its parameters and buffers, by name; others are the module's own.
+        substituted: names of those of ``values`` that are not the module's own.
+        shared: where results of calls are kept and found again; None makes every call.
     """
 
-    def __init__(self, module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        values: Mapping[str, Tensor],
+        substituted: Collection[str] = (),
+        shared: SharedCalls | None = None,
+    ) -> None:
         self._module = module
         self._values = values
+        self._substituted = substituted
+        self._shared = shared
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         return self._evaluate("__call__", *arguments, **keywords)
@@ -59,14 +71,23 @@ class LevelHandle:
         if isinstance(attribute, nn.Module):
             prefix = f"{name}."
             inner = {key[len(prefix) :]: value for key, value in self._values.items() if key.startswith(prefix)}
-            return LevelHandle(attribute, inner)
+            substituted = {key[len(prefix) :] for key in self._substituted if key.startswith(prefix)}
+            return LevelHandle(attribute, inner, substituted, self._shared)
         if getattr(attribute, "__self__", None) is self._module:
             return partial(self._evaluate, name)
         return attribute
 
     def _evaluate(self, method: str, *arguments: Any, **keywords: Any) -> Any:
         values = {f"module.{name}": value for name, value in self._values.items()}
-        return functional_call(_MethodCall(self._module), values, (method, *arguments), keywords)
+
+        def compute() -> Any:
+            return functional_call(_MethodCall(self._module), values, (method, *arguments), keywords)
+
+        if self._shared is None:
+            return compute()
+        parameters = [value for name, value in self._values.items() if name in self._substituted]
+        buffers = [value for name, value in self._values.items() if name in dict(self._module.named_buffers())]
+        return self._shared.call((id(self._module), method), parameters, (arguments, keywords), buffers, compute)
 
 
 class _MethodCall(nn.Module):

@@ -43,6 +43,16 @@ class RandomState:
             random.seed(seed)
             return cls.capture()
 
+    def equals(self, other: RandomState) -> bool:
+        """Whether every generator would go on alike."""
+        return (
+            torch.equal(self.cpu, other.cpu)
+            and len(self.cuda) == len(other.cuda)
+            and all(torch.equal(*pair) for pair in zip(self.cuda, other.cuda, strict=True))
+            and all(np.array_equal(*pair) for pair in zip(self.numpy, other.numpy, strict=True))
+            and self.python == other.python
+        )
+
     def restore(self) -> None:
         torch.set_rng_state(self.cpu)
         if self.cuda and torch.cuda.is_available():

@@ -64,7 +64,8 @@ def _optimizer(settings: LevelSettings, name: str, module: nn.Module) -> torch.o
         {"params": [one for one in trained if one.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [one for one in trained if one.ndim <= 1], "weight_decay": 0.0},
     ]
-    return OPTIMIZERS[settings.optimizer](groups, lr=settings.learning_rate)  # type: ignore[call-arg]
+    # fused: one pass over each parameter, on the CPU as well
+    return OPTIMIZERS[settings.optimizer](groups, lr=settings.learning_rate, fused=True)  # type: ignore[call-arg]
 
 
 def _scheduler(settings: LevelSettings, name: str, optimizer: torch.optim.Optimizer, updates: int) -> LRScheduler:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +16,26 @@ from multilevel.solvers.products import PRODUCTS, Products
 from multilevel.solvers.vectors import Tensors, flatten, unflatten, zeros_like
 
 Loss = Callable[[Tensors, Mapping[str, Tensors]], Tensor]
+
+
+class Shared(Protocol):
+    """Keeps what evaluations of a loss at several values of the level's own parameters have in common."""
+
+    @property
+    def holds_graph(self) -> bool:
+        """Whether something kept depends on what is being differentiated, so that one backward pass can serve two."""
+
+    def kept(self) -> AbstractContextManager[None]:
+        """Within the block results are kept."""
+
+
+class Nothing:
+    """Keeps nothing."""
+
+    holds_graph = False
+
+    def kept(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -26,12 +48,14 @@ class LowerLevel:
         parameters: the trained parameters at the current point, detached.
         reads: for every level read that is being differentiated, its trained parameters, detached.
         arithmetic: dtype in which the loss computes (bfloat16 under such an autocast), for finite differences.
+        shared: keeps what the evaluations of one solve have in common.
     """
 
     losses: Sequence[Loss]
     parameters: Tensors
     reads: Mapping[str, Tensors]
     arithmetic: torch.dtype = torch.float32
+    shared: Shared = field(default_factory=Nothing)
 
 
 @dataclass(frozen=True)
@@ -133,10 +157,11 @@ class ImplicitSolver(Solver):
             zeros = {name: zeros_like(tensors) for name, tensors in lower.reads.items()}
             return Response(zeros, SolveReport(residual=0.0, converged=True))
         products = PRODUCTS[self.product](lower, self.radius)
-        solution = self.solve(self._damped(products), right_hand_side)
-        if solution.failed and self.strict:
-            raise SolveError(f"the solve failed (strict=true): {solution.cause}")
-        mixed = products.mixed(unflatten(solution.x, lower.parameters))
+        with lower.shared.kept():
+            solution = self.solve(self._damped(products), right_hand_side)
+            if solution.failed and self.strict:
+                raise SolveError(f"the solve failed (strict=true): {solution.cause}")
+            mixed = products.mixed(unflatten(solution.x, lower.parameters))
         report = SolveReport(
             evaluations=products.evaluations,
             products=products.products,

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from multilevel.solvers.vectors import Tensors, flatten, shifted
+from multilevel.solvers.vectors import Tensors, norm, shifted
 
 if TYPE_CHECKING:
-    from multilevel.solvers.base import LowerLevel
+    from multilevel.solvers.base import Loss, LowerLevel
 
 Reads = dict[str, dict[str, Tensor]]
 Key = TypeVar("Key")
@@ -98,42 +98,56 @@ class FiniteDifferenceProducts(Products):
     """
 
     def hessian(self, direction: Tensors) -> dict[str, Tensor]:
-        def gradient(parameters: Tensors) -> dict[str, Tensor]:
-            leaves = _leaves(parameters)
-            return self._gradient(leaves, self.lower.reads, leaves)
+        def difference(loss: Loss, plus: Tensors, minus: Tensors) -> list[Tensor]:
+            ahead, behind = _leaves(plus), _leaves(minus)
+            first = _gradient(loss(ahead, self.lower.reads), ahead)
+            second = _gradient(loss(behind, self.lower.reads), behind)
+            return [one - other for one, other in zip(first, second, strict=True)]
 
-        return self._difference(gradient, direction)
+        return self._central(self.lower.parameters, direction, difference)
 
     def mixed(self, direction: Tensors) -> Reads:
         reads = {level: _leaves(tensors) for level, tensors in self.lower.reads.items()}
         leaves = _keyed(reads)
-        difference = self._difference(lambda point: self._gradient(point, reads, leaves), direction)
-        return _grouped(difference, reads)
 
-    def _gradient(
-        self, parameters: Tensors, reads: Mapping[str, Tensors], leaves: dict[Key, Tensor]
+        def difference(loss: Loss, plus: Tensors, minus: Tensors) -> list[Tensor]:
+            ahead = loss(plus, reads)
+            if self.lower.shared.holds_graph:  # one backward pass through what both points have in common
+                return _gradient(ahead - loss(minus, reads), leaves)
+            first = _gradient(ahead, leaves)
+            del ahead  # its graph goes before the second one comes
+            return [one - other for one, other in zip(first, _gradient(loss(minus, reads), leaves), strict=True)]
+
+        return _grouped(self._central(leaves, direction, difference), reads)
+
+    def _central(
+        self, leaves: Mapping[Key, Tensor], direction: Tensors, difference: Callable[..., list[Tensor]]
     ) -> dict[Key, Tensor]:
-        """Gradient of the objective in ``leaves``, averaged over the parts of the batch."""
+        """Central difference along ``direction``, averaged over the parts of the batch.
+
+        ``difference(loss, plus, minus)`` gives the gradient in ``leaves`` at the one point less that at the other.
+        """
+        self.products += 1
+        length = norm(direction)
+        if length == 0:
+            return {key: torch.zeros_like(leaf) for key, leaf in leaves.items()}
+        radius = self.radius or default_radius(self.lower.parameters, self.lower.arithmetic)
+        step = radius / length
+        plus = shifted(self.lower.parameters, direction, step)
+        minus = shifted(self.lower.parameters, direction, -step)
         total = [torch.zeros_like(leaf) for leaf in leaves.values()]
         for loss in self.lower.losses:
-            value = loss(parameters, reads)
-            if value.requires_grad:
-                terms = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
-                total = [some + term for some, term in zip(total, terms, strict=True)]
-        self.evaluations += 1
-        return {key: some / len(self.lower.losses) for key, some in zip(leaves, total, strict=True)}
+            total = [some + term for some, term in zip(total, difference(loss, plus, minus), strict=True)]
+        self.evaluations += 2
+        scale = 1 / (2 * step * len(self.lower.losses))
+        return {key: some * scale for key, some in zip(leaves, total, strict=True)}
 
-    def _difference(self, gradient: Callable[[Tensors], dict[Key, Tensor]], direction: Tensors) -> dict[Key, Tensor]:
-        """Central difference of ``gradient`` along ``direction``."""
-        self.products += 1
-        norm = flatten(direction).norm().item()
-        if norm == 0:
-            return {key: torch.zeros_like(value) for key, value in gradient(self.lower.parameters).items()}
-        radius = self.radius or default_radius(self.lower.parameters, self.lower.arithmetic)
-        step = radius / norm
-        plus = gradient(shifted(self.lower.parameters, direction, step))
-        minus = gradient(shifted(self.lower.parameters, direction, -step))
-        return {key: (plus[key] - minus[key]) / (2 * step) for key in plus}
+
+def _gradient(value: Tensor, leaves: Mapping[Any, Tensor]) -> list[Tensor]:
+    """Derivative of a scalar in each of ``leaves``, 0 where it does not depend on one."""
+    if not value.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in leaves.values()]
+    return list(torch.autograd.grad(value, list(leaves.values()), materialize_grads=True))
 
 
 def default_radius(parameters: Tensors, arithmetic: torch.dtype) -> float:
@@ -144,9 +158,9 @@ def default_radius(parameters: Tensors, arithmetic: torch.dtype) -> float:
     components, is measured against the size of one weight: in a network, moving N weights together matters more
     the more there are, while their rounding averages out. benchmarks/finite_difference_radius.py measures it.
     """
-    values = flatten(parameters)
+    count = sum(tensor.numel() for tensor in parameters.values())
     # Parameters near zero (a head just initialized) still live on the scale of usual initial weights.
-    scale = max(values.norm().item() / values.numel() ** 0.5, SMALLEST_SCALE)
+    scale = max(norm(parameters) / count**0.5, SMALLEST_SCALE)
     return RADIUS_FACTOR * torch.finfo(arithmetic).eps ** (1 / 3) * scale
 
 
@@ -166,5 +180,5 @@ def _keyed(reads: Mapping[str, Tensors]) -> dict[tuple[str, str], Tensor]:
     return {(level, name): tensor for level, tensors in reads.items() for name, tensor in tensors.items()}
 
 
-def _grouped(values: dict[tuple[str, str], Tensor], like: Mapping[str, Tensors]) -> Reads:
+def _grouped(values: Mapping[tuple[str, str], Tensor], like: Mapping[str, Tensors]) -> Reads:
     return {level: {name: values[level, name] for name in tensors} for level, tensors in like.items()}

@@ -26,9 +26,14 @@ def unflatten(vector: Tensor, like: Tensors) -> dict[str, Tensor]:
 
 def shifted(tensors: Tensors, direction: Tensors, scale: float) -> dict[str, Tensor]:
     """``tensors + scale * direction``, name by name, as new tensors."""
-    return {name: tensor + scale * direction[name] for name, tensor in tensors.items()}
+    return {name: torch.add(tensor, direction[name], alpha=scale) for name, tensor in tensors.items()}
 
 
 def zeros_like(tensors: Tensors) -> dict[str, Tensor]:
     """A zero for every tensor, same names and shapes."""
     return {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+
+
+def norm(tensors: Tensors) -> float:
+    """Euclidean norm of all tensors together."""
+    return torch.stack([tensor.norm() for tensor in tensors.values()]).norm().item()
