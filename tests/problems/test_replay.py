@@ -1,0 +1,154 @@
+"""Hypergradients replay randomness, and leave everything as it was."""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from solver_table import ROWS
+from torch import nn
+
+from multilevel import Engine, Graph, Problem
+from multilevel.levels import Finetune, MaskedAutoencoder, MaskedPretrain, MaskingNetwork, MaskLearning
+from multilevel.levels.masks import POLICIES
+from multilevel.solvers import FiniteDifference
+
+generator = torch.Generator().manual_seed(0)
+IMAGES = torch.randn(24, 1, 8, 8, generator=generator)
+LABELS = torch.randint(3, (24,), generator=generator)
+BATCHES = list(zip(IMAGES.split(6), LABELS.split(6), strict=True))
+
+
+class Fit(Problem):
+    def draw(self, levels, batch):
+        return torch.randn(1), random.random(), np.random.rand()
+
+    def loss(self, levels, batch, draws):
+        images, labels = batch
+        losses = nn.functional.cross_entropy(levels.fit(images), labels, reduction="none")
+        noise = draws[0].item() + draws[1] + draws[2] + random.random() + np.random.rand() + torch.rand(()).item()
+        return (losses * levels.weigh(images).squeeze(1).sigmoid()).mean() * (2 + noise)
+
+
+class Weigh(Problem):
+    def loss(self, levels, batch, draws):
+        images, labels = batch
+        return nn.functional.cross_entropy(levels.fit(images), labels)
+
+
+def dropout_graph(solver):
+    torch.manual_seed(1)
+    fit = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Dropout(0.3), nn.Linear(16, 3)
+    )
+    weigh = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Dropout(0.2), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    return Graph(
+        Fit("fit", fit, optimizer=torch.optim.Adam(fit.parameters(), 0.01), data=BATCHES, solver=solver, steps=2),
+        Weigh("weigh", weigh, optimizer=torch.optim.SGD(weigh.parameters(), 0.1, momentum=0.9), data=BATCHES),
+    )
+
+
+def masked_graph(solver, policy="topk"):
+    torch.manual_seed(1)
+    sizes = {"image_size": 8, "channels": 1, "patch_size": 2}
+    mae = MaskedAutoencoder.of_size(
+        **sizes, width=16, depth=2, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2, mask_ratio=0.75
+    )
+    head, masking = nn.Sequential(nn.Dropout(0.2), nn.Linear(16, 3)), MaskingNetwork(**sizes, width=8)
+
+    def keywords(module):
+        optimizer = torch.optim.AdamW(module.parameters(), 0.01)
+        return {"optimizer": optimizer, "data": BATCHES, "solver": copy.copy(solver)}
+
+    return Graph(
+        MaskedPretrain("pretrain", mae, policy=POLICIES[policy](), steps=2, **keywords(mae)),
+        Finetune("finetune", head, **keywords(head)),
+        MaskLearning("mask", masking, **keywords(masking)),
+    )
+
+
+def disturb(seed):
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+GRAPHS = {"dropout": dropout_graph, "topk": masked_graph, "sampled": lambda solver: masked_graph(solver, "sampled")}
+every_graph = pytest.mark.parametrize("graph", list(GRAPHS))
+
+
+@every_graph
+@pytest.mark.parametrize("trained", [0, 2])
+def test_the_hypergradient_is_bit_for_bit_the_same_whatever_generator_state_surrounds_it(graph, trained):
+    engine = Engine(GRAPHS[graph](FiniteDifference()))
+    engine.run(trained)
+    found = []
+    for seed in (0, 1, 2):
+        disturb(seed)
+        found.append(engine.hypergradient(engine.graph.top))
+    assert all(torch.equal(found[0][key], other[key]) for other in found[1:] for key in found[0])
+    assert any(value.any() for value in found[0].values())
+
+
+@every_graph
+def test_two_engines_agree_whatever_generator_state_surrounds_their_training(graph):
+    states = []
+    for seed in (0, 1):
+        engine = Engine(GRAPHS[graph](FiniteDifference()), seed=5)
+        for _ in range(2):
+            disturb(seed)
+            engine.run(1)
+        states.append(engine.state_dict()["levels"])
+    assert snapshot(states[0]) == snapshot(states[1])
+
+
+def snapshot(value):
+    """Nested state with tensors and arrays as bytes, to be compared bit for bit."""
+    if isinstance(value, torch.Tensor):
+        return (value.dtype, tuple(value.shape), value.detach().numpy().tobytes())
+    if isinstance(value, np.ndarray):
+        return (value.dtype, value.shape, value.tobytes())
+    if isinstance(value, dict):
+        return {key: snapshot(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [snapshot(one) for one in value]
+    return value
+
+
+def everything(engine):
+    parameters = [p for problem in engine.graph.problems.values() for p in problem.module.parameters()]
+    return snapshot(
+        {
+            "engine": engine.state_dict(),
+            "gradients": [p.grad for p in parameters],
+            "flags": [p.requires_grad for p in parameters],
+            "training": [m.training for problem in engine.graph.problems.values() for m in problem.module.modules()],
+            "generators": [torch.get_rng_state(), np.random.get_state()[1], random.getstate()[1]],
+        }
+    )
+
+
+@every_graph
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_everything_is_bit_for_bit_unchanged_by_a_hypergradient(graph, row):
+    options = {key: min(value, 3) if key in ("terms", "iterations") else value for key, value in row.options.items()}
+    engine = Engine(GRAPHS[graph](type(row)(row.name, options, row.inverse, 0).solver()))
+    engine.run(1)
+    before = everything(engine)
+    for name in engine.graph.names:
+        engine.hypergradient(name)
+    assert everything(engine) == before
+
+
+@every_graph
+def test_hypergradients_between_steps_do_not_change_the_training(graph):
+    states = []
+    for asks in (False, True):
+        engine = Engine(GRAPHS[graph](FiniteDifference()))
+        for _ in range(2):
+            if asks:  # before the first update as well: that batch is not consumed
+                engine.hypergradient(engine.graph.top)
+            engine.run(1)
+        states.append(snapshot(engine.state_dict()))
+    assert states[0] == states[1]

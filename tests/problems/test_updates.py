@@ -1,0 +1,190 @@
+"""A level trained by the engine goes through the same numbers as a loop written by hand in PyTorch."""
+
+import pytest
+import torch
+from torch import nn
+
+from multilevel import Callback, Engine, Graph, Problem
+
+generator = torch.Generator().manual_seed(0)
+X, Y = torch.randn(48, 5, generator=generator), torch.randn(48, 2, generator=generator)
+BATCHES = list(zip(X.split(8), Y.split(8), strict=True))
+
+
+class Regression(Problem):
+    def loss(self, levels, batch, draws):
+        x, y = batch
+        return nn.functional.mse_loss(getattr(levels, self.name)(x), y)
+
+
+def network():
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 2))
+
+
+def by_hand(net, optimizer, batches, scheduler=None, clip_norm=None, accumulate=1):
+    for start in range(0, len(batches), accumulate):
+        for x, y in batches[start : start + accumulate]:
+            (nn.functional.mse_loss(net(x), y) / accumulate).backward()
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(net.parameters(), clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        if scheduler is not None:
+            scheduler.step()
+
+
+def assert_equal_state(net, expected, tolerance=0.0):
+    for (name, value), other in zip(net.state_dict().items(), expected.state_dict().values(), strict=True):
+        torch.testing.assert_close(value, other, rtol=tolerance, atol=tolerance, msg=name)
+
+
+def test_batch_norm_and_adamw():
+    net, expected = network(), network()
+    graph = Graph(Regression("fit", net, optimizer=torch.optim.AdamW(net.parameters(), 0.01), data=BATCHES))
+    Engine(graph).run(6)
+    by_hand(expected, torch.optim.AdamW(expected.parameters(), 0.01), BATCHES)
+    assert_equal_state(net, expected)
+    assert expected[1].num_batches_tracked == 6
+
+
+def test_data_starts_again_when_it_ends():
+    net, expected = network(), network()
+    graph = Graph(Regression("fit", net, optimizer=torch.optim.SGD(net.parameters(), 0.01), data=BATCHES[:4]))
+    Engine(graph).run(6)
+    by_hand(expected, torch.optim.SGD(expected.parameters(), 0.01), BATCHES[:4] + BATCHES[:2])
+    assert_equal_state(net, expected)
+
+
+def test_frozen_parameters_stay_and_groups_keep_their_rates():
+    net, expected = network(), network()
+    optimizers = []
+    for one in (net, expected):
+        one[0].bias.requires_grad_(False)
+        groups = [{"params": [one[0].weight], "lr": 0.1}, {"params": one[3].parameters(), "lr": 0.001}]
+        optimizers.append(torch.optim.SGD(groups, momentum=0.9))
+    graph = Graph(Regression("fit", net, optimizer=optimizers[0], data=BATCHES))
+    assert set(graph.problems["fit"].variables()) == {"0.weight", "3.weight", "3.bias"}
+    Engine(graph).run(6)
+    by_hand(expected, optimizers[1], BATCHES)
+    assert_equal_state(net, expected)
+    assert torch.equal(net[1].weight, torch.ones(8))  # in no group: not trained
+
+
+def test_scheduler_clipping_and_accumulation():
+    net, expected = network(), network()
+    parts = []
+    for one in (net, expected):
+        optimizer = torch.optim.SGD(one.parameters(), 0.5)
+        parts.append((optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)))
+    problem = Regression(
+        "fit", net, optimizer=parts[0][0], data=BATCHES, scheduler=parts[0][1], clip_norm=0.1, accumulate=2
+    )
+    Engine(Graph(problem)).run(3)
+    by_hand(expected, *parts[1][:1], BATCHES, scheduler=parts[1][1], clip_norm=0.1, accumulate=2)
+    assert_equal_state(net, expected, tolerance=1e-7)
+    assert parts[0][0].param_groups[0]["lr"] == 0.5 * 0.5**3
+
+
+def test_a_parameter_that_the_loss_does_not_use_is_left_alone():
+    net = network()
+    net.unused = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW(net.parameters(), 0.1, weight_decay=0.5)
+    Engine(Graph(Regression("fit", net, optimizer=optimizer, data=BATCHES))).run(2)
+    assert torch.equal(net.unused, torch.ones(3))
+
+
+class Trace(Callback):
+    def __init__(self):
+        self.updates, self.events = [], []
+
+    def on_start(self, engine, steps):
+        self.events.append(("start", steps))
+
+    def on_update(self, engine, update):
+        self.updates.append((update.level, update.step))
+
+    def on_step(self, engine):
+        self.events.append(("step", engine.step))
+
+    def on_end(self, engine):
+        self.events.append(("end", engine.step))
+
+
+class Level(Problem):
+    """Reads nothing but itself, counts its draws' batches, and reports a metric."""
+
+    def loss(self, levels, batch, draws):
+        assert batch is None
+        return getattr(levels, self.name).weight.square().sum(), {"twice": 2.0}
+
+
+def test_each_level_is_updated_by_the_schedule_of_steps():
+    modules = [nn.Linear(1, 1) for _ in range(3)]
+    graph = Graph(
+        *(
+            Level(name, module, optimizer=torch.optim.SGD(module.parameters(), 0.1), steps=steps)
+            for name, module, steps in zip("abc", modules, (3, 2, 1), strict=True)
+        )
+    )
+    trace = Trace()
+    Engine(graph, callbacks=[trace]).run(2)
+    step = [*"aaabaaabc"]
+    assert trace.updates == [(level, number) for number in (0, 1) for level in step]
+    assert trace.events == [("start", 2), ("step", 1), ("step", 2), ("end", 2)]
+
+
+def test_metrics_and_losses_reach_callbacks():
+    seen = []
+
+    class Keep(Callback):
+        def on_update(self, engine, update):
+            seen.append(update)
+
+    module = nn.Linear(1, 1)
+    before = module.weight.square().sum().item()
+    graph = Graph(Level("a", module, optimizer=torch.optim.SGD([module.weight], 0.1)))
+    Engine(graph, callbacks=[Keep()]).run(1)
+    assert seen[0].loss == pytest.approx(before)
+    assert seen[0].metrics == {"twice": 2.0}
+    assert seen[0].gradient_norm == pytest.approx(2 * before**0.5)
+
+
+def test_only_what_is_differentiated_requires_a_gradient():
+    """In a head's own update the features it reads have no graph; on the way to a top level they have."""
+    seen = {}
+
+    class Head(Problem):
+        def loss(self, levels, batch, draws):
+            features = levels.encoder(batch[0])
+            seen.setdefault(self.name, []).append(features.requires_grad)
+            return levels.head(features).square().mean()
+
+    class Encoder(Regression):
+        def loss(self, levels, batch, draws):
+            value = super().loss(levels, batch, draws)
+            return value + (levels.top.weight.square() * levels.encoder.weight).sum()
+
+    class Top(Head):
+        def loss(self, levels, batch, draws):
+            features = levels.encoder(batch[0])
+            seen.setdefault(self.name, []).append(features.requires_grad)
+            return levels.head(features).mean()
+
+    from multilevel.solvers import FiniteDifference
+
+    encoder, head, top = nn.Linear(5, 2), nn.Linear(2, 2), nn.Linear(5, 2)
+
+    def keywords(module):
+        return {"optimizer": torch.optim.SGD(module.parameters(), 0.1), "data": BATCHES, "solver": FiniteDifference()}
+
+    graph = Graph(
+        Encoder("encoder", encoder, **keywords(encoder)),
+        Head("head", head, **keywords(head)),
+        Top("top", top, **keywords(top)),
+    )
+    engine = Engine(graph)
+    seen.clear()
+    engine.run(1)
+    # head: its update (no graph), then two points of the mixed product in the encoder's parameters
+    assert seen == {"head": [False, True, True], "top": [True]}
