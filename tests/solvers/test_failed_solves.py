@@ -1,0 +1,105 @@
+"""Negative curvature and divergence: the last good iterate, marked; strict raises."""
+
+import pytest
+import torch
+
+from multilevel.solvers import ConjugateGradient, LowerLevel, Neumann, SolveError
+
+COTANGENT = torch.tensor([1.0, 2.0, -1.0, 0.5], dtype=torch.float64)
+
+
+def quadratic(eigenvalues):
+    values = torch.tensor(eigenvalues, dtype=torch.float64)
+
+    def loss(parameters, reads):
+        return (values * parameters["p"] ** 2).sum() / 2 - parameters["p"] @ reads["u"]["v"]
+
+    point = {"p": torch.zeros(4, dtype=torch.float64)}
+    return LowerLevel([loss], point, {"u": {"v": torch.zeros(4, dtype=torch.float64)}})
+
+
+def respond(solver, eigenvalues):
+    """x itself: the mixed derivative of the loss is minus the identity."""
+    response = solver.respond(quadratic(eigenvalues), {"p": COTANGENT})
+    return response.contributions["u"]["v"], response.report
+
+
+def test_conjugate_gradient_solves_twice_the_identity_at_once():
+    x, report = respond(ConjugateGradient(), [2, 2, 2, 2])
+    torch.testing.assert_close(x, COTANGENT / 2)
+    assert report.converged
+    assert (report.evaluations, report.products) == (1, 2)
+
+
+def test_conjugate_gradient_ends_before_negative_curvature():
+    eigenvalues = [4.0, 3.0, 2.0, -5.0]
+    x, report = respond(ConjugateGradient(), eigenvalues)
+    assert report.failed
+    assert report.converged is False
+    assert "curvature" in report.cause
+    assert "solver.damping" in report.cause
+    values = torch.tensor(eigenvalues, dtype=torch.float64)
+    assert report.residual == pytest.approx(((values * x - COTANGENT).norm() / COTANGENT.norm()).item())
+    # Iterates of conjugate gradients lie in Krylov spaces: the first is along the cotangent.
+    first = (COTANGENT @ COTANGENT) / (COTANGENT @ (values * COTANGENT)) * COTANGENT
+    torch.testing.assert_close(x, first)
+
+
+def test_conjugate_gradient_in_a_first_direction_of_negative_curvature_gives_zero():
+    x, report = respond(ConjugateGradient(), [-1, -1, -1, -1])
+    assert torch.equal(x, torch.zeros_like(x))
+    assert report.failed
+    assert report.residual == 1.0
+
+
+def test_damping_cures_negative_curvature():
+    x, report = respond(ConjugateGradient(damping=6.0), [4, 3, 2, -5])
+    torch.testing.assert_close(x, COTANGENT / torch.tensor([10.0, 9, 8, 1], dtype=torch.float64))
+    assert report.converged
+
+
+def test_too_few_iterations_are_reported():
+    _, report = respond(ConjugateGradient(iterations=2), [1, 2, 3, 4])
+    assert not report.converged
+    assert not report.failed
+    assert "after 2 iterations: raise solver.iterations" in report.cause
+
+
+def test_neumann_ends_before_it_diverges():
+    x, report = respond(Neumann(terms=50, step_size=0.6), [4, 1, 1, 1])
+    assert report.failed
+    assert "solver.step_size" in report.cause
+    values = torch.tensor([4.0, 1, 1, 1], dtype=torch.float64)
+    assert report.residual == pytest.approx(((values * x - COTANGENT).norm() / COTANGENT.norm()).item())
+    assert report.residual <= 1
+
+
+def test_neumann_meets_negative_curvature():
+    _, report = respond(Neumann(terms=50), [4, 3, 2, -5])
+    assert report.failed
+    assert "negative curvature" in report.cause
+
+
+def test_neumann_of_a_hessian_of_zero():
+    _, report = respond(Neumann(), [0, 0, 0, 0])
+    assert report.failed
+    assert "solver.damping" in report.cause
+
+
+def test_neumann_chooses_a_step_that_converges():
+    x, report = respond(Neumann(terms=400, power_iterations=30), [8, 4, 2, 1])
+    assert report.converged
+    torch.testing.assert_close(x, COTANGENT / torch.tensor([8.0, 4, 2, 1], dtype=torch.float64), rtol=1e-5, atol=0)
+
+
+def test_too_few_terms_are_reported():
+    _, report = respond(Neumann(terms=2, step_size=0.1), [1, 2, 3, 4])
+    assert not report.converged
+    assert not report.failed
+    assert "raise solver.terms" in report.cause
+
+
+@pytest.mark.parametrize("solver", [ConjugateGradient(strict=True), Neumann(terms=50, strict=True)])
+def test_strict_raises(solver):
+    with pytest.raises(SolveError, match="strict=true"):
+        respond(solver, [4, 3, 2, -5])
