@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
+from multilevel.levels.precision import at_least_float32
+
 
 class MaskedAutoencoder(nn.Module):
     """ViTMAEForPreTraining (He et al. 2022) with the masking order given, and its encoder on all patches.
@@ -76,7 +78,7 @@ class MaskedAutoencoder(nn.Module):
     def patch_losses(self, images: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Mean squared error of each patch [B, L], and the mask [B, L], 1 where hidden."""
         prediction, mask = self.reconstruct(images, scores)
-        return (prediction.float() - self.targets(images)).square().mean(-1), mask
+        return (at_least_float32(prediction) - self.targets(images)).square().mean(-1), mask
 
     def features(self, images: Tensor) -> Tensor:
         """The encoder on all patches, averaged over them: [B, C, H, W] to [B, width].
@@ -134,4 +136,4 @@ class MaskingNetwork(nn.Module):
         patches = nn.functional.gelu(self.embed(images).flatten(2).transpose(1, 2) + self.position)
         context = patches.mean(1, keepdim=True).expand_as(patches)
         mixed = nn.functional.gelu(self.mix(torch.cat([patches, context], dim=-1)))
-        return self.logit(mixed).squeeze(-1).float()
+        return at_least_float32(self.logit(mixed).squeeze(-1))

@@ -1,0 +1,9 @@
+"""Losses keep float32 under autocast, and float64 where the parameters have it."""
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or in float64 if that is its dtype."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

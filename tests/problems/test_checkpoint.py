@@ -1,0 +1,163 @@
+"""Checkpoints: a resumed run is bit for bit the run that never stopped; broken ones are named errors."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from multilevel import Engine, Graph, Problem
+from multilevel.problems import CheckpointError, Checkpointing, load_checkpoint, load_weights, save_checkpoint
+from multilevel.solvers import Neumann
+
+generator = torch.Generator().manual_seed(0)
+X, Y = torch.randn(40, 5, generator=generator), torch.randn(40, 1, generator=generator)
+
+
+class Fit(Problem):
+    def loss(self, levels, batch, draws):
+        x, y = batch
+        decay = (levels.decay.weight.exp() * levels.fit.last.weight**2).mean()
+        return (levels.fit(x) - y).square().mean() + decay
+
+
+class Decay(Problem):
+    def loss(self, levels, batch, draws):
+        x, y = batch
+        return (levels.fit(x) - y).square().mean() + np.random.rand()
+
+
+class Net(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(5, width), nn.BatchNorm1d(width), nn.Dropout(0.3))
+        self.last = nn.Linear(width, 1)
+
+    def forward(self, x):
+        return self.last(self.layers(x))
+
+
+def engine(width=5, names=("fit", "decay"), callbacks=()):
+    torch.manual_seed(0)
+    net, decay = Net(width), nn.Linear(width, 1)
+    data = DataLoader(TensorDataset(X, Y), batch_size=8, shuffle=True)
+    adam, sgd = torch.optim.AdamW(net.parameters(), 0.01), torch.optim.SGD(decay.parameters(), 0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(adam, lambda update: 0.99**update)
+    fit = Fit(names[0], net, optimizer=adam, scheduler=scheduler, data=data, steps=3, solver=Neumann())
+    return Engine(Graph(fit, Decay(names[1], decay, optimizer=sgd, data=data)), seed=4, callbacks=callbacks)
+
+
+def weights(of):
+    return {
+        f"{name}.{key}": value.clone()
+        for name, problem in of.graph.problems.items()
+        for key, value in problem.module.state_dict().items()
+    }
+
+
+def assert_equal(one, other):
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path):
+    whole = engine()
+    whole.run(4)
+    save_checkpoint(whole, tmp_path)
+    whole.run(5)
+    resumed = engine()
+    load_checkpoint(resumed, tmp_path)
+    assert resumed.step == 4
+    torch.manual_seed(123)
+    np.random.seed(123)
+    resumed.run(5)
+    assert_equal(weights(whole), weights(resumed))
+
+
+def test_checkpointing_keeps_the_newest_alone_and_saves_the_last_step(tmp_path):
+    (tmp_path / ".step-9.partial").mkdir()
+    engine(callbacks=[Checkpointing(tmp_path, every=2)]).run(5)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-5"]
+
+
+def test_weights_alone(tmp_path):
+    trained, fresh = engine(), engine()
+    trained.run(2)
+    save_checkpoint(trained, tmp_path)
+    load_weights(fresh.graph, tmp_path)
+    assert_equal(weights(trained), weights(fresh))
+
+
+def test_nothing_in_a_checkpoint_is_pickled(tmp_path):
+    saved = save_checkpoint(engine(), tmp_path)
+    assert sorted(path.name for path in saved.iterdir()) == ["state.json", "state.safetensors", "weights.safetensors"]
+    json.loads((saved / "state.json").read_text())
+
+
+def cut(name, keep=0.5):
+    def change(folder):
+        path = folder / "step-1" / name
+        content = path.read_bytes()
+        path.write_bytes(content[: int(keep * len(content))])
+
+    return change
+
+
+def remove(name):
+    return lambda folder: (folder / "step-1" / name).unlink()
+
+
+def empty(folder):
+    for path in (folder / "step-1").iterdir():
+        path.unlink()
+    (folder / "step-1").rmdir()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (empty, "holds no checkpoint"),
+        *(
+            (cut(name), f"{name} is missing or cut off")
+            for name in ("weights.safetensors", "state.safetensors", "state.json")
+        ),
+        *((cut(name, 0), f"{name} is missing or cut off") for name in ("weights.safetensors", "state.json")),
+        *((remove(name), f"{name} is missing or cut off") for name in ("weights.safetensors", "state.json")),
+    ],
+)
+def test_a_broken_checkpoint_is_a_named_error_and_changes_nothing(tmp_path, change, text):
+    trained = engine()
+    trained.run(1)
+    save_checkpoint(trained, tmp_path)
+    change(tmp_path)
+    fresh = engine()
+    before = weights(fresh)
+    with pytest.raises(CheckpointError, match=text) as caught:
+        load_checkpoint(fresh, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert_equal(before, weights(fresh))
+    assert fresh.step == 0
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        load_checkpoint(engine(), tmp_path / "none")
+
+
+@pytest.mark.parametrize("load", [load_checkpoint, lambda one, folder: load_weights(one.graph, folder)])
+def test_a_checkpoint_of_another_model_is_a_named_error(tmp_path, load):
+    save_checkpoint(engine(), tmp_path)
+    other = engine(width=6)
+    before = weights(other)
+    with pytest.raises(CheckpointError, match=r"another recipe: fit\.layers\.0\.weight has shape \[5, 5\] in it"):
+        load(other, tmp_path)
+    assert_equal(before, weights(other))
+
+
+def test_what_cannot_be_held_is_a_named_error(tmp_path):
+    one = engine()
+    one.graph.problems["fit"].optimizer.param_groups[0]["odd"] = object()
+    with pytest.raises(CheckpointError, match="holds a object, which a checkpoint cannot hold"):
+        save_checkpoint(one, tmp_path)
+    assert not list(tmp_path.iterdir())
