@@ -1,0 +1,105 @@
+"""Pictures: readable PNGs, written whole or not at all; reconstructions in the images' own scale."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from toy import toy_graph
+
+from multilevel.levels import MaskedAutoencoder
+from multilevel.recipes.pictures import draw_curves, draw_graph, draw_masks, reconstruct_pixels
+from multilevel.solvers import FiniteDifference
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def records(loss):
+    return [
+        {"level": level, "step": step, "loss": loss(step), "metrics": {"accuracy": 0.5} if level == "b" else {}}
+        for step in range(40)
+        for level in ("a", "a", "b")
+    ]
+
+
+def test_curves_have_a_panel_for_each_loss_and_metric(tmp_path):
+    draw_curves(tmp_path / "down.png", records(lambda step: 1 / (1 + step)))
+    draw_curves(tmp_path / "up.png", records(lambda step: step))
+    down, up = pixels(tmp_path / "down.png"), pixels(tmp_path / "up.png")
+    assert down.shape[1] > 700  # two columns: loss and accuracy of b
+    assert (down != up).any()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_failed_drawing_leaves_nothing(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    path = tmp_path / "curves.png"
+    path.write_bytes(b"before")
+
+    def fail(self, target, **keywords):
+        target.write_bytes(b"half")
+        raise RuntimeError
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(RuntimeError):
+        draw_curves(path, records(float))
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("guided", [True, False])
+def test_masks_show_images_heat_maps_and_hidden_patches(tmp_path, channels, guided):
+    images = torch.zeros(2, channels, 8, 8)
+    hidden = torch.zeros(2, 4)
+    hidden[:, 0] = 1
+    probabilities = torch.tensor([[0.9, 0.1, 0.1, 0.1]] * 2) if guided else None
+    draw_masks(tmp_path / "m.png", images, probabilities, hidden, torch.ones_like(images), patch_size=4)
+    found = pixels(tmp_path / "m.png").reshape(-1, 3)
+    share = {
+        name: (found == np.array(colour)).all(1).mean() for name, colour in (("grey", [127] * 3), ("black", [0] * 3))
+    }
+    assert share["black"] > 0.1  # the images
+    assert 0.01 < share["grey"] < 0.2  # a quarter of each masked input
+    coloured = (found.max(1) - found.min(1) > 60).mean()
+    assert (coloured > 0.01) == guided
+
+
+def test_a_reconstruction_is_in_the_scale_of_the_images():
+    torch.manual_seed(0)
+    model = MaskedAutoencoder.of_size(
+        image_size=8, channels=3, patch_size=4, width=8, depth=1, heads=2,
+        decoder_width=8, decoder_depth=1, decoder_heads=2, mask_ratio=0.5,
+    )  # fmt: skip
+    true = torch.rand(4, 3, 8, 8)
+    mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.1])
+    normalized = (true - mean[:, None, None]) / std[:, None, None]
+    scores = torch.rand(4, 4)
+    hidden, pictures = reconstruct_pixels(model, normalized, scores, mean, std)
+    assert hidden.sum(1).tolist() == [2.0] * 4
+    spread = hidden.view(4, 1, 2, 2).repeat_interleave(4, 2).repeat_interleave(4, 3).expand_as(true) > 0
+    torch.testing.assert_close(pictures[~spread], true[~spread], rtol=0, atol=1e-5)
+    assert not torch.allclose(pictures[spread], true[spread], atol=0.01)
+    # A model that predicts its own targets gives the image back.
+    model.reconstruct = lambda images, order: (model.targets(images), hidden)
+    torch.testing.assert_close(reconstruct_pixels(model, normalized, scores, mean, std)[1], true, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_a_graph_of_any_size(tmp_path, count):
+    names = [f"level_{index}" for index in range(count)]
+    functions = {
+        name: lambda v, own=name, above=names[index + 1 :]: (
+            v[own].square().sum() + sum((v[own] * v[o]).sum() for o in above)
+        )
+        for index, name in enumerate(names)
+    }
+    functions[names[-1]] = lambda v: sum(v[name].square().sum() for name in names)
+    values = dict.fromkeys(names, torch.ones(2))
+    draw_graph(tmp_path / "graph.png", toy_graph(functions, values, dict.fromkeys(names, FiniteDifference())))
+    found = pixels(tmp_path / "graph.png")
+    assert found.shape[0] > 150 * count
+    assert (found.std(2) > 20).mean() > 0.001  # coloured arrows
