@@ -22,7 +22,7 @@ from multilevel.recipes.settings import RunSettings
 from multilevel.solvers import SOLVERS, SettingError
 
 CONFIG_MODULE = "multilevel.recipes.config"
-KINDS = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}
+KINDS = {"Float": "a number", "Integer": "a whole number", "bool": "true or false"}
 _ABSENT = object()
 _LEVEL_SOLVER = re.compile(r"(levels\.\w+\.solver)(\..+)?")
 
@@ -182,7 +182,7 @@ def _explained(error: Exception, value: Callable[[str], Any]) -> SettingError:
     merged = re.search(r"Error merging override \+*(.+?)=", str(error))
     setting = merged[1] if merged else str(getattr(cause, "full_key", None) or "settings")
     message = str(cause or error).splitlines()[0]
-    kind = re.search(r"Value '(.*)' of type '\w+' (?:could not be converted to|is not a valid) (\w+)", message)
+    kind = re.search(r"Value '(.*?)' .*?(?:could not be converted to|is not a valid) (\w+)", message)
     if kind:
         return SettingError(setting, kind[1], KINDS.get(kind[2], kind[2]))
     return SettingError(setting, value(setting), f"something else ({message})")

@@ -32,7 +32,10 @@ PICTURED = 8
 
 @dataclass(kw_only=True)
 class ModelSettings:
-    """Sizes of the autoencoder: a vision transformer, and the decoder that pretraining needs."""
+    """Sizes of the autoencoder: a vision transformer, and the decoder that pretraining needs.
+
+    ``learning_rate`` suits the size; ``levels.pretrain.learning_rate`` takes it where nothing else is said.
+    """
 
     patch_size: int
     width: int
@@ -41,6 +44,11 @@ class ModelSettings:
     decoder_width: int
     decoder_depth: int
     decoder_heads: int
+    learning_rate: float
+
+    def sizes(self) -> dict[str, int]:
+        """Every setting but the learning rate."""
+        return {name: value for name, value in vars(self).items() if name != "learning_rate"}
 
 
 @dataclass(kw_only=True)
@@ -74,7 +82,7 @@ class GuidedMaeSettings(RunSettings):
         """Raise SettingError for the first setting that cannot work."""
         super().check()
         model, size = self.model, self.data.image_size
-        for name, value in vars(model).items():
+        for name, value in model.sizes().items():
             require(f"model.{name}", value, value >= 1, "a whole number of at least 1")
         fits = size % model.patch_size == 0
         require("model.patch_size", model.patch_size, fits, f"a divisor of data.image_size={size}")
@@ -150,7 +158,7 @@ class GuidedMae(Recipe):
         with RandomState.seeded(self.settings.seed).active():
             sizes = {"image_size": data.image_size, "channels": data.channels}
             modules: dict[str, nn.Module] = {
-                "pretrain": MaskedAutoencoder.of_size(**sizes, **vars(model), mask_ratio=self.settings.mask.ratio),
+                "pretrain": MaskedAutoencoder.of_size(**sizes, **model.sizes(), mask_ratio=self.settings.mask.ratio),
                 "finetune": nn.Linear(model.width, max(1, len(data.class_names))),
                 # A quarter of the encoder's width: about a hundredth of its parameters, or fewer.
                 "mask": MaskingNetwork(**sizes, patch_size=model.patch_size, width=max(8, model.width // 4)),
