@@ -28,7 +28,7 @@ from multilevel.recipes.base import Recipe
 from multilevel.recipes.evaluation import format_table
 from multilevel.recipes.pictures import draw_curves
 from multilevel.run_folder import RunFolder, check_free
-from multilevel.solvers import SettingError
+from multilevel.solvers import MultilevelError, SettingError
 from multilevel.summary import summarize
 
 
@@ -118,9 +118,14 @@ def sweep(overrides: Sequence[str]) -> None:
     if any(one.startswith(("output=", "resume=")) for one in expanded):
         raise SettingError("output", "a value with --multirun", "hydra.sweep.dir=FOLDER in its place")
 
+    failures: list[str] = []
+
     @hydra.main(config_path=f"pkg://{CONFIG_MODULE}", config_name="config", version_base="1.3")
     def job(config: DictConfig) -> None:
-        train(plain(config), Path(HydraConfig.get().runtime.output_dir))
+        try:
+            train(plain(config), Path(HydraConfig.get().runtime.output_dir))
+        except MultilevelError as error:  # the other runs go on
+            failures.append(f"{', '.join(HydraConfig.get().overrides.task)}: {error}")
 
     register_solvers()
     several = swept(expanded)
@@ -138,6 +143,8 @@ def sweep(overrides: Sequence[str]) -> None:
         *expanded,
     ]
     job()
+    if failures:
+        raise MultilevelError(f"{len(failures)} of the runs failed; the first with {failures[0]}")
 
 
 def output_folder(config: DictConfig) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Protocol
 
 import torch
@@ -106,6 +106,12 @@ class Solver(ABC):
         Raises:
             SolveError: the solve failed and the solver is strict.
         """
+
+    def __str__(self) -> str:
+        """The name, and the settings that are not the default."""
+        pairs = ((one, getattr(self, one.name)) for one in fields(self))  # type: ignore[arg-type]
+        changed = ", ".join(f"{one.name}={value}" for one, value in pairs if value != one.default)
+        return f"{type(self).__name__}({changed})"
 
 
 @dataclass

@@ -1,0 +1,193 @@
+"""Whole runs from the command line: what a run folder holds, resuming, evaluating, sweeping."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from multilevel.__main__ import main
+
+TINY = [
+    "model.width=16", "model.heads=2", "model.depth=1", "model.decoder_width=8", "model.decoder_heads=2",
+    "model.decoder_depth=1", "data.batch_size=16", "data.limit=300", "evaluation.max_images=100",
+]  # fmt: skip
+
+
+def run(folder, *settings):
+    assert main(["train", *TINY, f"output={folder}", *settings]) == 0
+    return json.loads((folder / "summary.json").read_text())
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    arguments = ["steps=6", "levels.pretrain.solver=neumann", "levels.pretrain.solver.terms=7"]
+    return folder, run(folder, *arguments)
+
+
+def test_a_run_folder_holds_everything(finished):
+    folder, summary = finished
+    names = ["checkpoint", "config.yaml", "curves.png", "masks.png", "metrics.jsonl", "summary.json"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert [path.name for path in (folder / "checkpoint").iterdir()] == ["step-6"]
+    for name in ("curves.png", "masks.png"):
+        with Image.open(folder / name) as picture:
+            assert min(picture.size) > 200
+    assert [(one["level"], one["step"]) for one in records(folder)] == [
+        (level, step) for step in range(6) for level in ("pretrain", "pretrain", "finetune", "mask")
+    ]
+    assert set(summary["evaluation"]) == {"trained encoder", "untrained encoder", "raw pixels", "majority class"}
+    assert summary["levels"]["mask"]["solves"]["pretrain"]["solves"] == 6
+    for key in ("seconds", "peak_memory_mib", "images_per_second", "seed", "versions", "steps"):
+        assert summary[key] is not None
+
+
+def test_one_levels_solver_and_its_options_from_the_command_line(finished):
+    solvers = finished[1]["solvers"]
+    assert solvers["pretrain"]["name"] == "neumann"
+    assert solvers["pretrain"]["terms"] == 7
+    assert solvers["finetune"]["name"] == "finite_difference"
+
+
+def test_an_option_alone_changes_the_solver_of_all_levels_for_one(tmp_path):
+    settings = ["steps=1", "evaluate=false", "solver=conjugate_gradient", "solver.iterations=3"]
+    summary = run(tmp_path / "run", *settings, "levels.pretrain.solver.damping=0.5")
+    assert summary["solvers"]["pretrain"]["damping"] == 0.5
+    assert summary["solvers"]["finetune"]["damping"] == 0.0
+    assert {one["iterations"] for one in summary["solvers"].values()} == {3}
+    assert {one["name"] for one in summary["solvers"].values()} == {"conjugate_gradient"}
+
+
+def test_evaluate_gives_the_scores_of_the_run(finished, capsys):
+    folder, summary = finished
+    assert main(["evaluate", str(folder)]) == 0
+    assert json.loads((folder / "evaluation.json").read_text()) == summary["evaluation"]
+    (folder / "evaluation.json").unlink()
+    assert "untrained encoder" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_left_alone_by_resume(finished, capsys):
+    folder, _ = finished
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert main(["train", f"resume={folder}"]) == 0
+    assert "has ended" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("settings", [["mask.policy=random"], ["mask.policy=topk", "precision=bf16"], ["paths=direct"]])
+def test_other_graphs(tmp_path, settings):
+    summary = run(tmp_path / "run", "steps=2", "evaluate=false", *settings)
+    levels = ["pretrain", "finetune"] + (["mask"] if settings != ["mask.policy=random"] else [])
+    assert list(summary["levels"]) == levels
+    assert set(summary["solvers"]) == {
+        "mask.policy=random": set(), "mask.policy=topk": {"pretrain", "finetune"}, "paths=direct": {"pretrain"}
+    }[settings[0]]  # fmt: skip
+
+
+def images(folder, classes):
+    for label in classes:
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for index in range(20):
+            noise = Image.effect_noise((40, 40), 60 + 40 * len(label)).convert("RGB")
+            noise.save(folder / label / f"{index}.png")
+
+
+def test_a_folder_of_images_with_labels(tmp_path):
+    images(tmp_path / "images", ["good", "scratched"])
+    settings = ["data=folder", f"data.path={tmp_path / 'images'}", "data.image_size=16", "data.batch_size=4"]
+    summary = run(tmp_path / "run", *settings, "steps=2")
+    assert summary["evaluation"]["majority class"]["knn"] == 0.5
+
+
+def test_a_folder_of_images_without_labels_is_pretrained_alone(tmp_path):
+    images(tmp_path / "images", [""])
+    settings = ["data=folder", f"data.path={tmp_path / 'images'}", "data.image_size=16", "data.batch_size=4"]
+    summary = run(tmp_path / "run", *settings, "steps=2", "mask.policy=random")
+    assert list(summary["levels"]) == ["pretrain"]
+    assert summary["evaluation"] is None
+
+
+def test_multirun_makes_a_run_of_each(tmp_path):
+    arguments = [
+        *TINY,
+        "steps=1",
+        "evaluate=false",
+        "solver=finite_difference,neumann",
+        f"hydra.sweep.dir={tmp_path}/sweep",
+    ]
+    subprocess.run([sys.executable, "-m", "multilevel", "train", "--multirun", *arguments], check=True, cwd=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
+    folders = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    assert [path.name for path in folders] == ["solver=finite_difference", "solver=neumann"]
+    for folder, name in zip(folders, ("finite_difference", "neumann"), strict=True):
+        assert json.loads((folder / "summary.json").read_text())["solvers"]["pretrain"]["name"] == name
+
+
+def test_an_error_within_multirun_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "multilevel", "train", "--multirun", "mask.ratio=2,3"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    expected = "mask.ratio=2: mask.ratio: got 2.0; expected a share above 0 and below 1"
+    assert done.stderr.strip() == f"multilevel: 2 of the runs failed; the first with {expected}"
+
+
+def test_graph_prints_and_draws(tmp_path, capsys):
+    assert main(["graph", "paths=direct", f"output={tmp_path / 'deep' / 'graph.png'}"]) == 0
+    assert "hypergradient through pretrain" in capsys.readouterr().out
+    with Image.open(tmp_path / "deep" / "graph.png") as picture:
+        assert min(picture.size) > 200
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["graph", "-h"], ["evaluate", "--help"], ["--version"]]
+)
+def test_help(arguments, capsys):
+    assert main(arguments) == 0
+    assert "multilevel" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_killed_at_a_random_moment_resumes_to_the_same_weights(tmp_path, seed):
+    settings = [*TINY, "steps=60", "checkpoint.every=5", "evaluate=false", "mask.policy=sampled"]
+    command = [sys.executable, "-m", "multilevel", "train"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(*more):
+        return subprocess.Popen([*command, *more], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+
+    assert start(*settings, "output=whole").wait() == 0
+    killed = start(*settings, "output=killed")
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed" / "checkpoint").glob("step-*")):
+        assert time.monotonic() < deadline
+        assert killed.poll() is None
+        time.sleep(0.01)
+    time.sleep(random.Random(seed).uniform(0, 1.5))
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "summary.json").exists()
+    resumed = start("resume=killed")
+    said = resumed.communicate()[1]
+    assert resumed.returncode == 0
+    step = int(said.split("resumed at step ")[1].split()[0])
+    assert 0 < step < 60
+    final = [
+        load_file(tmp_path / name / "checkpoint" / "step-60" / "weights.safetensors") for name in ("whole", "killed")
+    ]
+    assert final[0].keys() == final[1].keys()
+    assert all((final[0][key] == final[1][key]).all() for key in final[0])
+    losses = [
+        [(one["level"], one["step"], one["loss"]) for one in records(tmp_path / name)] for name in ("whole", "killed")
+    ]
+    assert losses[0] == losses[1]
