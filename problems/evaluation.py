@@ -77,6 +77,8 @@ class Evaluator:
         Raises:
             LossError: the loss is not a scalar tensor, or not finite.
         """
+        if shared is not None:
+            shared.give(part.batch, part.draws)
         levels, own_buffers = self._levels(parameters, name if move_buffers else None, shared)
         with self._autocast(name):
             value = self.problems[name].loss(levels, part.batch, part.draws)

@@ -31,8 +31,11 @@ class SharedCalls:
 
     A solve evaluates a level's loss at several values of that level's parameters; an encoder that the loss reads
     computes the same features each time. A call is made again unless module, method, parameters, arguments (the
-    same tensors, unchanged) and the state of every generator are what they were; then its result is given once
-    more, and the generators are put where the call had left them. A call that moved buffers is always made again.
+    same tensors, unchanged), autocast and the state of every generator are what they were; then its result is given
+    once more, and the generators are put where the call had left them. A call that moved buffers, or that takes
+    tensors which the loss has computed itself, is always made again.
+
+    A loss that differentiates a shared result by itself must keep its graph (``create_graph`` or ``retain_graph``).
 
     Args:
         level: the level whose parameters are perturbed.
@@ -41,12 +44,17 @@ class SharedCalls:
     def __init__(self, level: str) -> None:
         self.level = level
         self.active = False
+        self._given: set[int] = set()
         self._calls: list[_Call] = []
 
     @property
     def holds_graph(self) -> bool:
         """Whether a result kept here depends on something being differentiated."""
         return any(tensor.requires_grad for call in self._calls for tensor in _tensors(call.result))
+
+    def give(self, *inputs: Any) -> None:
+        """Name what the next evaluation is given (batch, draws, nested): the tensors that a shared call may take."""
+        self._given = {id(tensor) for tensor in _tensors(inputs)}
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -75,7 +83,9 @@ class SharedCalls:
             buffers: the tensors substituted for the module's buffers.
             compute: makes the call.
         """
-        target = (*target, torch.is_grad_enabled())
+        if any(id(tensor) not in self._given for tensor in _tensors(arguments)):
+            return compute()
+        target = (*target, torch.is_grad_enabled(), *_autocast())
         before = RandomState.capture()
         for call in self._calls:
             same = call.target == target and _same(call.parameters, parameters) and _same(call.arguments, arguments)
@@ -88,6 +98,13 @@ class SharedCalls:
             versions = _versions((arguments, result))
             self._calls.append(_Call(target, arguments, parameters, result, versions, before, RandomState.capture()))
         return result
+
+
+def _autocast() -> Iterator[Any]:
+    """The state of autocast on every kind of device in use; a loss may switch it for a part of itself."""
+    for kind in ("cpu", "cuda") if torch.cuda.is_initialized() else ("cpu",):
+        yield torch.is_autocast_enabled(kind)
+        yield torch.get_autocast_dtype(kind)
 
 
 def _same(one: Any, other: Any) -> bool:

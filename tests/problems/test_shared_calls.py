@@ -34,6 +34,10 @@ class Head(Problem):
             features = levels.encoder(x, scale=2.0) + levels.encoder(x, scale=3.0)
         elif self.kind == "in place":
             features = levels.encoder(x).mul_(2)
+        elif self.kind == "autocast":
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                features = levels.encoder(x).double()
+            features = features + levels.encoder(x)
         elif self.kind == "own output":
             features = levels.encoder(levels.head(levels.encoder(x)).expand(-1, 4))
         else:
@@ -48,7 +52,7 @@ class Decay(Problem):
         return (levels.head(levels.encoder(x)) - y).square().mean() + levels.encoder.linear.weight.square().sum()
 
 
-KINDS = ("plain", "dropout", "batch norm", "keywords", "in place", "own output")
+KINDS = ("plain", "dropout", "batch norm", "keywords", "in place", "own output", "autocast")
 
 
 def build(kind, solver):
@@ -72,7 +76,7 @@ def test_results_are_those_of_evaluations_on_their_own(kind, solver, monkeypatch
 @pytest.mark.parametrize(
     ("kind", "calls"),
     # the direct gradient, and one for both points of the difference; or one for each point
-    [("plain", 2), ("dropout", 2), ("batch norm", 3), ("in place", 3), ("keywords", 3)],
+    [("plain", 2), ("dropout", 2), ("batch norm", 3), ("in place", 3), ("keywords", 3), ("autocast", 3)],
 )
 def test_a_call_is_made_once_where_it_is_the_same_call(kind, calls):
     engine, encoder = build(kind, FiniteDifference())
