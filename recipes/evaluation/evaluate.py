@@ -12,7 +12,7 @@ from tqdm import tqdm
 from multilevel.recipes.data import ImageData, Part
 from multilevel.recipes.evaluation.protocols import linear_probe, nearest_neighbours
 from multilevel.recipes.evaluation.settings import EvaluationSettings
-from multilevel.solvers import DataError
+from multilevel.solvers import DataError, SettingError
 
 #: Normalized images [B, C, H, W] to features [B, D].
 Encoder = Callable[[Tensor], Tensor]
@@ -37,7 +37,8 @@ def evaluate_features(
         always answering with the most frequent training class comes to.
 
     Raises:
-        DataError: no labels, or no test images.
+        DataError: no labels, no test images, or an encoder whose features are not finite.
+        SettingError: ``max_images`` leaves images of one class only.
     """
     if not data.labelled:
         raise DataError("the images have no labels: there is nothing to evaluate features on")
@@ -45,6 +46,8 @@ def evaluate_features(
         raise DataError("there are no test images: raise data.test_share, or give the set a test split")
     chosen = stratified_positions(data.train.labels, settings.max_images, settings.seed)
     labels, test_labels = data.train.labels[chosen].numpy(), data.test.labels.numpy()
+    if len(np.unique(labels)) < 2:
+        raise SettingError("evaluation.max_images", settings.max_images, "enough images for two classes")
     scores: Scores = {}
     for name, encoder in encoders.items():
         train = extract_features(encoder, data, data.train, chosen, settings.batch_size, device, name)
@@ -68,13 +71,20 @@ def raw_pixels(images: Tensor) -> Tensor:
 def extract_features(
     encoder: Encoder, data: ImageData, part: Part, positions: Tensor, batch_size: int, device: torch.device, name: str
 ) -> np.ndarray:
-    """Features float32 [N, D] of the images of a part at ``positions`` (int64 [N])."""
+    """Features float32 [N, D] of the images of a part at ``positions`` (int64 [N]).
+
+    Raises:
+        DataError: features that are not finite.
+    """
     features = []
     with torch.no_grad():
         # disable=None: no bar where standard error is not a terminal
         for some in tqdm(positions.split(batch_size), desc=f"encoding, {name}", leave=False, disable=None):
             features.append(encoder(data.normalize(part.pixels(some).to(device))).float().cpu())
-    return torch.cat(features).numpy()
+    joined = torch.cat(features)
+    if not joined.isfinite().all():
+        raise DataError(f"the features of the {name} are not finite: its training has diverged")
+    return joined.numpy()
 
 
 def stratified_positions(labels: Tensor, limit: int | None, seed: int) -> Tensor:

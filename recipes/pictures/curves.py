@@ -36,7 +36,10 @@ def draw_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
             axis.set_visible(False)
         row[0].set_ylabel("loss")
     for axis in axes[-1]:
-        axis.set_xlabel("step")
+        axis.set_xlabel("step of the top level")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    if handles:
+        axes[0, 0].legend(handles, labels, frameon=False, fontsize=8)
     save_figure(figure, path)
 
 
@@ -46,18 +49,30 @@ def _series(records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     _, first, counts = np.unique(steps, return_index=True, return_counts=True)
     place = np.arange(len(steps)) - np.repeat(first, counts)
     columns = {"step": steps + place / np.repeat(counts, counts), "loss": [record["loss"] for record in records]}
-    columns |= {name: [record["metrics"][name] for record in records] for name in records[0]["metrics"]}
-    return {name: np.asarray(values, dtype=float) for name, values in columns.items()}
+    metrics = dict.fromkeys(name for record in records for name in record["metrics"])
+    columns |= {name: [record["metrics"].get(name) for record in records] for name in metrics}
+    return {name: np.asarray(values, dtype=float) for name, values in columns.items()}  # None becomes nan
 
 
 def _draw_panel(axis: Axes, steps: np.ndarray, values: np.ndarray) -> None:
     smooth = len(values) >= FEWEST_TO_SMOOTH
-    axis.plot(steps, values, color="#9db8d2" if smooth else "#1f5f99", linewidth=0.8 if smooth else 1.6)
+    axis.plot(
+        steps,
+        values,
+        color="#9db8d2" if smooth else "#1f5f99",
+        linewidth=0.8 if smooth else 1.6,
+        label="each update" if smooth else None,
+    )
     if smooth:
-        window = max(2, round(SMOOTHED_SHARE * len(values)))
-        sums = np.cumsum(np.insert(values, 0, 0.0))
-        ends = np.arange(1, len(values) + 1)
-        starts = np.maximum(0, ends - window)
-        axis.plot(steps, (sums[ends] - sums[starts]) / (ends - starts), color="#1f5f99", linewidth=1.6)
+        axis.plot(steps, _moving_mean(values), color="#1f5f99", linewidth=1.6, label="moving mean")
     axis.grid(alpha=0.3)
     axis.margins(x=0.01)
+
+
+def _moving_mean(values: np.ndarray) -> np.ndarray:
+    """Means [N] over a window centred on each value, cut off at the ends; values that are nan do not count."""
+    half = max(1, round(SMOOTHED_SHARE * len(values) / 2))
+    window = np.ones(2 * half + 1)
+    counts = np.convolve(np.isfinite(values), window)[half:-half]
+    sums = np.convolve(np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0), window)[half:-half]
+    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)

@@ -47,7 +47,30 @@ def test_encoders_get_normalized_images_of_train_and_test_without_gradients(digi
     assert train.std() == pytest.approx(1, abs=0.05)
 
 
-def test_test_labels_do_not_enter_the_fit(digits):
+def test_wrong_test_labels_change_the_score_alone(digits):
+    labels = digits.test.images.labels.clone()
+    labels[digits.test.indices] = (labels[digits.test.indices] + 1) % 10  # the test images are not among train's
+
+    class Relabelled:
+        pixels = staticmethod(digits.test.images.pixels)
+
+    Relabelled.labels = labels
+    seen = []
+
+    def encoder(images):
+        seen.append(images)
+        return images.flatten(1)
+
+    relabelled = replace(digits, test=replace(digits.test, images=Relabelled))
+    right, wrong = (evaluate_features({"raw": encoder}, data, SETTINGS, CPU)["raw"] for data in (digits, relabelled))
+    half = len(seen) // 2
+    assert torch.equal(torch.cat(seen[:half]), torch.cat(seen[half:]))
+    for protocol, accuracy in right.items():  # the same predictions, which are now right only where they were wrong
+        assert accuracy > 0.9
+        assert wrong[protocol] <= 1 - accuracy
+
+
+def test_the_order_of_test_images_does_not_matter(digits):
     order = torch.randperm(len(digits.test), generator=torch.Generator().manual_seed(0))
     shuffled = replace(digits, test=replace(digits.test, indices=digits.test.indices[order]))
     scores = [evaluate_features({"raw": raw_pixels}, data, SETTINGS, CPU)["raw"] for data in (digits, shuffled)]
@@ -69,12 +92,18 @@ def test_the_cap_is_in_proportion_and_keeps_every_class():
 def test_errors_are_named(digits):
     with pytest.raises(DataError, match="no labels"):
         evaluate_features({"raw": raw_pixels}, replace(digits, labelled=False), SETTINGS, CPU)
+    with pytest.raises(SettingError, match=r"evaluation\.max_images: got 1; expected enough images for two"):
+        evaluate_features({"raw": raw_pixels}, digits, EvaluationSettings(max_images=1), CPU)
+    with pytest.raises(DataError, match="the features of the broken one are not finite"):
+        evaluate_features({"broken one": lambda images: images.flatten(1) / 0}, digits, SETTINGS, CPU)
     empty = replace(digits, test=replace(digits.test, indices=digits.test.indices[:0]))
     with pytest.raises(DataError, match=r"no test images: raise data\.test_share"):
         evaluate_features({"raw": raw_pixels}, empty, SETTINGS, CPU)
 
 
-@pytest.mark.parametrize(("name", "value"), [("max_images", 0), ("neighbours", 0), ("batch_size", -1), ("seed", -1)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_images", 0), ("neighbours", 0), ("batch_size", -1), ("seed", -1), ("neighbours", 2.5)]
+)
 def test_settings_out_of_range_are_named(name, value):
     with pytest.raises(SettingError, match=rf"evaluation\.{name}: got {value}"):
         EvaluationSettings(**{name: value})

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from sklearn.exceptions import ConvergenceWarning
 
+from multilevel.recipes.evaluation import protocols
 from multilevel.recipes.evaluation.protocols import linear_probe, nearest_neighbours
 
 RANDOM = np.random.default_rng(0)
@@ -54,3 +56,10 @@ def test_the_probe_does_not_depend_on_the_features_scale():
 def test_the_probe_works_on_a_handful_of_images():
     features, labels = np.eye(3, 4, dtype=np.float32), np.array([0, 1, 2])
     assert np.array_equal(linear_probe(features, labels, features, 0), labels)
+
+
+def test_a_probe_that_did_not_converge_says_so(monkeypatch):
+    features, labels = clusters(200, 1.0)
+    monkeypatch.setattr(protocols, "ITERATIONS", 1)
+    with pytest.warns(ConvergenceWarning, match="stopped after 1 iterations, before it converged"):
+        linear_probe(features, labels, features, 0)

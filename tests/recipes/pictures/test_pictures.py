@@ -8,6 +8,7 @@ from toy import toy_graph
 
 from multilevel.levels import MaskedAutoencoder
 from multilevel.recipes.pictures import draw_curves, draw_graph, draw_masks, reconstruct_pixels
+from multilevel.recipes.pictures.curves import _moving_mean
 from multilevel.solvers import FiniteDifference
 
 
@@ -31,6 +32,22 @@ def test_curves_have_a_panel_for_each_loss_and_metric(tmp_path):
     assert down.shape[1] > 700  # two columns: loss and accuracy of b
     assert (down != up).any()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_moving_mean_goes_on_after_a_value_that_is_missing():
+    values = np.arange(100.0)
+    values[40] = np.nan
+    mean = _moving_mean(values)
+    kept = [np.nanmean(values[max(0, index - 2) : index + 3]) for index in range(100)]  # 5% of 100, to either side
+    np.testing.assert_allclose(mean, kept)
+
+
+def test_metrics_may_be_missing_and_losses_null(tmp_path):
+    some = records(float)
+    some[0] |= {"loss": None, "metrics": {"rare": 1.0}}
+    draw_curves(tmp_path / "curves.png", some)
+    draw_curves(tmp_path / "none.png", [])
+    assert {path.name for path in tmp_path.iterdir()} == {"curves.png", "none.png"}
 
 
 def test_a_failed_drawing_leaves_nothing(tmp_path, monkeypatch):
@@ -102,4 +119,7 @@ def test_a_graph_of_any_size(tmp_path, count):
     draw_graph(tmp_path / "graph.png", toy_graph(functions, values, dict.fromkeys(names, FiniteDifference())))
     found = pixels(tmp_path / "graph.png")
     assert found.shape[0] > 150 * count
-    assert (found.std(2) > 20).mean() > 0.001  # coloured arrows
+    coloured = (found.max(2) - found.min(2)) > 100
+    assert coloured.mean() > 0.001  # arrows
+    edge = np.concatenate([coloured[:, :8], coloured[:, -8:]], axis=1)
+    assert not edge.any()  # none of them leaves the picture
