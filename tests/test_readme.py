@@ -1,0 +1,21 @@
+"""What the README says is so."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_example_runs_and_finds_the_inputs_that_matter():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(code.strip().splitlines()) <= 25
+    names = {"__name__": "example"}
+    exec(compile(code, "README.md", "exec"), names)
+    penalties = names["penalty"].weight.sigmoid().flatten()
+    assert penalties[:3].max() < penalties[3:].min()
+
+
+def test_ci_calls_the_readmes_test_command_word_for_word():
+    assert "    make test " in README
+    assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
