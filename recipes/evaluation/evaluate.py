@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from multilevel.recipes.data import ImageData, Part
+from multilevel.recipes.data.strata import limit_rows, random_for
 from multilevel.recipes.evaluation.protocols import linear_probe, nearest_neighbours
 from multilevel.recipes.evaluation.settings import EvaluationSettings
 from multilevel.solvers import DataError, SettingError
@@ -88,21 +89,12 @@ def extract_features(
 
 
 def stratified_positions(labels: Tensor, limit: int | None, seed: int) -> Tensor:
-    """At most ``limit`` positions (int64, sorted), every class in proportion and none left out while they fit.
+    """At most ``limit`` positions (int64, sorted), every class in proportion.
 
     Args:
         labels: int64 [N].
         limit: None takes all.
         seed: of the drawing.
     """
-    if limit is None or limit >= len(labels):
-        return torch.arange(len(labels))
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    # Each image's rank within its class, as a share of the class: the lowest shares of all classes together are
-    # a drawing in proportion, and every class's first image has share 0.
-    shuffled = labels[order]
-    share = torch.empty(len(labels))
-    for label in labels.unique():
-        members = (shuffled == label).nonzero().squeeze(1)
-        share[members] = torch.arange(len(members)) / len(members)
-    return order[share.argsort(stable=True)[:limit]].sort().values
+    rows = np.arange(len(labels))
+    return torch.from_numpy(limit_rows(labels.numpy(), rows, limit, random_for(seed, "evaluation")))

@@ -86,7 +86,7 @@ def test_the_cap_is_in_proportion_and_keeps_every_class():
     assert torch.equal(chosen, stratified_positions(labels, 90, seed=0))
     assert not torch.equal(chosen, stratified_positions(labels, 90, seed=1))
     assert torch.equal(stratified_positions(labels, None, 0), torch.arange(905))
-    assert set(labels[stratified_positions(labels, 3, seed=0)].tolist()) == {0, 1, 2}
+    assert set(labels[stratified_positions(labels, 6, seed=0)].tolist()) == {0, 1, 2}
 
 
 def test_errors_are_named(digits):
