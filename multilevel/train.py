@@ -105,6 +105,8 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, seconds: float) ->
     pictures = [folder.path / "curves.png"]
     draw_curves(pictures[0], records)
     pictures += recipe.write_pictures(folder.path)
+    if settings.evaluate:
+        print("evaluating frozen features on the test split", file=sys.stderr, flush=True)
     scores = recipe.evaluate() if settings.evaluate else None
     summary = folder.write_json("summary.json", summarize(recipe, records, log.seconds, scores))
     if scores:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from multilevel.solvers.base import ImplicitSolver, Solution
+from multilevel.solvers.errors import SettingError
 
 
 @dataclass
@@ -24,6 +25,11 @@ class FiniteDifference(ImplicitSolver):
 
     product: str = field(default="finite_difference", kw_only=True)
     measure_residual: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.product != "finite_difference":
+            raise SettingError("solver.product", self.product, "finite_difference, which this solver stands for")
 
     def solve(self, hessian: Callable[[Tensor], Tensor], cotangent: Tensor) -> Solution:
         if not self.measure_residual:

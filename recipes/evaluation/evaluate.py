@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 from tqdm import tqdm
 
 from multilevel.recipes.data import ImageData, Part
@@ -17,6 +18,7 @@ from multilevel.solvers import DataError, SettingError
 
 #: Normalized images [B, C, H, W] to features [B, D].
 Encoder = Callable[[Tensor], Tensor]
+LARGEST_RAW_SIZE = 32
 Scores = dict[str, dict[str, float]]
 
 
@@ -65,8 +67,12 @@ def evaluate_features(
 
 
 def raw_pixels(images: Tensor) -> Tensor:
-    """The pixels themselves as features: [B, C, H, W] to [B, C * H * W]."""
-    return images.flatten(1)
+    """The pixels themselves as features: [B, C, H, W] to [B, C * H * W].
+
+    Images above 32 pixels a side are averaged down to 32, so that a probe on them stays affordable.
+    """
+    size = min(images.shape[-1], LARGEST_RAW_SIZE)
+    return adaptive_avg_pool2d(images, size).flatten(1)
 
 
 def extract_features(

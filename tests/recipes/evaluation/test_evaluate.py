@@ -117,3 +117,10 @@ def test_the_table_has_a_row_for_each_encoder():
     assert lines[1].split() == ["trained", "50.0%", "25.0%"]
     assert lines[2].split() == ["raw", "pixels", "100.0%", "0.0%"]
     assert len({len(line) for line in lines}) == 1
+
+
+def test_raw_pixels_are_averaged_down_to_32():
+    images = torch.arange(4.0).view(1, 1, 2, 2)
+    assert torch.equal(raw_pixels(images), torch.arange(4.0)[None])
+    large = images.repeat_interleave(32, 2).repeat_interleave(32, 3)
+    assert torch.equal(raw_pixels(large), images.repeat_interleave(16, 2).repeat_interleave(16, 3).flatten(1))
