@@ -91,7 +91,8 @@ class Graph:
         for name in reversed(self.names):
             problem = self.problems[name]
             count = sum(parameter.numel() for parameter in problem.variables().values())
-            often = "top level" if name == self.top else f"{problem.steps} updates for each one of the next level up"
+            updates = "1 update" if problem.steps == 1 else f"{problem.steps} updates"
+            often = "top level" if name == self.top else f"{updates} for each one of the next level up"
             through = ", ".join(self.passes(name)) or "nothing: its plain gradient"
             solver = "" if problem.solver is None or name == self.top else f"; solver {problem.solver}"
             lines.append(f"{name}: {count:,} parameters, {often}{solver}")
