@@ -152,3 +152,17 @@ def test_hypergradients_between_steps_do_not_change_the_training(graph):
             engine.run(1)
         states.append(snapshot(engine.state_dict()))
     assert states[0] == states[1]
+
+
+def test_every_update_draws_anew():
+    """The draws of an engine are those of one generator seeded once, whatever the level."""
+    engine = Engine(dropout_graph(FiniteDifference()), seed=7)
+    seen = []
+    for _ in range(3):
+        engine.run(1)
+        seen.append(engine._records["fit"][0].draws)
+    assert len({float(noise) for noise, _, _ in seen}) == 3
+    assert len({number for _, number, _ in seen}) == 3
+    again = Engine(dropout_graph(FiniteDifference()), seed=7)
+    again.run(3)
+    assert again._records["fit"][0].draws[1:] == seen[2][1:]

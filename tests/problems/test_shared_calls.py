@@ -17,7 +17,11 @@ class Encoder(nn.Module):
     def __init__(self, kind):
         super().__init__()
         self.linear = nn.Linear(4, 5)
-        self.extra = {"dropout": nn.Dropout(0.4), "batch norm": nn.BatchNorm1d(5)}.get(kind, nn.Identity())
+        self.extra = {
+            "dropout": nn.Dropout(0.4),
+            "dropout twice": nn.Dropout(0.4),
+            "batch norm": nn.BatchNorm1d(5),
+        }.get(kind, nn.Identity())
         self.calls = 0
 
     def forward(self, x, scale=1.0):
@@ -32,6 +36,8 @@ class Head(Problem):
         x, y = batch
         if self.kind == "keywords":
             features = levels.encoder(x, scale=2.0) + levels.encoder(x, scale=3.0)
+        elif self.kind == "dropout twice":
+            features = levels.encoder(x) * levels.encoder(x)
         elif self.kind == "in place":
             features = levels.encoder(x).mul_(2)
         elif self.kind == "autocast":
@@ -52,7 +58,7 @@ class Decay(Problem):
         return (levels.head(levels.encoder(x)) - y).square().mean() + levels.encoder.linear.weight.square().sum()
 
 
-KINDS = ("plain", "dropout", "batch norm", "keywords", "in place", "own output", "autocast")
+KINDS = ("plain", "dropout", "dropout twice", "batch norm", "keywords", "in place", "own output", "autocast")
 
 
 def build(kind, solver):
@@ -76,7 +82,15 @@ def test_results_are_those_of_evaluations_on_their_own(kind, solver, monkeypatch
 @pytest.mark.parametrize(
     ("kind", "calls"),
     # the direct gradient, and one for both points of the difference; or one for each point
-    [("plain", 2), ("dropout", 2), ("batch norm", 3), ("in place", 3), ("keywords", 3), ("autocast", 3)],
+    [
+        ("plain", 2),
+        ("dropout", 2),
+        ("dropout twice", 3),
+        ("batch norm", 3),
+        ("in place", 3),
+        ("keywords", 3),
+        ("autocast", 3),
+    ],
 )
 def test_a_call_is_made_once_where_it_is_the_same_call(kind, calls):
     engine, encoder = build(kind, FiniteDifference())
