@@ -28,8 +28,11 @@ class Finetune(Problem):
         self.pretrain = pretrain
         self.through_encoder = through_encoder
 
-    def loss(self, levels: Levels, batch: Any, draws: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        images, labels = batch
+    def outputs(self, levels: Levels, batch: Any, draws: Any) -> Tensor:
+        """Logits [B, classes]."""
         with torch.set_grad_enabled(self.through_encoder and torch.is_grad_enabled()):
-            features = getattr(levels, self.pretrain).features(images)
-        return cross_entropy(getattr(levels, self.name)(features), labels)
+            features = getattr(levels, self.pretrain).features(batch[0])
+        return getattr(levels, self.name)(features)
+
+    def criterion(self, outputs: Tensor, levels: Levels, batch: Any, draws: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        return cross_entropy(outputs, batch[1])

@@ -75,10 +75,9 @@ class MaskedAutoencoder(nn.Module):
         pixels = self.mae.patchify(images)
         return (pixels - pixels.mean(-1, keepdim=True)) / (pixels.var(-1, keepdim=True) + 1e-6).sqrt()
 
-    def patch_losses(self, images: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean squared error of each patch [B, L], and the mask [B, L], 1 where hidden."""
-        prediction, mask = self.reconstruct(images, scores)
-        return (at_least_float32(prediction) - self.targets(images)).square().mean(-1), mask
+    def patch_losses(self, images: Tensor, prediction: Tensor) -> Tensor:
+        """Mean squared error [B, L] of predicted pixels [B, L, patch * patch * C]."""
+        return (at_least_float32(prediction) - self.targets(images)).square().mean(-1)
 
     def features(self, images: Tensor) -> Tensor:
         """The encoder on all patches, averaged over them: [B, C, H, W] to [B, width].

@@ -57,9 +57,16 @@ class MaskedPretrain(Problem):
             return self.policy.scores(getattr(levels, self.mask)(images))
         return self.policy.scores(torch.zeros(len(images), self.patches, device=images.device))
 
-    def loss(self, levels: Levels, batch: Any, draws: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def outputs(self, levels: Levels, batch: Any, draws: Tensor) -> list[Tensor]:
+        """Predicted pixels [B, L, patch * patch * C] and the mask [B, L], 1 where hidden."""
+        return list(getattr(levels, self.name).reconstruct(batch[0], draws))
+
+    def criterion(
+        self, outputs: list[Tensor], levels: Levels, batch: Any, draws: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch[0]
-        losses, hidden = getattr(levels, self.name).patch_losses(images, draws)
+        prediction, hidden = outputs
+        losses = getattr(levels, self.name).patch_losses(images, prediction)
         plain = (losses * hidden).sum() / hidden.sum()
         if not self.policy.guided:
             return plain, {}

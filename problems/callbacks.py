@@ -23,6 +23,7 @@ class Update:
         metrics: what its loss reported besides.
         gradient_norm: norm of the hypergradient, before clipping.
         solves: report of the solve of each level that the hypergradient went through.
+        cosine: between this hypergradient and the level's last one; None at the first, and for plain gradients.
     """
 
     level: str
@@ -31,6 +32,7 @@ class Update:
     metrics: Mapping[str, float]
     gradient_norm: float
     solves: Mapping[str, SolveReport] = field(default_factory=dict)
+    cosine: float | None = None
 
 
 class Callback:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,9 +13,21 @@ from multilevel.problems.callbacks import Callback, Update
 from multilevel.problems.errors import CheckpointError, GraphError
 from multilevel.problems.evaluation import Evaluator, Part, Record
 from multilevel.problems.graph import Graph
-from multilevel.problems.hypergradient import Gradients, differentiated, gradients, leaves, respond
+from multilevel.problems.hypergradient import (
+    Gradients,
+    Hypergradient,
+    Memory,
+    RecordedUpdate,
+    differentiated,
+    gradients,
+    leaves,
+    respond,
+)
 from multilevel.problems.problem import Problem
 from multilevel.problems.randomness import RandomState
+from multilevel.solvers import Solver
+from multilevel.solvers.update_rules import UpdateRule
+from multilevel.solvers.vectors import Tensors, flatten
 
 #: Gradients by level and variable; None where the loss does not depend on one.
 Total = dict[str, dict[str, Tensor | None]]
@@ -45,6 +58,11 @@ class Engine:
         self.step = 0
         self._random = RandomState.seeded(seed)
         self._records: dict[str, Record] = {}
+        self._steps: dict[str, deque[RecordedUpdate]] = {}
+        #: Updates of every level to record, where a solver does not ask for more.
+        self.recorded_steps = 0
+        self._starts: dict[str, dict[str, Tensors]] = {}
+        self._last: dict[str, Tensors] = {}
         for batches in graph.batches.values():
             batches.restart(seed)
         _ = graph.reads  # a graph that does not fit together is refused here, before any work
@@ -62,6 +80,7 @@ class Engine:
         for callback in self.callbacks:
             callback.on_start(self, steps)
         for _ in range(steps):
+            self._steps.clear()
             self._descend(len(self.graph.names) - 1)
             self.step += 1
             for callback in self.callbacks:
@@ -78,24 +97,42 @@ class Engine:
         Returns:
             For each variable of the level, by name, a tensor of its shape; 0 where its loss does not use it.
         """
+        return dict(self.solve_hypergradient(name).values)
+
+    def solve_hypergradient(
+        self, name: str, solvers: Mapping[str, Solver] | None = None, precision: str | None = None
+    ) -> Hypergradient:
+        """``hypergradient`` with the reports of its solves, with other solvers or in another precision.
+
+        Args:
+            name: the level.
+            solvers: of the levels that the hypergradient goes through; None takes each level's own.
+            precision: float32, bf16 or float64, in which everything is then evaluated; None takes the engine's.
+
+        Raises:
+            GraphError: there is no such level.
+            SolveError: the solver is strict and failed, or cannot solve a level of this kind.
+        """
         if name not in self.graph.problems:
             raise GraphError(f"there is no level {name!r}; the levels are {', '.join(self.graph.names)}")
+        evaluator = Evaluator(self.graph.problems, precision) if precision else self.evaluator
         record = self._record_of(name)
-        inputs = leaves(self.evaluator, differentiated(self.graph, name))
+        inputs = leaves(evaluator, differentiated(self.graph, name))
         total: Total | None = None
         for part in record:
-            total = _sum(total, gradients(self.evaluator.replay(name, part, inputs), inputs))
+            total = _sum(total, gradients(evaluator.replay(name, part, inputs), inputs))
         assert total is not None
-        direct = _mean(total, len(record), inputs)
-        return dict(self._respond(name, direct)[0])
+        return self._respond(name, _mean(total, len(record), inputs), evaluator, solvers)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on from here with the same result: ``{"step", "random", "levels": {name: ...}}``.
+        """All that is needed to go on from here with the same result, nested dicts of numbers and tensors.
 
         The records of the last updates are left out: the next step renews them before it uses them.
         """
         return {
             "step": self.step,
+            "starts": self._starts,
+            "last": self._last,
             "random": self._random.state_dict(),
             "levels": {
                 name: {
@@ -125,7 +162,19 @@ class Engine:
             self.graph.batches[name].load_state_dict(levels[name]["data"])
         self.step = state["step"]
         self._random = RandomState.from_state_dict(state["random"])
-        self._records = {}
+        self._starts = state["starts"]
+        self._last = state["last"]
+        self._records, self._steps = {}, {}
+
+    def records(self) -> dict[str, Any]:
+        """What the last updates used, for ``load_records``: solves at this very point need it, training does not."""
+        held = {level: self._record_of(level) for level in self.graph.names}
+        return {"records": held, "steps": {level: list(steps) for level, steps in self._steps.items()}}
+
+    def load_records(self, records: Mapping[str, Any]) -> None:
+        """Take over what ``records`` of an engine at the same point gave."""
+        self._records = dict(records["records"])
+        self._steps = {level: deque(steps, maxlen=len(steps)) for level, steps in records["steps"].items()}
 
     def _descend(self, index: int) -> None:
         """Update a level once, after the updates of the levels below it that this one asks for."""
@@ -153,16 +202,52 @@ class Engine:
         assert total is not None
         self._records[name] = tuple(parts)
         unused = {key for key, value in total[name].items() if value is None}
-        result, reports = self._respond(name, _mean(total, len(parts), inputs))
-        norm = self._apply(problem, {key: value for key, value in result.items() if key not in unused or value.any()})
+        found = self._respond(name, _mean(total, len(parts), inputs), self.evaluator)
+        if found.solutions:
+            self._starts[name] = dict(found.solutions)
+        used = {key: value for key, value in found.values.items() if key not in unused or value.any()}
+        self._keep_step(problem, set(used))
+        norm = self._apply(problem, used)
+        cosine = self._cosine(name, found) if found.reports else None
         metrics = {key: sum(some[key] for _, some in values) / len(values) for key in values[0][1]}
-        update = Update(name, self.step, sum(loss for loss, _ in values) / len(values), metrics, norm, reports)
+        mean = sum(loss for loss, _ in values) / len(values)
+        update = Update(name, self.step, mean, metrics, norm, found.reports, cosine)
         for callback in self.callbacks:
             callback.on_update(self, update)
 
-    def _respond(self, name: str, direct: Gradients) -> Any:
-        records = {level: self._record_of(level) for level in self.graph.passes(name)}
-        return respond(self.graph, self.evaluator, records, name, direct)
+    def _respond(
+        self, name: str, direct: Gradients, evaluator: Evaluator, solvers: Mapping[str, Solver] | None = None
+    ) -> Hypergradient:
+        passes = self.graph.passes(name)
+        records = {level: self._record_of(level) for level in passes}
+        # A solver other than the level's own starts from nothing.
+        memory = Memory(self._steps, {} if solvers else self._starts.get(name, {}))
+        return respond(self.graph, evaluator, records, name, direct, memory, solvers or self._solvers(passes))
+
+    def _solvers(self, levels: tuple[str, ...]) -> dict[str, Solver]:
+        """Each level's own; the graph has checked that it has one."""
+        return {level: solver for level in levels if (solver := self.graph.problems[level].solver) is not None}
+
+    def _keep_step(self, problem: Problem, moving: set[str]) -> None:
+        """Record what an update of a level starts from, where its solver goes through updates."""
+        count = max(self.recorded_steps, 0 if problem.solver is None else problem.solver.recorded_steps)
+        rule = UpdateRule.of(problem.optimizer, problem.variables(), problem.clip_norm) if count else None
+        if rule is None:
+            return
+        held = {
+            level: {key: value.clone() for key, value in self.evaluator.detached(level).items()}
+            for level in (problem.name, *self.graph.reads[problem.name])
+        }
+        update = RecordedUpdate(self._records[problem.name], held.pop(problem.name), held, rule.recorded(moving))
+        self._steps.setdefault(problem.name, deque(maxlen=count)).append(update)
+
+    def _cosine(self, name: str, found: Hypergradient) -> float | None:
+        """Between a level's hypergradient and its last one; None at the first."""
+        before, self._last[name] = self._last.get(name), found.values
+        if before is None:
+            return None
+        one, other = flatten(before), flatten(found.values)
+        return torch.nn.functional.cosine_similarity(one, other, dim=0).item()
 
     def _record_of(self, name: str) -> Record:
         if name in self._records:

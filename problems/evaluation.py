@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from multilevel.problems.errors import LossError
 from multilevel.problems.levels import LevelHandle, Levels
@@ -19,6 +20,8 @@ from multilevel.solvers import SettingError
 from multilevel.solvers.vectors import Tensors
 
 PRECISIONS = ("float32", "bf16")
+#: For reference computations; everything is cast when a loss is evaluated.
+REFERENCE_PRECISION = "float64"
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,15 @@ class Evaluator:
 
     Args:
         problems: the levels by name.
-        precision: float32 (the parameters' own dtype) or bf16 (autocast).
+        precision: float32 (the parameters' own dtype), bf16 (autocast) or float64 (parameters, buffers, batches
+            and draws are cast: a reference).
 
     Raises:
         SettingError: an unknown precision.
     """
 
     def __init__(self, problems: Mapping[str, Problem], precision: str = "float32") -> None:
-        if precision not in PRECISIONS:
+        if precision not in (*PRECISIONS, REFERENCE_PRECISION):
             raise SettingError("precision", precision, f"one of {', '.join(PRECISIONS)}")
         self.problems = problems
         self.precision = precision
@@ -77,11 +81,43 @@ class Evaluator:
         Raises:
             LossError: the loss is not a scalar tensor, or not finite.
         """
+        part = self.cast(part)
         if shared is not None:
             shared.give(part.batch, part.draws)
         levels, own_buffers = self._levels(parameters, name if move_buffers else None, shared)
         with self._autocast(name):
             value = self.problems[name].loss(levels, part.batch, part.draws)
+        loss, metrics = self._checked(name, value)
+        for buffer, moved in own_buffers:
+            buffer.copy_(moved)
+        return loss, metrics
+
+    def outputs(self, name: str, part: Part, parameters: Mapping[str, Tensors]) -> tuple[list[Tensor], RandomState]:
+        """What a level computes on a recorded part, and the generators' state that its criterion starts from."""
+        part = self.cast(part)
+        levels, _ = self._levels(parameters, None)
+        with part.state.active(), self._autocast(name):
+            found = self.problems[name].outputs(levels, part.batch, part.draws)
+            after = RandomState.capture()
+        return [found] if isinstance(found, Tensor) else list(found), after
+
+    def criterion(
+        self, name: str, part: Part, outputs: Sequence[Tensor], parameters: Mapping[str, Tensors], state: RandomState
+    ) -> Tensor:
+        """The loss of a level's outputs."""
+        part = self.cast(part)
+        levels, _ = self._levels(parameters, None)
+        given = outputs[0] if len(outputs) == 1 else list(outputs)
+        with state.active(), self._autocast(name):
+            return self._checked(name, self.problems[name].criterion(given, levels, part.batch, part.draws))[0]
+
+    def cast(self, part: Part) -> Part:
+        """A part as this evaluator's precision takes it."""
+        if self.precision != REFERENCE_PRECISION:
+            return part
+        return Part(_doubled(part.batch), _doubled(part.draws), part.state)
+
+    def _checked(self, name: str, value: Any) -> tuple[Tensor, dict[str, Any]]:
         loss, metrics = value if isinstance(value, tuple) else (value, {})
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             shape = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
@@ -91,8 +127,6 @@ class Evaluator:
                 f"the loss of level {name!r} is {loss.item()}: lower its learning rate, clip its gradient, "
                 "or look at its data"
             )
-        for buffer, moved in own_buffers:
-            buffer.copy_(moved)
         return loss, dict(metrics)
 
     def replay(
@@ -117,11 +151,11 @@ class Evaluator:
         """The coarsest dtype that a level's loss is computed in."""
         if self.precision == "bf16":
             return torch.bfloat16
-        return next((value.dtype for value in self.problems[name].variables().values()), torch.float32)
+        return next((value.dtype for value in self.detached(name).values()), torch.float32)
 
     def detached(self, name: str) -> dict[str, Tensor]:
         """The level's variables at the current point, outside any graph."""
-        return {key: parameter.detach() for key, parameter in self.problems[name].variables().items()}
+        return {key: self._own(parameter.detach()) for key, parameter in self.problems[name].variables().items()}
 
     def _levels(
         self, parameters: Mapping[str, Tensors], moving: str | None, shared: SharedCalls | None = None
@@ -131,10 +165,10 @@ class Evaluator:
 
         def handle(name: str) -> LevelHandle:
             module = self.problems[name].module
-            values = {key: value.detach() for key, value in module.named_parameters()}
+            values = {key: self._own(value.detach()) for key, value in module.named_parameters()}
             values.update(parameters.get(name, {}))
             for key, buffer in module.named_buffers():
-                values[key] = buffer.clone()
+                values[key] = self._own(buffer.clone())
                 if name == moving:
                     moved.append((buffer, values[key]))
             usable = shared is not None and shared.active and name != shared.level
@@ -142,10 +176,18 @@ class Evaluator:
 
         return Levels(handle, tuple(self.problems)), moved
 
+    def _own(self, tensor: Tensor) -> Tensor:
+        return _doubled(tensor) if self.precision == REFERENCE_PRECISION else tensor
+
     def _autocast(self, name: str) -> AbstractContextManager[Any]:
-        if self.precision == "float32":
+        if self.precision != "bf16":
             return nullcontext()
         return torch.autocast(self.device(name).type, dtype=torch.bfloat16)
+
+
+def _doubled(value: Any) -> Any:
+    """Every floating-point tensor of nested tuples, lists and dicts in float64."""
+    return tree_map_only(Tensor, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, value)
 
 
 def module_device(module: nn.Module) -> torch.device:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from graphlib import CycleError, TopologicalSorter
+from graphlib import TopologicalSorter
 
 import torch
 
@@ -21,14 +23,17 @@ class Graph:
         problems: at least one level. A level is above those listed before it: their parameters respond to its
             own, as far as their losses read it. Levels that do not depend on each other may be listed in
             any order; the last is the top.
+        approximate: where levels read each other and a solver cannot take the response of the inner ones into the
+            outer one's Hessian, leave that response out instead of raising an error.
 
     Raises:
         GraphError: no level, two of one name, or two that share a parameter.
     """
 
-    def __init__(self, *problems: Problem) -> None:
+    def __init__(self, *problems: Problem, approximate: bool = False) -> None:
         if not problems:
             raise GraphError("a graph needs at least one level")
+        self.approximate = approximate
         self.problems: dict[str, Problem] = {}
         owners: dict[int, str] = {}
         for problem in problems:
@@ -63,7 +68,7 @@ class Graph:
 
         Raises:
             ReadsError: a pinned ``reads`` differs from what was found.
-            NestedChainError: levels below another one read each other in a cycle.
+            NestedChainError: levels read each other, and a solver cannot treat that exactly.
             GraphError: a level that hypergradients pass through has no solver.
         """
         evaluator = Evaluator(self.problems)
@@ -74,16 +79,29 @@ class Graph:
                     f"level {name!r} is pinned to read {_listed(problem.reads)}, but its loss reads "
                     f"{_listed(reads[name])}"
                 )
-        self._check_passes(reads)
+        self.__dict__["reads"] = reads  # the checks use it
+        self._check_passes()
         return reads
 
     def passes(self, name: str) -> tuple[str, ...]:
         """The levels that the hypergradient of ``name`` goes through, in the order in which they are solved.
 
         These are the levels below it that it depends on and that depend on it. Each comes after every one
-        of them that reads it.
+        of them that reads it, and after those below it that it reads and that read it.
         """
-        return _passes(self.names, self.reads, name)
+        return tuple(level for block in self.blocks(name) for level in block.levels)
+
+    def blocks(self, name: str) -> tuple[Block, ...]:
+        """The levels of ``passes``, each with those whose response is part of its own gradient."""
+        below = set(self.names[: self.names.index(name)])
+        readers = {level: [other for other in self.names if level in self.reads[other]] for level in self.names}
+        active = _reachable(name, self.reads, below) & _reachable(name, readers, below)
+        return _ordered([level for level in self.names if level in active], self.reads)
+
+    def treats_exactly(self, block: Block) -> bool:
+        """Whether the block's solvers can solve with its total gradient; without inner levels, any can."""
+        solvers = [self.problems[level].solver for level in block.levels]
+        return not block.inner or all(solver is not None and solver.nests for solver in solvers)
 
     def describe(self) -> str:
         """The levels, top first: who reads whom, how often each is updated, what its hypergradient goes through."""
@@ -115,30 +133,59 @@ class Graph:
         found = {level for (level, _), gradient in zip(keyed, gradients, strict=True) if gradient is not None}
         return tuple(level for level in self.names if level in found and level != name)
 
-    def _check_passes(self, reads: dict[str, tuple[str, ...]]) -> None:
+    def _check_passes(self) -> None:
         for name in self.names:
-            for level in _passes(self.names, reads, name):
-                if self.problems[level].solver is None:
-                    raise GraphError(f"level {level!r} is below {name!r}, which depends on it: give it a solver")
+            for block in self.blocks(name):
+                for level in block.levels:
+                    if self.problems[level].solver is None:
+                        raise GraphError(f"level {level!r} is below {name!r}, which depends on it: give it a solver")
+                if not self.approximate and not self.treats_exactly(block):
+                    raise NestedChainError(
+                        f"levels {_listed(block.levels)} read each other below {name!r}: exactly treated by solvers of "
+                        "the Hessian (dense, conjugate_gradient, minres, neumann, nystrom, identity) at each of them; "
+                        "approximate=true leaves the response of the inner levels out of the outer one's Hessian"
+                    )
 
 
-def _passes(names: tuple[str, ...], reads: dict[str, tuple[str, ...]], name: str) -> tuple[str, ...]:
-    below = set(names[: names.index(name)])
-    readers = {level: [other for other in names if level in reads[other]] for level in names}
-    inward = _reachable(name, reads, below)
-    outward = _reachable(name, readers, below)
-    active = [level for level in names if level in inward & outward]
-    sorter = TopologicalSorter({level: [r for r in readers[level] if r in active] for level in active})
-    try:
-        return tuple(sorter.static_order())
-    except CycleError as error:
-        cycle = " -> ".join(reversed(error.args[1]))
-        raise NestedChainError(
-            f"below level {name!r} levels read each other in a cycle ({cycle}): nested chains are not supported"
-        ) from None
+@dataclass(frozen=True)
+class Block:
+    """A level, and those below it that read it and that it reads: their response is part of its own gradient.
+
+    Attributes:
+        name: the level.
+        inner: the blocks within, in the order in which they are solved; empty where its gradient is the plain one.
+    """
+
+    name: str
+    inner: tuple[Block, ...] = ()
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """All its levels, in the order in which they are solved; its own last."""
+        return (*(level for block in self.inner for level in block.levels), self.name)
 
 
-def _reachable(start: str, edges: dict[str, tuple[str, ...]] | dict[str, list[str]], within: set[str]) -> set[str]:
+def _ordered(levels: Sequence[str], reads: Mapping[str, Sequence[str]]) -> tuple[Block, ...]:
+    """Blocks of ``levels`` (bottom first), each after every one that reads a level of it.
+
+    Levels that read each other in a cycle are one block: that of the highest of them.
+    """
+    edges = {level: [other for other in reads[level] if other in levels] for level in levels}
+    reached = {level: _reachable(level, edges, set(levels)) for level in levels}
+    cycles = [
+        [other for other in levels if other == one or (other in reached[one] and one in reached[other])]
+        for one in levels
+    ]
+    members = {cycle[-1]: cycle for cycle in cycles}  # each cycle once, by its highest level
+    readers = {
+        top: {other for other in members if other not in cycle and top in reached[other]}
+        for top, cycle in members.items()
+    }
+    order = TopologicalSorter(readers).static_order()
+    return tuple(Block(top, _ordered(members[top][:-1], reads)) for top in order)
+
+
+def _reachable(start: str, edges: Mapping[str, Sequence[str]], within: set[str]) -> set[str]:
     """Levels of ``within`` that ``start`` reaches by edges between levels of ``within``."""
     found: set[str] = set()
     waiting = [start]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from multilevel.problems.evaluation import Evaluator, Part, Record
 from multilevel.problems.graph import Graph
+from multilevel.problems.nested import NestedSystem
 from multilevel.problems.shared_calls import SharedCalls
-from multilevel.solvers import LowerLevel, SolveReport
+from multilevel.solvers import LowerLevel, Prediction, Solver, SolveReport, Step
+from multilevel.solvers.update_rules import UpdateRule
 from multilevel.solvers.vectors import Tensors, zeros_like
 
 Gradients = dict[str, dict[str, Tensor]]
@@ -40,13 +42,58 @@ def gradients(loss: Tensor, inputs: Gradients) -> dict[str, dict[str, Tensor | N
     return {level: {key: next(values) for key in tensors} for level, tensors in inputs.items()}
 
 
+@dataclass(frozen=True)
+class RecordedUpdate:
+    """What an update started from: see ``Step``; the parts of its batch stand for the losses on them."""
+
+    record: Record
+    parameters: Tensors
+    reads: Mapping[str, Tensors]
+    rule: UpdateRule
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What solves use of earlier updates; all of it may be empty.
+
+    Attributes:
+        steps: of each level whose solver goes through its updates, the last of them.
+        starts: of each level, the last solution where its solver starts from it.
+    """
+
+    steps: Mapping[str, Sequence[RecordedUpdate]] = field(default_factory=dict)
+    starts: Mapping[str, Tensors] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Hypergradient:
+    """A hypergradient and how it came about.
+
+    Attributes:
+        values: by variable of the level, tensors of its shapes.
+        reports: of the solve of each level that it went through.
+        solutions: of the levels whose solver keeps one for the next solve.
+    """
+
+    values: Tensors
+    reports: Mapping[str, SolveReport]
+    solutions: Mapping[str, Tensors]
+
+
 def respond(
-    graph: Graph, evaluator: Evaluator, records: Mapping[str, Record], name: str, direct: Gradients
-) -> tuple[Tensors, dict[str, SolveReport]]:
+    graph: Graph,
+    evaluator: Evaluator,
+    records: Mapping[str, Record],
+    name: str,
+    direct: Gradients,
+    memory: Memory,
+    solvers: Mapping[str, Solver],
+) -> Hypergradient:
     """Add to the direct gradient of ``name`` what comes through the levels below it.
 
     The adjoint pass: every level p below keeps a cotangent a_p that starts at the direct gradient in its
-    variables; it is solved once, after every level that reads it, and hands on its contributions.
+    variables; it is solved once, after every level that reads it, and hands on its contributions. Levels that read
+    each other are solved together, see ``NestedSystem``.
 
     Args:
         graph: the levels.
@@ -54,35 +101,91 @@ def respond(
         records: for every level passed, what its last update used.
         name: the level whose hypergradient it is.
         direct: the direct gradient of its loss for each level of ``differentiated``.
-
-    Returns:
-        The hypergradient in the variables of ``name``, and the report of each solve.
+        memory: of earlier updates.
+        solvers: of the levels passed.
     """
     cotangents = dict(direct)
     reports: dict[str, SolveReport] = {}
-    passes = graph.passes(name)
-    for level in passes:
-        if level not in cotangents:
-            continue
-        solver = graph.problems[level].solver
-        assert solver is not None
-        wanted = [other for other in graph.reads[level] if other == name or other in passes]
-        response = solver.respond(lower_level(evaluator, records[level], level, wanted), cotangents.pop(level))
-        reports[level] = response.report
-        for other, contribution in response.contributions.items():
-            so_far = cotangents.get(other) or zeros_like(contribution)
-            cotangents[other] = {key: so_far[key] + contribution[key] for key in contribution}
-    return cotangents[name], reports
+    solutions: dict[str, Tensors] = {}
+    waiting = list(graph.passes(name))
+
+    def lower(level: str, wanted: Collection[str]) -> LowerLevel:
+        count = solvers[level].recorded_steps
+        updates = list(memory.steps.get(level, ()))[-count:] if count else []
+        return lower_level(evaluator, records[level], level, wanted, updates, memory.starts.get(level))
+
+    for block in graph.blocks(name):
+        exact = block.inner and graph.treats_exactly(block)
+        for levels in [block.levels] if exact else [(level,) for level in block.levels]:
+            waiting = [level for level in waiting if level not in levels]
+            given = {level: cotangents.pop(level) for level in levels if level in cotangents}
+            wanted = sorted({other for level in levels for other in graph.reads[level] if other in (*waiting, name)})
+            if not given:
+                continue
+            if exact:
+                system = NestedSystem(
+                    block, {level: lower(level, ()) for level in levels}, evaluator, wanted, records, solvers
+                )
+                contributions: Mapping[str, Tensors]
+                contributions, found = system.respond(given)
+                reports |= found
+            else:
+                (level,) = levels
+                response = solvers[level].respond(lower(level, wanted), given[level])
+                contributions, reports[level] = response.contributions, response.report
+                if response.solution is not None:
+                    solutions[level] = response.solution
+            for other, contribution in contributions.items():
+                so_far = cotangents.get(other) or zeros_like(contribution)
+                cotangents[other] = {key: so_far[key] + contribution[key] for key in contribution}
+    return Hypergradient(cotangents[name], reports, solutions)
 
 
-def lower_level(evaluator: Evaluator, record: Record, level: str, wanted: list[str]) -> LowerLevel:
+def lower_level(
+    evaluator: Evaluator,
+    record: Record,
+    level: str,
+    wanted: Collection[str],
+    updates: Sequence[RecordedUpdate] = (),
+    start: Tensors | None = None,
+) -> LowerLevel:
     """A level as its solver sees it, at the current point, with its recorded batch, draws and generator state."""
-
     shared = SharedCalls(level)
+    problem = evaluator.problems[level]
+    predictions = [_prediction(evaluator, level, evaluator.cast(part)) for part in record]
+    return LowerLevel(
+        recorded_losses(evaluator, record, level, shared),
+        evaluator.detached(level),
+        {other: evaluator.detached(other) for other in wanted},
+        evaluator.arithmetic(level),
+        shared,
+        predictions if problem.declares_outputs else None,
+        UpdateRule.of(problem.optimizer, problem.variables(), problem.clip_norm),
+        [Step(recorded_losses(evaluator, one.record, level), one.parameters, one.reads, one.rule) for one in updates],
+        start,
+    )
+
+
+def recorded_losses(
+    evaluator: Evaluator, record: Record, level: str, shared: SharedCalls | None = None
+) -> list[Callable[..., Tensor]]:
+    """The loss of each part of a record, as a function of (parameters, parameters of each level read)."""
 
     def loss(part: Part, parameters: Tensors, reads: Mapping[str, Tensors]) -> Tensor:
         return evaluator.replay(level, part, {level: parameters, **reads}, shared)
 
-    losses: list[Any] = [partial(loss, part) for part in record]
-    reads = {other: evaluator.detached(other) for other in wanted}
-    return LowerLevel(losses, evaluator.detached(level), reads, evaluator.arithmetic(level), shared)
+    return [partial(loss, evaluator.cast(part)) for part in record]
+
+
+def _prediction(evaluator: Evaluator, level: str, part: Part) -> Prediction:
+    after = part.state
+
+    def outputs(parameters: Tensors, reads: Mapping[str, Tensors]) -> list[Tensor]:
+        nonlocal after
+        found, after = evaluator.outputs(level, part, {level: parameters, **reads})
+        return found
+
+    def criterion(found: Sequence[Tensor], reads: Mapping[str, Tensors]) -> Tensor:
+        return evaluator.criterion(level, part, found, reads, after)
+
+    return Prediction(outputs, criterion)

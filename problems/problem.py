@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from multilevel.solvers import SettingError, Solver
 LossValue = Tensor | tuple[Tensor, Mapping[str, Any]]
 
 
-class Problem(ABC):
+class Problem:
     """One level of a multilevel problem: its parameters, its loss, and how it is updated.
 
     Args:
@@ -35,7 +34,7 @@ class Problem(ABC):
 
     Raises:
         SettingError: steps, clip_norm or accumulate out of range.
-        GraphError: a name that is no identifier, or an optimizer over parameters that the module has not.
+        GraphError: no loss, a name that is no identifier, or an optimizer over parameters that the module has not.
     """
 
     def __init__(
@@ -52,6 +51,8 @@ class Problem(ABC):
         clip_norm: float | None = None,
         accumulate: int = 1,
     ) -> None:
+        if type(self).loss is Problem.loss and type(self).outputs is Problem.outputs:
+            raise GraphError(f"{type(self).__name__} defines no loss (nor outputs and criterion in its place)")
         if not name.isidentifier():
             raise GraphError(f"a level's name must be a Python identifier, as losses write levels.NAME; got {name!r}")
         _check_count(f"levels.{name}.steps", steps)
@@ -72,13 +73,30 @@ class Problem(ABC):
         if optimizer is not None and not {id(parameter) for parameter in self._optimized()} <= own:
             raise GraphError(f"the optimizer of level {name!r} holds parameters that are not in its module")
 
-    @abstractmethod
     def loss(self, levels: Levels, batch: Any, draws: Any) -> LossValue:
         """The level's objective: a scalar tensor, or (scalar, {metric name: number or scalar tensor}).
 
         Without side effects: it may be evaluated at any parameters, any number of times for one update.
         Everything random or discrete belongs into ``draw``; dropout and its like are replayed by themselves.
+        A level may define ``outputs`` and ``criterion`` in its place.
         """
+        return self.criterion(self.outputs(levels, batch, draws), levels, batch, draws)
+
+    def outputs(self, levels: Levels, batch: Any, draws: Any) -> Any:
+        """What the level computes: a tensor or a list of them. With ``criterion``, it makes up the loss.
+
+        A level that defines both can be solved with Gauss-Newton curvature.
+        """
+        raise NotImplementedError
+
+    def criterion(self, outputs: Any, levels: Levels, batch: Any, draws: Any) -> LossValue:
+        """The loss of ``outputs``, convex in them; the level's own parameters enter through the outputs alone."""
+        raise NotImplementedError
+
+    @property
+    def declares_outputs(self) -> bool:
+        """Whether the loss is made up of ``outputs`` and ``criterion``."""
+        return type(self).outputs is not Problem.outputs and type(self).loss is Problem.loss
 
     def draw(self, levels: Levels, batch: Any) -> Any:
         """Everything random or discrete that the loss uses; called once for each update, without gradients."""

@@ -8,12 +8,14 @@ from typing import Any
 from multilevel.solvers.base import (
     ImplicitSolver,
     LowerLevel,
+    Prediction,
     Response,
     Solution,
     Solver,
     SolveReport,
+    Step,
 )
-from multilevel.solvers.errors import DataError, MultilevelError, SettingError, SolveError
+from multilevel.solvers.errors import DataError, MultilevelError, ProductError, SettingError, SolveError
 from multilevel.solvers.registry import discover
 
 #: Every solver by the name of its file, which is its name in configuration.
@@ -25,12 +27,15 @@ __all__ = [
     "ImplicitSolver",
     "LowerLevel",
     "MultilevelError",
+    "Prediction",
+    "ProductError",
     "Response",
     "SettingError",
     "Solution",
     "SolveError",
     "SolveReport",
     "Solver",
+    "Step",
 ]
 __all__ += [solver.__name__ for solver in SOLVERS.values()]
 

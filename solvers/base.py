@@ -13,6 +13,7 @@ from torch import Tensor
 
 from multilevel.solvers.errors import SettingError, SolveError
 from multilevel.solvers.products import PRODUCTS, Products
+from multilevel.solvers.update_rules import UpdateRule
 from multilevel.solvers.vectors import Tensors, flatten, unflatten, zeros_like
 
 Loss = Callable[[Tensors, Mapping[str, Tensors]], Tensor]
@@ -39,6 +40,36 @@ class Nothing:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """A loss in two parts, for Gauss-Newton products: on one part of a batch.
+
+    Attributes:
+        outputs: (parameters, parameters of each level read) to what the level computes, tensors of any shape.
+        criterion: (outputs, parameters of each level read) to the loss; convex in the outputs.
+    """
+
+    outputs: Callable[[Tensors, Mapping[str, Tensors]], Sequence[Tensor]]
+    criterion: Callable[[Sequence[Tensor], Mapping[str, Tensors]], Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One recorded update of a lower level: all that it started from.
+
+    Attributes:
+        losses: the loss on each part of the update's batch.
+        parameters: before the update, detached.
+        reads: parameters of every level read at that time.
+        rule: the optimizer's update, with its state before it.
+    """
+
+    losses: Sequence[Loss]
+    parameters: Tensors
+    reads: Mapping[str, Tensors]
+    rule: UpdateRule
+
+
+@dataclass(frozen=True)
 class LowerLevel:
     """A lower level as its solver sees it: a function of its parameters and of those of the levels it reads.
 
@@ -49,6 +80,10 @@ class LowerLevel:
         reads: for every level read that is being differentiated, its trained parameters, detached.
         arithmetic: dtype in which the loss computes (bfloat16 under such an autocast), for finite differences.
         shared: keeps what the evaluations of one solve have in common.
+        predictions: the same losses in two parts each; None where the level does not say.
+        rule: the optimizer's next update; None where the level has no optimizer that can be differentiated.
+        steps: the level's last updates, oldest first; as many as the solver asked to have recorded, or fewer.
+        start: the solution of the last solve, where the solver asks for it; None at the first.
     """
 
     losses: Sequence[Loss]
@@ -56,6 +91,10 @@ class LowerLevel:
     reads: Mapping[str, Tensors]
     arithmetic: torch.dtype = torch.float32
     shared: Shared = field(default_factory=Nothing)
+    predictions: Sequence[Prediction] | None = None
+    rule: UpdateRule | None = None
+    steps: Sequence[Step] = ()
+    start: Tensors | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +108,7 @@ class SolveReport:
         converged: whether the residual met the tolerance; None where the residual was not measured.
         cause: why it did not converge and which setting to change; empty where it did.
         failed: the solve diverged or met negative curvature, and returned its last good iterate.
+        choice: the solver that ``auto`` took, and why; empty elsewhere.
     """
 
     evaluations: int = 0
@@ -77,14 +117,19 @@ class SolveReport:
     converged: bool | None = None
     cause: str = ""
     failed: bool = False
+    choice: str = ""
 
 
 @dataclass(frozen=True)
 class Response:
-    """A solver's result: what to add to the cotangent of each level read (same names and shapes), and a report."""
+    """A solver's result: what to add to the cotangent of each level read (same names and shapes), and a report.
+
+    ``solution`` is what the next solve may start from; None where the solver keeps nothing.
+    """
 
     contributions: Mapping[str, Tensors]
     report: SolveReport
+    solution: Tensors | None = None
 
 
 class Solver(ABC):
@@ -94,6 +139,20 @@ class Solver(ABC):
     ``- d/dr <dg/dp, lambda>`` with ``H lambda = a``, H the Hessian of g in p (implicit function theorem).
     A solver is one dataclass in a file named after it; its fields are its settings.
     """
+
+    @property
+    def recorded_steps(self) -> int:
+        """How many of the level's last updates it needs to see."""
+        return 0
+
+    @property
+    def nests(self) -> bool:
+        """Whether it can solve with the Hessian of a total gradient, which levels that read each other need."""
+        return False
+
+    def resolved(self, lower: LowerLevel) -> tuple[Solver, str]:
+        """The solver that does the work for this level, and why; itself, unless it chooses among others."""
+        return self, ""
 
     @abstractmethod
     def respond(self, lower: LowerLevel, cotangent: Tensors) -> Response:
@@ -125,12 +184,36 @@ class Solution:
     failed: bool = False
 
 
+@dataclass(frozen=True)
+class LinearSystem:
+    """``(H + damping I) x = a`` at one lower level.
+
+    Attributes:
+        product: the damped Hessian (or what stands for it) times a vector, [N] -> [N].
+        right_hand_side: the cotangent a [N], finite and not 0.
+        lower: the level.
+        products: of the level, for what the solve needs besides.
+        start: the last solution [N], where there is one.
+    """
+
+    product: Callable[[Tensor], Tensor]
+    right_hand_side: Tensor
+    lower: LowerLevel
+    products: Products
+    start: Tensor | None = None
+
+    def residual(self, x: Tensor) -> float:
+        """``|H x - a| / |a|``, damping included, at the cost of a product."""
+        return ((self.product(x) - self.right_hand_side).norm() / self.right_hand_side.norm()).item()
+
+
 @dataclass
 class ImplicitSolver(Solver):
     """A solver that solves ``(H + damping I) x = a`` in some way and forms one mixed product with x.
 
     Args:
-        product: how products are formed: reverse (exact, reverse over reverse) or finite_difference.
+        product: how products are formed: reverse (over reverse; exact), forward (and reverse combined; exact, and
+            no graph of the gradient kept) or finite_difference.
         damping: added to the Hessian's diagonal, >= 0.
         radius: norm of a finite difference's perturbation; None chooses it (see FiniteDifferenceProducts).
         strict: raise SolveError when a solve fails, instead of going on with its last good iterate.
@@ -149,42 +232,77 @@ class ImplicitSolver(Solver):
         if self.radius is not None and not self.radius > 0:
             raise SettingError("solver.radius", self.radius, "a number above 0, or null to have it chosen")
 
+    @property
+    def nests(self) -> bool:
+        return True
+
+    @property
+    def keeps_solution(self) -> bool:
+        """Whether the next solve of the level wants this one's solution."""
+        return False
+
     @abstractmethod
-    def solve(self, hessian: Callable[[Tensor], Tensor], cotangent: Tensor) -> Solution:
-        """Solve for x [N], given the damped Hessian's product [N] -> [N] and a cotangent [N] that is not 0."""
+    def solve(self, system: LinearSystem) -> Solution:
+        """Solve for x [N]."""
+
+    def curved(self, products: Products) -> Callable[[Tensors], Tensors]:
+        """What is multiplied with where the Hessian stands in the definition."""
+        return products.hessian
 
     def respond(self, lower: LowerLevel, cotangent: Tensors) -> Response:
-        right_hand_side = flatten(cotangent)
-        if not torch.isfinite(right_hand_side).all():
-            raise SolveError(
-                "the cotangent of a lower level is not finite: the loss above it has a gradient of inf or nan"
-            )
+        right_hand_side = finite(cotangent)
         if not right_hand_side.any():
-            zeros = {name: zeros_like(tensors) for name, tensors in lower.reads.items()}
-            return Response(zeros, SolveReport(residual=0.0, converged=True))
+            return no_response(lower)
         products = PRODUCTS[self.product](lower, self.radius)
-        with lower.shared.kept():
-            solution = self.solve(self._damped(products), right_hand_side)
-            if solution.failed and self.strict:
-                raise SolveError(f"the solve failed (strict=true): {solution.cause}")
+        with lower.shared.kept() if self.product != "forward" else nullcontext():
+            solution = self.checked(self.system(products, self.curved(products), right_hand_side))
             mixed = products.mixed(unflatten(solution.x, lower.parameters))
-        report = SolveReport(
-            evaluations=products.evaluations,
-            products=products.products,
-            residual=solution.residual,
-            converged=solution.converged,
-            cause=solution.cause,
-            failed=solution.failed,
-        )
         contributions = {level: {name: -value for name, value in tensors.items()} for level, tensors in mixed.items()}
-        return Response(contributions, report)
+        kept = unflatten(solution.x, lower.parameters) if self.keeps_solution else None
+        return Response(contributions, report_of(solution, products), kept)
 
-    def _damped(self, products: Products) -> Callable[[Tensor], Tensor]:
-        def hessian(vector: Tensor) -> Tensor:
-            product = flatten(products.hessian(unflatten(vector, products.lower.parameters)))
-            return product + self.damping * vector if self.damping else product
+    def system(self, products: Products, curved: Callable[[Tensors], Tensors], right_hand_side: Tensor) -> LinearSystem:
+        """The damped system for a right-hand side, ``curved`` being the undamped product."""
+        lower = products.lower
 
-        return hessian
+        def product(vector: Tensor) -> Tensor:
+            result = flatten(curved(unflatten(vector, lower.parameters)))
+            return result + self.damping * vector if self.damping else result
+
+        start = None if lower.start is None else flatten(lower.start)
+        return LinearSystem(product, right_hand_side, lower, products, start)
+
+    def checked(self, system: LinearSystem) -> Solution:
+        """``solve``; a failed solve is an error where the solver is strict."""
+        solution = self.solve(system)
+        if solution.failed and self.strict:
+            raise SolveError(f"the solve failed (strict=true): {solution.cause}")
+        return solution
+
+
+def finite(cotangent: Tensors) -> Tensor:
+    """A cotangent as one vector [N]; SolveError where it is not finite."""
+    vector = flatten(cotangent)
+    if not torch.isfinite(vector).all():
+        raise SolveError("the cotangent of a lower level is not finite: the loss above it has a gradient of inf or nan")
+    return vector
+
+
+def no_response(lower: LowerLevel) -> Response:
+    """What every solver returns for a cotangent of 0."""
+    zeros = {name: zeros_like(tensors) for name, tensors in lower.reads.items()}
+    return Response(zeros, SolveReport(residual=0.0, converged=True))
+
+
+def report_of(solution: Solution, products: Products) -> SolveReport:
+    return SolveReport(
+        evaluations=products.evaluations,
+        products=products.products,
+        residual=solution.residual,
+        converged=solution.converged,
+        cause=solution.cause,
+        failed=solution.failed,
+    )
 
 
 def at_least(setting: str, value: float, least: float) -> None:

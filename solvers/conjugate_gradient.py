@@ -5,41 +5,77 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
 
-from multilevel.solvers.base import ImplicitSolver, Solution, at_least
+from multilevel.solvers.base import ImplicitSolver, LinearSystem, Solution, at_least
+from multilevel.solvers.errors import SettingError
+from multilevel.solvers.products import Products
+from multilevel.solvers.vectors import Tensors
+
+CURVATURES = ("hessian", "gauss_newton")
 
 
 @dataclass
 class ConjugateGradient(ImplicitSolver):
     """Solves ``(H + damping I) x = a`` by conjugate gradients (Hestenes and Stiefel 1952; Rajeswaran et al. 2019).
 
-    For a positive definite lower Hessian, exact after as many iterations as it has distinct eigenvalues. Costs
-    one Hessian-vector product an iteration. Negative curvature ends the solve with the iterate before it.
+    Exact after as many iterations as the Hessian has distinct eigenvalues. Negative curvature ends the solve with
+    the iterate before it.
+
+    Assumes: a positive definite lower Hessian, damping included; or ``curvature=gauss_newton``, never negative.
+    Costs: a Hessian-vector product an iteration, and one more with a warm start.
+    Use when: the lower level is near a minimum and accuracy matters; with Gauss-Newton and damping, in deep networks.
 
     Args:
         iterations: largest number of iterations, at least 1.
         tolerance: relative residual at which the solve counts as converged.
+        curvature: hessian, or gauss_newton (in its place; safe where the lower loss is not convex, for levels that
+            define outputs and criterion).
+        warm_start: start from the last solution of this level, which training keeps, instead of 0.
     """
 
     iterations: int = 10
     tolerance: float = 1e-6
+    curvature: str = "hessian"
+    warm_start: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least("iterations", self.iterations, 1)
         at_least("tolerance", self.tolerance, 0)
+        if self.curvature not in CURVATURES:
+            raise SettingError("solver.curvature", self.curvature, f"one of {', '.join(CURVATURES)}")
 
-    def solve(self, hessian: Callable[[Tensor], Tensor], cotangent: Tensor) -> Solution:
+    @property
+    def nests(self) -> bool:
+        return self.curvature == "hessian"
+
+    @property
+    def keeps_solution(self) -> bool:
+        return self.warm_start
+
+    def curved(self, products: Products) -> Callable[[Tensors], Tensors]:
+        return products.hessian if self.curvature == "hessian" else products.gauss_newton
+
+    def solve(self, system: LinearSystem) -> Solution:
+        cotangent = system.right_hand_side
         scale = cotangent.norm().item()
-        x, residual, direction = cotangent * 0, cotangent, cotangent
-        squared = residual.dot(residual)
-        relative = 1.0
+        x, residual, relative = torch.zeros_like(cotangent), cotangent, 1.0
+        if self.warm_start and system.start is not None:
+            warm = cotangent - system.product(system.start)
+            if warm.norm().item() < scale:  # a start that is worse than 0 is no start
+                x, residual, relative = system.start, warm, warm.norm().item() / scale
+        if relative <= self.tolerance:
+            return Solution(x, relative, True)
+        direction, squared = residual, residual.dot(residual)
         for _ in range(self.iterations):
-            product = hessian(direction)
+            product = system.product(direction)
             curvature = direction.dot(product)
             if not curvature > 0:
-                cause = f"curvature {curvature.item():.3g} along a direction of the solve: raise solver.damping"
+                cause = (
+                    f"curvature {curvature.item():.3g} along a direction of the solve: raise solver.damping, "
+                    "or take solver=minres"
+                )
                 return Solution(x, relative, False, cause, failed=True)
             length = squared / curvature
             next_residual = residual - length * product

@@ -29,3 +29,7 @@ class DataError(MultilevelError):
 
 class SolveError(MultilevelError):
     """A solve that failed where ``strict=true`` asks for an error."""
+
+
+class ProductError(SolveError):
+    """An operator lacks the derivative that a product needs; the text names it and the product that would work."""

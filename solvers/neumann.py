@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from multilevel.solvers.base import ImplicitSolver, Solution, at_least
+from multilevel.solvers.base import ImplicitSolver, LinearSystem, Solution, at_least
 from multilevel.solvers.errors import SettingError
 
 
@@ -15,10 +15,12 @@ from multilevel.solvers.errors import SettingError
 class Neumann(ImplicitSolver):
     """``x = step_size * sum over k < terms of (I - step_size H)^k a`` (Lorraine et al. 2020, algorithm 3).
 
-    For a positive definite lower Hessian. The residual falls by ``1 - step_size * smallest eigenvalue`` or
-    better with every term. Costs one Hessian-vector product a term, and ``power_iterations`` more where the
-    step is to be chosen. A residual that grows means a step that is too large or negative curvature: the solve
-    ends there with the iterate before.
+    The residual falls by ``1 - step_size * smallest eigenvalue`` or better with every term. A residual that grows
+    means a step that is too large or negative curvature: the solve ends there with the iterate before.
+
+    Assumes: a positive definite lower Hessian, damping included.
+    Costs: a Hessian-vector product a term, and ``power_iterations`` more where the step is to be chosen.
+    Use when: the lower level is well conditioned, or a cheap, smooth improvement over the identity is wanted.
 
     Args:
         terms: number of terms, at least 1.
@@ -40,7 +42,8 @@ class Neumann(ImplicitSolver):
         if self.step_size is not None and not self.step_size > 0:
             raise SettingError("solver.step_size", self.step_size, "a number above 0, or null to have it chosen")
 
-    def solve(self, hessian: Callable[[Tensor], Tensor], cotangent: Tensor) -> Solution:
+    def solve(self, system: LinearSystem) -> Solution:
+        hessian, cotangent = system.product, system.right_hand_side
         step = self.step_size
         if step is None:
             largest = largest_eigenvalue(hessian, cotangent, self.power_iterations)

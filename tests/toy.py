@@ -15,8 +15,11 @@ class Vector(nn.Module):
 class Function(Problem):
     """A level whose loss is a function of all levels' vectors: ``function({name: vector})``."""
 
-    def __init__(self, name, value, function, names, **keywords):
-        super().__init__(name, Vector(value), **keywords)
+    def __init__(self, name, value, function, names, rate=None, **keywords):
+        module = Vector(value)
+        if rate is not None:
+            keywords["optimizer"] = torch.optim.Adam(module.parameters(), rate)
+        super().__init__(name, module, **keywords)
         self.function = function
         self.names = names
 
@@ -24,34 +27,94 @@ class Function(Problem):
         return self.function({name: getattr(levels, name).value for name in self.names})
 
 
-def toy_graph(functions, values, solvers, order=None):
-    """Graph of the functions {name: function}, listed in ``order`` (theirs, where it is not given)."""
+def toy_graph(functions, values, solvers, order=None, approximate=False, **keywords):
+    """Graph of the functions {name: function}, listed in ``order`` (theirs, where it is not given).
+
+    ``rate`` gives every level an Adam optimizer, ``steps`` every level but the top as many updates.
+    """
     names = list(order or functions)
-    return Graph(*(Function(name, values[name], functions[name], names, solver=solvers.get(name)) for name in names))
+    steps = keywords.pop("steps", 1)
+    levels = (
+        Function(
+            name,
+            values[name],
+            functions[name],
+            names,
+            solver=solvers.get(name),
+            steps=1 if name == names[-1] else steps,
+            **keywords,
+        )
+        for name in names
+    )
+    return Graph(*levels, approximate=approximate)
 
 
-def dense_hypergradient(functions, values, solved, top, inverses):
+def trained(graph):
+    """The graph's levels after a step of an engine: the engine, {name: vector}, and {name: Past}."""
+    from multilevel import Engine
+
+    engine = Engine(graph)
+    engine.run(1)
+    values = {name: flat(problem.variables()).detach() for name, problem in graph.problems.items()}
+    return engine, values, {name: Past(engine, name) for name in graph.names}
+
+
+def flat(tensors):
+    return torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
+
+
+class Past:
+    """What a level's solver may know of its training, as vectors: Adam's state, and the recorded updates."""
+
+    def __init__(self, engine, name):
+        problem = engine.graph.problems[name]
+        variables = problem.variables()
+        self.rate = problem.optimizer.param_groups[0]["lr"]
+        state = [problem.optimizer.state[variable] for variable in variables.values()]
+        first = [one.get("exp_avg", torch.zeros_like(v)) for one, v in zip(state, variables.values(), strict=True)]
+        second = [one.get("exp_avg_sq", torch.zeros_like(v)) for one, v in zip(state, variables.values(), strict=True)]
+        self.state = (torch.cat([one.reshape(-1) for one in first]), torch.cat([one.reshape(-1) for one in second]))
+        self.count = max(int(one.get("step", 0)) for one in state)
+        self.steps = [
+            (
+                flat(step.parameters),
+                {level: flat(some) for level, some in step.reads.items()},
+                tuple(
+                    torch.cat(
+                        [
+                            step.rule.state[key].get(part, torch.zeros_like(one)).reshape(-1)
+                            for key, one in step.parameters.items()
+                        ]
+                    )
+                    for part in ("exp_avg", "exp_avg_sq")
+                ),
+                max(step.rule.counts.values()),
+            )
+            for step in engine._steps.get(name, ())
+        ]
+
+
+def adam(parameter, gradient, state, count, rate):
+    """An update of Adam with torch's defaults, as the paper writes it: (parameter, state)."""
+    mean = 0.9 * state[0] + 0.1 * gradient
+    square = 0.999 * state[1] + 0.001 * gradient**2
+    moved = square > 0
+    root = torch.where(moved, square, 1.0).sqrt() * moved / (1 - 0.999 ** (count + 1)) ** 0.5
+    return parameter - rate * mean / (1 - 0.9 ** (count + 1)) / (root + 1e-8), (mean, square)
+
+
+def dense_hypergradient(functions, values, solved, top, contributions, pasts=None):
     """The adjoint pass with dense matrices.
 
-    ``solved`` lists the levels below ``top`` in the order in which they are solved; ``inverses[name]`` maps a dense
-    Hessian and a cotangent to what stands for the inverse Hessian times the cotangent.
+    ``solved`` lists the levels below ``top`` in the order in which they are solved; ``contributions[name]`` is a
+    row's: (function, name, values, cotangent, past) to {level: contribution}.
     """
     point = {name: value.clone().requires_grad_() for name, value in values.items()}
-
-    def gradients(loss):
-        found = torch.autograd.grad(loss, list(point.values()), allow_unused=True)
-        return {
-            name: torch.zeros_like(value) if gradient is None else gradient
-            for (name, value), gradient in zip(point.items(), found, strict=True)
-        }
-
-    cotangents = gradients(functions[top](point))
+    found = torch.autograd.grad(functions[top](point), list(point.values()), materialize_grads=True)
+    cotangents = dict(zip(point, found, strict=True))
     for name in solved:
-        gradient = torch.autograd.grad(functions[name](point), point[name], create_graph=True)[0]
-        rows = [torch.autograd.grad(one, point[name], retain_graph=True)[0] for one in gradient]
-        x = inverses[name](torch.stack(rows), cotangents.pop(name))
-        mixed = gradients(gradient @ x.detach())
-        cotangents = {other: value - mixed[other] for other, value in cotangents.items()}
+        given = contributions[name](functions[name], name, values, cotangents.pop(name), (pasts or {}).get(name))
+        cotangents = {other: value + given[other] for other, value in cotangents.items()}
     return cotangents[top]
 
 

@@ -65,7 +65,8 @@ def by_hand(graph, weights, paths):
 
         return functional_call(Method(), {f"m.{key}": value for key, value in values.items()})
 
-    losses, hidden = call(mae, encoder, "patch_losses", PARTS[0][0], scores)
+    prediction, hidden = call(mae, encoder, "reconstruct", PARTS[0][0], scores)
+    losses = mae.patch_losses(PARTS[0][0], prediction)
     probability = masking(PARTS[0][0]).sigmoid() * hidden
     if weights == "normalized":
         pretrain = (losses * probability / probability.sum(1, keepdim=True)).sum(1).mean()

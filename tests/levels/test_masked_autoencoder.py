@@ -35,7 +35,8 @@ def test_encode_is_vit_with_the_same_parameters_on_all_patches(autoencoder):
 
 def test_patch_losses_are_those_of_transformers(autoencoder):
     scores = torch.rand(5, 16, generator=torch.Generator().manual_seed(1))
-    losses, hidden = autoencoder.patch_losses(IMAGES, scores)
+    prediction, hidden = autoencoder.reconstruct(IMAGES, scores)
+    losses = autoencoder.patch_losses(IMAGES, prediction)
     expected = autoencoder.mae(IMAGES, noise=scores)
     assert torch.equal(hidden, expected.mask)
     torch.testing.assert_close((losses * hidden).sum() / hidden.sum(), expected.loss, rtol=1e-5, atol=1e-6)
@@ -43,7 +44,7 @@ def test_patch_losses_are_those_of_transformers(autoencoder):
 
 def test_the_patches_with_the_largest_scores_are_hidden(autoencoder):
     scores = torch.rand(5, 16, generator=torch.Generator().manual_seed(1))
-    _, hidden = autoencoder.patch_losses(IMAGES, scores)
+    _, hidden = autoencoder.reconstruct(IMAGES, scores)
     assert torch.equal(hidden.sum(1), torch.full((5,), 12.0))
     for row, mask in zip(scores, hidden, strict=True):
         assert row[mask == 1].min() > row[mask == 0].max()

@@ -8,7 +8,7 @@ from multilevel.__main__ import main
 CASES = [
     (["foo"], "there is no command 'foo'; the commands are train, graph, evaluate"),
     (["train", "recipe=none"], "recipe: got 'none'; expected one of guided_mae"),
-    (["train", "solver=none"], "solver: got 'none'; expected one of conjugate_gradient, finite_difference, neumann"),
+    (["train", "solver=none"], "solver: got 'none'; expected one of auto, conjugate_gradient, dense, "),
     (["train", "levels.pretrain.solver=none"], "levels.pretrain.solver: got 'none'; expected one of"),
     (["train", "levels.mask.solver=neumann"], "levels.mask.solver: got "),
     (["train", "data=none"], "data: got 'none'; expected one of cifar10, cifar100, digits, folder, imagenet"),

@@ -34,7 +34,7 @@ def closed_form(x, w=W):
     return -LOG_PENALTY.exp() * w * x
 
 
-@pytest.mark.parametrize("row", ROWS, ids=str)
+@pytest.mark.parametrize("row", [row for row in ROWS if row.inverse], ids=str)
 def test_every_solver_gives_its_closed_form(row):
     expected = closed_form(row.inverse(HESSIAN, COTANGENT))
     assert relative_error(hypergradient(row.solver()), expected) < row.tolerance

@@ -1,0 +1,199 @@
+"""Levels that read each other: the outer one's gradient is total, the inner ones' response included."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.func import grad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from multilevel.problems.evaluation import Evaluator, Record
+from multilevel.solvers import ImplicitSolver, LowerLevel, Solver, SolveReport
+from multilevel.solvers.base import Solution, finite, report_of
+from multilevel.solvers.products import PRODUCTS, Products
+from multilevel.solvers.vectors import Tensors, flatten, unflatten, zeros_like
+
+if TYPE_CHECKING:
+    from multilevel.problems.graph import Block
+
+Values = dict[str, Tensor]
+
+
+class NestedSystem:
+    """A block of levels that read each other, as one implicit equation.
+
+    The outer level p is stationary in its total loss, each inner block B responding. With a multiplier nu_B for each
+    inner block, and z_B the variables of B (its multipliers included), that is a stationary point of the Lagrangian
+
+        L(z) = g_p - sum over B of <dL_B / dz_B, nu_B>,    z = (p, all z_B, all nu_B),
+
+    so the block's cotangent a is answered by ``K x = a`` with K the Hessian of L (third derivatives of the losses
+    included), and its contribution to a level r read is ``- d/dr <dL/dz, x>``. ``K x = a`` is solved by elimination:
+    the inner blocks with their own solvers, then p, with its own, on the total Hessian that remains.
+
+    Args:
+        block: the levels.
+        lowers: each of them.
+        evaluator: of their losses.
+        wanted: the levels read outside the block that are being differentiated.
+        records: of the last updates.
+        solvers: of the levels; each must nest.
+        values: every variable of a block that contains this one; None for the outermost.
+    """
+
+    def __init__(
+        self,
+        block: Block,
+        lowers: Mapping[str, LowerLevel],
+        evaluator: Evaluator,
+        wanted: Collection[str],
+        records: Mapping[str, Record],
+        solvers: Mapping[str, Solver],
+        values: Values | None = None,
+    ) -> None:
+        self.block = block
+        self.own = [f"{block.name}/{name}" for name in lowers[block.name].parameters]
+        current = {f"{level}/{name}": one for level in block.levels for name, one in lowers[level].parameters.items()}
+        self.values: Values = {**(values or {}), **current}
+        self.lowers = lowers
+        self.evaluator, self.records = evaluator, records
+        self.solver = solvers[block.name]
+        self.reads = {other: evaluator.detached(other) for other in wanted}
+        self.spent = SolveReport()
+        self.inner = [
+            NestedSystem(part, lowers, evaluator, wanted, records, solvers, self.values) for part in block.inner
+        ]
+        for system in self.inner:
+            self.values |= system.values
+            self.values |= {self._multiplier(key): torch.zeros_like(system.values[key]) for key in system.keys}
+        self._solve_multipliers()
+
+    @property
+    def keys(self) -> list[str]:
+        """The names of z: this level's variables, then those of the inner blocks, then the multipliers."""
+        inner = [key for system in self.inner for key in system.keys]
+        return [*self.own, *inner, *(self._multiplier(key) for key in inner)]
+
+    def respond(self, cotangents: Mapping[str, Tensors]) -> tuple[dict[str, dict[str, Tensor]], dict[str, SolveReport]]:
+        """Contributions to the levels read, from cotangents of the block's levels, and a report for each level."""
+        right_hand_side = zeros_like({key: self.values[key] for key in self.keys})
+        for level, tensors in cotangents.items():
+            finite(tensors)
+            right_hand_side |= {f"{level}/{name}": one for name, one in tensors.items()}
+        mixed = self._products().mixed(self.solve(right_hand_side))
+        contributions = {level: {name: -one for name, one in some.items()} for level, some in mixed.items()}
+        return contributions, {system.block.name: system.spent for system in self._all()}
+
+    def lagrangian(self, values: Mapping[str, Tensor], reads: Mapping[str, Tensors]) -> Tensor:
+        """L at ``values`` of all variables and ``reads`` of the levels outside."""
+        total = self._loss(values, reads)
+        for system in self.inner:
+            slopes = system.gradient(values, reads)
+            total = total - sum((slopes[key] * values[self._multiplier(key)]).sum() for key in system.keys)
+        return total
+
+    def gradient(self, values: Mapping[str, Tensor], reads: Mapping[str, Tensors]) -> Values:
+        """dL/dz, differentiable in everything."""
+        own = {key: values[key] for key in self.keys}
+        return grad(lambda some: self.lagrangian({**values, **some}, reads))(own)
+
+    def solve(self, right_hand_side: Values) -> Values:
+        """The x with ``K x = a``: by the level's own solver where nothing is nested in it, else by elimination."""
+        products = self._products()
+        if not self.inner:
+            return self._solve_own(products, right_hand_side)
+        within = [key for key in self.keys if key not in self.own]
+        eliminated = self._solve_inner(products, {key: right_hand_side[key] for key in within})
+        image = products.hessian(eliminated)
+        x = self._solve_own(products, {key: right_hand_side[key] - image[key] for key in self.own})
+        image = products.hessian({**zeros_like(image), **x})
+        return {**self._solve_inner(products, {key: right_hand_side[key] - image[key] for key in within}), **x}
+
+    def _solve_own(self, products: Products, right_hand_side: Values) -> Values:
+        """Solve for the level's own variables with the total Hessian, what is within having responded."""
+        assert isinstance(self.solver, ImplicitSolver)
+        own = {key: self.values[key] for key in self.own}
+
+        def total(vector: Tensors) -> Values:
+            direction = {**zeros_like({key: self.values[key] for key in self.keys}), **vector}
+            if self.inner:
+                image = products.hessian(direction)
+                response = self._solve_inner(products, {key: -image[key] for key in self.keys if key not in self.own})
+                direction = {**response, **vector}
+            image = products.hessian(direction)
+            return {key: image[key] for key in self.own}
+
+        vector = flatten(right_hand_side)
+        solution = Solution(vector, 0.0, True)
+        if vector.any():
+            at = PRODUCTS[self.solver.product](LowerLevel([], own, {}), self.solver.radius)
+            solution = self.solver.checked(self.solver.system(at, total, vector))
+        self._report(solution, products)
+        return unflatten(solution.x, own)
+
+    def _solve_inner(self, products: Products, right_hand_side: Values) -> Values:
+        """Solve the rows and columns of K that belong to the inner blocks and multipliers; 0 for the level's own."""
+        direction = zeros_like({key: self.values[key] for key in self.keys})
+        for system in reversed(self.inner):  # the inner variables: each block after those that it reads
+            image = products.hessian(direction)
+            rest = {key: right_hand_side[self._multiplier(key)] - image[self._multiplier(key)] for key in system.keys}
+            direction |= {key: -one for key, one in system.solve(rest).items()}
+        for system in self.inner:  # their multipliers
+            image = products.hessian(direction)
+            rest = {key: right_hand_side[key] - image[key] for key in system.keys}
+            direction |= {self._multiplier(key): -one for key, one in system.solve(rest).items()}
+        return direction
+
+    def _solve_multipliers(self) -> None:
+        """The multipliers at the current point: the adjoint pass of the level's own total gradient."""
+        for system in self.inner:
+            slopes = self.gradient(self.values, self.reads)
+            found = system.solve({key: slopes[key].detach() for key in system.keys})
+            self.values |= {self._multiplier(key): one for key, one in found.items()}
+
+    def _loss(self, values: Mapping[str, Tensor], reads: Mapping[str, Tensors]) -> Tensor:
+        levels: dict[str, Values] = {level: dict(tensors) for level, tensors in reads.items()}
+        for key, value in values.items():
+            level, _, name = key.partition("/")
+            if MULTIPLIER not in key:
+                levels.setdefault(level, {})[name] = value
+        record = self.records[self.block.name]
+        # Fused attention kernels have no second derivative.
+        with sdpa_kernel(SDPBackend.MATH):
+            losses = [self.evaluator.replay(self.block.name, part, levels) for part in record]
+        return torch.stack(losses).mean()
+
+    def _products(self) -> Products:
+        assert isinstance(self.solver, ImplicitSolver)
+
+        def loss(own: Tensors, reads: Mapping[str, Tensors]) -> Tensor:
+            return self.lagrangian({**self.values, **own}, reads)
+
+        point = {key: self.values[key] for key in self.keys}
+        arithmetic = self.evaluator.arithmetic(self.block.name)
+        return PRODUCTS[self.solver.product](LowerLevel([loss], point, self.reads, arithmetic), self.solver.radius)
+
+    def _report(self, solution: Solution, products: Products) -> None:
+        """Add a solve to the level's report: the sum of what was spent, the worst of how well it went."""
+        now, before = report_of(solution, products), self.spent
+        residuals = [one for one in (now.residual, before.residual) if one is not None]
+        self.spent = SolveReport(
+            before.evaluations + now.evaluations,
+            before.products + now.products,
+            max(residuals) if residuals else None,
+            now.converged if before.converged is None else before.converged and now.converged,
+            now.cause or before.cause,
+            now.failed or before.failed,
+        )
+
+    def _all(self) -> list[NestedSystem]:
+        return [one for system in self.inner for one in system._all()] + [self]
+
+    def _multiplier(self, key: str) -> str:
+        return f"{self.block.name}{MULTIPLIER}{key}"
+
+
+MULTIPLIER = "~"

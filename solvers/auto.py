@@ -1,0 +1,48 @@
+"""Chooses a solver by a stated rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from multilevel.solvers.base import LowerLevel, Response, Solver
+from multilevel.solvers.conjugate_gradient import ConjugateGradient
+from multilevel.solvers.dense import Dense
+from multilevel.solvers.finite_difference import FiniteDifference
+from multilevel.solvers.sama import Sama
+from multilevel.solvers.vectors import Tensors
+
+DENSE_LIMIT = 200
+ITERATIVE_LIMIT = 20_000
+
+
+@dataclass
+class Auto(Solver):
+    """Chooses by the lower level's size, what it declares and its optimizer, and says which and why.
+
+    The rule, first match: at most 200 parameters: ``dense``; at most 20,000 and outputs and a criterion declared:
+    ``conjugate_gradient`` with Gauss-Newton curvature, damping 0.01 and a warm start; trained with Adam or AdamW:
+    ``sama``; otherwise ``finite_difference``.
+
+    Assumes: what the solver it takes assumes.
+    Costs: what that solver costs; never more than 200 products.
+    Use when: starting on a problem; then compare.
+    """
+
+    def resolved(self, lower: LowerLevel) -> tuple[Solver, str]:
+        count = sum(tensor.numel() for tensor in lower.parameters.values())
+        if count <= DENSE_LIMIT:
+            return Dense(), f"dense: {count:,} parameters, at most {DENSE_LIMIT}"
+        if count <= ITERATIVE_LIMIT and lower.predictions is not None:
+            solver = ConjugateGradient(curvature="gauss_newton", damping=0.01, warm_start=True)
+            return solver, (
+                f"conjugate_gradient with Gauss-Newton curvature: {count:,} parameters, at most {ITERATIVE_LIMIT:,}, "
+                "and the level declares outputs and criterion"
+            )
+        if lower.rule is not None and lower.rule.kind != "sgd":
+            return Sama(), f"sama: {count:,} parameters, trained with {lower.rule.kind}"
+        return FiniteDifference(), f"finite_difference: {count:,} parameters, not trained with Adam"
+
+    def respond(self, lower: LowerLevel, cotangent: Tensors) -> Response:
+        solver, choice = self.resolved(lower)
+        response = solver.respond(lower, cotangent)
+        return replace(response, report=replace(response.report, choice=choice))

@@ -1,0 +1,110 @@
+"""Hypergradients from first derivatives alone, by a penalty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multilevel.solvers.base import LowerLevel, Response, Solver, SolveReport, at_least, finite, no_response
+from multilevel.solvers.errors import SettingError
+from multilevel.solvers.neumann import largest_eigenvalue
+from multilevel.solvers.products import FiniteDifferenceProducts, default_radius
+from multilevel.solvers.products.base import added, detached_leaves, gradient_of, grouped, keyed
+from multilevel.solvers.vectors import Tensors, flatten, unflatten
+
+
+@dataclass
+class FirstOrder(Solver):
+    """The fully first-order penalty method (F2SA, Kwon et al. 2023): no second derivative at all.
+
+    Two copies of the lower parameters descend for ``steps`` steps from the current point p: on the lower loss less
+    its slope at p, plus and minus ``<a, z> / penalty``, a being the cotangent. The contribution is half the penalty
+    times the difference of the lower loss's gradients in the levels read: central, so that it errs by
+    O(1 / penalty^2). On a quadratic it is the Neumann series with as many terms.
+
+    Assumes: a positive definite lower Hessian, damping included.
+    Costs: two evaluations a step, two for the result, two a power iteration; memory of one evaluation.
+    Use when: operators have no second derivative and a better solve than the identity is wanted.
+
+    Args:
+        steps: of descent, at least 1.
+        step_size: of descent; None takes 1 / (estimate of the largest eigenvalue).
+        penalty: multiplier of the lower loss; None takes one that moves the copies by about the radius of a finite
+            difference.
+        power_iterations: spent on the estimate, at least 1.
+        damping: weight of ``|z - p|^2 / 2`` in the descent, >= 0.
+    """
+
+    steps: int = 20
+    step_size: float | None = None
+    penalty: float | None = None
+    power_iterations: int = 5
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least("steps", self.steps, 1)
+        at_least("power_iterations", self.power_iterations, 1)
+        at_least("damping", self.damping, 0)
+        for name in ("step_size", "penalty"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise SettingError(f"solver.{name}", value, "a number above 0, or null to have it chosen")
+
+    def respond(self, lower: LowerLevel, cotangent: Tensors) -> Response:
+        right_hand_side = finite(cotangent)
+        if not right_hand_side.any():
+            return no_response(lower)
+        with lower.shared.kept():
+            return self._respond(lower, right_hand_side)
+
+    def _respond(self, lower: LowerLevel, cotangent: Tensor) -> Response:
+        products = FiniteDifferenceProducts(lower)
+        step = self.step_size or self._chosen_step(products, cotangent)
+        scale = 1 / self.penalty if self.penalty else self._chosen_scale(lower, step, cotangent)
+        start, slope = flatten(lower.parameters), flatten(products.gradient())
+        ends = []
+        for sign in (1, -1):
+            moved = torch.zeros_like(start)
+            for _ in range(self.steps):
+                at = LowerLevel(lower.losses, unflatten(start + moved, lower.parameters), lower.reads)
+                descent = flatten(FiniteDifferenceProducts(at).gradient()) - slope
+                moved = moved - step * (descent + sign * scale * cotangent + self.damping * moved)
+            ends.append(moved)
+        size = max(end.norm().item() for end in ends)
+        failed = not size < self._largest_move(scale, step, cotangent)
+        cause = "the descent diverged: lower solver.step_size or raise solver.damping" if failed else ""
+        if failed:  # the first step is the identity, scaled
+            ends = [-sign * step * scale * cotangent for sign in (1, -1)]
+        contributions = _difference(lower, [unflatten(start + end, lower.parameters) for end in ends], 2 * scale)
+        evaluations = products.evaluations + 2 * self.steps + 2
+        return Response(contributions, SolveReport(evaluations, products.products, None, None, cause, failed))
+
+    def _chosen_step(self, products: FiniteDifferenceProducts, cotangent: Tensor) -> float:
+        def hessian(vector: Tensor) -> Tensor:
+            named = unflatten(vector, products.lower.parameters)
+            return flatten(products.hessian(named)) + self.damping * vector
+
+        return 1 / (largest_eigenvalue(hessian, cotangent, self.power_iterations) or 1.0)
+
+    def _chosen_scale(self, lower: LowerLevel, step: float, cotangent: Tensor) -> float:
+        """1 / penalty such that a first step of descent moves by the radius of a finite difference."""
+        return default_radius(lower.parameters, lower.arithmetic) / (step * cotangent.norm().item())
+
+    def _largest_move(self, scale: float, step: float, cotangent: Tensor) -> float:
+        """A convex problem moves by no more than every step along the cotangent would."""
+        return 1.01 * self.steps * step * scale * cotangent.norm().item()
+
+
+def _difference(lower: LowerLevel, ends: list[dict[str, Tensor]], distance: float) -> dict[str, dict[str, Tensor]]:
+    """Difference of the loss's gradients in the levels read at two values of the parameters, over a distance."""
+    reads = {level: detached_leaves(tensors) for level, tensors in lower.reads.items()}
+    leaves = keyed(reads)
+    total = [torch.zeros_like(leaf) for leaf in leaves.values()]
+    for loss in lower.losses:
+        ahead = loss(ends[0], reads)
+        behind = loss(ends[1], reads)
+        total = added(total, gradient_of(ahead - behind, leaves))
+    scale = 1 / (distance * len(lower.losses))
+    return grouped({key: some * scale for key, some in zip(leaves, total, strict=True)}, reads)

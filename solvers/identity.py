@@ -1,0 +1,36 @@
+"""The identity in place of the inverse Hessian."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from multilevel.solvers.base import ImplicitSolver, LinearSystem, Solution
+from multilevel.solvers.errors import SettingError
+
+
+@dataclass
+class Identity(ImplicitSolver):
+    """``x = scale * a``: a scaled identity in place of the inverse Hessian (Luketina et al. 2016).
+
+    Assumes: a lower Hessian near a multiple of the identity, or an upper optimizer that heeds the direction alone.
+    Costs: one mixed product; memory of one evaluation.
+    Use when: the cheapest exact-product hypergradient is wanted, to see what a better solve would add.
+
+    Args:
+        scale: the multiple, above 0; the inverse of the lower curvature where it is known.
+        measure_residual: spend one more product to report ``|H x - a| / |a|``; it is not known otherwise.
+    """
+
+    scale: float = field(default=1.0, kw_only=True)
+    measure_residual: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.scale > 0:
+            raise SettingError("solver.scale", self.scale, "a number above 0")
+
+    def solve(self, system: LinearSystem) -> Solution:
+        x = self.scale * system.right_hand_side
+        if not self.measure_residual:
+            return Solution(x)
+        return Solution(x, system.residual(x), False, "the identity stands in for the inverse Hessian")

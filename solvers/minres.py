@@ -1,0 +1,69 @@
+"""The inverse Hessian by MINRES, for Hessians that are not definite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from multilevel.solvers.base import ImplicitSolver, LinearSystem, Solution, at_least
+
+
+@dataclass
+class Minres(ImplicitSolver):
+    """The x of least residual ``|(H + damping I) x - a|`` in the Krylov space (Paige and Saunders 1975).
+
+    The residual never rises, whatever the signs of the eigenvalues.
+
+    Assumes: a symmetric Hessian, definite or not.
+    Costs: a Hessian-vector product an iteration.
+    Use when: the lower loss is not convex at the current point; as a reference with many iterations.
+
+    Args:
+        iterations: largest number of iterations, at least 1.
+        tolerance: relative residual at which the solve counts as converged.
+    """
+
+    iterations: int = 10
+    tolerance: float = 1e-6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("iterations", self.iterations, 1)
+        at_least("tolerance", self.tolerance, 0)
+
+    def solve(self, system: LinearSystem) -> Solution:
+        cotangent = system.right_hand_side
+        scale = cotangent.norm()
+        # Lanczos vectors, and the last two columns of the QR factors of the tridiagonal matrix.
+        before, vector, off_diagonal = torch.zeros_like(cotangent), cotangent / scale, torch.zeros_like(scale)
+        older, old = torch.zeros_like(cotangent), torch.zeros_like(cotangent)
+        cosines, sines = (1.0, 1.0), (0.0, 0.0)
+        x, last, largest = torch.zeros_like(cotangent), scale.item(), 0.0
+        relative = 1.0
+        for _ in range(self.iterations):
+            product = system.product(vector)
+            diagonal = vector.dot(product)
+            product = product - diagonal * vector - off_diagonal * before
+            following = product.norm()
+            if not following.isfinite():
+                return Solution(x, relative, False, "the solve overflowed: raise solver.damping", failed=True)
+            epsilon = sines[0] * off_diagonal.item()
+            middle = cosines[0] * off_diagonal.item()
+            delta = cosines[1] * middle + sines[1] * diagonal.item()
+            gamma = cosines[1] * diagonal.item() - sines[1] * middle
+            length = (gamma**2 + following.item() ** 2) ** 0.5
+            largest = max(largest, length)
+            if length <= 100 * torch.finfo(cotangent.dtype).eps * largest:
+                break  # the Hessian is singular along what is left: no x lowers the residual
+            cosine, sine = gamma / length, following.item() / length
+            older, old = old, (vector - delta * old - epsilon * older) / length
+            x = x + cosine * last * old
+            last = -sine * last
+            relative = abs(last) / scale.item()
+            if relative <= self.tolerance:
+                return Solution(x, relative, True)
+            before, vector, off_diagonal = vector, product / following, following
+            cosines, sines = (cosines[1], cosine), (sines[1], sine)
+        cause = f"residual {relative:.3g} after {self.iterations} iterations: raise solver.iterations"
+        return Solution(x, relative, False, cause)

@@ -1,0 +1,69 @@
+"""The inverse Hessian by a low-rank Nystrom approximation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multilevel.solvers.base import ImplicitSolver, LinearSystem, Solution, at_least
+
+
+@dataclass
+class Nystrom(ImplicitSolver):
+    """``x = (H_k + damping I)^-1 a``, H_k a rank-k approximation from k products (Hataya and Yamada 2023).
+
+    H is sketched along k random orthonormal directions S, ``H_k = H S (S' H S)^-1 S' H``, with a small shift of H that
+    is taken off the eigenvalues again (as in Frangella et al. 2023, algorithm 2.1). Exact where k is at least the
+    rank of H. Without damping what is outside the sketch counts as 0. A result with
+    a larger residual than 0 has counts as failed.
+
+    Assumes: a spectrum that falls off quickly; damping of about the size of what the rank leaves out.
+    Costs: ``rank`` Hessian-vector products whatever the condition, one for the residual, memory of ``rank`` vectors.
+    Use when: the Hessian has few large eigenvalues, and a solve without inner iterations to tune is wanted.
+
+    Args:
+        rank: directions of the sketch, at least 1; never more than there are parameters.
+        seed: of the directions; the same at every solve.
+        tolerance: relative residual at which the solve counts as converged.
+    """
+
+    rank: int = 10
+    seed: int = 0
+    tolerance: float = 1e-6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("rank", self.rank, 1)
+        at_least("tolerance", self.tolerance, 0)
+
+    def solve(self, system: LinearSystem) -> Solution:
+        cotangent = system.right_hand_side
+        values, vectors = self._eigenpairs(system)
+        within = vectors.T @ cotangent
+        known = values.abs() > torch.finfo(values.dtype).eps ** 0.5 * values.abs().max()
+        x = vectors @ torch.where(known, within / torch.where(known, values, 1.0), 0.0)
+        if self.damping:  # outside the sketch the damped Hessian counts as damping I
+            x = x + (cotangent - vectors @ within) / self.damping
+        residual = system.residual(x)
+        met = residual <= self.tolerance
+        cause = "" if met else f"residual {residual:.3g} at rank {self.rank}: raise solver.rank or solver.damping"
+        return Solution(x, residual, met, cause, failed=not residual < 1)
+
+    def _eigenpairs(self, system: LinearSystem) -> tuple[Tensor, Tensor]:
+        """Eigenvalues [k] of the damped approximation and orthonormal eigenvectors [N, k]."""
+        cotangent = system.right_hand_side
+        rank = min(self.rank, len(cotangent))
+        generator = torch.Generator().manual_seed(self.seed)
+        sketch = torch.randn(len(cotangent), rank, generator=generator, dtype=torch.float64)
+        sketch = torch.linalg.qr(sketch)[0].to(cotangent)
+        damped = torch.stack([system.product(column) for column in sketch.T], dim=1)
+        # The approximation is of the Hessian alone, shifted so that a sketch beyond its rank can be inverted.
+        shift = torch.finfo(damped.dtype).eps ** 0.5 * damped.norm()
+        image = damped + (shift - self.damping) * sketch
+        basis, triangle = torch.linalg.qr(image)
+        core = sketch.T @ image
+        small = triangle @ torch.linalg.pinv((core + core.T) / 2, hermitian=True) @ triangle.T
+        values, rotation = torch.linalg.eigh((small + small.T) / 2)
+        return values - shift + self.damping, basis @ rotation

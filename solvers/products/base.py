@@ -1,0 +1,170 @@
+"""What every way of forming products offers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from multilevel.solvers.errors import ProductError, SolveError
+from multilevel.solvers.vectors import Tensors
+
+if TYPE_CHECKING:
+    from multilevel.solvers.base import LowerLevel, Prediction
+
+Reads = dict[str, dict[str, Tensor]]
+Key = TypeVar("Key")
+
+
+class Products(ABC):
+    """Products of second derivatives of one lower level at one point, and what they have cost so far.
+
+    Attributes:
+        evaluations: evaluations of the loss over the whole batch.
+        products: Hessian-vector, Gauss-Newton-vector and mixed products formed.
+    """
+
+    #: Why an operator may fail, and which product would work then.
+    lacks: str
+    remedy: str
+
+    def __init__(self, lower: LowerLevel, radius: float | None = None) -> None:
+        self.lower = lower
+        self.radius = radius
+        self.evaluations = 0
+        self.products = 0
+
+    @abstractmethod
+    def hessian(self, direction: Tensors, read_direction: Mapping[str, Tensors] | None = None) -> dict[str, Tensor]:
+        """Derivative of dg/dp along ``direction`` in p: the Hessian times it, same names and shapes.
+
+        With ``read_direction``, ``{level: {parameter: tensor}}``, along that one in the levels read as well.
+        """
+
+    @abstractmethod
+    def mixed(self, direction: Tensors) -> Reads:
+        """d/dr <dg/dp, v> for every level r read, v being ``direction``: ``{level: {parameter: tensor}}``."""
+
+    def gradient(self) -> dict[str, Tensor]:
+        """dg/dp, same names and shapes as the parameters; 0 where g does not depend on one."""
+        leaves = detached_leaves(self.lower.parameters)
+        total = [torch.zeros_like(leaf) for leaf in leaves.values()]
+        for loss in self.lower.losses:
+            total = added(total, gradient_of(loss(leaves, self.lower.reads), leaves))
+        self.evaluations += 1
+        return averaged(leaves, total, len(self.lower.losses))
+
+    def gauss_newton(self, direction: Tensors) -> dict[str, Tensor]:
+        """The generalized Gauss-Newton matrix times ``direction``: ``J^T C J v``, same names and shapes.
+
+        J is the Jacobian of the level's outputs, C the Hessian of its criterion in them (Schraudolph 2002).
+
+        Raises:
+            SolveError: the level does not say what its outputs are.
+        """
+        if self.lower.predictions is None:
+            raise SolveError(
+                "curvature=gauss_newton needs a level that defines outputs and criterion beside its loss; "
+                "curvature=hessian works with any"
+            )
+        leaves = detached_leaves(self.lower.parameters)
+        total = [torch.zeros_like(leaf) for leaf in leaves.values()]
+        with self.explained():
+            for prediction in self.lower.predictions:
+                total = added(total, self._gauss_newton_part(prediction, leaves, direction))
+        self.evaluations += 1
+        self.products += 1
+        return averaged(leaves, total, len(self.lower.predictions))
+
+    def _gauss_newton_part(self, prediction: Prediction, leaves: dict[str, Tensor], direction: Tensors) -> list[Tensor]:
+        tangents = self.output_tangents(prediction, direction)
+        outputs = prediction.outputs(leaves, self.lower.reads)
+        points = [output.detach().requires_grad_() for output in outputs]
+        slopes = torch.autograd.grad(
+            prediction.criterion(points, self.lower.reads), points, create_graph=True, materialize_grads=True
+        )
+        curved = [slope for slope in slopes if slope.requires_grad]
+        if not curved:  # a criterion linear in the outputs has no curvature
+            return [torch.zeros_like(leaf) for leaf in leaves.values()]
+        vectors = [tangent for slope, tangent in zip(slopes, tangents, strict=True) if slope.requires_grad]
+        bent = torch.autograd.grad(curved, points, vectors, materialize_grads=True)
+        pairs = [(output, vector) for output, vector in zip(outputs, bent, strict=True) if output.requires_grad]
+        if not pairs:
+            return [torch.zeros_like(leaf) for leaf in leaves.values()]
+        some, cotangents = zip(*pairs, strict=True)
+        return list(torch.autograd.grad(some, list(leaves.values()), cotangents, materialize_grads=True))
+
+    @abstractmethod
+    def output_tangents(self, prediction: Prediction, direction: Tensors) -> list[Tensor]:
+        """``J v``: the derivative of a part's outputs along ``direction``."""
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Within the block attention takes its plain kernel, as fused ones have no second derivative, and an
+        operator that lacks a derivative is named.
+
+        Raises:
+            ProductError: an operator has no such derivative.
+        """
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        except (NotImplementedError, RuntimeError) as error:
+            operator = lacking_operator(error)
+            if operator is None:
+                raise
+            raise ProductError(f"{operator} has no {self.lacks}: {self.remedy}") from error
+
+
+def lacking_operator(error: Exception) -> str | None:
+    """The operator that lacks a derivative, from torch's error; None where the error is about something else."""
+    text = str(error)
+    for start, end in _MESSAGES:
+        _, found, tail = text.partition(start)
+        if found:
+            return "operator " + tail.partition(end)[0].removeprefix("aten::")
+    if "must override the setup_context staticmethod" in text or "jvp is not implemented" in text.lower():
+        return "a custom autograd.Function"
+    if "implement the jvp" in text or "marked with @once_differentiable" in text:
+        return "a custom autograd.Function"
+    return None
+
+
+_MESSAGES = (
+    ("Trying to use forward AD with ", " that does not support it"),
+    ("derivative for '", "' is not implemented"),
+    ("derivative for ", " is not implemented"),
+)
+
+
+def gradient_of(value: Tensor, leaves: Mapping[Any, Tensor]) -> list[Tensor]:
+    """Derivative of a scalar in each of ``leaves``, 0 where it does not depend on one."""
+    if not value.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in leaves.values()]
+    return list(torch.autograd.grad(value, list(leaves.values()), materialize_grads=True))
+
+
+def added(total: list[Tensor], terms: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
+    return [some + term for some, term in zip(total, terms, strict=True)]
+
+
+def averaged(leaves: Mapping[Key, Tensor], total: list[Tensor], count: int) -> dict[Key, Tensor]:
+    """A sum over ``count`` parts of a batch divided by it, by name."""
+    return {key: some / count if count > 1 else some for key, some in zip(leaves, total, strict=True)}
+
+
+def detached_leaves(tensors: Tensors) -> dict[str, Tensor]:
+    return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
+
+
+def keyed(reads: Mapping[str, Tensors]) -> dict[tuple[str, str], Tensor]:
+    return {(level, name): tensor for level, tensors in reads.items() for name, tensor in tensors.items()}
+
+
+def grouped(values: Mapping[tuple[str, str], Tensor], like: Mapping[str, Tensors]) -> Reads:
+    return {level: {name: values[level, name] for name in tensors} for level, tensors in like.items()}

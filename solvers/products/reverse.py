@@ -1,0 +1,115 @@
+"""Products by reverse mode over reverse mode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from multilevel.solvers.products.base import Key, Products, Reads, added, averaged, detached_leaves, grouped, keyed
+from multilevel.solvers.vectors import Tensors
+
+if TYPE_CHECKING:
+    from multilevel.solvers.base import LowerLevel, Prediction
+
+
+class ReverseProducts(Products):
+    """Reverse over reverse: exact. The gradient's graph is built once and serves every product of a solve."""
+
+    lacks = "second derivative"
+    remedy = "solver.product=finite_difference takes first derivatives alone"
+
+    def __init__(self, lower: LowerLevel, radius: float | None = None) -> None:
+        super().__init__(lower, radius)
+        self._parameters = detached_leaves(lower.parameters)
+        self._reads = {level: detached_leaves(tensors) for level, tensors in lower.reads.items()}
+        self._gradients: list[tuple[Tensor, ...]] = []
+
+    def hessian(self, direction: Tensors, read_direction: Mapping[str, Tensors] | None = None) -> dict[str, Tensor]:
+        if read_direction is None:
+            return self._differentiate(self._parameters, direction)
+        return self._transposed(direction, read_direction)
+
+    def mixed(self, direction: Tensors) -> Reads:
+        return grouped(self._differentiate(keyed(self._reads), direction), self._reads)
+
+    def gradient(self) -> dict[str, Tensor]:
+        gradients = self._built()
+        total = [sum_of.detach() for sum_of in gradients[0]]
+        for others in gradients[1:]:
+            total = added(total, [other.detach() for other in others])
+        return averaged(self._parameters, total, len(gradients))
+
+    def output_tangents(self, prediction: Prediction, direction: Tensors) -> list[Tensor]:
+        leaves = detached_leaves(self.lower.parameters)
+        outputs = prediction.outputs(leaves, self.lower.reads)
+        dummies = [torch.zeros_like(output, requires_grad=True) for output in outputs]
+        pairs = [(output, dummy) for output, dummy in zip(outputs, dummies, strict=True) if output.requires_grad]
+        if not pairs:
+            return [torch.zeros_like(output) for output in outputs]
+        # The derivative of J^T w in w along v is J v.
+        pulled = torch.autograd.grad(
+            [output for output, _ in pairs],
+            list(leaves.values()),
+            [dummy for _, dummy in pairs],
+            create_graph=True,
+            materialize_grads=True,
+        )
+        used = [(one, direction[name]) for name, one in zip(leaves, pulled, strict=True) if one.requires_grad]
+        return list(
+            torch.autograd.grad(
+                [one for one, _ in used], dummies, [vector for _, vector in used], materialize_grads=True
+            )
+        )
+
+    def _differentiate(self, leaves: dict[Key, Tensor], direction: Tensors) -> dict[Key, Tensor]:
+        """Derivative of <dg/dp, direction> in ``leaves``, averaged over the parts of the batch."""
+        total = [torch.zeros_like(leaf) for leaf in leaves.values()]
+        for gradients in self._built():
+            # A gradient that does not depend on anything being differentiated has no graph: it contributes 0.
+            pairs = [
+                (gradient, vector)
+                for gradient, vector in zip(gradients, direction.values(), strict=True)
+                if gradient.requires_grad
+            ]
+            if pairs:
+                outputs, vectors = zip(*pairs, strict=True)
+                with self.explained():
+                    terms = torch.autograd.grad(
+                        outputs, list(leaves.values()), vectors, retain_graph=True, materialize_grads=True
+                    )
+                total = added(total, terms)
+        self.products += 1
+        return averaged(leaves, total, len(self._gradients))
+
+    def _transposed(self, direction: Tensors, read_direction: Mapping[str, Tensors]) -> dict[str, Tensor]:
+        """d/dp of <dg/dp, v> + <dg/dr, w>: a graph of its own, as it needs the gradient in the levels read."""
+        leaves = {**keyed({"": self._parameters}), **keyed(self._reads)}
+        vectors = {**keyed({"": direction}), **keyed(read_direction)}
+        total = [torch.zeros_like(leaf) for leaf in self._parameters.values()]
+        with self.explained():
+            for loss in self.lower.losses:
+                value = loss(self._parameters, self._reads)
+                slopes = torch.autograd.grad(value, list(leaves.values()), create_graph=True, materialize_grads=True)
+                pairs = [(one, vectors[key]) for key, one in zip(leaves, slopes, strict=True) if one.requires_grad]
+                if pairs:
+                    outputs, some = zip(*pairs, strict=True)
+                    own = list(self._parameters.values())
+                    total = added(total, torch.autograd.grad(outputs, own, some, materialize_grads=True))
+        self.evaluations += 1
+        self.products += 1
+        return averaged(self._parameters, total, len(self.lower.losses))
+
+    def _built(self) -> list[tuple[Tensor, ...]]:
+        if not self._gradients:
+            with self.explained():
+                for loss in self.lower.losses:
+                    value = loss(self._parameters, self._reads)
+                    gradients = torch.autograd.grad(
+                        value, list(self._parameters.values()), create_graph=True, materialize_grads=True
+                    )
+                    self._gradients.append(gradients)
+            self.evaluations += 1
+        return self._gradients

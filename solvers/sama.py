@@ -1,0 +1,50 @@
+"""The lower optimizer's adaptive step in place of the inverse Hessian."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from multilevel.solvers.base import ImplicitSolver, LinearSystem, Solution
+from multilevel.solvers.errors import SolveError
+from multilevel.solvers.products.base import detached_leaves
+from multilevel.solvers.vectors import flatten, unflatten
+
+
+@dataclass
+class Sama(ImplicitSolver):
+    """``x = D a``, D the derivative of the lower optimizer's next step in its gradient, over its learning rate.
+
+    The identity approximation where the lower level's fixed point is that of its optimizer (Choe et al. 2023, SAMA).
+    For Adam and AdamW, D is diagonal; for SGD it is the identity.
+
+    Assumes: as ``identity``, in the geometry of the lower level's optimizer: SGD, Adam or AdamW.
+    Costs: one evaluation for the gradient, one mixed product (finite differences unless set otherwise).
+    Use when: the lower level trains with Adam and the solve must stay as cheap as ``finite_difference``.
+    """
+
+    product: str = field(default="finite_difference", kw_only=True)
+
+    @property
+    def nests(self) -> bool:
+        return False
+
+    def solve(self, system: LinearSystem) -> Solution:
+        lower, cotangent = system.lower, system.right_hand_side
+        rule = lower.rule
+        if rule is None:
+            raise SolveError("solver=sama needs a lower level trained with SGD, Adam or AdamW; identity takes any")
+        if rule.kind == "sgd":
+            return Solution(cotangent)
+        gradient = detached_leaves(system.products.gradient())
+        with torch.enable_grad():
+            after, _ = rule.apply(lower.parameters, gradient, rule.state)
+            vectors = unflatten(cotangent, lower.parameters)
+            pulled = torch.autograd.grad(list(after.values()), list(gradient.values()), list(vectors.values()))
+        rates = [rule.settings[name]["lr"] for name in lower.parameters]
+        scaled = {
+            name: -one / rate if rate else torch.zeros_like(one)
+            for (name, one), rate in zip(zip(gradient, pulled, strict=True), rates, strict=True)
+        }
+        return Solution(flatten(scaled))
