@@ -1,0 +1,211 @@
+"""Levels that read each other: hypergradients of the re-solved problem."""
+
+import pytest
+import torch
+from toy import relative_error, toy_graph
+
+from multilevel import Engine
+from multilevel.problems import NestedChainError
+from multilevel.solvers import SOLVERS, ConjugateGradient, Dense, FirstOrder, Minres, Unrolled
+
+DOUBLE = {"dtype": torch.float64}
+generator = torch.Generator().manual_seed(3)
+
+
+def randn(*shape):
+    return torch.randn(*shape, generator=generator, **DOUBLE)
+
+
+A, B, C, D = randn(3, 2), randn(2, 2), randn(3, 3), randn(2, 3)
+COUPLING, TARGET = randn(2, 4), randn(2)
+EXACT = [Dense(), ConjugateGradient(iterations=60, tolerance=1e-14), Minres(iterations=60, tolerance=1e-14)]
+
+
+def minimum(function, start):
+    """Newton's method on a loss of one vector, in float64, to the limit of the arithmetic."""
+    value = start.clone()
+    for _ in range(60):
+        gradient = torch.func.grad(function)(value)
+        step = torch.linalg.solve(torch.func.hessian(function)(value), gradient)
+        value = value - step
+        if step.norm() < 1e-14:
+            break
+    return value
+
+
+def quadratic():
+    """r reads q and u, q reads r: everything linear."""
+    curvature_q, curvature_r = torch.tensor([2.0, 3.0, 4.0], **DOUBLE), torch.tensor([5.0, 7.0], **DOUBLE)
+    functions = {
+        "q": lambda v: (curvature_q * v["q"] ** 2).sum() / 2 - v["q"] @ A @ v["r"],
+        "r": lambda v: (curvature_r * v["r"] ** 2).sum() / 2 + v["q"] @ C @ v["q"] / 9 - v["r"] @ COUPLING @ v["u"],
+        "u": lambda v: (v["r"] - TARGET).square().sum() + v["q"].square().sum() + v["u"].square().sum() / 3,
+    }
+
+    def minima(u):
+        q_of_r = A / curvature_q[:, None]
+        hessian = curvature_r.diag() + q_of_r.T @ (C + C.T) @ q_of_r / 9
+        r = torch.linalg.solve(hessian, COUPLING @ u)
+        return {"q": q_of_r @ r, "r": r, "u": u}
+
+    return functions, minima, randn(4)
+
+
+def non_quadratic():
+    """q's minimum has no closed form: Newton for q within Newton for r."""
+    functions = {
+        "q": lambda v: v["q"].cosh().sum() + v["q"].square().sum() * v["r"].exp().sum() / 8 - v["q"] @ A @ v["r"],
+        "r": lambda v: (
+            2 * v["r"].square().sum() + (v["q"] @ A).sin() @ v["r"] / 3 - (v["r"] @ COUPLING @ v["u"]).tanh()
+        ),
+        "u": lambda v: (v["r"] - TARGET).square().sum() + v["q"].sin().sum() + v["u"].square().sum(),
+    }
+
+    def q_of(r):
+        return minimum(lambda q: functions["q"]({"q": q, "r": r}), torch.zeros(3, **DOUBLE))
+
+    def total(r, u):
+        """d/dr of r's loss with q responding."""
+        q = q_of(r)
+        slope_r, slope_q = torch.func.grad(lambda rr, qq: functions["r"]({"q": qq, "r": rr, "u": u}), (0, 1))(r, q)
+        hessian = torch.func.hessian(lambda qq: functions["q"]({"q": qq, "r": r}))(q)
+        mixed = torch.func.jacfwd(lambda rr: torch.func.grad(lambda qq: functions["q"]({"q": qq, "r": rr}))(q))(r)
+        return slope_r - mixed.T @ torch.linalg.solve(hessian, slope_q)
+
+    def minima(u):
+        r = torch.zeros(2, **DOUBLE)
+        for _ in range(50):
+            columns = [(total(r + 1e-5 * e, u) - total(r - 1e-5 * e, u)) / 2e-5 for e in torch.eye(2, **DOUBLE)]
+            step = torch.linalg.solve(torch.stack(columns, 1), total(r, u))
+            r = r - step
+            if step.norm() < 1e-13:
+                break
+        return {"q": q_of(r), "r": r, "u": u}
+
+    return functions, minima, randn(4) / 2
+
+
+def resolved(functions, minima, u):
+    """Central differences of the upper loss with the levels below solved again."""
+    slopes = []
+    for unit in torch.eye(len(u), **DOUBLE):
+        ahead, behind = (functions["u"](minima(u + sign * 1e-4 * unit)) for sign in (1, -1))
+        slopes.append((ahead - behind) / 2e-4)
+    return torch.stack(slopes)
+
+
+@pytest.mark.parametrize("solver", EXACT, ids=str)
+def test_a_quadratic_chain_at_its_minima_gives_the_total_derivative(solver):
+    functions, minima, start = quadratic()
+    u = start.clone().requires_grad_()
+    expected = torch.autograd.grad(functions["u"](minima(u)), u)[0]
+    values = {name: value.detach() for name, value in minima(u).items()}
+    engine = Engine(toy_graph(functions, values, {"q": solver, "r": solver}))
+    assert relative_error(engine.hypergradient("u")["value"], expected) < 1e-6
+
+
+@pytest.mark.parametrize("product", ["reverse", "forward"])
+@pytest.mark.parametrize("solver", EXACT, ids=str)
+def test_a_chain_that_is_not_quadratic_agrees_with_the_problem_solved_again(solver, product):
+    functions, minima, u = non_quadratic()
+    solver.product = product
+    engine = Engine(toy_graph(functions, minima(u), {"q": solver, "r": solver}))
+    assert relative_error(engine.hypergradient("u")["value"], resolved(functions, minima, u)) < 1e-4
+
+
+def test_the_chain_checked_by_hand():
+    functions = {
+        "q": lambda v: (v["r"].exp() * v["q"] ** 2 / 2 - v["q"]).sum(),
+        "r": lambda v: (v["r"] ** 2 / 2 + v["q"] - v["u"] * v["r"]).sum(),
+        "u": lambda v: v["r"].sum(),
+    }
+    u = torch.tensor([0.3], **DOUBLE)
+    # q = exp(-r), so that r solves r - exp(-r) = u, and dr/du = 1 / (1 + exp(-r)).
+    r = minimum(lambda r: (r**2 / 2 + (-r).exp() - u * r).sum(), torch.zeros(1, **DOUBLE))
+    values = {"q": (-r).exp(), "r": r, "u": u}
+    found = Engine(toy_graph(functions, values, {"q": Dense(), "r": Dense()})).hypergradient("u")["value"]
+    assert found.item() == pytest.approx(1 / (1 + (-r).exp().item()), rel=1e-10)
+    assert found.item() == pytest.approx(0.682, abs=5e-4)
+
+
+def chain_of_four():
+    """s reads r and u, r reads q and s, q reads r and s."""
+    functions = {
+        "q": lambda v: v["q"].square().sum() + v["q"].sum() ** 4 / 50 - v["q"] @ A @ v["r"] - v["q"] @ C @ v["s"] / 4,
+        "r": lambda v: 2 * v["r"].square().sum() + v["q"].sin().sum() / 4 - v["r"] @ D @ v["s"],
+        "s": lambda v: (
+            3 * v["s"].square().sum() + v["r"].cos().sum() / 3 + v["q"].square().sum() / 5 - v["s"].sum() * v["u"].sum()
+        ),
+        "u": lambda v: v["s"].sum() + v["r"].square().sum() + v["q"].sum() + v["u"].square().sum(),
+    }
+
+    def descend(total, start):
+        value = start.clone()
+        for _ in range(40):
+            jacobian = torch.stack(
+                [(total(value + 1e-5 * e) - total(value - 1e-5 * e)) / 2e-5 for e in torch.eye(len(value), **DOUBLE)], 1
+            )
+            step = torch.linalg.solve(jacobian, total(value))
+            value = value - step
+            if step.norm() < 1e-11:
+                break
+        return value
+
+    def engine_at(q, r, s, u, top):
+        values = {"q": q, "r": r, "s": s, "u": u}
+        return Engine(toy_graph(functions, values, dict.fromkeys("qrs", Dense()))).hypergradient(top)["value"]
+
+    def q_of(r, s):
+        return minimum(lambda q: functions["q"]({"q": q, "r": r, "s": s}), torch.zeros(3, **DOUBLE))
+
+    def r_of(s):
+        # r's own hypergradient goes through q alone, which test_adjoint_pass checks against closed forms.
+        return descend(lambda r: engine_at(q_of(r, s), r, s, torch.zeros(1, **DOUBLE), "r"), torch.zeros(2, **DOUBLE))
+
+    def minima(u):
+        s = torch.zeros(3, **DOUBLE)
+
+        def total(s):
+            r = r_of(s)
+            slopes = []
+            for unit in torch.eye(3, **DOUBLE):
+                ends = []
+                for sign in (1, -1):
+                    moved = s + sign * 1e-4 * unit
+                    r = r_of(moved)
+                    ends.append(functions["s"]({"q": q_of(r, moved), "r": r, "s": moved, "u": u}))
+                slopes.append((ends[0] - ends[1]) / 2e-4)
+            return torch.stack(slopes)
+
+        for _ in range(8):  # the total Hessian is near that of 3 s^2
+            s = s - total(s) / 6
+        r = r_of(s)
+        return {"q": q_of(r, s), "r": r, "s": s, "u": u}
+
+    return functions, minima, torch.tensor([0.4], **DOUBLE)
+
+
+@pytest.mark.slow
+def test_a_chain_of_four_agrees_with_the_problem_solved_again():
+    functions, minima, u = chain_of_four()
+    engine = Engine(toy_graph(functions, minima(u), dict.fromkeys("qrs", Dense())))
+    assert engine.graph.blocks("u")[0].levels == ("q", "r", "s")
+    assert relative_error(engine.hypergradient("u")["value"], resolved(functions, minima, u)) < 1e-4
+
+
+@pytest.mark.parametrize("solver", [FirstOrder(), Unrolled(), SOLVERS["sama"](), SOLVERS["auto"]()], ids=str)
+def test_what_cannot_be_exact_is_an_error_unless_approximate(solver):
+    functions, minima, u = quadratic()
+    with pytest.raises(NestedChainError, match=r"q, r read each other below 'u'.*approximate=true"):
+        Engine(toy_graph(functions, minima(u), {"q": Dense(), "r": solver}))
+
+
+def test_approximate_leaves_the_inner_response_out_of_the_outer_hessian():
+    functions, minima, u = quadratic()
+    values = minima(u)
+    solvers = {"q": Dense(), "r": FirstOrder(steps=500)}
+    found = Engine(toy_graph(functions, values, solvers, approximate=True)).hypergradient("u")["value"]
+    slope_q = 2 * values["q"]
+    slope_r = 2 * (values["r"] - TARGET) + A.T @ (slope_q / torch.tensor([2.0, 3.0, 4.0], **DOUBLE))
+    expected = COUPLING.T @ (slope_r / torch.tensor([5.0, 7.0], **DOUBLE)) + 2 * u / 3
+    assert relative_error(found, expected) < 1e-5

@@ -1,0 +1,98 @@
+"""Properties that hold for every solver, on problems drawn by hypothesis."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from solver_table import ROWS, exact, implicit
+
+from multilevel.solvers import SOLVERS, LowerLevel
+
+few = settings(max_examples=15, deadline=None, derandomize=True)
+seeds = st.integers(0, 10**6)
+DOUBLE = {"dtype": torch.float64}
+#: Solvers of the one system; what depends on the optimizer's past is tested in test_unrolled.
+STATIC = [row for row in ROWS if not row.trains]
+
+
+def problem(seed, size, sizes=None, low=1.0, high=6.0):
+    """A lower loss with third derivatives and a definite Hessian, its parameters cut into tensors of ``sizes``."""
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(size, size, generator=generator, **DOUBLE))[0]
+    matrix = basis @ torch.linspace(low, high, size, **DOUBLE).diag() @ basis.T
+    coupling, point = (torch.randn(*shape, generator=generator, **DOUBLE) for shape in ((size, 3), (size,)))
+    upper = torch.randn(3, generator=generator, **DOUBLE)
+    names = [str(index) for index in range(len(sizes or [size]))]
+
+    def loss(parameters, reads):
+        p = torch.cat([parameters[name].reshape(-1) for name in names])
+        return p @ matrix @ p / 2 + p.cosh().log().sum() + p.sin() @ coupling @ reads["u"]["v"] / 10
+
+    def cut(vector):
+        return dict(zip(names, vector.split(sizes or [size]), strict=True))
+
+    lower = LowerLevel([loss], cut(point), {"u": {"v": upper}}, torch.float64)
+    return lower, cut, lambda: torch.randn(size, generator=generator, **DOUBLE)
+
+
+def contribution(solver, lower, cotangent):
+    return solver.respond(lower, cotangent).contributions["u"]["v"]
+
+
+@pytest.mark.parametrize("row", STATIC, ids=str)
+@few
+@given(seed=seeds, size=st.integers(2, 12), factors=st.tuples(st.floats(-3, 3), st.floats(-3, 3)))
+def test_linear_in_the_cotangent(row, seed, size, factors):
+    lower, cut, draw = problem(seed, size)
+    solver, (one, other) = row.solver(), (draw(), draw())
+    together = contribution(solver, lower, cut(factors[0] * one + factors[1] * other))
+    parts = [contribution(solver, lower, cut(vector)) for vector in (one, other)]
+    apart = factors[0] * parts[0] + factors[1] * parts[1]
+    scale = abs(factors[0]) * parts[0].norm() + abs(factors[1]) * parts[1].norm() + 1e-12
+    assert (together - apart).norm() / scale < 10 * row.tolerance
+
+
+@pytest.mark.parametrize("row", STATIC, ids=str)
+@few
+@given(seed=seeds, sizes=st.lists(st.integers(1, 4), min_size=1, max_size=5))
+def test_invariant_to_how_parameters_are_cut_into_tensors(row, seed, sizes):
+    whole, cut_whole, draw = problem(seed, sum(sizes))
+    pieces, cut_pieces, _ = problem(seed, sum(sizes), sizes)
+    cotangent = draw()
+    one = contribution(row.solver(), whole, cut_whole(cotangent))
+    other = contribution(row.solver(), pieces, cut_pieces(cotangent))
+    assert (one - other).norm() <= row.tolerance * one.norm() + 1e-12
+
+
+BUDGETS = {
+    "neumann": lambda n: {"terms": n},
+    "conjugate_gradient": lambda n: {"iterations": n, "tolerance": 0.0},
+    "minres": lambda n: {"iterations": n, "tolerance": 0.0},
+    "nystrom": lambda n: {"rank": n, "damping": 1e-3},
+    "first_order": lambda n: {"steps": n},
+}
+WITHOUT = {"identity", "finite_difference", "sama", "dense", "auto", "unrolled", "unrolled_forward"}
+
+
+def test_every_solver_has_a_budget_or_none():
+    assert set(BUDGETS) | WITHOUT == set(SOLVERS)
+
+
+@pytest.mark.parametrize("name", list(BUDGETS))
+@few
+@given(seed=seeds)
+def test_the_error_at_full_budget_is_below_that_at_a_quarter(name, seed):
+    lower, cut, draw = problem(seed, 16, low=1.0, high=30.0)
+    cotangent = draw()
+    damping = BUDGETS[name](1).get("damping", 0.0)
+    values = {"p": torch.cat(list(lower.parameters.values())), "u": lower.reads["u"]["v"]}
+
+    def function(point):
+        return lower.losses[0]({"0": point["p"]}, {"u": {"v": point["u"]}})
+
+    expected = implicit(exact)(function, "p", values, cotangent, damping=damping)["u"]
+    errors = [
+        (contribution(SOLVERS[name](**BUDGETS[name](budget)), lower, cut(cotangent)) - expected).norm()
+        for budget in (4, 16)
+    ]
+    assert errors[1] < errors[0]
