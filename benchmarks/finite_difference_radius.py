@@ -17,7 +17,7 @@ from multilevel.configuration import build_recipe, compose_config
 from multilevel.problems import Engine
 from multilevel.problems.hypergradient import differentiated, gradients, leaves, lower_level
 from multilevel.solvers import LowerLevel
-from multilevel.solvers.products import FiniteDifferenceProducts, ReverseProducts, default_radius
+from multilevel.solvers.products import FiniteDifferenceProducts, ForwardProducts, ReverseProducts, default_radius
 from multilevel.solvers.vectors import flatten
 
 FACTORS = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
@@ -57,6 +57,8 @@ def compare(engine: Engine, level: str, read: list[str], cotangent: dict[str, to
     reference = mixed(lower, cotangent, None)
     engine.evaluator.precision = precision
     print(f"    exact product in {precision} against exact in float32: {error(exact, reference):.2g}")
+    forward = torch.cat([flatten(tensors) for tensors in ForwardProducts(lower).mixed(cotangent).values()])
+    print(f"    product=forward against product=reverse: {error(forward, exact):.2g}")
     for factor in FACTORS:
         found = mixed(lower, cotangent, factor * radius)
         against = f"{error(found, exact):9.2g}   {error(found, reference):9.2g}"

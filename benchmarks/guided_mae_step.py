@@ -7,6 +7,9 @@ encoder. Times alternate in one process; memory is the growth of the resident si
 
     python benchmarks/guided_mae_step.py data=cifar10 data.path=DIR
     python benchmarks/guided_mae_step.py --rounds 20 precision=bf16 solver=neumann
+    python benchmarks/guided_mae_step.py --other "solver=identity solver.product=forward"
+
+With --other, the engine's sides run once more with those settings, as ``direct other`` and ``both other``.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -93,13 +96,14 @@ def iteration(side: str, recipe: GuidedMae) -> Callable[[], None]:
     return plain_iteration(recipe) if side == "plain" else engine_iteration(recipe)
 
 
-def recipe_for(side: str, overrides: list[str]) -> GuidedMae:
-    return recipe_of(overrides, "both" if side == "plain" else side)
+def recipe_for(side: str, overrides: list[str], other: list[str]) -> GuidedMae:
+    paths, _, changed = side.partition(" ")
+    return recipe_of(overrides + (other if changed else []), "both" if paths == "plain" else paths)
 
 
-def measure_growth(side: str, overrides: list[str], iterations: int) -> float:
+def measure_growth(side: str, overrides: list[str], other: list[str], iterations: int) -> float:
     """Largest resident size over some iterations, less the resident size before the engine is made, in MiB (Linux)."""
-    recipe = recipe_for(side, overrides)
+    recipe = recipe_for(side, overrides, other)
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = resident_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the largest size so far
@@ -115,16 +119,17 @@ def resident_mib(field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**10
 
 
-def peak_memory(side: str, overrides: list[str], iterations: int) -> float:
+def peak_memory(side: str, overrides: list[str], other: list[str], iterations: int) -> float:
     """Growth of a fresh process's largest resident size over its iterations, in MiB."""
-    command = [sys.executable, __file__, "--memory-of", side, "--rounds", str(iterations), *overrides]
+    given = ["--memory-of", side, "--other", " ".join(other), "--rounds", str(iterations)]
+    command = [sys.executable, __file__, *given, *overrides]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
-def times(overrides: list[str], rounds: int) -> dict[str, list[float]]:
+def times(sides: Sequence[str], overrides: list[str], other: list[str], rounds: int) -> dict[str, list[float]]:
     """Seconds of each side's iterations, the sides taking turns; the first round warms up and does not count."""
-    iterations = {side: iteration(side, recipe_for(side, overrides)) for side in SIDES}
-    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+    iterations = {side: iteration(side, recipe_for(side, overrides, other)) for side in sides}
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
     for round_number in range(rounds + 1):
         for side, iterate in iterations.items():
             start = time.perf_counter()
@@ -137,21 +142,29 @@ def times(overrides: list[str], rounds: int) -> dict[str, list[float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9, help="timed iterations of each side (default 9)")
-    parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--other", default="", help="settings of the sides to run beside the first ones")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="SETTING=VALUE", help="as for multilevel train")
     options = parser.parse_args()
+    other = options.other.split()
     if options.memory_of:
-        print(measure_growth(options.memory_of, options.overrides, options.rounds))
+        print(measure_growth(options.memory_of, options.overrides, other, options.rounds))
         return
-    memory = {side: peak_memory(side, options.overrides, 4) for side in SIDES}
-    seconds = times(options.overrides, options.rounds)
+    sides = [*SIDES, *(["direct other", "both other"] if other else [])]
+    memory = {side: peak_memory(side, options.overrides, other, 4) for side in sides}
+    seconds = times(sides, options.overrides, other, options.rounds)
     print(f"{torch.get_num_threads()} threads, {options.rounds} rounds, {' '.join(options.overrides)}")
-    for side in SIDES:
+    for side in sides:
         ratios = sorted(one / plain for one, plain in zip(seconds[side], seconds["plain"], strict=True))
         print(
-            f"{side:<8} {statistics.median(seconds[side]):6.2f} s, {statistics.median(ratios):.2f}x the plain steps "
+            f"{side:<12} {statistics.median(seconds[side]):6.2f} s, {statistics.median(ratios):.2f}x the plain steps "
             f"(rounds {ratios[0]:.2f} to {ratios[-1]:.2f}); peak memory {memory[side]:6.0f} MiB, "
             f"{memory[side] / memory['plain']:.2f}x"
+        )
+    for side in ("direct", "both") if other else ():
+        ratios = sorted(one / before for one, before in zip(seconds[f"{side} other"], seconds[side], strict=True))
+        print(
+            f"{side}: {options.other} takes {statistics.median(ratios):.2f}x (rounds {ratios[0]:.2f} to {ratios[-1]:.2f})"
         )
 
 

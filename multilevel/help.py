@@ -9,6 +9,7 @@ OVERVIEW = """multilevel: multilevel optimization in PyTorch
 
   multilevel train [SETTING=VALUE ...]       train a recipe (guided_mae on digits, where nothing else is said)
   multilevel train resume=RUN                go on with a run that was stopped
+  multilevel compare [SETTING=VALUE ...]     accuracy, memory and time of every hypergradient solver at one point
   multilevel graph [SETTING=VALUE ...]       the levels of a recipe and who reads whom, as text and as graph.png
   multilevel evaluate RUN [SETTING=VALUE]    linear probe and nearest neighbours on a run's frozen encoder
 
@@ -30,11 +31,31 @@ metrics.jsonl, summary.json, checkpoint/, curves.png, masks.png.
 Settings (all: the config.yaml of any run)
   steps               updates of the top level
   output              the run folder (runs/RECIPE-DATA-TIME)
+  diagnose=N          compare with a reference hypergradient every N steps (diagnosis.jsonl)
   seed, device, precision=float32|bf16, checkpoint.every, evaluate=true|false
   data.batch_size, data.limit (use only so many training images), data.image_size, data.mask_share
   model.width, model.depth, model.heads, model.patch_size
   mask.policy, mask.ratio, mask.weights=normalized|raw, paths=both|direct
   levels.LEVEL.steps, .optimizer, .learning_rate, .weight_decay, .schedule, .warmup, .clip_norm, .accumulate, .solver"""
+
+COMPARE = """multilevel compare [SETTING=VALUE ...]
+
+Computes the top level's hypergradient at one and the same point with every solver, each in a process of its own, and
+prints a table: relative error and cosine against a reference in float64 (dense where a level is small, else MINRES),
+residual, peak memory beyond what training needs anyway, time, evaluations of losses and products. Writes
+compare.json, compare.csv and compare.png. Settings are those of multilevel train, and
+
+  solvers=A,B          which (all); A.OPTION=VALUE sets an option of one
+  products=P,Q         try each solver with each of reverse, forward, finite_difference (its own)
+  warmup=10            outer steps before the comparison
+  resume=RUN           compare at a run's last checkpoint, after warmup steps from there (0 will do)
+  damping=30           of the one system that every solver and the reference are given; too small a one leaves it
+                       indefinite, and where the reference's residual is above 1e-6 there is no error column
+  rounds=3             timed repetitions
+  iterations=1000      most of the reference's MINRES
+
+  multilevel compare recipe=guided_mae data=digits
+  multilevel compare solvers=neumann,conjugate_gradient products=reverse,forward conjugate_gradient.iterations=40"""
 
 GRAPH = """multilevel graph [SETTING=VALUE ...]
 
@@ -55,7 +76,7 @@ def help_for(command: str) -> str:
     """The help of one command, what its groups offer included."""
     if command == "evaluate":
         return EVALUATE
-    return f"{TRAIN if command == 'train' else GRAPH}\n\n{_offers()}"
+    return f"{ {'train': TRAIN, 'compare': COMPARE, 'graph': GRAPH}[command] }\n\n{_offers()}"
 
 
 def _offers() -> str:

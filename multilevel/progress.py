@@ -13,7 +13,8 @@ LINES = 20
 
 
 class Progress(Callback):
-    """Losses, images per second and time left; the first failed solve of each level is told at once.
+    """Losses, images per second and time left; what ``auto`` chose and the first failed solve of each level are told at
+    once.
 
     Args:
         images_per_step: images that a step's updates take together.
@@ -23,6 +24,7 @@ class Progress(Callback):
         self.images_per_step = images_per_step
         self._losses: dict[str, float] = {}
         self._warned: set[str] = set()
+        self._told: set[tuple[str, str]] = set()
 
     def on_start(self, engine: Engine, steps: int) -> None:
         self._first, self._last = engine.step, engine.step + steps
@@ -37,6 +39,9 @@ class Progress(Callback):
         before = self._losses.get(update.level, update.loss)
         self._losses[update.level] = 0.9 * before + 0.1 * update.loss
         for level, report in update.solves.items():
+            if report.choice and (level, report.choice) not in self._told:
+                self._told.add((level, report.choice))
+                tqdm.write(f"solver=auto at level {level}: {report.choice}", file=sys.stderr)
             if report.failed and level not in self._warned:
                 self._warned.add(level)
                 tqdm.write(f"step {engine.step}: the solve of level {level} failed: {report.cause}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metrics = path / "metrics.jsonl"
+        self.diagnosis = path / "diagnosis.jsonl"
         self.checkpoint = path / "checkpoint"
 
     @classmethod
@@ -79,15 +81,23 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The event log, one record an update; a last line that a killed run left half written is left out."""
-        if not self.metrics.exists():
-            return []
-        lines = self.metrics.read_text().split("\n")[:-1]
-        return [json.loads(line) for line in lines]
+        return _records(self.metrics)
 
-    def cut_metrics(self, step: int) -> None:
-        """Forget the updates of ``step`` and later ones, which a resumed run makes again."""
-        kept = [json.dumps(record) for record in self.read_metrics() if record["step"] < step]
-        self.write(self.metrics.name, "".join(f"{line}\n" for line in kept))
+    def cut(self, step: int) -> None:
+        """Forget the updates of ``step`` and later ones, and diagnoses after it, which a resumed run makes again."""
+        kept = [record for record in self.read_metrics() if record["step"] < step]
+        self.write(self.metrics.name, _lines(kept))
+        if self.diagnosis.exists():
+            self.write(self.diagnosis.name, _lines(one for one in _records(self.diagnosis) if one["step"] <= step))
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def _lines(records: Iterable[dict[str, Any]]) -> str:
+    return "".join(f"{json.dumps(record)}\n" for record in records)
 
 
 def check_free(path: Path) -> None:

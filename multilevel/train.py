@@ -21,6 +21,7 @@ from multilevel.configuration import (
     register_solvers,
     swept,
 )
+from multilevel.diagnosis import Diagnosis
 from multilevel.event_log import EventLog
 from multilevel.problems import Checkpointing, Engine, load_checkpoint
 from multilevel.progress import Progress
@@ -73,7 +74,7 @@ def resume(path: Path) -> None:
     recipe = build_recipe(folder.config())
     engine = new_engine(recipe)
     load_checkpoint(engine, folder.checkpoint)
-    folder.cut_metrics(engine.step)
+    folder.cut(engine.step)
     records = folder.read_metrics()
     print(f"{path}: resumed at step {engine.step}", file=sys.stderr)
     finish(recipe, engine, folder, seconds=records[-1]["seconds"] if records else 0.0)
@@ -98,6 +99,7 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, seconds: float) ->
     engine.callbacks += [
         log,
         Progress(recipe.images_per_step),
+        *([Diagnosis(folder.diagnosis, settings.diagnose)] if settings.diagnose else []),
         Checkpointing(folder.checkpoint, settings.checkpoint.every),
     ]
     engine.run(settings.steps - engine.step)

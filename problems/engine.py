@@ -171,6 +171,17 @@ class Engine:
         held = {level: self._record_of(level) for level in self.graph.names}
         return {"records": held, "steps": {level: list(steps) for level, steps in self._steps.items()}}
 
+    def recorded_bytes(self, count: int) -> int:
+        """Memory of the parameters and optimizer state of each level's last ``count`` recorded updates."""
+        updates = [one for steps in self._steps.values() for one in list(steps)[-count:]] if count else []
+        held = [
+            tensor
+            for one in updates
+            for some in (one.parameters, *one.reads.values(), *one.rule.state.values())
+            for tensor in some.values()
+        ]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
     def load_records(self, records: Mapping[str, Any]) -> None:
         """Take over what ``records`` of an engine at the same point gave."""
         self._records = dict(records["records"])

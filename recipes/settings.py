@@ -73,6 +73,7 @@ class RunSettings:
         device: auto, or what torch.device takes.
         precision: float32 or bf16.
         output: the run folder; None makes a name.
+        diagnose: steps between comparisons of the top level's hypergradient with a reference; 0: none.
         checkpoint: how often.
         evaluate: whether a run ends with an evaluation on the test split.
         evaluation: its protocols.
@@ -86,6 +87,7 @@ class RunSettings:
     device: str
     precision: str
     output: str | None
+    diagnose: int
     checkpoint: CheckpointSettings
     evaluate: bool
     evaluation: EvaluationSettings
@@ -97,6 +99,7 @@ class RunSettings:
         require("precision", self.precision, self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         every = self.checkpoint.every
         require("checkpoint.every", every, every >= 1, "a whole number of steps of at least 1")
+        require("diagnose", self.diagnose, self.diagnose >= 0, "a whole number of steps, or 0 for never")
         chosen_device(self.device)
 
 

@@ -1,0 +1,267 @@
+"""The command ``multilevel compare``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from multilevel.configuration import build_recipe, compose_config
+from multilevel.measure import store_point
+from multilevel.problems import Engine, load_checkpoint
+from multilevel.problems.reference import LARGEST_RESIDUAL, agreement
+from multilevel.progress import Progress
+from multilevel.recipes.pictures import draw_comparison
+from multilevel.run_folder import RunFolder, check_free
+from multilevel.solvers import SOLVERS, MultilevelError, SettingError
+from multilevel.solvers.products import PRODUCTS
+from multilevel.train import new_engine, now
+
+COLUMNS = ("error", "cosine", "residual", "memory_mib", "seconds", "evaluations", "products")
+RECORDED = 10  # updates that unrolled solvers may go through
+
+
+@dataclass
+class Comparison:
+    """What to compare, as the command line says it.
+
+    Args:
+        solvers: names; all where none is given.
+        products: forms of product to try each solver with; empty takes each solver's own.
+        options: ``{solver: {setting: value}}``.
+        warmup: outer steps before the comparison.
+        damping: of the one system that every solver is given; the default makes that of guided_mae definite.
+        rounds: timed repetitions of each solve.
+        iterations: most of the reference's MINRES.
+        resume: a run whose checkpoint to compare at, or None.
+        settings: all other overrides, of the recipe.
+    """
+
+    solvers: list[str] = field(default_factory=lambda: list(SOLVERS))
+    products: list[str] = field(default_factory=list)
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    warmup: int = 10
+    damping: float = 30.0
+    rounds: int = 3
+    iterations: int = 1000
+    resume: str | None = None
+    settings: list[str] = field(default_factory=list)
+
+    @classmethod
+    def parsed(cls, arguments: Sequence[str]) -> Comparison:
+        """From ``SETTING=VALUE`` arguments.
+
+        Raises:
+            SettingError: one that has no value, or one out of range.
+        """
+        result = cls()
+        for argument in arguments:
+            setting, sign, text = argument.partition("=")
+            if not sign:
+                raise SettingError(setting, argument, "SETTING=VALUE")
+            solver, dot, option = setting.partition(".")
+            if dot and solver in SOLVERS:
+                result.options.setdefault(solver, {})[option] = _option(solver, setting, option, text)
+            elif setting in ("solvers", "products"):
+                offers = SOLVERS if setting == "solvers" else PRODUCTS
+                setattr(result, setting, _names(setting, text, list(offers)))
+            elif setting in ("warmup", "rounds", "iterations"):
+                setattr(result, setting, _number(setting, text, int, 0 if setting == "warmup" else 1))
+            elif setting == "damping":
+                result.damping = _number(setting, text, float, 0)
+            elif setting == "resume":
+                result.resume = text
+            else:
+                result.settings.append(argument)
+        return result
+
+    def tasks(self) -> list[tuple[str, dict[str, Any]]]:
+        """Every (solver, options) to measure."""
+        found: list[tuple[str, dict[str, Any]]] = []
+        for name in self.solvers:
+            own = self.options.get(name, {})
+            settable = "product" in _settings(name) and name != "finite_difference" and "product" not in own
+            products = self.products if settable and self.products else [None]
+            found += [(name, own if product is None else {**own, "product": product}) for product in products]
+        return found
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure every solver at one point, print the table, and write it and its picture."""
+    comparison = Comparison.parsed(arguments)
+    config = _config(comparison)
+    output = Path(config.output or f"runs/compare-{config.recipe}-{config.data.name}-{now()}")
+    check_free(output)
+    engine = _engine_at_the_point(comparison, config)
+    if not engine.graph.passes(engine.graph.top):
+        raise MultilevelError(f"the top level {engine.graph.top!r} has a plain gradient: there is nothing to compare")
+    with tempfile.TemporaryDirectory() as scratch:
+        store_point(Path(scratch) / "point.pt", engine, config)
+        rows, reference = _measured(comparison, Path(scratch))
+    result = {
+        "recipe": config.recipe,
+        "data": config.data.name,
+        "step": engine.step,
+        "damping": comparison.damping,
+        "threads": torch.get_num_threads(),
+        "device": config.device,
+        "reference": reference,
+        "rows": rows,
+    }
+    folder = RunFolder.create(output, config)
+    print(format_comparison(result))
+    paths = [folder.write_json("compare.json", result), folder.write("compare.csv", _as_csv(rows))]
+    draw_comparison(output / "compare.png", result)
+    print("\n".join(str(path) for path in [*paths, output / "compare.png"]))
+    return 0
+
+
+def format_comparison(result: dict[str, Any]) -> str:
+    """The table, most exact first, and what the reference is."""
+    reference, rows = result["reference"], result["rows"]
+    lines = [f"{'solver':<40}{'error':>9}{'cosine':>8}{'residual':>10}{'MiB':>9}{'seconds':>9}{'evals':>7}{'prods':>7}"]
+    ordered = sorted(rows, key=lambda row: (row.get("error") is None, row.get("error") or 0.0, "problem" in row))
+    for row in ordered:
+        if "problem" in row:
+            lines.append(f"{row['solver']:<40}  {row['problem']}")
+            continue
+        cells = [_cell(row[name], width) for name, width in zip(COLUMNS, (9, 8, 10, 9, 9, 7, 7), strict=True)]
+        note = f"  failed at {', '.join(row['failed'])}" if row["failed"] else ""
+        lines.append(f"{row['solver']:<40}{''.join(cells)}{note}")
+    lines += [f"{row['solver']}: {row['choice']}" for row in rows if row.get("choice")]
+    if "problem" in reference:
+        lines.append(f"no reference: {reference['problem']}")
+    else:
+        solvers = ", ".join(f"{solver} at {level}" for level, solver in reference["solver"].items())
+        lines.append(
+            f"reference: {solvers}, float64, damping {result['damping']:g}, residual {reference['residual']:.2g}"
+        )
+        if not reference["usable"]:
+            lines.append(
+                f"no error column: the reference's residual is above {LARGEST_RESIDUAL:g}; raise iterations or damping"
+            )
+    return "\n".join(lines)
+
+
+def _config(comparison: Comparison) -> DictConfig:
+    if comparison.resume is None:
+        return compose_config(comparison.settings)
+    others = [one for one in comparison.settings if not one.startswith("output=")]
+    if others:
+        raise SettingError("resume", others[0], "no setting of the recipe: the run's own hold")
+    config = RunFolder.open("resume", Path(comparison.resume)).config()
+    config.output = next((one.partition("=")[2] for one in comparison.settings if one.startswith("output=")), None)
+    return config
+
+
+def _engine_at_the_point(comparison: Comparison, config: DictConfig) -> Engine:
+    recipe = build_recipe(config)
+    engine = new_engine(recipe)
+    if comparison.resume is not None:
+        load_checkpoint(engine, Path(comparison.resume) / "checkpoint")
+    asked = [SOLVERS[name](**options).recorded_steps for name, options in comparison.tasks()]
+    engine.recorded_steps = min(max(asked), RECORDED) if comparison.warmup else 0
+    engine.callbacks.append(Progress(recipe.images_per_step))
+    engine.run(comparison.warmup)
+    engine.callbacks.clear()
+    return engine
+
+
+def _measured(comparison: Comparison, scratch: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A row for each solver, each measured in a process of its own, and the reference."""
+    common = {"point": str(scratch / "point.pt"), "damping": comparison.damping, "rounds": comparison.rounds}
+    tasks = comparison.tasks()
+    bar = tqdm(total=len(tasks) + 1, unit="solver", disable=None)
+    print("computing the reference, then each solver in a process of its own", file=sys.stderr, flush=True)
+    task = {**common, "name": "reference", "iterations": comparison.iterations, "output": str(scratch / "reference.pt")}
+    reference = _in_a_process(task)
+    bar.update()
+    usable = reference.get("usable", False)
+    exact = torch.load(scratch / "reference.pt") if usable else None
+    rows = []
+    for name, options in tasks:
+        label = f"{name}({', '.join(f'{key}={value}' for key, value in options.items())})" if options else name
+        found = _in_a_process({**common, "name": name, "options": options, "output": str(scratch / "found.pt")})
+        row = {"solver": label, "name": name, "options": options, **found}
+        if "problem" not in found:
+            error = agreement(torch.load(scratch / "found.pt"), exact) if exact is not None else (None, None)
+            row |= {"error": error[0], "cosine": error[1]}
+        rows.append(row)
+        bar.update()
+        if bar.disable:
+            print(f"{len(rows)}/{len(tasks)} {label}", file=sys.stderr, flush=True)
+    bar.close()
+    return rows, reference
+
+
+def _in_a_process(task: dict[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "multilevel.measure", json.dumps(task)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return {"problem": result["error"]} if "error" in result else result
+    last = done.stderr.strip().splitlines()[-1:] or [f"ended with status {done.returncode}"]
+    return {"problem": last[0]}
+
+
+def _cell(value: Any, width: int) -> str:
+    if value is None:
+        return f"{'-':>{width}}"
+    return f"{value:>{width}}" if isinstance(value, int) else f"{value:>{width}.3g}"
+
+
+def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["solver", *COLUMNS, "failed", "cause", "problem"], extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows({**row, "failed": " ".join(row.get("failed", []))} for row in rows)
+    return text.getvalue()
+
+
+def _settings(name: str) -> list[str]:
+    return [one.name for one in fields(SOLVERS[name])]  # type: ignore[arg-type]
+
+
+def _option(solver: str, setting: str, option: str, text: str) -> Any:
+    if option not in _settings(solver):
+        raise SettingError(setting, text, f"a setting of {solver}: {', '.join(_settings(solver))}")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    try:
+        SOLVERS[solver](**{option: value})
+    except TypeError:
+        raise SettingError(setting, text, "a value of its kind") from None
+    except SettingError as error:
+        raise SettingError(setting, error.got, error.expected) from None
+    return value
+
+
+def _names(setting: str, text: str, offers: Sequence[str]) -> list[str]:
+    names = [name.strip() for name in text.strip("[]").split(",") if name.strip()]
+    for name in names or [""]:
+        if name not in offers:
+            raise SettingError(setting, name, f"some of {', '.join(offers)}")
+    return names
+
+
+def _number(setting: str, text: str, kind: type, least: float) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not value >= least:
+        raise SettingError(setting, text, f"a {'whole ' if kind is int else ''}number of at least {least}")
+    return value

@@ -1,0 +1,54 @@
+"""Callback: how far the top level's hypergradient is from a reference, as training goes on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from multilevel.problems import Callback, Engine
+from multilevel.problems.reference import agreement, largest_residual, reference_hypergradient
+
+
+class Diagnosis(Callback):
+    """Every so many steps, both hypergradients at the point reached, and a line of diagnosis.jsonl.
+
+    Each level's damping is that of its own solver. Where the reference's residual is too large to mean anything, error
+    and cosine are null.
+
+    Args:
+        path: the file; appended to.
+        every: steps.
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path = path
+        self.every = every
+
+    def on_step(self, engine: Engine) -> None:
+        top = engine.graph.top
+        passes = engine.graph.passes(top)
+        if engine.step % self.every or not passes:
+            return
+        own = engine.solve_hypergradient(top)
+        dampings = {level: getattr(engine.graph.problems[level].solver, "damping", 0.0) for level in passes}
+        reference = reference_hypergradient(engine, top, dampings)
+        error, cosine = agreement(own.values, reference.values) if reference.usable else (None, None)
+        record = {
+            "step": engine.step,
+            "level": top,
+            "error": error,
+            "cosine": cosine,
+            "residual": largest_residual(own),
+            "reference": dict(reference.solver),
+            "reference_residual": reference.residual,
+        }
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if error is None:
+            said = f"no reference: its residual is {reference.residual:.2g}; raise solver.damping"
+        else:
+            said = f"error {error:.3g}, cosine {cosine:.3g} against the reference"
+        tqdm.write(f"step {engine.step}: hypergradient of {top}: {said}", file=sys.stderr)

@@ -1,0 +1,106 @@
+"""One solver's hypergradient at a stored point, measured in a process of its own: ``python -m multilevel.measure``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from multilevel.configuration import build_recipe
+from multilevel.memory import MemoryTracker
+from multilevel.problems import Engine
+from multilevel.problems.engine import Hypergradient
+from multilevel.problems.reference import largest_residual, reference_hypergradient
+from multilevel.recipes.settings import chosen_device
+from multilevel.solvers import SOLVERS, MultilevelError, Solver
+from multilevel.solvers.registry import build
+
+LONG = 20.0  # seconds, from which on a solve is timed once
+
+
+def store_point(path: Path, engine: Engine, config: Any) -> None:
+    """Write all that a solve at the engine's point needs."""
+    point = {"config": OmegaConf.to_yaml(config), "state": engine.state_dict(), "records": engine.records()}
+    torch.save(point, path)
+
+
+def load_point(path: Path) -> tuple[Engine, torch.device]:
+    """An engine at a stored point, and the device that it is on."""
+    # A file of this program's own, written a moment ago.
+    point = torch.load(path, weights_only=False)
+    config = OmegaConf.create(point["config"])
+    recipe = build_recipe(config)
+    engine = Engine(recipe.graph, seed=recipe.settings.seed, precision=recipe.settings.precision)
+    engine.load_state_dict(point["state"])
+    engine.load_records(point["records"])
+    return engine, chosen_device(recipe.settings.device)
+
+
+def measure(engine: Engine, device: torch.device, solver: Solver, rounds: int) -> tuple[dict[str, Any], Hypergradient]:
+    """Cost and reports of the top level's hypergradient with ``solver`` at every level; and the hypergradient."""
+    top = engine.graph.top
+    solvers = dict.fromkeys(engine.graph.passes(top), solver)
+    seconds: list[float] = []
+    with MemoryTracker(device) as tracker:  # first, and not timed: it warms up
+        found = engine.solve_hypergradient(top, solvers)
+    while len(seconds) < rounds and not (seconds and seconds[0] > LONG):
+        start = time.perf_counter()
+        engine.solve_hypergradient(top, solvers)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    reports = list(found.reports.values())
+    return {
+        "residual": largest_residual(found),
+        "memory_mib": (tracker.peak + engine.recorded_bytes(solver.recorded_steps)) / 2**20,
+        "seconds": median(seconds),
+        "seconds_range": [min(seconds), max(seconds)],
+        "evaluations": sum(report.evaluations for report in reports),
+        "products": sum(report.products for report in reports),
+        "failed": [level for level, report in found.reports.items() if report.failed],
+        "cause": next((f"{level}: {one.cause}" for level, one in found.reports.items() if one.cause), ""),
+        "choice": ", ".join(f"{level}: {one.choice}" for level, one in found.reports.items() if one.choice),
+    }, found
+
+
+def measure_reference(engine: Engine, damping: float, iterations: int) -> tuple[dict[str, Any], Any]:
+    start = time.perf_counter()
+    top = engine.graph.top
+    found = reference_hypergradient(engine, top, dict.fromkeys(engine.graph.passes(top), damping), iterations)
+    cost = {"solver": found.solver, "residual": found.residual, "usable": found.usable}
+    return {**cost, "seconds": time.perf_counter() - start}, found
+
+
+def damped(solver: type[Solver], damping: float) -> dict[str, float]:
+    """The damping as an option, where the solver has one."""
+    return {"damping": damping} if "damping" in {one.name for one in fields(solver)} else {}  # type: ignore[arg-type]
+
+
+def main(arguments: list[str]) -> int:
+    """Measure what a JSON object asks for; write the hypergradient to a file and the rest to standard output."""
+    task = json.loads(arguments[0])
+    engine, device = load_point(Path(task["point"]))
+    try:
+        if task["name"] == "reference":
+            result, found = measure_reference(engine, task["damping"], task["iterations"])
+        else:
+            options = {**damped(SOLVERS[task["name"]], task["damping"]), **task["options"]}
+            solver = build("solver", SOLVERS, task["name"], options)
+            result, found = measure(engine, device, solver, task["rounds"])
+    except MultilevelError as error:
+        print(json.dumps({"error": " ".join(str(error).split())}))
+        return 0
+    torch.save(dict(found.values), task["output"])
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

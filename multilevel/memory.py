@@ -1,0 +1,86 @@
+"""Memory that a computation takes beyond what was there before it."""
+
+from __future__ import annotations
+
+import weakref
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class MemoryTracker:
+    """Within the block, the largest size of the tensors made in it and alive at one time.
+
+    On a GPU, the allocator's own peak less what was allocated before. On a CPU, every operator's results are followed
+    until their storage is freed; what a kernel allocates and frees within itself is not seen.
+
+    Args:
+        device: where the computation runs.
+
+    Attributes:
+        peak: in bytes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.peak = 0
+        self._storages = _LiveStorages()
+
+    def __enter__(self) -> MemoryTracker:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._before = torch.cuda.memory_allocated(self.device)
+        else:
+            self._storages.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            self.peak = torch.cuda.max_memory_allocated(self.device) - self._before
+        else:
+            self._storages.__exit__(kind, error, trace)
+            self.peak = self._storages.peak
+
+
+class _LiveStorages(TorchDispatchMode):
+    """Counts the bytes of storages that operators make, until they are freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        given = {_place(tensor) for tensor in tree_leaves((arguments, keywords)) if isinstance(tensor, Tensor)}
+        result = operator(*arguments, **(keywords or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and _place(tensor) not in given:
+                self._follow(tensor)
+        return result
+
+    def _follow(self, tensor: Tensor) -> None:
+        storage, place = tensor.untyped_storage(), _place(tensor)
+        if place in self._seen:
+            return
+        size = storage.nbytes()
+        self._seen.add(place)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, place, size)
+
+    def _forget(self, place: int, size: int) -> None:
+        self._seen.discard(place)
+        self.live -= size
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

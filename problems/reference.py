@@ -1,0 +1,73 @@
+"""The hypergradient that others are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from multilevel.problems.engine import Engine
+from multilevel.problems.evaluation import REFERENCE_PRECISION
+from multilevel.problems.hypergradient import Hypergradient
+from multilevel.solvers import SOLVERS, Solver
+from multilevel.solvers.vectors import Tensors, flatten
+
+#: A residual above this is no reference.
+LARGEST_RESIDUAL = 1e-6
+DENSE_LIMIT = 1000
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A hypergradient in float64.
+
+    Attributes:
+        values: by variable of the level.
+        solver: of each level passed.
+        residual: the largest of those levels.
+    """
+
+    values: Tensors
+    solver: Mapping[str, str]
+    residual: float
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is exact enough for errors against it to mean something."""
+        return self.residual <= LARGEST_RESIDUAL
+
+
+def reference_hypergradient(
+    engine: Engine, name: str, dampings: Mapping[str, float], iterations: int = 1000
+) -> Reference:
+    """The hypergradient of a level in float64: dense solves where a level has few parameters, MINRES elsewhere.
+
+    Args:
+        engine: at the point; nothing of it is changed.
+        name: the level.
+        dampings: of each level passed, added to its Hessian as the solvers compared with do.
+        iterations: most of MINRES at each level.
+    """
+    solvers: dict[str, Solver] = {}
+    chosen = {}
+    for level in engine.graph.passes(name):
+        count = sum(value.numel() for value in engine.graph.problems[level].variables().values())
+        chosen[level] = "dense" if count <= DENSE_LIMIT else "minres"
+        options = {"limit": DENSE_LIMIT} if chosen[level] == "dense" else {"iterations": iterations, "tolerance": 1e-8}
+        solvers[level] = SOLVERS[chosen[level]](damping=dampings.get(level, 0.0), **options)  # type: ignore[call-arg]
+    found = engine.solve_hypergradient(name, solvers, REFERENCE_PRECISION)
+    return Reference(found.values, chosen, largest_residual(found) or 0.0)
+
+
+def largest_residual(found: Hypergradient) -> float | None:
+    """Over the levels passed; None where none was measured."""
+    residuals = [report.residual for report in found.reports.values() if report.residual is not None]
+    return max(residuals) if residuals else None
+
+
+def agreement(found: Tensors, reference: Tensors) -> tuple[float, float]:
+    """Relative error and cosine of a hypergradient against a reference."""
+    one, other = (flatten({key: values[key] for key in reference}).double().cpu() for values in (found, reference))
+    cosine = torch.nn.functional.cosine_similarity(one, other, dim=0).item()
+    return ((one - other).norm() / other.norm()).item(), cosine
