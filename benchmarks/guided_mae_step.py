@@ -163,9 +163,8 @@ def main() -> None:
         )
     for side in ("direct", "both") if other else ():
         ratios = sorted(one / before for one, before in zip(seconds[f"{side} other"], seconds[side], strict=True))
-        print(
-            f"{side}: {options.other} takes {statistics.median(ratios):.2f}x (rounds {ratios[0]:.2f} to {ratios[-1]:.2f})"
-        )
+        spread = f"(rounds {ratios[0]:.2f} to {ratios[-1]:.2f})"
+        print(f"{side}: {options.other} takes {statistics.median(ratios):.2f}x {spread}")
 
 
 if __name__ == "__main__":
