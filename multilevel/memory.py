@@ -60,10 +60,10 @@ class _LiveStorages(TorchDispatchMode):
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
-        given = {_place(tensor) for tensor in tree_leaves((arguments, keywords)) if isinstance(tensor, Tensor)}
+        given = {_place(tensor) for tensor in tree_leaves((arguments, keywords)) if _has_storage(tensor)}
         result = operator(*arguments, **(keywords or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and _place(tensor) not in given:
+            if _has_storage(tensor) and _place(tensor) not in given:
                 self._follow(tensor)
         return result
 
@@ -80,6 +80,11 @@ class _LiveStorages(TorchDispatchMode):
     def _forget(self, place: int, size: int) -> None:
         self._seen.discard(place)
         self.live -= size
+
+
+def _has_storage(value: Any) -> bool:
+    """Whether it is a tensor with memory of its own; a wrapper of a function transform is none."""
+    return isinstance(value, Tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
 def _place(tensor: Tensor) -> int:

@@ -124,7 +124,7 @@ class GuidedMae(Recipe):
         names = ["pretrain", *(["finetune"] if self.data.labelled else []), *(["mask"] if self.policy.guided else [])]
         self._levels: dict[str, LevelSettings] = {name: getattr(settings.levels, name) for name in names}
         made: dict[str, Any] = {"pretrain": self._pretrain, "finetune": self._finetune, "mask": self._mask}
-        self.graph = Graph(*(made[name]() for name in names))
+        self.graph = Graph(*(made[name]() for name in names), approximate=settings.approximate)
         self.images_per_step = self._count_images()
 
     def write_pictures(self, folder: Path) -> list[Path]:

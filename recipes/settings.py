@@ -73,6 +73,7 @@ class RunSettings:
         device: auto, or what torch.device takes.
         precision: float32 or bf16.
         output: the run folder; None makes a name.
+        approximate: see ``Graph``.
         diagnose: steps between comparisons of the top level's hypergradient with a reference; 0: none.
         checkpoint: how often.
         evaluate: whether a run ends with an evaluation on the test split.
@@ -87,6 +88,7 @@ class RunSettings:
     device: str
     precision: str
     output: str | None
+    approximate: bool
     diagnose: int
     checkpoint: CheckpointSettings
     evaluate: bool

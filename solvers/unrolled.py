@@ -90,7 +90,7 @@ class Unrolled(UnrolledSolver):
         after_state: State = {}
         total = {level: zeros_like(tensors) for level, tensors in lower.reads.items()}
         evaluations = count = 0
-        for step in reversed(lower.steps):
+        for step in reversed(lower.steps[-self.steps :]):
             products = self.products_of(step, lower)
             gradient = products.gradient()
             own, pulled, own_state = _pulled_back(step, gradient, after, after_state)

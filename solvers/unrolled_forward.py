@@ -43,7 +43,8 @@ class UnrolledForward(UnrolledSolver):
             raise SettingError(
                 "solver.limit", self.limit, f"at least {count} for {count} upper parameters, or solver=unrolled"
             )
-        spent = [self.products_of(step, lower) for step in lower.steps]
+        steps = lower.steps[-self.steps :]
+        spent = [self.products_of(step, lower) for step in steps]
         # Evaluated plainly: a product's own gradient may keep its graph.
         gradients = [Products.gradient(one) for one in spent]
         total = {level: zeros_like(tensors) for level, tensors in lower.reads.items()}
@@ -53,8 +54,8 @@ class UnrolledForward(UnrolledSolver):
                     direction = {other: zeros_like(some) for other, some in lower.reads.items()}
                     direction[level][name].view(-1)[index] = 1
                     tangent = zeros_like(lower.parameters)
-                    held: State = {key: zeros_like(state) for key, state in lower.steps[0].rule.state.items()}
-                    for step, products, gradient in zip(lower.steps, spent, gradients, strict=True):
+                    held: State = {key: zeros_like(state) for key, state in steps[0].rule.state.items()}
+                    for step, products, gradient in zip(steps, spent, gradients, strict=True):
                         slope = products.hessian(tangent, direction)
                         rule = step.rule
                         points = (dict(step.parameters), gradient, rule.state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -104,15 +104,16 @@ class Products(ABC):
         """``J v``: the derivative of a part's outputs along ``direction``."""
 
     @contextmanager
-    def explained(self) -> Iterator[None]:
-        """Within the block attention takes its plain kernel, as fused ones have no second derivative, and an
-        operator that lacks a derivative is named.
+    def explained(self, fused: bool = False) -> Iterator[None]:
+        """Within the block an operator that lacks a derivative is named.
+
+        Attention takes its plain kernel, as fused ones have no second derivative, unless ``fused``.
 
         Raises:
             ProductError: an operator has no such derivative.
         """
         try:
-            with sdpa_kernel(SDPBackend.MATH):
+            with nullcontext() if fused else sdpa_kernel(SDPBackend.MATH):
                 yield
         except (NotImplementedError, RuntimeError) as error:
             operator = lacking_operator(error)

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 from torch.func import grad, jvp
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from multilevel.solvers.errors import ProductError
 from multilevel.solvers.products.base import Products, Reads
 from multilevel.solvers.vectors import Tensors
 
@@ -21,9 +24,10 @@ if TYPE_CHECKING:
 class ForwardProducts(Products):
     """Forward mode and reverse mode: exact, no radius, no graph of the gradient kept.
 
-    Forward over reverse: the derivative along v of the gradient that is asked for; for a mixed product only the
-    levels read need a graph. The other order would cost the same, but torch's forward derivatives of normalization
-    layers take their statistics for constants, so that a reverse pass over them is wrong.
+    Hessian products are forward over reverse: the derivative along v of the gradient. Mixed products are reverse over
+    forward, cheaper there: the tangent of the loss along v, then one reverse pass to the levels read. Where a tangent
+    and a gradient both pass through a normalization they are forward over reverse as well: torch's forward derivatives
+    of normalization layers take the statistics for constants, and a reverse pass over them is wrong.
     """
 
     lacks = "forward derivative"
@@ -39,8 +43,14 @@ class ForwardProducts(Products):
         return self._forward(lambda loss: grad(cut(loss)), (direction, plain(read_direction)))
 
     def mixed(self, direction: Tensors) -> Reads:
-        reads = plain(self.lower.reads)
-        return self._forward(lambda loss: lambda p: grad(cut(loss), 1)(p, reads), (direction,))
+        try:
+            try:
+                return self._reverse(direction, fused=True)
+            except ProductError:  # a tangent passes through fused attention
+                return self._reverse(direction, fused=False)
+        except _NormalizationError:
+            reads = plain(self.lower.reads)
+            return self._forward(lambda loss: lambda p: grad(cut(loss), 1)(p, reads), (direction,))
 
     def output_tangents(self, prediction: Prediction, direction: Tensors) -> list[Tensor]:
         def outputs(parameters: Any) -> list[Tensor]:
@@ -49,35 +59,74 @@ class ForwardProducts(Products):
 
         return jvp(outputs, (dict(self.lower.parameters),), (dict(direction),))[1]
 
+    def _reverse(self, direction: Tensors, fused: bool) -> Reads:
+        """Mixed product, reverse over forward."""
+        point, vector = dict(self.lower.parameters), dict(direction)
+
+        def tangent(loss: Loss) -> Callable[[Any], Tensor]:
+            evaluate = cut(loss, reverse_follows=True)
+            return lambda reads: jvp(lambda p: evaluate(p, reads), (point,), (vector,))[1]
+
+        return self._summed(lambda loss: grad(tangent(loss))(plain(self.lower.reads)), fused)
+
     def _forward(self, slope_of: Callable[[Loss], Any], directions: tuple[Any, ...]) -> Any:
         """Derivative of ``slope_of(loss)`` along directions in (p, r), averaged over the parts of the batch."""
         points = (dict(self.lower.parameters), plain(self.lower.reads))[: len(directions)]
         vectors = tuple(dict(direction) for direction in directions)
+        return self._summed(lambda loss: jvp(slope_of(loss), points, vectors)[1])
+
+    def _summed(self, term_of: Callable[[Loss], Any], fused: bool = False) -> Any:
+        """Mean of a product over the parts of the batch, counted as one."""
         total: Any = None
-        with self.explained():
+        with self.explained(fused):
             for loss in self.lower.losses:
-                term = jvp(slope_of(loss), points, vectors)[1]
+                term = term_of(loss)
                 total = term if total is None else _combined(total, term)
         self.evaluations += 1
         self.products += 1
         return _scaled(total, 1 / len(self.lower.losses))
 
 
+class _NormalizationError(Exception):
+    """A tangent and a gradient both pass through a normalization."""
+
+
 class NoGradientNoTangent(TorchFunctionMode):
-    """Has forward mode see nothing of what runs without gradients, as reverse mode does."""
+    """Has forward mode see nothing of what runs without gradients, as reverse mode does.
+
+    Args:
+        reverse_follows: a reverse pass over the tangents follows; raise where it would be wrong.
+    """
+
+    def __init__(self, reverse_follows: bool = False) -> None:
+        super().__init__()
+        self.reverse_follows = reverse_follows
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        if self.reverse_follows and "norm" in getattr(function, "__name__", "") and any(map(_both, arguments)):
+            raise _NormalizationError
         result = function(*arguments, **(keywords or {}))
         if torch.is_grad_enabled():
             return result
         return tree_map_only(Tensor, lambda tensor: tensor.detach() if tensor.is_floating_point() else tensor, result)
 
 
-def cut(loss: Loss) -> Callable[[Any, Any], Tensor]:
+def _both(value: Any) -> bool:
+    """Whether a value has a tangent, and a gradient will be asked of what it depends on."""
+    if not isinstance(value, Tensor) or forward_ad.unpack_dual(value).tangent is None:
+        return False
+    while is_functorch_wrapped_tensor(value):
+        if value.requires_grad:
+            return True
+        value = get_unwrapped(value)
+    return value.requires_grad
+
+
+def cut(loss: Loss, reverse_follows: bool = False) -> Callable[[Any, Any], Tensor]:
     """The loss, with no tangent through what it computes without gradients."""
 
     def evaluate(parameters: Any, reads: Any) -> Tensor:
-        with NoGradientNoTangent():
+        with NoGradientNoTangent(reverse_follows):
             return loss(parameters, reads)
 
     return evaluate
