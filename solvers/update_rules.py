@@ -74,11 +74,13 @@ class UpdateRule:
             factor = torch.clamp(self.clip_norm / (length + 1e-6), max=1.0)
             gradients = {name: factor * one for name, one in gradients.items()}
         update = _sgd if self.kind == "sgd" else _adam
-        results = {
-            name: update(parameters[name], gradients[name], state[name], group, self.counts[name], self.kind)
-            for name, group in self.settings.items()
-        }
-        results |= {name: (parameter, {}) for name, parameter in parameters.items() if name not in self.settings}
+        results: dict[str, tuple[Tensor, dict[str, Tensor]]] = {}
+        for name, parameter in parameters.items():
+            group = self.settings.get(name)
+            if group is None:
+                results[name] = (parameter, {})
+            else:
+                results[name] = update(parameter, gradients[name], state[name], group, self.counts[name], self.kind)
         return {name: one for name, (one, _) in results.items()}, {name: held for name, (_, held) in results.items()}
 
 
