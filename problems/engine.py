@@ -162,8 +162,8 @@ class Engine:
             self.graph.batches[name].load_state_dict(levels[name]["data"])
         self.step = state["step"]
         self._random = RandomState.from_state_dict(state["random"])
-        self._starts = state["starts"]
-        self._last = state["last"]
+        # Not in checkpoints written before solvers had warm starts.
+        self._starts, self._last = state.get("starts", {}), state.get("last", {})
         self._records, self._steps = {}, {}
 
     def records(self) -> dict[str, Any]:
