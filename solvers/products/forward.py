@@ -11,10 +11,20 @@ from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 from torch.func import grad, jvp
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from multilevel.solvers.errors import ProductError
-from multilevel.solvers.products.base import Products, Reads
+from multilevel.solvers.products.base import (
+    Products,
+    Reads,
+    added,
+    averaged,
+    detached_leaves,
+    gradient_of,
+    grouped,
+    keyed,
+)
 from multilevel.solvers.vectors import Tensors
 
 if TYPE_CHECKING:
@@ -61,13 +71,23 @@ class ForwardProducts(Products):
 
     def _reverse(self, direction: Tensors, fused: bool) -> Reads:
         """Mixed product, reverse over forward."""
-        point, vector = dict(self.lower.parameters), dict(direction)
-
-        def tangent(loss: Loss) -> Callable[[Any], Tensor]:
-            evaluate = cut(loss, reverse_follows=True)
-            return lambda reads: jvp(lambda p: evaluate(p, reads), (point,), (vector,))[1]
-
-        return self._summed(lambda loss: grad(tangent(loss))(plain(self.lower.reads)), fused)
+        reads = {level: detached_leaves(tensors) for level, tensors in self.lower.reads.items()}
+        leaves = keyed(reads)
+        total = [torch.zeros_like(leaf) for leaf in leaves.values()]
+        with self.explained(fused):
+            for loss in self.lower.losses:
+                # Not torch.func: its wrapped tensors keep attention from its fused kernel where only a gradient passes.
+                with forward_ad.dual_level(), OutOfPlace():
+                    point = {
+                        name: forward_ad.make_dual(tensor.detach(), direction[name])
+                        for name, tensor in self.lower.parameters.items()
+                    }
+                    tangent = forward_ad.unpack_dual(cut(loss, reverse_follows=True)(point, reads)).tangent
+                if tangent is not None:
+                    total = added(total, gradient_of(tangent, leaves))
+        self.evaluations += 1
+        self.products += 1
+        return grouped(averaged(leaves, total, len(self.lower.losses)), reads)
 
     def _forward(self, slope_of: Callable[[Loss], Any], directions: tuple[Any, ...]) -> Any:
         """Derivative of ``slope_of(loss)`` along directions in (p, r), averaged over the parts of the batch."""
@@ -89,6 +109,16 @@ class ForwardProducts(Products):
 
 class _NormalizationError(Exception):
     """A tangent and a gradient both pass through a normalization."""
+
+
+class OutOfPlace(TorchDispatchMode):
+    """Changes nothing, but has torch take its differentiable forward derivatives.
+
+    Without a dispatch mode those of softmax and its kin write in place on what a reverse pass over them needs.
+    """
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        return function(*arguments, **(keywords or {}))
 
 
 class NoGradientNoTangent(TorchFunctionMode):
