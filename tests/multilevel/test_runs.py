@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from multilevel.__main__ import main
+from multilevel.configuration import build_recipe, compose_config
 
 TINY = [
     "model.width=16", "model.heads=2", "model.depth=1", "model.decoder_width=8", "model.decoder_heads=2",
@@ -140,6 +141,11 @@ def test_an_error_within_multirun_is_one_line(tmp_path):
     assert done.returncode == 2
     expected = "mask.ratio=2: mask.ratio: got 2.0; expected a share above 0 and below 1"
     assert done.stderr.strip() == f"multilevel: 2 of the runs failed; the first with {expected}"
+
+
+@pytest.mark.parametrize("approximate", [False, True])
+def test_approximate_reaches_the_graph(approximate):
+    assert build_recipe(compose_config([f"approximate={approximate}"])).graph.approximate is approximate
 
 
 def test_graph_prints_and_draws(tmp_path, capsys):

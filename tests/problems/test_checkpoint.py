@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from multilevel import Engine, Graph, Problem
+from multilevel import Callback, Engine, Graph, Problem
 from multilevel.problems import CheckpointError, Checkpointing, load_checkpoint, load_weights, save_checkpoint
-from multilevel.solvers import Neumann
+from multilevel.solvers import ConjugateGradient, Neumann
 
 generator = torch.Generator().manual_seed(0)
 X, Y = torch.randn(40, 5, generator=generator), torch.randn(40, 1, generator=generator)
@@ -39,13 +39,13 @@ class Net(nn.Module):
         return self.last(self.layers(x))
 
 
-def engine(width=5, names=("fit", "decay"), callbacks=()):
+def engine(width=5, names=("fit", "decay"), callbacks=(), solver=None):
     torch.manual_seed(0)
     net, decay = Net(width), nn.Linear(width, 1)
     data = DataLoader(TensorDataset(X, Y), batch_size=8, shuffle=True)
     adam, sgd = torch.optim.AdamW(net.parameters(), 0.01), torch.optim.SGD(decay.parameters(), 0.1, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.LambdaLR(adam, lambda update: 0.99**update)
-    fit = Fit(names[0], net, optimizer=adam, scheduler=scheduler, data=data, steps=3, solver=Neumann())
+    fit = Fit(names[0], net, optimizer=adam, scheduler=scheduler, data=data, steps=3, solver=solver or Neumann())
     return Engine(Graph(fit, Decay(names[1], decay, optimizer=sgd, data=data)), seed=4, callbacks=callbacks)
 
 
@@ -61,18 +61,34 @@ def assert_equal(one, other):
     assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
-def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path):
-    whole = engine()
+class Updates(Callback):
+    """Keeps what was logged of each update."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_update(self, engine, update):
+        self.seen.append((update.step, update.level, update.loss, update.gradient_norm, update.cosine, update.solves))
+
+
+@pytest.mark.parametrize(
+    "solver", [Neumann(), ConjugateGradient(iterations=2, damping=1.0, warm_start=True)], ids=["cold", "warm start"]
+)
+def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, solver):
+    log, resumed_log = Updates(), Updates()
+    whole = engine(solver=solver, callbacks=[log])
     whole.run(4)
     save_checkpoint(whole, tmp_path)
-    whole.run(5)
-    resumed = engine()
+    log.seen.clear()
+    whole.run(7)
+    resumed = engine(solver=solver, callbacks=[resumed_log])
     load_checkpoint(resumed, tmp_path)
     assert resumed.step == 4
     torch.manual_seed(123)
     np.random.seed(123)
-    resumed.run(5)
+    resumed.run(7)
     assert_equal(weights(whole), weights(resumed))
+    assert log.seen == resumed_log.seen
 
 
 def test_checkpointing_keeps_the_newest_alone_and_saves_the_last_step(tmp_path):
