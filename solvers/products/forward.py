@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 from torch.func import grad, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from multilevel.solvers.errors import ProductError
 from multilevel.solvers.products.base import (
     Products,
     Reads,
@@ -54,10 +54,7 @@ class ForwardProducts(Products):
 
     def mixed(self, direction: Tensors) -> Reads:
         try:
-            try:
-                return self._reverse(direction, fused=True)
-            except ProductError:  # a tangent passes through fused attention
-                return self._reverse(direction, fused=False)
+            return self._reverse(direction)
         except _NormalizationError:
             reads = plain(self.lower.reads)
             return self._forward(lambda loss: lambda p: grad(cut(loss), 1)(p, reads), (direction,))
@@ -69,20 +66,20 @@ class ForwardProducts(Products):
 
         return jvp(outputs, (dict(self.lower.parameters),), (dict(direction),))[1]
 
-    def _reverse(self, direction: Tensors, fused: bool) -> Reads:
+    def _reverse(self, direction: Tensors) -> Reads:
         """Mixed product, reverse over forward."""
         reads = {level: detached_leaves(tensors) for level, tensors in self.lower.reads.items()}
         leaves = keyed(reads)
         total = [torch.zeros_like(leaf) for leaf in leaves.values()]
-        with self.explained(fused):
+        with self.explained(fused=True):
             for loss in self.lower.losses:
                 # Not torch.func: its wrapped tensors keep attention from its fused kernel where only a gradient passes.
-                with forward_ad.dual_level(), OutOfPlace():
+                with forward_ad.dual_level(), ReverseFollows():
                     point = {
                         name: forward_ad.make_dual(tensor.detach(), direction[name])
                         for name, tensor in self.lower.parameters.items()
                     }
-                    tangent = forward_ad.unpack_dual(cut(loss, reverse_follows=True)(point, reads)).tangent
+                    tangent = forward_ad.unpack_dual(loss(point, reads)).tangent
                 if tangent is not None:
                     total = added(total, gradient_of(tangent, leaves))
         self.evaluations += 1
@@ -95,10 +92,10 @@ class ForwardProducts(Products):
         vectors = tuple(dict(direction) for direction in directions)
         return self._summed(lambda loss: jvp(slope_of(loss), points, vectors)[1])
 
-    def _summed(self, term_of: Callable[[Loss], Any], fused: bool = False) -> Any:
+    def _summed(self, term_of: Callable[[Loss], Any]) -> Any:
         """Mean of a product over the parts of the batch, counted as one."""
         total: Any = None
-        with self.explained(fused):
+        with self.explained():
             for loss in self.lower.losses:
                 term = term_of(loss)
                 total = term if total is None else _combined(total, term)
@@ -122,41 +119,37 @@ class OutOfPlace(TorchDispatchMode):
 
 
 class NoGradientNoTangent(TorchFunctionMode):
-    """Has forward mode see nothing of what runs without gradients, as reverse mode does.
-
-    Args:
-        reverse_follows: a reverse pass over the tangents follows; raise where it would be wrong.
-    """
-
-    def __init__(self, reverse_follows: bool = False) -> None:
-        super().__init__()
-        self.reverse_follows = reverse_follows
+    """Has forward mode see nothing of what runs without gradients, as reverse mode does."""
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
-        if self.reverse_follows and "norm" in getattr(function, "__name__", "") and any(map(_both, arguments)):
-            raise _NormalizationError
         result = function(*arguments, **(keywords or {}))
         if torch.is_grad_enabled():
             return result
         return tree_map_only(Tensor, lambda tensor: tensor.detach() if tensor.is_floating_point() else tensor, result)
 
 
-def _both(value: Any) -> bool:
-    """Whether a value has a tangent, and a gradient will be asked of what it depends on."""
-    if not isinstance(value, Tensor) or forward_ad.unpack_dual(value).tangent is None:
-        return False
-    while is_functorch_wrapped_tensor(value):
-        if value.requires_grad:
-            return True
-        value = get_unwrapped(value)
-    return value.requires_grad
+class ReverseFollows(NoGradientNoTangent):
+    """Has each function compute tangents that a reverse pass can follow, at the least cost; where none can, raises."""
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        tensors = [leaf for leaf in tree_leaves((arguments, keywords)) if isinstance(leaf, Tensor)]
+        dual = [tensor for tensor in tensors if forward_ad.unpack_dual(tensor).tangent is not None]
+        name = getattr(function, "__name__", "")
+        if "norm" in name and any(tensor.requires_grad for tensor in dual):
+            raise _NormalizationError
+        with ExitStack() as stack:
+            if dual and "attention" in name:  # fused kernels have no forward derivative
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if dual and any(tensor.requires_grad for tensor in tensors):
+                stack.enter_context(OutOfPlace())
+            return super().__torch_function__(function, types, arguments, keywords)
 
 
-def cut(loss: Loss, reverse_follows: bool = False) -> Callable[[Any, Any], Tensor]:
+def cut(loss: Loss) -> Callable[[Any, Any], Tensor]:
     """The loss, with no tangent through what it computes without gradients."""
 
     def evaluate(parameters: Any, reads: Any) -> Tensor:
-        with NoGradientNoTangent(reverse_follows):
+        with NoGradientNoTangent():
             return loss(parameters, reads)
 
     return evaluate
