@@ -1,4 +1,4 @@
-"""Level: let the masking network lower the classifier's loss on held-out labelled data."""
+"""Level: let the masking network lower the downstream task's loss on held-out labelled data."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ from typing import Any
 
 from torch import Tensor
 
-from multilevel.levels.classification import cross_entropy
+from multilevel.levels.tasks import Task
 from multilevel.problems import Problem
 from multilevel.problems.levels import Levels
 
 
 class MaskLearning(Problem):
-    """Cross-entropy of the finetuned classifier on data that trained neither it nor the encoder.
+    """The task's loss of the finetuned head on data that trained neither it nor the encoder.
 
     Its module, the masking network, does not enter: its gradient is all response of the levels below.
 
     Args:
+        task: what the head has learned.
         pretrain: name of the level that holds the encoder.
         finetune: name of the level that holds the head.
     """
 
     def __init__(
-        self, *arguments: Any, pretrain: str = "pretrain", finetune: str = "finetune", **keywords: Any
+        self, *arguments: Any, task: Task, pretrain: str = "pretrain", finetune: str = "finetune", **keywords: Any
     ) -> None:
         super().__init__(*arguments, **keywords)
+        self.task = task
         self.pretrain = pretrain
         self.finetune = finetune
 
     def loss(self, levels: Levels, batch: Any, draws: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        images, labels = batch
-        features = getattr(levels, self.pretrain).features(images)
-        return cross_entropy(getattr(levels, self.finetune)(features), labels)
+        images, targets = batch
+        tokens = getattr(levels, self.pretrain).encode(images)
+        return self.task.criterion(getattr(levels, self.finetune)(tokens), targets)

@@ -28,7 +28,7 @@ _LEVEL_SOLVER = re.compile(r"(levels\.\w+\.solver)(\..+)?")
 
 
 def choices(group: str) -> list[str]:
-    """What a configuration group (data, model, recipe, solver) offers."""
+    """What a configuration group (data, model, recipe, solver, task) offers."""
     if group == "solver":
         return list(SOLVERS)
     files = resources.files(CONFIG_MODULE).joinpath(group).iterdir()
@@ -164,7 +164,7 @@ def _parsed(text: str) -> Override:
 
 
 def _check_choice(setting: str, group: str, override: Override) -> None:
-    if group not in ("data", "model", "recipe", "solver"):
+    if group not in ("data", "model", "recipe", "solver", "task"):
         return
     value = override.value()
     for name in value.list if isinstance(value, ChoiceSweep) else [value]:

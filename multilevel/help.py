@@ -85,7 +85,7 @@ def _offers() -> str:
     solvers = importlib.import_module("multilevel.solvers").SOLVERS
     policies = importlib.import_module("multilevel.levels.masks").POLICIES
     lines = ["Choices"]
-    lines += [f"  {group + '=':<14}{', '.join(choices(group))}" for group in ("recipe", "data", "model")]
+    lines += [f"  {group + '=':<14}{', '.join(choices(group))}" for group in ("recipe", "data", "model", "task")]
     lines.append(f"  mask.policy=  {', '.join(policies)}")
     for name, solver in solvers.items():
         lines.append(f"  solver={name}: {inspect.getdoc(importlib.import_module(solver.__module__))}")

@@ -14,6 +14,7 @@ from torch import nn
 
 from multilevel.levels import Finetune, MaskedAutoencoder, MaskedPretrain, MaskingNetwork, MaskLearning
 from multilevel.levels.masks import POLICIES
+from multilevel.levels.tasks import TASKS, Task, TaskData
 from multilevel.problems import Graph, Problem
 from multilevel.problems.randomness import RandomState
 from multilevel.recipes.base import Recipe
@@ -74,6 +75,7 @@ class GuidedMaeSettings(RunSettings):
     """See ``config/recipe/guided_mae.yaml`` for what each setting means."""
 
     model: ModelSettings
+    task: Any
     mask: MaskSettings
     paths: str
     levels: GuidedMaeLevels
@@ -119,6 +121,7 @@ class GuidedMae(Recipe):
                 "the images have no labels, which learning to mask needs: give each class a folder of its own, "
                 "or set mask.policy=random to pretrain alone"
             )
+        self.task = self._new_task()
         self.device = chosen_device(settings.device)
         self.modules = self._new_modules()
         names = ["pretrain", *(["finetune"] if self.data.labelled else []), *(["mask"] if self.policy.guided else [])]
@@ -152,6 +155,16 @@ class GuidedMae(Recipe):
         }
         return evaluate_features(encoders, self.data, self.settings.evaluation, self.device)
 
+    def _new_task(self) -> Task | None:
+        """The downstream task, where the data has labels for it."""
+        data = self.data
+        if not data.labelled:
+            return None
+        counts = torch.bincount(data.train.labels, minlength=len(data.class_names)).tolist()
+        facts = TaskData(data.class_names, tuple(counts), data.image_size, self.settings.model.patch_size)
+        options = {key: value for key, value in self.settings.task.items() if key != "name"}
+        return build("task", TASKS, self.settings.task["name"], {"data": facts, **options})
+
     def _new_modules(self) -> dict[str, Any]:
         """Every level's module with the initial weights of this run's seed."""
         model, data = self.settings.model, self.data
@@ -159,7 +172,7 @@ class GuidedMae(Recipe):
             sizes = {"image_size": data.image_size, "channels": data.channels}
             modules: dict[str, nn.Module] = {
                 "pretrain": MaskedAutoencoder.of_size(**sizes, **model.sizes(), mask_ratio=self.settings.mask.ratio),
-                "finetune": nn.Linear(model.width, max(1, len(data.class_names))),
+                **({"finetune": self.task.new_head(model.width)} if self.task else {}),
                 # A quarter of the encoder's width: about a hundredth of its parameters, or fewer.
                 "mask": MaskingNetwork(**sizes, patch_size=model.patch_size, width=max(8, model.width // 4)),
             }
@@ -175,10 +188,12 @@ class GuidedMae(Recipe):
     def _finetune(self) -> Problem:
         through_encoder = self.settings.paths == "both"
         keywords = self._arguments("finetune", self.data.finetune, augmented=True)
-        return Finetune("finetune", self.modules["finetune"], through_encoder=through_encoder, **keywords)
+        head = self.modules["finetune"]
+        return Finetune("finetune", head, task=self.task, through_encoder=through_encoder, **keywords)
 
     def _mask(self) -> Problem:
-        return MaskLearning("mask", self.modules["mask"], **self._arguments("mask", self.data.mask, augmented=False))
+        keywords = self._arguments("mask", self.data.mask, augmented=False)
+        return MaskLearning("mask", self.modules["mask"], task=self.task, **keywords)
 
     def _arguments(self, name: str, part: ImagePart, augmented: bool) -> dict[str, Any]:
         data = self.settings.data

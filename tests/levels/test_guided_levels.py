@@ -9,11 +9,14 @@ from toy import relative_error
 from multilevel import Engine, Graph
 from multilevel.levels import Finetune, MaskedAutoencoder, MaskedPretrain, MaskingNetwork, MaskLearning
 from multilevel.levels.masks import POLICIES
+from multilevel.levels.tasks import TaskData
+from multilevel.levels.tasks.classification import Classification
 from multilevel.solvers import FiniteDifference, SettingError
 
 generator = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(18, 1, 8, 8, generator=generator, dtype=torch.float64)
 LABELS = torch.randint(3, (18,), generator=generator)
+TASK = Classification(TaskData(("a", "b", "c"), (6, 6, 6), image_size=8, patch_size=2))
 PARTS = list(zip(IMAGES.split(6), LABELS.split(6), strict=True))
 
 
@@ -23,12 +26,12 @@ def levels(policy="topk", weights="normalized", through_encoder=True, solver=Non
     mae = MaskedAutoencoder.of_size(
         **sizes, width=8, depth=1, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2, mask_ratio=0.75
     ).double()
-    head, masking = nn.Linear(8, 3).double(), MaskingNetwork(**sizes, width=4).double()
+    head, masking = TASK.new_head(8).double(), MaskingNetwork(**sizes, width=4).double()
     solver = solver or FiniteDifference(product="finite_difference")
     return Graph(
         MaskedPretrain("pretrain", mae, policy=POLICIES[policy](), weights=weights, data=PARTS[:1], solver=solver),
-        Finetune("finetune", head, through_encoder=through_encoder, data=PARTS[1:2], solver=solver),
-        MaskLearning("mask", masking, data=PARTS[2:]),
+        Finetune("finetune", head, task=TASK, through_encoder=through_encoder, data=PARTS[1:2], solver=solver),
+        MaskLearning("mask", masking, task=TASK, data=PARTS[2:]),
     )
 
 
@@ -74,7 +77,7 @@ def by_hand(graph, weights, paths):
         pretrain = (losses * probability).sum() / hidden.sum()
 
     def classify(part):
-        return nn.functional.cross_entropy(head(mae.features(part[0])), part[1])
+        return nn.functional.cross_entropy(head.linear(mae.features(part[0])), part[1])
 
     a_encoder = list(torch.autograd.grad(classify(PARTS[2]), encoder.values(), allow_unused=True))
     if paths == "both":

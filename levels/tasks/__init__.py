@@ -1,0 +1,13 @@
+"""Downstream tasks, one file each: what the finetuning and mask levels learn, and what scores it."""
+
+from __future__ import annotations
+
+import sys
+
+from multilevel.levels.tasks.base import Task, TaskData
+from multilevel.solvers.registry import discover
+
+#: Every task by the name of its file, which is its name in configuration.
+TASKS: dict[str, type[Task]] = discover(sys.modules[__name__], Task)  # type: ignore[type-abstract]
+
+__all__ = ["TASKS", "Task", "TaskData"]

@@ -1,0 +1,57 @@
+"""What a downstream task is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What a task knows of the data.
+
+    Args:
+        class_names: the classes, by label.
+        counts: labelled training images of each class.
+        image_size: pixels a side.
+        patch_size: pixels a side.
+    """
+
+    class_names: tuple[str, ...]
+    counts: tuple[int, ...]
+    image_size: int
+    patch_size: int
+
+
+class Task(ABC):
+    """A head on the encoder's tokens, its loss, and the metrics of its outputs.
+
+    A task's options are the keyword arguments of its constructor.
+
+    Args:
+        data: what the task is made for.
+
+    Attributes:
+        headline: the metric that says in one number how good outputs are; higher is better.
+    """
+
+    headline: ClassVar[str]
+
+    def __init__(self, data: TaskData) -> None:
+        self.data = data
+
+    @abstractmethod
+    def new_head(self, width: int) -> nn.Module:
+        """A module from tokens [B, 1 + L, width], class token first and L patches in row-major order, to outputs
+        [B, ...]."""
+
+    @abstractmethod
+    def criterion(self, outputs: Tensor, targets: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, a scalar convex in the outputs, and metrics of the batch."""
+
+    @abstractmethod
+    def metrics(self, outputs: Tensor, targets: Any) -> dict[str, float]:
+        """The task's metrics of the outputs for a whole split, ``headline`` among them."""
