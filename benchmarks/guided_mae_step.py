@@ -79,12 +79,12 @@ def plain_iteration(recipe: GuidedMae) -> Callable[[], None]:
         images, labels = batches["finetune"].next()
         with autocast():
             with torch.no_grad():
-                features = mae.features(images)
-            loss = F.cross_entropy(head(features).float(), labels)
+                tokens = mae.encode(images)
+            loss = F.cross_entropy(head(tokens).float(), labels)
         step("finetune", loss)
         images, labels = batches["mask"].next()
         with autocast():
-            loss = F.cross_entropy(head(mae.features(images)).float(), labels)
+            loss = F.cross_entropy(head(mae.encode(images)).float(), labels)
         loss.backward()
         for module in (mae, head):
             module.zero_grad(set_to_none=True)
