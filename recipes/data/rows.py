@@ -20,11 +20,12 @@ class Rows:
     finetune: np.ndarray
     mask: np.ndarray
     train: np.ndarray
+    validation: np.ndarray
     test: np.ndarray
 
 
 def divide(sources: SourceSplits, settings: DataSettings) -> Rows:
-    """Divide a set: first the test images (where it brings none), then the limit, then mask learning's share.
+    """Divide a set: the test images (where it brings none), validation, then the limit, then mask learning's share.
 
     Args:
         sources: the set; only its labels are read.
@@ -38,14 +39,17 @@ def divide(sources: SourceSplits, settings: DataSettings) -> Rows:
     labelled = np.flatnonzero(labels != UNLABELLED)
     if not sources.class_names:
         kept = limit_rows(labels, unlabelled, settings.limit, random_for(settings.split_seed, "limit"))
-        return Rows(kept, kept[:0], kept[:0], kept[:0], kept[:0])
+        return Rows(kept, *[kept[:0]] * 5)
     check_classes(labels[labelled], sources, settings)
+    trained = len(training_parts(settings))
     if sources.test is None:
-        keep = 1 if settings.mask_share == 0 else 2
+        keep = trained + (settings.validation_share > 0)
         random = random_for(settings.split_seed, "test")
         labelled, test = cut_share(labels, labelled, settings.test_share, keep, random)
     else:
         test = np.arange(len(sources.test))
+    random = random_for(settings.split_seed, "validation")
+    labelled, validation = cut_share(labels, labelled, settings.validation_share, trained, random)
     everything = np.concatenate([labelled, unlabelled])
     kept = limit_rows(labels, everything, settings.limit, random_for(settings.split_seed, "limit"))
     train = kept[labels[kept] != UNLABELLED]
@@ -53,7 +57,12 @@ def divide(sources: SourceSplits, settings: DataSettings) -> Rows:
     random = random_for(settings.split_seed, "mask")
     finetune, mask = cut_share(labels, train, settings.mask_share, 1, random)
     pretrain = np.sort(np.concatenate([finetune, kept[labels[kept] == UNLABELLED]]))
-    return Rows(pretrain, finetune, mask, train, test)
+    return Rows(pretrain, finetune, mask, train, validation, test)
+
+
+def training_parts(settings: DataSettings) -> list[str]:
+    """The parts that training divides the labelled images into."""
+    return ["finetune"] if settings.mask_share == 0 else ["finetune", "mask"]
 
 
 def check_classes(labels: np.ndarray, sources: SourceSplits, settings: DataSettings) -> None:
@@ -63,15 +72,18 @@ def check_classes(labels: np.ndarray, sources: SourceSplits, settings: DataSetti
         DataError: naming the class.
     """
     check_several_classes(labels, sources.class_names, f"data={settings.name}")
-    if sources.test is not None or settings.test_share == 0:
+    parts = training_parts(settings)
+    parts += ["validation"] if settings.validation_share else []
+    parts += ["test"] if sources.test is None and settings.test_share else []
+    if "test" not in parts and "validation" not in parts:
         return
-    parts = ["finetune", "test"] if settings.mask_share == 0 else ["finetune", "mask", "test"]
     present, counts = np.unique(labels, return_counts=True)
     for label, count in zip(present, counts, strict=True):
         if count < len(parts):
+            remedy = " or a test split" if sources.test is None else ""
             raise DataError(
                 f"class {sources.class_names[label]!r} has {count} images and is divided into "
-                f"{', '.join(parts)}: it needs at least {len(parts)}; add images or a test split"
+                f"{', '.join(parts)}: it needs at least {len(parts)}; add images{remedy}"
             )
 
 

@@ -23,6 +23,7 @@ class DataSettings:
         batch_size: images in a batch.
         mask_share: share of the labelled training images that mask learning gets; finetuning gets the rest.
         test_share: share of the labelled images kept for testing, where the set has no test split of its own.
+        validation_share: share of the labelled training images that nothing is trained on: to choose settings by.
         split_seed: the seed of every random division of the set.
         limit: use only that many training images, every class in proportion; ``None`` uses all.
         image_column: the column of a table that holds the images; ``None`` finds it.
@@ -46,6 +47,7 @@ class DataSettings:
     batch_size: int
     mask_share: float = 0.2
     test_share: float = 0.2
+    validation_share: float = 0.0
     split_seed: int = 0
     limit: int | None = None
     image_column: str | None = None
@@ -76,7 +78,7 @@ class DataSettings:
         self._require("split_seed", self._is_whole("split_seed", 0), "a whole number of at least 0")
         limit_usable = self.limit is None or self._is_whole("limit", 1)
         self._require("limit", limit_usable, "a whole number of at least 1, or null for all images")
-        for setting in ("mask_share", "test_share"):
+        for setting in ("mask_share", "test_share", "validation_share"):
             usable = self._is_number(setting) and 0 <= getattr(self, setting) < 1
             self._require(setting, usable, "a share of at least 0 and below 1")
         crop_usable = self._is_number("crop_scale") and 0 < self.crop_scale <= 1

@@ -55,8 +55,9 @@ class ImageData:
     """A data set, divided.
 
     ``finetune`` and ``mask`` share no image and are ``train`` together; ``pretrain`` is ``finetune`` and the
-    unlabelled training images. ``test`` shares no image with any of them and is not decoded before it is
-    asked for. Without labels there is ``pretrain`` alone; the other parts are empty, ``labelled`` is false.
+    unlabelled training images. ``validation`` and ``test`` share no image with any of them or with each other, and
+    are not decoded before they are asked for. Without labels there is ``pretrain`` alone; the other parts are
+    empty, ``labelled`` is false.
 
     Attributes:
         class_names: the classes, by label; empty without labels.
@@ -67,6 +68,7 @@ class ImageData:
     finetune: Part
     mask: Part
     train: Part
+    validation: Part
     test: Part
     class_names: tuple[str, ...]
     channels: int
@@ -100,7 +102,7 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False) -> ImageData:
         allow_no_mask: accept ``mask_share`` 0, for a recipe without mask learning.
 
     Returns:
-        The divided set; no test image is decoded.
+        The divided set; no validation or test image is decoded.
 
     Raises:
         SettingError: a setting that cannot work.
@@ -124,6 +126,7 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False) -> ImageData:
         finetune=part("finetune", images, rows.finetune),
         mask=part("mask", images, rows.mask),
         train=part("train", images, rows.train),
+        validation=part("validation", images, rows.validation),
         test=part("test", test_images, rows.test),
         class_names=sources.class_names,
         channels=settings.channels,
@@ -136,7 +139,7 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False) -> ImageData:
 
 def open_images(sources: SourceSplits, rows: Rows, settings: DataSettings) -> tuple[Images, Images]:
     """The training and the test images, in memory where both fit; one object where the test is cut off."""
-    training = np.union1d(rows.pretrain, rows.train)
+    training = np.union1d(np.union1d(rows.pretrain, rows.train), rows.validation)
     gib = (len(training) + len(rows.test)) * settings.channels * settings.image_size**2 / 2**30
     in_memory = gib <= settings.memory_gib
 

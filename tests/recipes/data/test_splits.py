@@ -197,3 +197,43 @@ def test_settings_changed_after_construction_are_checked(settings):
     changed.crop_scale = 2.0
     with pytest.raises(SettingError, match=r"data\.crop_scale"):
         load_data(changed)
+
+
+@pytest.mark.parametrize("own_test", [True, False])
+def test_validation_images_are_in_no_other_part_and_not_decoded(parquet, settings, numbers, own_test):
+    root = parquet("train", LABELS)
+    if own_test:
+        parquet("test", [0, 1, 2, 0], first=1000)
+    data = load_data(settings(path=str(root), validation_share=0.25))
+    assert not data.validation.images.decoded[data.validation.indices].any()
+    parts = [set(numbers(getattr(data, name))) for name in ("finetune", "mask", "validation", "test")]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 60 + (4 if own_test else 0)
+    assert set(numbers(data.train)) == parts[0] | parts[1]
+    assert set(numbers(data.pretrain)) == parts[0]
+    assert counts(data.validation) == ([10, 4, 1] if own_test else [8, 3, 1])
+
+
+def test_validation_leaves_the_test_part_and_the_limit_leaves_validation(parquet, settings, numbers):
+    root = str(parquet("train", LABELS))
+    without = load_data(settings(path=root))
+    held = load_data(settings(path=root, validation_share=0.2))
+    limited = load_data(settings(path=root, validation_share=0.2, limit=20))
+    assert numbers(without.test) == numbers(held.test) == numbers(limited.test)
+    assert numbers(held.validation) == numbers(limited.validation)
+    assert len(limited.train) == 20
+    assert len(without.validation) == 0
+
+
+def test_division_without_validation_is_what_it_was_before_there_was_any(settings):
+    data = load_data(settings(name="digits", channels=1))
+    sums = [int(getattr(data, name).indices.sum()) for name in PARTS]
+    assert sums == [1028757, 1028757, 250810, 1279567, 334139]
+
+
+def test_class_too_small_for_validation_is_named(parquet, settings):
+    root = str(parquet("train", [0] * 10 + [2] * 3))
+    parquet("test", [0, 2], first=100)
+    load_data(settings(path=root, validation_share=0.1))
+    root = str(parquet("train", [0] * 10 + [2] * 2))
+    with pytest.raises(DataError, match=r"class 'cow' has 2 .*finetune, mask, validation: it needs at least 3"):
+        load_data(settings(path=root, validation_share=0.1))
