@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from multilevel.recipes.base import Recipe, recipe_classes
+from multilevel.recipes.evaluation import EvaluationSettings
 from multilevel.recipes.settings import RunSettings
 from multilevel.solvers import SOLVERS, SettingError
 
@@ -101,17 +102,43 @@ def changed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     return result
 
 
+def with_groups(config: DictConfig, overrides: Sequence[str], groups: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """A stored configuration in which whole groups are replaced (``data=cifar100 data.path=DIR``).
+
+    Args:
+        config: the stored one.
+        overrides: of the command line.
+        groups: those that may be replaced.
+
+    Returns:
+        The configuration, and the overrides that are not used up: all of groups that none replaces.
+
+    Raises:
+        SettingError: an unknown choice or setting, or a value of the wrong kind.
+    """
+    names = [one.key_or_group for one in map(_parsed, overrides)]
+    replaced = [group for group in groups if group in names]
+    used = [name.partition(".")[0] in replaced for name in names]
+    result = config.copy()
+    if replaced:
+        composed = compose_config([text for text, own in zip(overrides, used, strict=True) if own])
+        for group in replaced:
+            result[group] = composed[group]
+    return result, [text for text, own in zip(overrides, used, strict=True) if not own]
+
+
 def swept(overrides: Sequence[str]) -> list[str]:
     """Of some overrides, the settings that list several values."""
     return [one.get_key_element() for one in map(_parsed, overrides) if one.is_sweep_override()]
 
 
 def register_solvers() -> None:
-    """Offer every solver as a choice of the group ``solver``, its fields as typed settings."""
+    """Offer every solver as a choice of the group ``solver``, its fields as typed settings; and the evaluation's."""
     store = ConfigStore.instance()
     for name, solver in SOLVERS.items():
         named = [("name", str, field(default=name, kw_only=True))]
         store.store(name=name, group="solver", node=make_dataclass(solver.__name__, named, bases=(solver,)))
+    store.store(name="protocols", group="evaluation", node=EvaluationSettings)
 
 
 def expand(overrides: Sequence[str]) -> list[str]:
@@ -190,6 +217,7 @@ def _explained(error: Exception, value: Callable[[str], Any]) -> SettingError:
 
 def _nearest(setting: str) -> str:
     """What to expect in place of a setting that there is not."""
+    register_solvers()
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
         known = list(_keys(OmegaConf.to_container(compose("config"))))
     known += [f"solver.{one.name}" for solver in SOLVERS.values() for one in fields(solver)]  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from multilevel.recipes.base import Recipe
+from multilevel.recipes.evaluation import Score
 from multilevel.solvers import SOLVERS, Solver
 
 VERSIONS = ("multilevel", "torch", "transformers", "datasets", "hydra-core", "scikit-learn", "numpy")
@@ -22,7 +23,7 @@ SHARE = 0.1  # of a level's updates, at either end, that its first and last loss
 
 
 def summarize(
-    recipe: Recipe, records: Sequence[Mapping[str, Any]], seconds: float, scores: Mapping[str, Any] | None
+    recipe: Recipe, records: Sequence[Mapping[str, Any]], seconds: float, scores: Sequence[Score] | None
 ) -> dict[str, Any]:
     """The run in one object.
 
@@ -45,7 +46,7 @@ def summarize(
         "peak_memory_mib": round(peak_memory_mib(), 1),
         "levels": {name: summarize_level([one for one in records if one["level"] == name]) for name in graph.names},
         "solvers": {name: described(graph.problems[name].solver) for name in graph.passes(graph.top)},
-        "evaluation": scores,
+        "evaluation": None if scores is None else [asdict(score) for score in scores],
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
     }
 

@@ -108,11 +108,11 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, seconds: float) ->
     draw_curves(pictures[0], records)
     pictures += recipe.write_pictures(folder.path)
     if settings.evaluate:
-        print("evaluating frozen features on the test split", file=sys.stderr, flush=True)
+        print(f"evaluating the encoder on the {settings.evaluation.split} split", file=sys.stderr, flush=True)
     scores = recipe.evaluate() if settings.evaluate else None
     summary = folder.write_json("summary.json", summarize(recipe, records, log.seconds, scores))
     if scores:
-        print(format_table(scores))
+        print(format_table(scores, settings.evaluation.split, settings.evaluation.metric))
     print("\n".join(f"{path}" for path in [*pictures, summary]))
 
 

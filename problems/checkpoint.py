@@ -104,15 +104,24 @@ def load_checkpoint(engine: Engine, folder: Path) -> None:
     engine.load_state_dict(state)
 
 
-def load_weights(graph: Graph, folder: Path) -> None:
+def load_weights(graph: Graph, folder: Path, only: str | None = None) -> None:
     """Give the modules of a graph the parameters and buffers of the newest checkpoint of a folder.
+
+    Args:
+        graph: whose modules they are.
+        folder: of the checkpoints.
+        only: one level, the other ones of the checkpoint and of the graph being left alone; None takes all.
 
     Raises:
         CheckpointError: there is none, it is cut off, or it is of another graph; nothing is changed then.
     """
     weights = _read_weights(newest_checkpoint(folder))
-    check_match(weights, graph.problems)
-    for level, problem in graph.problems.items():
+    problems = graph.problems
+    if only is not None:
+        weights = {only: weights.get(only, {})}
+        problems = {only: problems[only]}
+    check_match(weights, problems)
+    for level, problem in problems.items():
         problem.module.load_state_dict(weights.get(level, {}))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from multilevel.problems import Graph
+from multilevel.recipes.evaluation import Score
 from multilevel.recipes.settings import RunSettings
 from multilevel.solvers.registry import discover
 
@@ -20,9 +21,11 @@ class Recipe(ABC):
         settings: those of this one.
         graph: the levels.
         images_per_step: images that all updates of a step take together.
+        encoder_level: the level whose module ``evaluate`` evaluates; no other level's weights matter to it.
     """
 
     settings_class: ClassVar[type[RunSettings]]
+    encoder_level: ClassVar[str]
     settings: RunSettings
     graph: Graph
     images_per_step: int
@@ -44,8 +47,8 @@ class Recipe(ABC):
         """Draw what the levels have learned so far; returns the files written."""
 
     @abstractmethod
-    def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """Scores on the test split, ``{what: {protocol: score}}``; None where the data cannot be evaluated."""
+    def evaluate(self) -> list[Score] | None:
+        """Scores on the split that ``settings.evaluation`` names; None where the data cannot be evaluated."""
 
 
 def recipe_classes() -> dict[str, type[Recipe]]:

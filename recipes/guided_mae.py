@@ -20,7 +20,7 @@ from multilevel.problems.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import ImageLoader, load_data
 from multilevel.recipes.data import Part as ImagePart
-from multilevel.recipes.evaluation import evaluate_features, raw_pixels
+from multilevel.recipes.evaluation import Candidate, Score, Setup, evaluate_features, raw_pixels
 from multilevel.recipes.pictures import draw_masks, reconstruct_pixels
 from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
 from multilevel.recipes.training import level_arguments
@@ -109,6 +109,7 @@ class GuidedMae(Recipe):
     """
 
     settings_class: ClassVar[type[RunSettings]] = GuidedMaeSettings
+    encoder_level = "pretrain"
     settings: GuidedMaeSettings
 
     def __init__(self, settings: GuidedMaeSettings) -> None:
@@ -121,7 +122,7 @@ class GuidedMae(Recipe):
                 "the images have no labels, which learning to mask needs: give each class a folder of its own, "
                 "or set mask.policy=random to pretrain alone"
             )
-        self.task = self._new_task()
+        self.task: Any = self._new_task()  # None without labels
         self.device = chosen_device(settings.device)
         self.modules = self._new_modules()
         names = ["pretrain", *(["finetune"] if self.data.labelled else []), *(["mask"] if self.policy.guided else [])]
@@ -145,15 +146,18 @@ class GuidedMae(Recipe):
         draw_masks(path, pixels / 255, probabilities, hidden, reconstruction, self.settings.model.patch_size)
         return [path]
 
-    def evaluate(self) -> dict[str, dict[str, float]] | None:
-        if not self.data.labelled:
+    def evaluate(self) -> list[Score] | None:
+        if self.task is None:
             return None
-        encoders = {
-            "trained encoder": self.modules["pretrain"].features,
-            "untrained encoder": self._new_modules()["pretrain"].features,
-            "raw pixels": raw_pixels,
-        }
-        return evaluate_features(encoders, self.data, self.settings.evaluation, self.device)
+        trained, untrained = self.modules["pretrain"], self._new_modules()["pretrain"]
+        candidates = [
+            Candidate("trained encoder", trained.features, trained),
+            Candidate("untrained encoder", untrained.features, untrained),
+            Candidate("raw pixels", raw_pixels),
+        ]
+        settings, data = self.settings, self.settings.data
+        setup = Setup(self.data, self.task, self.device, settings.precision, data.flip, data.crop_scale)
+        return evaluate_features(candidates, setup, settings.evaluation)
 
     def _new_task(self) -> Task | None:
         """The downstream task, where the data has labels for it."""
@@ -163,7 +167,9 @@ class GuidedMae(Recipe):
         counts = torch.bincount(data.train.labels, minlength=len(data.class_names)).tolist()
         facts = TaskData(data.class_names, tuple(counts), data.image_size, self.settings.model.patch_size)
         options = {key: value for key, value in self.settings.task.items() if key != "name"}
-        return build("task", TASKS, self.settings.task["name"], {"data": facts, **options})
+        task = build("task", TASKS, self.settings.task["name"], {"data": facts, **options})
+        self.settings.evaluation.check_task(task)
+        return task
 
     def _new_modules(self) -> dict[str, Any]:
         """Every level's module with the initial weights of this run's seed."""

@@ -76,8 +76,8 @@ class RunSettings:
         approximate: see ``Graph``.
         diagnose: steps between comparisons of the top level's hypergradient with a reference; 0: none.
         checkpoint: how often.
-        evaluate: whether a run ends with an evaluation on the test split.
-        evaluation: its protocols.
+        evaluate: whether a run ends with an evaluation.
+        evaluation: its protocols, and the split.
     """
 
     recipe: str
@@ -102,6 +102,9 @@ class RunSettings:
         every = self.checkpoint.every
         require("checkpoint.every", every, every >= 1, "a whole number of steps of at least 1")
         require("diagnose", self.diagnose, self.diagnose >= 0, "a whole number of steps, or 0 for never")
+        split, share = self.evaluation.split, self.data.validation_share
+        usable = split != "validation" or share > 0
+        require("evaluation.split", split, usable, f"test, or data.validation_share above {share:g}")
         chosen_device(self.device)
 
 

@@ -36,9 +36,13 @@ class Task(ABC):
 
     Attributes:
         headline: the metric that says in one number how good outputs are; higher is better.
+        protocols: by which encoders are evaluated, where ``evaluation.protocols`` names none.
+        soft_targets: whether it is a classification whose criterion also takes probabilities [B, classes] as targets.
     """
 
     headline: ClassVar[str]
+    protocols: ClassVar[tuple[str, ...]] = ("head",)
+    soft_targets: ClassVar[bool] = False
 
     def __init__(self, data: TaskData) -> None:
         self.data = data

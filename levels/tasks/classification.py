@@ -21,15 +21,18 @@ class PooledLinear(nn.Module):
 
 
 class Classification(Task):
-    """Cross-entropy; outputs are logits [B, classes], targets labels int64 [B]."""
+    """Cross-entropy; outputs are logits [B, classes], targets labels int64 [B] or probabilities [B, classes]."""
 
     headline = "accuracy"
+    protocols = ("linear_probe", "knn")
+    soft_targets = True
 
     def new_head(self, width: int) -> nn.Module:
         return PooledLinear(width, len(self.data.class_names))
 
     def criterion(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        accuracy = (outputs.detach().argmax(1) == targets).float().mean()
+        labels = targets if targets.ndim == 1 else targets.argmax(1)
+        accuracy = (outputs.detach().argmax(1) == labels).float().mean()
         return F.cross_entropy(at_least_float32(outputs), targets), {"accuracy": accuracy}
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:

@@ -1,8 +1,10 @@
-"""Scores of frozen encoders on the test split, the only place that reads it."""
+"""Scores of encoders on the test or the validation split; nothing else reads the test split."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -11,58 +13,54 @@ from torch.nn.functional import adaptive_avg_pool2d
 from tqdm import tqdm
 
 from multilevel.recipes.data import ImageData, Part
-from multilevel.recipes.data.strata import limit_rows, random_for
-from multilevel.recipes.evaluation.protocols import linear_probe, nearest_neighbours
+from multilevel.recipes.data.strata import limit_rows, random_for, rows_by_class
+from multilevel.recipes.evaluation.protocols import Candidate, EvaluationProtocol, Setup, Trial
+from multilevel.recipes.evaluation.scores import Score, classification_metrics, shown_first
 from multilevel.recipes.evaluation.settings import EvaluationSettings
 from multilevel.solvers import DataError, SettingError
 
-#: Normalized images [B, C, H, W] to features [B, D].
-Encoder = Callable[[Tensor], Tensor]
 LARGEST_RAW_SIZE = 32
-Scores = dict[str, dict[str, float]]
+FEWEST = 2  # images of a class in any share of the labels, where the class has as many
 
 
-def evaluate_features(
-    encoders: Mapping[str, Encoder], data: ImageData, settings: EvaluationSettings, device: torch.device
-) -> Scores:
-    """Accuracy of a linear probe and of nearest neighbours on each encoder's features.
-
-    Both are fitted to the labelled training images and scored on the test split.
+def evaluate_features(candidates: Sequence[Candidate], setup: Setup, settings: EvaluationSettings) -> list[Score]:
+    """Every candidate by every protocol, fitted to every share of the labelled training images.
 
     Args:
-        encoders: by name; each is given normalized images on ``device``, without gradients.
-        data: the set.
-        settings: the protocols' settings.
-        device: where the encoders are.
+        candidates: each is given normalized images on ``setup.device``; none of their modules changes.
+        setup: data, task and device.
+        settings: the protocols, their options, the shares, and the split to score on; the other one is not touched.
 
     Returns:
-        ``{encoder: {"linear_probe": accuracy, "knn": accuracy}}``, shares of 1; and ``"majority class"``, what
-        always answering with the most frequent training class comes to.
+        Scores, candidate after candidate. At the end those of ``"majority class"``, what always answering with the
+        most frequent training class comes to.
 
     Raises:
-        DataError: no labels, no test images, or an encoder whose features are not finite.
-        SettingError: ``max_images`` leaves images of one class only.
+        DataError: no labels, no images to score, or an encoder whose features are not finite.
+        SettingError: too few images for two classes, or a protocol that the labels do not suit.
     """
-    if not data.labelled:
-        raise DataError("the images have no labels: there is nothing to evaluate features on")
-    if not len(data.test):
-        raise DataError("there are no test images: raise data.test_share, or give the set a test split")
-    chosen = stratified_positions(data.train.labels, settings.max_images, settings.seed)
-    labels, test_labels = data.train.labels[chosen].numpy(), data.test.labels.numpy()
-    if len(np.unique(labels)) < 2:
-        raise SettingError("evaluation.max_images", settings.max_images, "enough images for two classes")
-    scores: Scores = {}
-    for name, encoder in encoders.items():
-        train = extract_features(encoder, data, data.train, chosen, settings.batch_size, device, name)
-        every = torch.arange(len(data.test))
-        test = extract_features(encoder, data, data.test, every, settings.batch_size, device, name)
-        predicted = {
-            "linear_probe": linear_probe(train, labels, test, settings.seed),
-            "knn": nearest_neighbours(train, labels, test, settings.neighbours),
-        }
-        scores[name] = {protocol: float(np.mean(one == test_labels)) for protocol, one in predicted.items()}
-    majority = float(np.mean(test_labels == np.bincount(labels).argmax()))
-    scores["majority class"] = {"linear_probe": majority, "knn": majority}
+    pool, scored = _parts(setup.data, settings)
+    names = settings.protocols if settings.protocols is not None else list(setup.task.protocols)
+    protocols = {name: settings.protocol(name) for name in names}
+    metric = settings.metric or setup.task.headline
+    shares = {share: label_share(setup.data.train.labels, pool, share, settings.seed) for share in settings.labels}
+    fitted = {share: _subset(setup.data.train, pool[chosen]) for share, chosen in shares.items()}
+    for share, part in fitted.items():
+        _check_labels(part, scored, protocols, share, settings)
+    scores = []
+    for candidate in candidates:
+        frozen = _frozen_features(candidate, setup, settings, _subset(setup.data.train, pool), scored)
+        for share, part in fitted.items():
+            trial = Trial(candidate, setup, settings, part, scored, _chosen(frozen, shares[share]))
+            for name, protocol in protocols.items():
+                if candidate.module is not None or not protocol.needs_module:
+                    found = shown_first(protocol.metrics(trial), metric)
+                    scores.append(Score(candidate.name, name, share, found))
+    for share, part in fitted.items():
+        for name, protocol in protocols.items():
+            if protocol.needs_classes or setup.task.soft_targets:
+                found = shown_first(_majority_metrics(part, scored), metric)
+                scores.append(Score("majority class", name, share, found))
     return scores
 
 
@@ -75,22 +73,22 @@ def raw_pixels(images: Tensor) -> Tensor:
     return adaptive_avg_pool2d(images, size).flatten(1)
 
 
-def extract_features(
-    encoder: Encoder, data: ImageData, part: Part, positions: Tensor, batch_size: int, device: torch.device, name: str
-) -> np.ndarray:
-    """Features float32 [N, D] of the images of a part at ``positions`` (int64 [N]).
+def extract_features(candidate: Candidate, setup: Setup, part: Part, batch_size: int) -> np.ndarray:
+    """Features float32 [N, D] of the images of a part.
 
     Raises:
         DataError: features that are not finite.
     """
     features = []
+    batches = torch.arange(len(part)).split(batch_size)
     with torch.no_grad():
         # disable=None: no bar where standard error is not a terminal
-        for some in tqdm(positions.split(batch_size), desc=f"encoding, {name}", leave=False, disable=None):
-            features.append(encoder(data.normalize(part.pixels(some).to(device))).float().cpu())
+        for some in tqdm(batches, desc=f"encoding, {candidate.name}", leave=False, disable=None):
+            images = setup.data.normalize(part.pixels(some).to(setup.device))
+            features.append(candidate.features(images).float().cpu())
     joined = torch.cat(features)
     if not joined.isfinite().all():
-        raise DataError(f"the features of the {name} are not finite: its training has diverged")
+        raise DataError(f"the features of the {candidate.name} are not finite: its training has diverged")
     return joined.numpy()
 
 
@@ -104,3 +102,74 @@ def stratified_positions(labels: Tensor, limit: int | None, seed: int) -> Tensor
     """
     rows = np.arange(len(labels))
     return torch.from_numpy(limit_rows(labels.numpy(), rows, limit, random_for(seed, "evaluation")))
+
+
+def label_share(labels: Tensor, pool: Tensor, share: float, seed: int) -> Tensor:
+    """A share of the images, every class in proportion, at least two of each; smaller shares lie within larger ones.
+
+    Args:
+        labels: int64 [N], of all labelled training images, of whose classes the share is taken.
+        pool: int64 [P], the positions that may be taken.
+        share: above 0; 1 takes the whole pool.
+        seed: of the drawing.
+
+    Returns:
+        Positions in ``pool``, int64, sorted.
+    """
+    if share == 1:
+        return torch.arange(len(pool))
+    random = random_for(seed, "labels")
+    totals = {int(label): int(count) for label, count in zip(*labels.unique(return_counts=True), strict=True)}
+    own = labels[pool].numpy()
+    chosen = []
+    for members in rows_by_class(own, np.arange(len(pool))):
+        count = max(FEWEST, round(share * totals[int(own[members[0]])]))
+        chosen.append(random.permutation(members)[:count])
+    return torch.from_numpy(np.sort(np.concatenate(chosen)))
+
+
+def _parts(data: ImageData, settings: EvaluationSettings) -> tuple[Tensor, Part]:
+    """Positions of the training images that may be fitted to, and the part that is scored."""
+    if not data.labelled:
+        raise DataError("the images have no labels: there is nothing to evaluate features on")
+    scored = data.validation if settings.split == "validation" else data.test
+    if not len(scored):
+        remedy = "" if settings.split == "validation" else ", or give the set a test split"
+        raise DataError(f"there are no {settings.split} images: raise data.{settings.split}_share{remedy}")
+    return stratified_positions(data.train.labels, settings.max_images, settings.seed), scored
+
+
+def _check_labels(
+    fitted: Part,
+    scored: Part,
+    protocols: dict[str, EvaluationProtocol],
+    share: float,
+    settings: EvaluationSettings,
+) -> None:
+    for name, protocol in protocols.items():
+        if not protocol.needs_classes:
+            continue
+        if min(int(fitted.labels.min()), int(scored.labels.min())) < 0:
+            raise SettingError("evaluation.protocols", name, "head or finetune: some images are of no single class")
+        if len(fitted.labels.unique()) < 2:
+            raise SettingError("evaluation.max_images", settings.max_images, "enough images for two classes")
+
+
+def _subset(part: Part, positions: Tensor) -> Part:
+    return replace(part, indices=part.indices[positions])
+
+
+def _frozen_features(
+    candidate: Candidate, setup: Setup, settings: EvaluationSettings, *parts: Part
+) -> Callable[[], list[np.ndarray]]:
+    """The candidate's features of each part, computed when they are first asked for."""
+    return cache(lambda: [extract_features(candidate, setup, part, settings.batch_size) for part in parts])
+
+
+def _chosen(frozen: Callable[[], list[np.ndarray]], positions: Tensor) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+    return lambda: (frozen()[0][positions.numpy()], frozen()[1])
+
+
+def _majority_metrics(fitted: Part, scored: Part) -> dict[str, float]:
+    labels = scored.labels.numpy()
+    return classification_metrics(labels, np.full_like(labels, int(fitted.labels.bincount().argmax())))

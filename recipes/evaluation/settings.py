@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import TYPE_CHECKING
 
+from multilevel.levels.tasks import Task
+from multilevel.recipes.evaluation.protocols import PROTOCOLS, EvaluationProtocol
+from multilevel.recipes.evaluation.scores import CLASSIFICATION_METRICS
 from multilevel.solvers import SettingError
+
+SPLITS = ("test", "validation")
 
 
 @dataclass(kw_only=True)
-class EvaluationSettings:
-    """How frozen features are evaluated.
+class CommonSettings:
+    """How encoders are evaluated.
 
     Args:
+        protocols: names; None takes the task's own.
+        labels: shares of the labelled training images; every protocol is fitted to each. Smaller ones lie in larger.
+        split: test or validation, on which everything is scored.
+        metric: what the table shows; None takes the task's.
         max_images: labelled training images that the protocols are fitted to, drawn by class; None takes all.
         neighbours: of the nearest-neighbour vote.
         batch_size: images that are encoded together.
-        seed: of that drawing, and of the part on which the probe's regularization is chosen.
+        seed: of all drawings, of the part on which the probe's regularization is chosen, and of what is trained.
     """
 
+    protocols: list[str] | None = None
+    labels: list[float] = field(default_factory=lambda: [1.0])
+    split: str = "test"
+    metric: str | None = None
     max_images: int | None = 10_000
     neighbours: int = 20
     batch_size: int = 256
@@ -32,3 +46,36 @@ class EvaluationSettings:
                 raise SettingError(f"evaluation.{name}", value, f"a whole number of at least 1{also}")
         if not (isinstance(self.seed, int) and 0 <= self.seed < 2**32):
             raise SettingError("evaluation.seed", self.seed, "a whole number from 0 to 4294967295")
+        if self.split not in SPLITS:
+            raise SettingError("evaluation.split", self.split, f"one of {', '.join(SPLITS)}")
+        if not self.labels or not all(0 < share <= 1 for share in self.labels):
+            raise SettingError("evaluation.labels", list(self.labels), "a list of shares above 0 and at most 1")
+        for name in self.protocols if self.protocols is not None else PROTOCOLS:
+            if name not in PROTOCOLS:
+                raise SettingError("evaluation.protocols", name, f"some of {', '.join(PROTOCOLS)}")
+            self.protocol(name).check(name)
+
+    def protocol(self, name: str) -> EvaluationProtocol:
+        """A protocol with its options as they are set."""
+        return getattr(self, name, None) or PROTOCOLS[name]()
+
+    def check_task(self, task: Task) -> None:
+        """Raise SettingError if ``metric`` is none of a classification; other tasks' are known with the scores."""
+        known = dict.fromkeys([*CLASSIFICATION_METRICS, task.headline])
+        if task.soft_targets and self.metric is not None and self.metric not in known:
+            raise SettingError("evaluation.metric", self.metric, f"one of {', '.join(known)}")
+
+
+if TYPE_CHECKING:
+
+    class EvaluationSettings(CommonSettings):
+        """The common settings, and one field for each protocol that has options."""
+
+else:
+    EvaluationSettings = make_dataclass(
+        "EvaluationSettings",
+        [(name, kind, field(default_factory=kind)) for name, kind in PROTOCOLS.items() if fields(kind)],
+        bases=(CommonSettings,),
+        namespace={"__module__": __name__, "__doc__": CommonSettings.__doc__},
+        kw_only=True,
+    )

@@ -2,19 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
-HEADING = "test accuracy"
-TITLES = {"linear_probe": "linear probe", "knn": "nearest neighbours"}
+from multilevel.recipes.evaluation.protocols import PROTOCOLS
+from multilevel.recipes.evaluation.scores import Score
+from multilevel.solvers import SettingError
 
 
-def format_table(scores: Mapping[str, Mapping[str, float]]) -> str:
-    """A row for each encoder, a column for each protocol, in percent of the test images."""
-    protocols = list(next(iter(scores.values())))
-    titles = [TITLES.get(protocol, protocol) for protocol in protocols]
-    width = max(len(name) for name in [HEADING, *scores])
-    lines = [HEADING.ljust(width) + "".join(f"  {title}" for title in titles)]
-    for name, row in scores.items():
-        cells = (f"{100 * row[protocol]:.1f}%" for protocol in protocols)
-        lines.append(name.ljust(width) + "".join(f"  {cell:>{len(t)}}" for cell, t in zip(cells, titles, strict=True)))
+def format_table(scores: Sequence[Score], split: str = "test", metric: str | None = None) -> str:
+    """A row for each encoder, a column for each protocol, in percent; a block for each share of the labels.
+
+    Args:
+        scores: at least one.
+        split: what they were scored on.
+        metric: which of theirs; None takes the first of each.
+
+    Raises:
+        SettingError: a score does not have ``metric``.
+    """
+    for score in scores:
+        if metric is not None and metric not in score.metrics:
+            raise SettingError("evaluation.metric", metric, f"one of {', '.join(score.metrics)}")
+    shares = list(dict.fromkeys(score.labels for score in scores))
+    blocks = []
+    for share in shares:
+        title = f"{split} {_shown(scores[0], metric).replace('_', ' ')}"
+        title += f", {100 * share:g}% of labels" if len(shares) > 1 else ""
+        blocks.append(_block([score for score in scores if score.labels == share], title, metric))
+    return "\n\n".join(blocks)
+
+
+def _block(scores: Sequence[Score], heading: str, metric: str | None) -> str:
+    cells = {(score.encoder, score.protocol): f"{100 * score.metrics[_shown(score, metric)]:.1f}%" for score in scores}
+    encoders = list(dict.fromkeys(encoder for encoder, _ in cells))
+    titles: dict[str, str] = {}
+    for score in scores:
+        shown = _shown(score, metric)
+        other = f" ({shown.replace('_', ' ')})" if shown != _shown(scores[0], metric) else ""
+        titles.setdefault(score.protocol, PROTOCOLS[score.protocol].title + other)
+    width = max(len(name) for name in [heading, *encoders])
+    lines = [heading.ljust(width) + "".join(f"  {title}" for title in titles.values())]
+    for encoder in encoders:
+        row = (f"  {cells.get((encoder, protocol), '-'):>{len(title)}}" for protocol, title in titles.items())
+        lines.append(encoder.ljust(width) + "".join(row))
     return "\n".join(lines)
+
+
+def _shown(score: Score, metric: str | None) -> str:
+    return metric or next(iter(score.metrics))

@@ -16,7 +16,9 @@ def test_all_three_levels_learn_and_the_trained_encoder_beats_the_untrained_one(
     for level in summary["levels"].values():
         assert level["last_loss"] < 0.7 * level["first_loss"]
         assert all(solves["failed"] == 0 for solves in level["solves"].values())
-    scores = summary["evaluation"]
+    scores = {}
+    for one in summary["evaluation"]:
+        scores.setdefault(one["encoder"], {})[one["protocol"]] = one["metrics"]["accuracy"]
     for protocol in ("linear_probe", "knn"):
         assert scores["trained encoder"][protocol] > scores["untrained encoder"][protocol] + 0.02
         assert f"{100 * scores['trained encoder'][protocol]:.1f}%" in said

@@ -48,7 +48,10 @@ def test_a_run_folder_holds_everything(finished):
     assert [(one["level"], one["step"]) for one in records(folder)] == [
         (level, step) for step in range(6) for level in ("pretrain", "pretrain", "finetune", "mask")
     ]
-    assert set(summary["evaluation"]) == {"trained encoder", "untrained encoder", "raw pixels", "majority class"}
+    encoders = ("trained encoder", "untrained encoder", "raw pixels", "majority class")
+    assert [(one["encoder"], one["protocol"], one["labels"]) for one in summary["evaluation"]] == [
+        (encoder, protocol, 1.0) for encoder in encoders for protocol in ("linear_probe", "knn")
+    ]
     assert summary["levels"]["mask"]["solves"]["pretrain"]["solves"] == 6
     for key in ("seconds", "peak_memory_mib", "images_per_second", "seed", "versions", "steps"):
         assert summary[key] is not None
@@ -108,7 +111,8 @@ def test_a_folder_of_images_with_labels(tmp_path):
     images(tmp_path / "images", ["good", "scratched"])
     settings = ["data=folder", f"data.path={tmp_path / 'images'}", "data.image_size=16", "data.batch_size=4"]
     summary = run(tmp_path / "run", *settings, "steps=2")
-    assert summary["evaluation"]["majority class"]["knn"] == 0.5
+    majority = next(one["metrics"] for one in summary["evaluation"] if one["encoder"] == "majority class")
+    assert majority == {"accuracy": 0.5, "balanced_accuracy": 0.5, "macro_f1": pytest.approx(1 / 3)}
 
 
 def test_a_folder_of_images_without_labels_is_pretrained_alone(tmp_path):

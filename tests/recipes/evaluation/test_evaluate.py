@@ -1,37 +1,42 @@
-"""Evaluation of frozen encoders: what is read, what is fitted, what is reported."""
+"""Evaluation of encoders: what is read, what is fitted, what is reported."""
 
+import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
-from multilevel.recipes.data import DataSettings, load_data
-from multilevel.recipes.evaluation import EvaluationSettings, evaluate_features, format_table, raw_pixels
-from multilevel.recipes.evaluation.evaluate import stratified_positions
+from multilevel.recipes.evaluation import Candidate, EvaluationSettings, Score, evaluate_features, format_table
+from multilevel.recipes.evaluation.evaluate import label_share, raw_pixels, stratified_positions
+from multilevel.recipes.evaluation.scores import classification_metrics
 from multilevel.solvers import DataError, SettingError
 
-CPU = torch.device("cpu")
 SETTINGS = EvaluationSettings(max_images=300)
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return load_data(DataSettings(name="digits", image_size=8, channels=1, patch_size=2, batch_size=64))
+def accuracies(encoders, setup, settings=SETTINGS):
+    """{encoder: {protocol: accuracy}}"""
+    found = {}
+    for score in evaluate_features([Candidate(*one) for one in encoders.items()], setup, settings):
+        found.setdefault(score.encoder, {})[score.protocol] = score.metrics["accuracy"]
+    return found
 
 
 def constant(images):
     return torch.ones(len(images), 3)
 
 
-def test_raw_digits_score_high_and_a_constant_encoder_by_chance(digits):
-    scores = evaluate_features({"raw pixels": raw_pixels, "constant": constant}, digits, SETTINGS, CPU)
+def test_raw_digits_score_high_and_a_constant_encoder_by_chance(digits, setup):
+    scores = accuracies({"raw pixels": raw_pixels, "constant": constant}, setup())
     assert min(scores["raw pixels"].values()) > 0.9
     assert max(scores["constant"].values()) < 0.2
     labels = digits.test.labels
     assert scores["majority class"]["knn"] <= torch.bincount(labels).max().item() / len(labels)
 
 
-def test_encoders_get_normalized_images_of_train_and_test_without_gradients(digits):
+def test_encoders_get_normalized_images_of_train_and_test_without_gradients(digits, setup):
     seen = []
 
     def encoder(images):
@@ -39,7 +44,7 @@ def test_encoders_get_normalized_images_of_train_and_test_without_gradients(digi
         seen.append(images)
         return images.flatten(1)
 
-    evaluate_features({"one": encoder}, digits, EvaluationSettings(max_images=None, batch_size=100), CPU)
+    accuracies({"one": encoder}, setup(), EvaluationSettings(max_images=None, batch_size=100))
     assert max(len(images) for images in seen) == 100
     assert sum(len(images) for images in seen) == len(digits.train) + len(digits.test)
     train = torch.cat(seen)[: len(digits.train)]
@@ -47,7 +52,7 @@ def test_encoders_get_normalized_images_of_train_and_test_without_gradients(digi
     assert train.std() == pytest.approx(1, abs=0.05)
 
 
-def test_wrong_test_labels_change_the_score_alone(digits):
+def test_wrong_test_labels_change_the_score_alone(digits, setup):
     labels = digits.test.images.labels.clone()
     labels[digits.test.indices] = (labels[digits.test.indices] + 1) % 10  # the test images are not among train's
 
@@ -62,7 +67,7 @@ def test_wrong_test_labels_change_the_score_alone(digits):
         return images.flatten(1)
 
     relabelled = replace(digits, test=replace(digits.test, images=Relabelled))
-    right, wrong = (evaluate_features({"raw": encoder}, data, SETTINGS, CPU)["raw"] for data in (digits, relabelled))
+    right, wrong = (accuracies({"raw": encoder}, setup(data))["raw"] for data in (digits, relabelled))
     half = len(seen) // 2
     assert torch.equal(torch.cat(seen[:half]), torch.cat(seen[half:]))
     for protocol, accuracy in right.items():  # the same predictions, which are now right only where they were wrong
@@ -70,10 +75,10 @@ def test_wrong_test_labels_change_the_score_alone(digits):
         assert wrong[protocol] <= 1 - accuracy
 
 
-def test_the_order_of_test_images_does_not_matter(digits):
+def test_the_order_of_test_images_does_not_matter(digits, setup):
     order = torch.randperm(len(digits.test), generator=torch.Generator().manual_seed(0))
     shuffled = replace(digits, test=replace(digits.test, indices=digits.test.indices[order]))
-    scores = [evaluate_features({"raw": raw_pixels}, data, SETTINGS, CPU)["raw"] for data in (digits, shuffled)]
+    scores = [accuracies({"raw": raw_pixels}, setup(data))["raw"] for data in (digits, shuffled)]
     assert scores[0] == scores[1]
 
 
@@ -89,34 +94,115 @@ def test_the_cap_is_in_proportion_and_keeps_every_class():
     assert set(labels[stratified_positions(labels, 6, seed=0)].tolist()) == {0, 1, 2}
 
 
-def test_errors_are_named(digits):
+def test_smaller_shares_of_the_labels_lie_within_larger_ones_and_hold_every_class():
+    labels = torch.tensor([0] * 3000 + [1] * 900 + [2] * 100 + [3])
+    pool = stratified_positions(labels, 2000, seed=0)
+    shares = {share: label_share(labels, pool, share, seed=0) for share in (0.01, 0.1, 0.4, 1.0)}
+    counts = {share: torch.bincount(labels[pool[chosen]], minlength=4).tolist() for share, chosen in shares.items()}
+    assert counts[0.01] == [30, 9, 2, 1]
+    assert counts[0.1] == [300, 90, 10, 1]
+    assert torch.equal(shares[1.0], torch.arange(2000))
+    chosen = [set(some.tolist()) for some in shares.values()]
+    assert chosen[0] < chosen[1] < chosen[2] < chosen[3]
+    assert not torch.equal(label_share(labels, pool, 0.1, seed=1), shares[0.1])
+
+
+def test_every_protocol_is_fitted_to_every_share_and_features_are_computed_once(digits, setup):
+    seen = []
+
+    def encoder(images):
+        seen.append(len(images))
+        return images.flatten(1)
+
+    settings = EvaluationSettings(labels=[0.02, 1.0], max_images=None)
+    scores = evaluate_features([Candidate("raw", encoder)], setup(), settings)
+    assert sum(seen) == len(digits.train) + len(digits.test)
+    assert [(one.encoder, one.labels, one.protocol) for one in scores] == [
+        (encoder, share, protocol)
+        for encoder in ("raw", "majority class") for share in (0.02, 1.0) for protocol in ("linear_probe", "knn")
+    ]  # fmt: skip
+    few, all_labels = ([one.metrics["accuracy"] for one in scores[:4] if one.labels == share] for share in (0.02, 1.0))
+    assert max(few) < 0.9 < 0.95 < min(all_labels)
+
+
+def test_validation_is_scored_and_no_test_image_is_decoded(digits, setup):
+    images = digits.test.images
+    images.decoded[digits.test.indices] = False  # other tests have asked for them
+    evaluate_features([Candidate("raw", raw_pixels)], setup(), replace(SETTINGS, split="validation"))
+    assert not images.decoded[digits.test.indices].any()
+    assert images.decoded[digits.validation.indices].all()
+    images.decoded[digits.validation.indices] = False
+    evaluate_features([Candidate("raw", raw_pixels)], setup(), SETTINGS)
+    assert not images.decoded[digits.validation.indices].any()
+
+
+def test_metrics_are_those_of_scikit_learn():
+    random = np.random.default_rng(0)
+    labels = random.choice(4, 500, p=[0.7, 0.2, 0.06, 0.04])
+    predicted = np.where(random.random(500) < 0.7, labels, random.integers(0, 4, 500))
+    found = classification_metrics(labels, predicted)
+    assert found == {
+        "accuracy": pytest.approx(accuracy_score(labels, predicted), abs=1e-12),
+        "balanced_accuracy": pytest.approx(balanced_accuracy_score(labels, predicted), abs=1e-12),
+        "macro_f1": pytest.approx(f1_score(labels, predicted, average="macro"), abs=1e-12),
+    }
+    # a class that does not occur, but is predicted, has no recall
+    assert classification_metrics(np.array([0, 0, 1]), np.array([0, 2, 1]))["balanced_accuracy"] == 0.75
+
+
+def test_the_metric_of_the_settings_comes_first(setup):
+    for metric in ("accuracy", "macro_f1"):
+        scores = evaluate_features([Candidate("raw", raw_pixels)], setup(), replace(SETTINGS, metric=metric))
+        assert {next(iter(one.metrics)) for one in scores} == {metric}
+
+
+def test_errors_are_named(digits, setup):
+    raw = [Candidate("raw", raw_pixels)]
     with pytest.raises(DataError, match="no labels"):
-        evaluate_features({"raw": raw_pixels}, replace(digits, labelled=False), SETTINGS, CPU)
+        evaluate_features(raw, setup(replace(digits, labelled=False)), SETTINGS)
     with pytest.raises(SettingError, match=r"evaluation\.max_images: got 1; expected enough images for two"):
-        evaluate_features({"raw": raw_pixels}, digits, EvaluationSettings(max_images=1), CPU)
+        evaluate_features(raw, setup(), EvaluationSettings(max_images=1))
     with pytest.raises(DataError, match="the features of the broken one are not finite"):
-        evaluate_features({"broken one": lambda images: images.flatten(1) / 0}, digits, SETTINGS, CPU)
+        evaluate_features([Candidate("broken one", lambda images: images.flatten(1) / 0)], setup(), SETTINGS)
     empty = replace(digits, test=replace(digits.test, indices=digits.test.indices[:0]))
     with pytest.raises(DataError, match=r"no test images: raise data\.test_share"):
-        evaluate_features({"raw": raw_pixels}, empty, SETTINGS, CPU)
+        evaluate_features(raw, setup(empty), SETTINGS)
+    empty = replace(digits, validation=empty.test)
+    with pytest.raises(DataError, match=r"no validation images: raise data\.validation_share"):
+        evaluate_features(raw, setup(empty), replace(SETTINGS, split="validation"))
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("max_images", 0), ("neighbours", 0), ("batch_size", -1), ("seed", -1), ("neighbours", 2.5)]
-)
+    ("name", "value"),
+    [
+        ("max_images", 0), ("neighbours", 0), ("batch_size", -1), ("seed", -1), ("neighbours", 2.5),
+        ("split", "train"), ("labels", []), ("labels", [0.0]), ("labels", [0.1, 1.5]),
+    ],
+)  # fmt: skip
 def test_settings_out_of_range_are_named(name, value):
-    with pytest.raises(SettingError, match=rf"evaluation\.{name}: got {value}"):
+    with pytest.raises(SettingError, match=rf"evaluation\.{name}: got {re.escape(repr(value))}"):
         EvaluationSettings(**{name: value})
 
 
-def test_the_table_has_a_row_for_each_encoder():
-    table = format_table(
-        {"trained": {"linear_probe": 0.5, "knn": 0.25}, "raw pixels": {"linear_probe": 1.0, "knn": 0.0}}
-    )
-    lines = table.splitlines()
+def test_the_table_has_a_row_for_each_encoder_and_a_block_for_each_share():
+    scores = [
+        Score("trained", "linear_probe", 1.0, {"accuracy": 0.5, "macro_f1": 0.4}),
+        Score("trained", "finetune", 1.0, {"accuracy": 0.25, "macro_f1": 0.2}),
+        Score("raw pixels", "linear_probe", 1.0, {"accuracy": 1.0, "macro_f1": 0.0}),
+    ]
+    lines = format_table(scores).splitlines()
+    assert lines[0].split() == ["test", "accuracy", "linear", "probe", "finetuning"]
     assert lines[1].split() == ["trained", "50.0%", "25.0%"]
-    assert lines[2].split() == ["raw", "pixels", "100.0%", "0.0%"]
+    assert lines[2].split() == ["raw", "pixels", "100.0%", "-"]
     assert len({len(line) for line in lines}) == 1
+    assert "40.0%" in format_table(scores, "validation", "macro_f1")
+    assert format_table(scores, "validation", "macro_f1").startswith("validation macro f1")
+    blocks = format_table([*scores, replace(scores[0], labels=0.01)]).split("\n\n")
+    assert [block.splitlines()[0].split("  ")[0] for block in blocks] == [
+        "test accuracy, 100% of labels", "test accuracy, 1% of labels"
+    ]  # fmt: skip
+    with pytest.raises(SettingError, match=r"evaluation\.metric: got 'recall'; expected one of accuracy, macro_f1"):
+        format_table(scores, metric="recall")
 
 
 def test_raw_pixels_are_averaged_down_to_32():

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from sklearn.exceptions import ConvergenceWarning
 
-from multilevel.recipes.evaluation import protocols
-from multilevel.recipes.evaluation.protocols import linear_probe, nearest_neighbours
+from multilevel.recipes.evaluation.protocols import linear_probe as probe
+from multilevel.recipes.evaluation.protocols.knn import nearest_neighbours
+from multilevel.recipes.evaluation.protocols.linear_probe import linear_probe
 
 RANDOM = np.random.default_rng(0)
 
@@ -60,6 +61,6 @@ def test_the_probe_works_on_a_handful_of_images():
 
 def test_a_probe_that_did_not_converge_says_so(monkeypatch):
     features, labels = clusters(200, 1.0)
-    monkeypatch.setattr(protocols, "ITERATIONS", 1)
+    monkeypatch.setattr(probe, "ITERATIONS", 1)
     with pytest.warns(ConvergenceWarning, match="stopped after 1 iterations, before it converged"):
         linear_probe(features, labels, features, 0)

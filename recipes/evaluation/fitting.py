@@ -1,0 +1,86 @@
+"""Training of what protocols put on an encoder: warmup and cosine over a number of epochs, with a bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+from tqdm import tqdm
+from transformers import get_scheduler
+
+from multilevel.recipes.data import ImageLoader, Part
+from multilevel.recipes.evaluation.protocols.base import Setup
+from multilevel.solvers import SettingError
+
+
+def new_loader(part: Part, setup: Setup, batch_size: int, augmented: bool) -> ImageLoader:
+    """Full, shuffled batches of a part; of all its images where it has fewer than ``batch_size``."""
+    return ImageLoader(
+        part,
+        setup.data.normalize,
+        min(batch_size, len(part)),
+        flip=setup.flip and augmented,
+        crop_scale=setup.crop_scale if augmented else 1.0,
+    )
+
+
+def fit(
+    forward: Callable[[Tensor], Tensor],
+    criterion: Callable[[Tensor, Any], Tensor],
+    optimizer: torch.optim.Optimizer,
+    loader: ImageLoader,
+    setup: Setup,
+    *,
+    epochs: int,
+    warmup: float,
+    name: str,
+    setting: str,
+    mix: Callable[[Tensor, Any], tuple[Tensor, Any]] = lambda images, targets: (images, targets),
+) -> None:
+    """Minimize ``criterion(forward(images), targets)``.
+
+    Args:
+        forward: images [B, C, H, W] to outputs [B, ...].
+        criterion: outputs and targets to a scalar.
+        optimizer: its learning rates are the largest, after the warmup.
+        loader: batches of (images, targets).
+        setup: device and precision.
+        epochs: how many.
+        warmup: share of the updates over which the learning rate rises; then it falls to 0 as a cosine.
+        name: what the progress bar says.
+        setting: ``evaluation.PROTOCOL``, for messages.
+        mix: changes a batch on the device.
+
+    Raises:
+        SettingError: the loss is not finite.
+    """
+    updates = epochs * len(loader)
+    scheduler = get_scheduler("cosine", optimizer, round(warmup * updates), updates)
+    # disable=None: no bar where standard error is not a terminal
+    with tqdm(range(epochs), desc=name, unit="epoch", leave=False, disable=None) as bar:
+        for _ in bar:
+            total = torch.zeros((), device=setup.device)
+            for batch in loader:
+                images, targets = mix(*tree_map_only(Tensor, lambda tensor: tensor.to(setup.device), batch))
+                with torch.autocast(setup.device.type, torch.bfloat16, enabled=setup.precision == "bf16"):
+                    loss = criterion(forward(images), targets)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                scheduler.step()
+                total += loss.detach()
+            mean = float(total) / len(loader)
+            if mean != mean or abs(mean) == float("inf"):
+                rate = optimizer.param_groups[-1]["lr"]
+                raise SettingError(f"{setting}.learning_rate", rate, f"a smaller one ({name}: the loss is {mean})")
+            bar.set_postfix_str(f"loss {mean:.4g}")
+
+
+def outputs_of(forward: Callable[[Tensor], Tensor], part: Part, setup: Setup, batch_size: int) -> Tensor:
+    """Outputs float32 [N, ...] on the CPU for the images of a part, in its order, without gradients."""
+    loader = ImageLoader(part, setup.data.normalize, batch_size, drop_last=False, shuffle=False)
+    with torch.no_grad():
+        return torch.cat([forward(images.to(setup.device)).float().cpu() for images, _ in loader])

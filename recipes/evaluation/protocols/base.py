@@ -1,0 +1,144 @@
+"""What a protocol is, and what it is given."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multilevel.levels import MaskedAutoencoder
+from multilevel.levels.tasks import Task
+from multilevel.recipes.data import ImageData, Part
+from multilevel.recipes.evaluation.scores import classification_metrics
+from multilevel.solvers import SettingError
+
+if TYPE_CHECKING:
+    from multilevel.recipes.evaluation.settings import EvaluationSettings
+
+#: Normalized images [B, C, H, W] to features [B, D].
+Encoder = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An encoder to evaluate.
+
+    Args:
+        name: what scores call it.
+        features: what protocols for frozen features see.
+        module: what finetuning trains a copy of; None leaves such protocols out, as for raw pixels.
+    """
+
+    name: str
+    features: Encoder
+    module: MaskedAutoencoder | None = None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all evaluations of a run share.
+
+    Args:
+        data: the set.
+        task: what the head learns where a protocol trains the task's.
+        device: where the encoders are.
+        precision: float32, or bf16 (training under autocast).
+        flip: whether training images may be mirrored.
+        crop_scale: smallest share of a training image's area that a random crop keeps.
+    """
+
+    data: ImageData
+    task: Task
+    device: torch.device
+    precision: str = "float32"
+    flip: bool = False
+    crop_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate, the images that a protocol is fitted to, and those that it is scored on.
+
+    Args:
+        candidate: the encoder.
+        setup: of the run.
+        settings: of the evaluation.
+        fitted: labelled training images.
+        scored: of the test or the validation split.
+        features: called for frozen features float32 [N, D] of both, in their order.
+    """
+
+    candidate: Candidate
+    setup: Setup
+    settings: EvaluationSettings
+    fitted: Part
+    scored: Part
+    features: Callable[[], tuple[np.ndarray, np.ndarray]]
+
+
+class EvaluationProtocol(ABC):
+    """A way to score an encoder: a dataclass whose fields are its options, ``evaluation.PROTOCOL.OPTION``.
+
+    Attributes:
+        title: what tables call it.
+        needs_module: whether it takes an encoder's module, not its features alone.
+        needs_classes: whether it predicts the one class of an image, whatever the task; otherwise it is the task's.
+    """
+
+    title: ClassVar[str]
+    needs_module: ClassVar[bool] = False
+    needs_classes: ClassVar[bool] = True
+
+    @abstractmethod
+    def metrics(self, trial: Trial) -> dict[str, float]:
+        """Fit to ``trial.fitted`` and score on ``trial.scored``; nothing of the candidate changes."""
+
+    def check(self, name: str) -> None:
+        """Raise SettingError for the first option out of range.
+
+        Args:
+            name: of the protocol.
+        """
+        for option in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, option.name)
+            usable, expected = _RANGES.get(option.name, (lambda _: True, ""))
+            if not usable(value):
+                raise SettingError(f"evaluation.{name}.{option.name}", value, expected)
+
+
+def scored_by_task(task: Task, outputs: Tensor, part: Part) -> dict[str, float]:
+    """The task's metrics of outputs [N, ...] for a whole part, and those of every classification where it is one."""
+    found = task.metrics(outputs, targets_of(part))
+    if not task.soft_targets:
+        return found
+    return classification_metrics(part.labels.numpy(), outputs.argmax(1).numpy()) | found
+
+
+def targets_of(part: Part) -> Any:
+    """The task's targets of every image of a part, in its order."""
+    return part.labels
+
+
+_Range = tuple[Callable[[Any], bool], str]
+_COUNT: _Range = (lambda value: value >= 1, "a whole number of at least 1")
+_NOT_NEGATIVE: _Range = (lambda value: value >= 0, "a number of at least 0")
+_SHARE: _Range = (lambda value: 0 <= value < 1, "a share of at least 0 and below 1")
+#: What an option of any protocol may be, by its name.
+_RANGES: dict[str, _Range] = {
+    "epochs": _COUNT,
+    "batch_size": _COUNT,
+    "learning_rate": (lambda value: value > 0, "a number above 0"),
+    "weight_decay": _NOT_NEGATIVE,
+    "mixup": _NOT_NEGATIVE,
+    "cutmix": _NOT_NEGATIVE,
+    "layer_decay": (lambda value: 0 < value <= 1, "a number above 0 and at most 1"),
+    "warmup": _SHARE,
+    "label_smoothing": _SHARE,
+    "drop_path": _SHARE,
+    "optimizer": (lambda value: value in ("sgd", "lars"), "one of sgd, lars"),
+}

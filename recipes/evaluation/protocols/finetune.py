@@ -1,0 +1,124 @@
+"""Protocol: the whole encoder trained on with the task's head."""
+
+from __future__ import annotations
+
+import copy
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multilevel.levels import MaskedAutoencoder
+from multilevel.problems.randomness import RandomState
+from multilevel.recipes.evaluation.drop_path import add_drop_path
+from multilevel.recipes.evaluation.fitting import fit, new_loader, outputs_of
+from multilevel.recipes.evaluation.mixing import Mixing
+from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Trial, scored_by_task
+
+_LAYER = re.compile(r"layers\.(\d+)\.")
+UNDECAYED = ("cls_token", "position_embeddings")
+
+
+@dataclass(kw_only=True)
+class Finetune(EvaluationProtocol):
+    """End-to-end finetuning as in He et al. 2022, appendix A.1: AdamW with betas 0.9 and 0.999, layer-wise decay of the
+    learning rate (Clark et al. 2020, Bao et al. 2022), warmup, cosine, label smoothing, mixup, cutmix, drop path.
+
+    Where we depart: 20 epochs of batches of 128 in place of 100 of 1024; random crops and mirror images, as
+    ``data.crop_scale`` and ``data.flip`` have them, in place of RandAugment; the head is the task's own, on the tokens
+    after the final norm. Label smoothing, mixup and cutmix are for classification alone: other tasks' targets have
+    no mixture.
+
+    Args:
+        epochs: over the images that it is fitted to.
+        batch_size: images in a batch.
+        learning_rate: for 256 images; times batch_size / 256.
+        weight_decay: of matrices.
+        layer_decay: of the learning rate, from each layer to the one below.
+        warmup: share of the updates over which the learning rate rises.
+        label_smoothing: see ``Mixing``, as for mixup and cutmix.
+        mixup: 0 is off.
+        cutmix: 0 is off.
+        drop_path: of the last layer; it rises linearly from 0 at the first.
+    """
+
+    title = "finetuning"
+    needs_module = True
+    needs_classes = False
+
+    epochs: int = 20
+    batch_size: int = 128
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.05
+    layer_decay: float = 0.75
+    warmup: float = 0.05  # the paper's 5 of 100 epochs
+    label_smoothing: float = 0.1
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    drop_path: float = 0.1
+
+    def metrics(self, trial: Trial) -> dict[str, float]:
+        setup, task = trial.setup, trial.setup.task
+        with RandomState.seeded(trial.settings.seed).active():
+            encoder: MaskedAutoencoder = copy.deepcopy(trial.candidate.module)  # type: ignore[assignment]
+            head = task.new_head(encoder.width).to(setup.device)
+            add_drop_path(encoder, self.drop_path)
+            model = nn.ModuleList([encoder, head]).train()
+            loader = new_loader(trial.fitted, setup, self.batch_size, augmented=True)
+            rate = self.learning_rate * loader.batch_size / 256
+            groups = parameter_groups(encoder, head, rate, self.weight_decay, self.layer_decay)
+
+            def forward(images: Tensor) -> Tensor:
+                return head(encoder.encode(images))
+
+            fit(
+                forward,
+                lambda outputs, targets: task.criterion(outputs, targets)[0],
+                torch.optim.AdamW(groups, betas=(0.9, 0.999)),
+                loader,
+                setup,
+                epochs=self.epochs,
+                warmup=self.warmup,
+                name=f"finetuning, {trial.candidate.name}",
+                setting="evaluation.finetune",
+                mix=self._mixing(trial),
+            )
+        model.eval()
+        outputs = outputs_of(forward, trial.scored, setup, trial.settings.batch_size)
+        return scored_by_task(task, outputs, trial.scored)
+
+    def _mixing(self, trial: Trial) -> Any:
+        if not trial.setup.task.soft_targets:
+            return lambda images, targets: (images, targets)
+        classes = len(trial.setup.data.class_names)
+        return Mixing(classes, self.label_smoothing, self.mixup, self.cutmix)
+
+
+def parameter_groups(
+    encoder: MaskedAutoencoder, head: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float
+) -> list[dict[str, Any]]:
+    """One group a parameter. Its learning rate is ``learning_rate * layer_decay ** (depth + 1 - layer)``.
+
+    Layers count from 0 (the embeddings) over 1 to depth (the blocks) to depth + 1 (the final norm and the head).
+    Vectors, the class token and the positions have no weight decay. The decoder has no part.
+    """
+    vit = encoder.mae.vit
+    depth = len(vit.layers)
+    groups = []
+    for name, parameter in [*vit.named_parameters(), *head.named_parameters(prefix="head")]:
+        if not parameter.requires_grad:
+            continue
+        block = _LAYER.match(name)
+        layer = int(block[1]) + 1 if block else 0 if name.startswith("embeddings.") else depth + 1
+        undecayed = parameter.ndim <= 1 or name.endswith(UNDECAYED)
+        groups.append(
+            {
+                "params": [parameter],
+                "lr": learning_rate * layer_decay ** (depth + 1 - layer),
+                "weight_decay": 0.0 if undecayed else weight_decay,
+                "name": name,
+            }
+        )
+    return groups

@@ -1,0 +1,62 @@
+"""Protocol: the task's head on frozen tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multilevel.problems.randomness import RandomState
+from multilevel.recipes.evaluation.fitting import fit, new_loader, outputs_of
+from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Trial, scored_by_task
+
+
+@dataclass(kw_only=True)
+class Head(EvaluationProtocol):
+    """The task's head trained on the frozen encoder's tokens by AdamW with the task's loss, on images as they are.
+
+    Args:
+        epochs: over the images that it is fitted to.
+        batch_size: images in a batch.
+        learning_rate: the largest.
+        weight_decay: of all parameters.
+        warmup: share of the updates over which the learning rate rises.
+    """
+
+    title = "head"
+    needs_module = True
+    needs_classes = False
+
+    epochs: int = 50
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.0
+    warmup: float = 0.1
+
+    def metrics(self, trial: Trial) -> dict[str, float]:
+        setup, encoder = trial.setup, trial.candidate.module
+        assert encoder is not None
+
+        with RandomState.seeded(trial.settings.seed).active():
+            head = setup.task.new_head(encoder.width).to(setup.device)
+
+            def forward(images: Tensor) -> Tensor:
+                with torch.no_grad():
+                    tokens = encoder.encode(images)
+                return head(tokens)
+
+            fit(
+                forward,
+                lambda outputs, targets: setup.task.criterion(outputs, targets)[0],
+                torch.optim.AdamW(head.parameters(), self.learning_rate, weight_decay=self.weight_decay),
+                new_loader(trial.fitted, setup, self.batch_size, augmented=False),
+                setup,
+                epochs=self.epochs,
+                warmup=self.warmup,
+                name=f"head, {trial.candidate.name}",
+                setting="evaluation.head",
+            )
+        head.eval()
+        outputs = outputs_of(forward, trial.scored, setup, trial.settings.batch_size)
+        return scored_by_task(setup.task, outputs, trial.scored)
