@@ -212,6 +212,8 @@ def _explained(error: Exception, value: Callable[[str], Any]) -> SettingError:
     kind = re.search(r"Value '(.*?)' .*?(?:could not be converted to|is not a valid) (\w+)", message)
     if kind:
         return SettingError(setting, kind[1], KINDS.get(kind[2], kind[2]))
+    if "is not a ListConfig" in message:
+        return SettingError(setting, value(setting), "a list in brackets")
     return SettingError(setting, value(setting), f"something else ({message})")
 
 

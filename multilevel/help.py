@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 
@@ -11,7 +12,7 @@ OVERVIEW = """multilevel: multilevel optimization in PyTorch
   multilevel train resume=RUN                go on with a run that was stopped
   multilevel compare [SETTING=VALUE ...]     accuracy, memory and time of every hypergradient solver at one point
   multilevel graph [SETTING=VALUE ...]       the levels of a recipe and who reads whom, as text and as graph.png
-  multilevel evaluate RUN [SETTING=VALUE]    linear probe and nearest neighbours on a run's frozen encoder
+  multilevel evaluate RUN [SETTING=VALUE]    score a run's encoder: linear probe, neighbours, finetuning, few labels
 
 multilevel COMMAND --help says more about a command."""
 
@@ -33,7 +34,9 @@ Settings (all: the config.yaml of any run)
   output              the run folder (runs/RECIPE-DATA-TIME)
   diagnose=N          compare with a reference hypergradient every N steps (diagnosis.jsonl)
   seed, device, precision=float32|bf16, checkpoint.every, evaluate=true|false
-  data.batch_size, data.limit (use only so many training images), data.image_size, data.mask_share
+  data.batch_size, data.limit (use only so many training images), data.image_size, data.mask_share,
+  data.validation_share (held out, to choose settings by: evaluation.split=validation)
+  evaluation.protocols, evaluation.labels, ... (see multilevel evaluate --help)
   model.width, model.depth, model.heads, model.patch_size
   mask.policy, mask.ratio, mask.weights=normalized|raw, paths=both|direct
   levels.LEVEL.steps, .optimizer, .learning_rate, .weight_decay, .schedule, .warmup, .clip_norm, .accumulate, .solver"""
@@ -66,17 +69,40 @@ Prints the levels of a recipe, who reads whom and what each hypergradient goes t
 
 EVALUATE = """multilevel evaluate RUN [SETTING=VALUE ...]
 
-A linear probe and k nearest neighbours on the frozen features of a run's encoder, beside those of an untrained
-encoder and of raw pixels: fitted on the training labels, scored on the test split. Writes RUN/evaluation.json.
+Scores a run's encoder beside an untrained one and raw pixels: each protocol is fitted to the labelled training images
+and scored on the test split, on the run's own data or on another set. Writes RUN/evaluation.json, or
+RUN/evaluation-NAME.json for another set. Every setting is one of multilevel train as well, for the end of a run.
 
-  multilevel evaluate runs/guided_mae-digits-20260101-120000 evaluation.max_images=1000"""
+  multilevel evaluate RUN evaluation.protocols=[linear_probe,finetune] evaluation.finetune.epochs=50
+  multilevel evaluate RUN evaluation.labels=[0.01,0.1,1.0]             few labels: fitted to shares of them
+  multilevel evaluate RUN data=cifar100 data.path=DIR                  another set: its images are brought to the size
+                                                                       and channels that the encoder takes, and
+                                                                       normalized by their own statistics
+
+Settings
+  evaluation.protocols=[A,B]   the task's own where it names none (linear_probe and knn for classification)
+  evaluation.labels=[1.0]      shares of the labelled training images; small ones lie within larger ones
+  evaluation.split=test        or validation, images that data.validation_share held out from training
+  evaluation.metric            what the table shows: accuracy, balanced_accuracy, macro_f1, or one of the task's
+  evaluation.max_images=10000  training images that protocols are fitted to; null: all
+  evaluation.neighbours, evaluation.batch_size, evaluation.seed
+  data.name=NAME               another name for the file, where several sets are folders"""
 
 
 def help_for(command: str) -> str:
     """The help of one command, what its groups offer included."""
     if command == "evaluate":
-        return EVALUATE
+        return f"{EVALUATE}\n\n{_protocols()}"
     return f"{ {'train': TRAIN, 'compare': COMPARE, 'graph': GRAPH}[command] }\n\n{_offers()}"
+
+
+def _protocols() -> str:
+    lines = ["Protocols"]
+    for name, protocol in importlib.import_module("multilevel.recipes.evaluation").PROTOCOLS.items():
+        lines.append(f"  {name}: {inspect.getdoc(protocol)}")
+        options = [f"{one.name}={one.default}" for one in dataclasses.fields(protocol)]
+        lines += [f"      evaluation.{name}.OPTION: {', '.join(options)}"] if options else []
+    return "\n".join(lines)
 
 
 def _offers() -> str:

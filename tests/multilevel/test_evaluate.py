@@ -1,0 +1,145 @@
+"""multilevel evaluate: other protocols, few labels, the validation split, and other sets than the run's own."""
+
+import json
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_digits
+
+from multilevel.__main__ import main
+
+TINY = [
+    "model.width=16", "model.heads=2", "model.depth=1", "model.decoder_width=8", "model.decoder_heads=2",
+    "model.decoder_depth=1", "data.batch_size=16", "data.limit=300", "evaluation.max_images=100",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    settings = ["steps=3", "data.validation_share=0.1", "evaluation.split=validation"]
+    assert main(["train", *TINY, *settings, f"output={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder of colour images of 12 x 12: handwritten noughts and ones, each in a hue of its own."""
+    root = tmp_path_factory.mktemp("images")
+    digits = load_digits()
+    for label, name in enumerate(("nought", "one")):
+        for part, some in (("train", slice(0, 60)), ("test", slice(60, 90))):
+            (root / part / name).mkdir(parents=True)
+            for index, image in enumerate(digits.images[digits.target == label][some]):
+                grey = Image.fromarray((image * 15).astype(np.uint8)).resize((12, 12))
+                Image.merge("RGB", [grey, grey, grey.point(lambda value: value // 2)]).save(
+                    root / part / name / f"{index}.png"
+                )
+    return root
+
+
+def evaluation(folder, name="evaluation.json"):
+    return json.loads((folder / name).read_text())
+
+
+def test_protocols_and_shares_of_the_labels(run, capsys):
+    options = ["evaluation.labels=[0.1,1.0]", "evaluation.finetune.epochs=1", "evaluation.metric=macro_f1"]
+    assert main(["evaluate", str(run), "evaluation.protocols=[knn,finetune]", *options]) == 0
+    scores = evaluation(run)
+    assert {(one["encoder"], one["protocol"], one["labels"]) for one in scores} == {
+        (encoder, protocol, labels)
+        for encoder in ("trained encoder", "untrained encoder", "raw pixels", "majority class")
+        for protocol in ("knn", "finetune")
+        for labels in (0.1, 1.0)
+        if (encoder, protocol) != ("raw pixels", "finetune")
+    }
+    assert {tuple(one["metrics"]) for one in scores} == {("macro_f1", "accuracy", "balanced_accuracy")}
+    said = capsys.readouterr().out
+    assert "validation macro f1, 10% of labels" in said
+    assert "finetuning" in said
+
+
+def test_transfer_to_a_folder(run, images, capsys):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    arguments = ["data=folder", f"data.path={images}", "evaluation.split=test", "evaluation.protocols=[linear_probe]"]
+    assert main(["evaluate", str(run), *arguments]) == 0
+    scores = {one["encoder"]: one["metrics"]["accuracy"] for one in evaluation(run, "evaluation-folder.json")}
+    assert scores["majority class"] == 0.5
+    assert scores["raw pixels"] > 0.95
+    assert scores["trained encoder"] > 0.8
+    assert "evaluation-folder.json" in capsys.readouterr().out
+    (run / "evaluation-folder.json").unlink()
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_transfer_takes_the_trained_encoder(run, images, tmp_path):
+    arguments = ["data=folder", f"data.path={images}", "evaluation.split=test", "evaluation.protocols=[linear_probe]"]
+    other = tmp_path / "run"
+    (other / "checkpoint" / "step-3").mkdir(parents=True)
+    (other / "config.yaml").write_text((run / "config.yaml").read_text())
+    weights = load_file(run / "checkpoint" / "step-3" / "weights.safetensors")
+    for name, tensor in weights.items():
+        if name.startswith("pretrain.mae.vit."):
+            tensor.zero_()
+    save_file(weights, other / "checkpoint" / "step-3" / "weights.safetensors")
+    assert main(["evaluate", str(other), *arguments]) == 0
+    scores = {one["encoder"]: one["metrics"]["accuracy"] for one in evaluation(other, "evaluation-folder.json")}
+    assert scores["trained encoder"] == 0.5 < scores["untrained encoder"]
+
+
+def test_a_broken_test_image_does_not_matter_to_validation(images, tmp_path):
+    broken = tmp_path / "images"
+    for path in images.rglob("*.png"):
+        copy = broken / path.relative_to(images)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(b"broken" if "test" in copy.parts else path.read_bytes())
+    settings = ["data=folder", f"data.path={broken}", "data.image_size=8", "data.patch_size=2", "data.batch_size=8"]
+    settings += ["data.validation_share=0.2", "evaluation.split=validation", "steps=1", f"output={tmp_path / 'run'}"]
+    assert main(["train", *TINY[:6], *settings]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["evaluation"][-1]["metrics"]["accuracy"] == 0.5
+    assert main(["evaluate", str(tmp_path / "run"), "evaluation.split=test"]) == 2
+
+
+def test_a_run_from_before_the_options_can_be_finetuned(run, tmp_path):
+    old = tmp_path / "run"
+    old.mkdir()
+    config = OmegaConf.load(run / "config.yaml")
+    for name in ("protocols", "labels", "split", "metric", "finetune", "head", "linear_probe_sgd"):
+        del config.evaluation[name]
+    del config.data["validation_share"]
+    (old / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    (old / "checkpoint").symlink_to(run / "checkpoint")
+    arguments = ["evaluation.protocols=[finetune]", "evaluation.finetune.epochs=1"]
+    assert main(["evaluate", str(old), *arguments]) == 0
+    assert {one["protocol"] for one in evaluation(old)} == {"finetune"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["evaluation.protocols=[svm]"], "evaluation.protocols: got 'svm'; expected some of finetune, head, knn"),
+        (["evaluation.finetune.epoch=3"], "evaluation.finetune.epoch: got '3'; expected a setting that there is"),
+        (["evaluation.finetune.epochs=0"], "evaluation.finetune.epochs: got 0"),
+        (["evaluation.finetune.epochs=few"], "evaluation.finetune.epochs: got 'few'; expected a whole number"),
+        (["evaluation.labels=[0.1,2]"], "evaluation.labels: got [0.1, 2.0]; expected a list of shares"),
+        (["evaluation.metric=recall"], "evaluation.metric: got 'recall'; expected one of accuracy, balanced_accuracy"),
+        (["data.validation_share=0"], "data.validation_share: got 0; expected 0.1, as in the run"),
+        (["data.test_share=0.3"], "data.test_share: got 0.3; expected 0.2, as in the run"),
+        (["data.image_size=16"], "data.image_size: got 16; expected 8, as in the run"),
+        (["data=folder", "data.path={images}", "data.channels=3", "data.image_size=64"], "data.image_size: got 64"),
+        (["data=none"], "data: got 'none'; expected one of cifar10"),
+        (["data=folder"], "evaluation.split: got 'validation'; expected test, or data.validation_share above 0"),
+        (["data=folder", "evaluation.split=test"], "data.path: got None"),
+        (["data=folder", "data.pth=x", "evaluation.split=test"], "data.pth: got 'x'; expected a setting that there is"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_line(run, images, arguments, text, capsys):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert main(["evaluate", str(run), *(one.replace("{images}", str(images)) for one in arguments)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert text in line
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
