@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,7 @@ def fit(
     setup: Setup,
     *,
     epochs: int,
+    least_updates: int,
     warmup: float,
     name: str,
     setting: str,
@@ -48,7 +50,8 @@ def fit(
         optimizer: its learning rates are the largest, after the warmup.
         loader: batches of (images, targets).
         setup: device and precision.
-        epochs: how many.
+        epochs: how many; more where they come to fewer than ``least_updates``.
+        least_updates: so that a fit to few images is one.
         warmup: share of the updates over which the learning rate rises; then it falls to 0 as a cosine.
         name: what the progress bar says.
         setting: ``evaluation.PROTOCOL``, for messages.
@@ -57,6 +60,7 @@ def fit(
     Raises:
         SettingError: the loss is not finite.
     """
+    epochs = max(epochs, math.ceil(least_updates / len(loader)))
     updates = epochs * len(loader)
     scheduler = get_scheduler("cosine", optimizer, round(warmup * updates), updates)
     # disable=None: no bar where standard error is not a terminal
@@ -73,7 +77,7 @@ def fit(
                 scheduler.step()
                 total += loss.detach()
             mean = float(total) / len(loader)
-            if mean != mean or abs(mean) == float("inf"):
+            if not math.isfinite(mean):
                 rate = optimizer.param_groups[-1]["lr"]
                 raise SettingError(f"{setting}.learning_rate", rate, f"a smaller one ({name}: the loss is {mean})")
             bar.set_postfix_str(f"loss {mean:.4g}")

@@ -46,7 +46,12 @@ def evaluation(folder, name="evaluation.json"):
 
 
 def test_protocols_and_shares_of_the_labels(run, capsys):
-    options = ["evaluation.labels=[0.1,1.0]", "evaluation.finetune.epochs=1", "evaluation.metric=macro_f1"]
+    options = [
+        "evaluation.labels=[0.1,1.0]",
+        "evaluation.finetune.epochs=1",
+        "evaluation.finetune.least_updates=1",
+        "evaluation.metric=macro_f1",
+    ]
     assert main(["evaluate", str(run), "evaluation.protocols=[knn,finetune]", *options]) == 0
     scores = evaluation(run)
     assert {(one["encoder"], one["protocol"], one["labels"]) for one in scores} == {
@@ -113,7 +118,11 @@ def test_a_run_from_before_the_options_can_be_finetuned(run, tmp_path):
     del config.data["validation_share"]
     (old / "config.yaml").write_text(OmegaConf.to_yaml(config))
     (old / "checkpoint").symlink_to(run / "checkpoint")
-    arguments = ["evaluation.protocols=[finetune]", "evaluation.finetune.epochs=1"]
+    arguments = [
+        "evaluation.protocols=[finetune]",
+        "evaluation.finetune.epochs=1",
+        "evaluation.finetune.least_updates=1",
+    ]
     assert main(["evaluate", str(old), *arguments]) == 0
     assert {one["protocol"] for one in evaluation(old)} == {"finetune"}
 

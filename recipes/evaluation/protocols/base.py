@@ -131,6 +131,7 @@ _SHARE: _Range = (lambda value: 0 <= value < 1, "a share of at least 0 and below
 #: What an option of any protocol may be, by its name.
 _RANGES: dict[str, _Range] = {
     "epochs": _COUNT,
+    "least_updates": _COUNT,
     "batch_size": _COUNT,
     "learning_rate": (lambda value: value > 0, "a number above 0"),
     "weight_decay": _NOT_NEGATIVE,

@@ -26,15 +26,16 @@ class Finetune(EvaluationProtocol):
     """End-to-end finetuning as in He et al. 2022, appendix A.1: AdamW with betas 0.9 and 0.999, layer-wise decay of the
     learning rate (Clark et al. 2020, Bao et al. 2022), warmup, cosine, label smoothing, mixup, cutmix, drop path.
 
-    Where we depart: 20 epochs of batches of 128 in place of 100 of 1024; random crops and mirror images, as
-    ``data.crop_scale`` and ``data.flip`` have them, in place of RandAugment; the head is the task's own, on the tokens
-    after the final norm. Label smoothing, mixup and cutmix are for classification alone: other tasks' targets have
-    no mixture.
+    Where we depart: 20 epochs of batches of 128 in place of 100 of 1024, but 500 updates at least; random crops and
+    mirror images, as ``data.crop_scale`` and ``data.flip`` have them, in place of RandAugment; the head is the task's
+    own, on the tokens after the final norm. Label smoothing, mixup and cutmix are for classification alone: other
+    tasks' targets have no mixture.
 
     Args:
         epochs: over the images that it is fitted to.
+        least_updates: few images are gone over more often, until it is so many updates.
         batch_size: images in a batch.
-        learning_rate: for 256 images; times batch_size / 256.
+        learning_rate: for 256 images; times batch_size / 256. The paper's, for a ViT-B; smaller encoders take more.
         weight_decay: of matrices.
         layer_decay: of the learning rate, from each layer to the one below.
         warmup: share of the updates over which the learning rate rises.
@@ -49,6 +50,7 @@ class Finetune(EvaluationProtocol):
     needs_classes = False
 
     epochs: int = 20
+    least_updates: int = 500
     batch_size: int = 128
     learning_rate: float = 5e-4
     weight_decay: float = 0.05
@@ -80,6 +82,7 @@ class Finetune(EvaluationProtocol):
                 loader,
                 setup,
                 epochs=self.epochs,
+                least_updates=self.least_updates,
                 warmup=self.warmup,
                 name=f"finetuning, {trial.candidate.name}",
                 setting="evaluation.finetune",

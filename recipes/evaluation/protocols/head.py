@@ -18,6 +18,7 @@ class Head(EvaluationProtocol):
 
     Args:
         epochs: over the images that it is fitted to.
+        least_updates: few images are gone over more often, until it is so many updates.
         batch_size: images in a batch.
         learning_rate: the largest.
         weight_decay: of all parameters.
@@ -29,8 +30,9 @@ class Head(EvaluationProtocol):
     needs_classes = False
 
     epochs: int = 50
+    least_updates: int = 500
     batch_size: int = 64
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-2
     weight_decay: float = 0.0
     warmup: float = 0.1
 
@@ -53,6 +55,7 @@ class Head(EvaluationProtocol):
                 new_loader(trial.fitted, setup, self.batch_size, augmented=False),
                 setup,
                 epochs=self.epochs,
+                least_updates=self.least_updates,
                 warmup=self.warmup,
                 name=f"head, {trial.candidate.name}",
                 setting="evaluation.head",

@@ -27,6 +27,7 @@ class LinearProbeSGD(EvaluationProtocol):
 
     Args:
         epochs: over the images that it is fitted to.
+        least_updates: few images are gone over more often, until it is so many updates.
         batch_size: images in a batch.
         learning_rate: for 256 images; times batch_size / 256.
         optimizer: sgd or lars, with momentum 0.9.
@@ -37,6 +38,7 @@ class LinearProbeSGD(EvaluationProtocol):
     needs_module = True
 
     epochs: int = 30
+    least_updates: int = 500
     batch_size: int = 128
     learning_rate: float = 0.1
     optimizer: str = "sgd"
@@ -63,6 +65,7 @@ class LinearProbeSGD(EvaluationProtocol):
                 loader,
                 setup,
                 epochs=self.epochs,
+                least_updates=self.least_updates,
                 warmup=self.warmup,
                 name=f"linear probe, {trial.candidate.name}",
                 setting="evaluation.linear_probe_sgd",

@@ -66,7 +66,9 @@ def test_finetuning_learns_what_a_linear_probe_cannot_and_leaves_the_encoder_alo
     encoder = candidate()
     before = {name: tensor.clone() for name, tensor in encoder.module.state_dict().items()}
     state = torch.get_rng_state()
-    options = Finetune(epochs=20, batch_size=50, learning_rate=2e-2, layer_decay=0.9, mixup=0.0, cutmix=0.0)
+    options = Finetune(
+        epochs=20, least_updates=1, batch_size=50, learning_rate=2e-2, layer_decay=0.9, mixup=0.0, cutmix=0.0
+    )
     settings = EvaluationSettings(protocols=["linear_probe", "finetune"], finetune=options)
     scores = evaluate_features([encoder], setup(stripes), settings)
     probe, finetuned = (one.metrics["accuracy"] for one in scores[:2])
@@ -82,7 +84,9 @@ def test_finetuning_learns_what_a_linear_probe_cannot_and_leaves_the_encoder_alo
 @pytest.mark.parametrize("name", ["finetune", "head", "linear_probe_sgd"])
 def test_training_depends_on_the_seed_alone(setup, name, precision):
     kinds = {"finetune": Finetune, "head": Head, "linear_probe_sgd": LinearProbeSGD}
-    small = EvaluationSettings(protocols=[name], max_images=100, **{name: kinds[name](epochs=2, batch_size=32)})
+    small = EvaluationSettings(
+        protocols=[name], max_images=100, **{name: kinds[name](epochs=2, least_updates=1, batch_size=32)}
+    )
     augmented = setup(precision=precision, flip=True, crop_scale=0.6)
     encoder = candidate()
     scores = []
@@ -112,9 +116,20 @@ def test_the_probe_by_sgd_and_the_head_come_close_to_the_regression(setup):
     assert others == pytest.approx([regression] * 2, abs=0.02)
 
 
+def test_few_images_are_gone_over_more_often(setup):
+    calls = []
+    encoder = candidate(Pixels())
+    encoder = replace(encoder, features=lambda images: calls.append(len(images)) or images.flatten(1))
+    options = LinearProbeSGD(epochs=3, least_updates=17, batch_size=32)
+    settings = EvaluationSettings(protocols=["linear_probe_sgd"], max_images=100, linear_probe_sgd=options)
+    evaluate_features([encoder], setup(), settings)
+    assert calls[:18] == [32] * 18  # three batches an epoch, six epochs
+    assert sum(calls[18:]) == len(setup().data.test)
+
+
 def test_raw_pixels_take_part_where_features_are_enough(setup):
     raw = Candidate("raw pixels", lambda images: images.flatten(1))
-    options = Finetune(epochs=1)
+    options = Finetune(epochs=1, least_updates=1)
     settings = EvaluationSettings(protocols=["knn", "finetune"], max_images=100, finetune=options)
     found = [(one.encoder, one.protocol) for one in evaluate_features([candidate(), raw], setup(), settings)]
     assert found == [
