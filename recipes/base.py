@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from multilevel.problems import Graph
 from multilevel.recipes.evaluation import Score
+from multilevel.recipes.export.trained import TrainedModel
 from multilevel.recipes.settings import RunSettings
 from multilevel.solvers.registry import discover
 
@@ -49,6 +50,10 @@ class Recipe(ABC):
     @abstractmethod
     def evaluate(self) -> list[Score] | None:
         """Scores on the split that ``settings.evaluation`` names; None where the data cannot be evaluated."""
+
+    def trained_model(self) -> TrainedModel | None:
+        """What an export takes; None where the recipe trains no masked autoencoder."""
+        return None
 
 
 def recipe_classes() -> dict[str, type[Recipe]]:

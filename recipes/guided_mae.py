@@ -15,12 +15,14 @@ from torch import nn
 from multilevel.levels import Finetune, MaskedAutoencoder, MaskedPretrain, MaskingNetwork, MaskLearning
 from multilevel.levels.masks import POLICIES
 from multilevel.levels.tasks import TASKS, Task, TaskData
+from multilevel.levels.tasks.classification import Classification, PooledLinear
 from multilevel.problems import Graph, Problem
 from multilevel.problems.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import ImageLoader, load_data
 from multilevel.recipes.data import Part as ImagePart
 from multilevel.recipes.evaluation import Candidate, Score, Setup, evaluate_features, raw_pixels
+from multilevel.recipes.export.trained import TrainedModel
 from multilevel.recipes.pictures import draw_masks, reconstruct_pixels
 from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
 from multilevel.recipes.training import level_arguments
@@ -122,7 +124,7 @@ class GuidedMae(Recipe):
                 "the images have no labels, which learning to mask needs: give each class a folder of its own, "
                 "or set mask.policy=random to pretrain alone"
             )
-        self.task: Any = self._new_task()  # None without labels
+        self.task: Any = self._new_task()  # None without labels, where no level needs one
         self.device = chosen_device(settings.device)
         self.modules = self._new_modules()
         names = ["pretrain", *(["finetune"] if self.data.labelled else []), *(["mask"] if self.policy.guided else [])]
@@ -158,6 +160,11 @@ class GuidedMae(Recipe):
         settings, data = self.settings, self.settings.data
         setup = Setup(self.data, self.task, self.device, settings.precision, data.flip, data.crop_scale)
         return evaluate_features(candidates, setup, settings.evaluation)
+
+    def trained_model(self) -> TrainedModel:
+        head = self.modules.get("finetune")
+        classifier = head.linear if isinstance(self.task, Classification) and isinstance(head, PooledLinear) else None
+        return TrainedModel(self.modules["pretrain"], classifier, self.data, self.device)
 
     def _new_task(self) -> Task | None:
         """The downstream task, where the data has labels for it."""

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from multilevel.recipes.data import ImageData, Part
 from multilevel.recipes.data.strata import limit_rows, random_for, rows_by_class
-from multilevel.recipes.evaluation.protocols import Candidate, EvaluationProtocol, Setup, Trial
+from multilevel.recipes.evaluation.protocols import Candidate, Encoder, EvaluationProtocol, Setup, Trial
 from multilevel.recipes.evaluation.scores import Score, classification_metrics, shown_first
 from multilevel.recipes.evaluation.settings import EvaluationSettings
 from multilevel.solvers import DataError, SettingError
@@ -45,8 +45,8 @@ def evaluate_features(candidates: Sequence[Candidate], setup: Setup, settings: E
     metric = settings.metric or setup.task.headline
     shares = {share: label_share(setup.data.train.labels, pool, share, settings.seed) for share in settings.labels}
     fitted = {share: _subset(setup.data.train, pool[chosen]) for share, chosen in shares.items()}
-    for share, part in fitted.items():
-        _check_labels(part, scored, protocols, share, settings)
+    for part in fitted.values():
+        _check_labels(part, scored, protocols, settings)
     scores = []
     for candidate in candidates:
         frozen = _frozen_features(candidate, setup, settings, _subset(setup.data.train, pool), scored)
@@ -73,22 +73,22 @@ def raw_pixels(images: Tensor) -> Tensor:
     return adaptive_avg_pool2d(images, size).flatten(1)
 
 
-def extract_features(candidate: Candidate, setup: Setup, part: Part, batch_size: int) -> np.ndarray:
-    """Features float32 [N, D] of the images of a part.
+def extract_features(
+    encoder: Encoder, data: ImageData, part: Part, positions: Tensor, batch_size: int, device: torch.device, name: str
+) -> np.ndarray:
+    """Features float32 [N, D] of the images of a part at ``positions`` (int64 [N]).
 
     Raises:
         DataError: features that are not finite.
     """
     features = []
-    batches = torch.arange(len(part)).split(batch_size)
     with torch.no_grad():
         # disable=None: no bar where standard error is not a terminal
-        for some in tqdm(batches, desc=f"encoding, {candidate.name}", leave=False, disable=None):
-            images = setup.data.normalize(part.pixels(some).to(setup.device))
-            features.append(candidate.features(images).float().cpu())
+        for some in tqdm(positions.split(batch_size), desc=f"encoding, {name}", leave=False, disable=None):
+            features.append(encoder(data.normalize(part.pixels(some).to(device))).float().cpu())
     joined = torch.cat(features)
     if not joined.isfinite().all():
-        raise DataError(f"the features of the {candidate.name} are not finite: its training has diverged")
+        raise DataError(f"the features of the {name} are not finite: its training has diverged")
     return joined.numpy()
 
 
@@ -140,11 +140,7 @@ def _parts(data: ImageData, settings: EvaluationSettings) -> tuple[Tensor, Part]
 
 
 def _check_labels(
-    fitted: Part,
-    scored: Part,
-    protocols: dict[str, EvaluationProtocol],
-    share: float,
-    settings: EvaluationSettings,
+    fitted: Part, scored: Part, protocols: dict[str, EvaluationProtocol], settings: EvaluationSettings
 ) -> None:
     for name, protocol in protocols.items():
         if not protocol.needs_classes:
@@ -163,7 +159,13 @@ def _frozen_features(
     candidate: Candidate, setup: Setup, settings: EvaluationSettings, *parts: Part
 ) -> Callable[[], list[np.ndarray]]:
     """The candidate's features of each part, computed when they are first asked for."""
-    return cache(lambda: [extract_features(candidate, setup, part, settings.batch_size) for part in parts])
+
+    def extract(part: Part) -> np.ndarray:
+        every = torch.arange(len(part))
+        batch_size, device = settings.batch_size, setup.device
+        return extract_features(candidate.features, setup.data, part, every, batch_size, device, candidate.name)
+
+    return cache(lambda: [extract(part) for part in parts])
 
 
 def _chosen(frozen: Callable[[], list[np.ndarray]], positions: Tensor) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
