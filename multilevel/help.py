@@ -35,7 +35,8 @@ Settings (all: the config.yaml of any run)
   seed, device, precision=float32|bf16, checkpoint.every, evaluate=true|false
   data.batch_size, data.limit (use only so many training images), data.image_size, data.mask_share
   model.width, model.depth, model.heads, model.patch_size
-  mask.policy, mask.ratio, mask.weights=normalized|raw, paths=both|direct
+  mask.policy, mask.ratio, mask.weights=normalized|raw, mask.gradient=weights|visibility|both, paths=both|direct
+  mask.guidance, mask.temperature, mask.entropy_bonus (against collapse), mask.options (of the policy)
   levels.LEVEL.steps, .optimizer, .learning_rate, .weight_decay, .schedule, .warmup, .clip_norm, .accumulate, .solver"""
 
 COMPARE = """multilevel compare [SETTING=VALUE ...]

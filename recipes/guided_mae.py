@@ -7,13 +7,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from multilevel.levels import Finetune, MaskedAutoencoder, MaskedPretrain, MaskingNetwork, MaskLearning
-from multilevel.levels.masks import POLICIES
+from multilevel.levels import (
+    AdversarialMask,
+    Finetune,
+    MaskedAutoencoder,
+    MaskedPretrain,
+    MaskingNetwork,
+    MaskLearning,
+)
+from multilevel.levels.masks import POLICIES, MaskPolicy, MaskView
 from multilevel.levels.tasks import TASKS, Task, TaskData
 from multilevel.problems import Graph, Problem
 from multilevel.problems.randomness import RandomState
@@ -54,11 +62,30 @@ class ModelSettings:
 
 @dataclass(kw_only=True)
 class MaskSettings:
-    """Which patches are hidden (policy), how many (ratio), and how their losses are weighted (weights)."""
+    """Which patches are hidden, how many, and how a hypergradient reaches the masking network."""
 
     policy: str
+    options: dict[str, Any] | None
     ratio: float
     weights: str
+    gradient: str
+    guidance: float
+    temperature: float
+    entropy_bonus: float
+
+    def check(self, patches: int) -> None:
+        """Raise SettingError for the first setting that cannot work with so many patches."""
+        require("mask.ratio", self.ratio, 0 < self.ratio < 1, "a share above 0 and below 1")
+        seen = int(patches * (1 - self.ratio))
+        expected = f"a share that hides at least one of {patches} patches and leaves at least one"
+        require("mask.ratio", self.ratio, 0 < seen < patches, expected)
+        require("mask.temperature", self.temperature, self.temperature > 0, "a number above 0")
+        require("mask.entropy_bonus", self.entropy_bonus, self.entropy_bonus >= 0, "a number of at least 0")
+
+    def new_policy(self) -> MaskPolicy:
+        """Raise SettingError for an unknown policy or option."""
+        require("mask.policy", self.policy, self.policy in POLICIES, f"one of {', '.join(POLICIES)}")
+        return build("mask.options", POLICIES, self.policy, self.options or {})
 
 
 @dataclass(kw_only=True)
@@ -92,20 +119,16 @@ class GuidedMaeSettings(RunSettings):
             width, heads = getattr(model, f"{part}width"), getattr(model, f"{part}heads")
             usable = width % heads == 0 and width % 4 == 0
             require(f"model.{part}width", width, usable, f"a multiple of 4 and of model.{part}heads={heads}")
-        patches = (size // model.patch_size) ** 2
-        ratio = self.mask.ratio
-        require("mask.ratio", ratio, 0 < ratio < 1, "a share above 0 and below 1")
-        seen = int(patches * (1 - ratio))
-        expected = f"a share that hides at least one of {patches} patches and leaves at least one"
-        require("mask.ratio", ratio, 0 < seen < patches, expected)
+        self.mask.check((size // model.patch_size) ** 2)
         require("paths", self.paths, self.paths in PATHS, f"one of {', '.join(PATHS)}")
 
 
 class GuidedMae(Recipe):
-    """Level 1 pretrains an autoencoder on masked images, level 2 trains a classifier on its encoder, level 3 updates
-    the masking network so that the classifier's loss on held-out labelled data falls.
+    """Level 1 pretrains an autoencoder on masked images, level 2 trains a head on its encoder, level 3 updates the
+    masking network so that the head's loss on held-out labelled data falls.
 
-    With ``mask.policy=random`` there is no level 3; without labels, level 1 alone (and the policy must be random).
+    With ``mask.policy=adversarial`` level 3 makes reconstruction hard instead; policies without a masking network have
+    no level 3. Without labels there is no level 2.
     """
 
     settings_class: ClassVar[type[RunSettings]] = GuidedMaeSettings
@@ -114,9 +137,10 @@ class GuidedMae(Recipe):
     def __init__(self, settings: GuidedMaeSettings) -> None:
         settings.check()
         self.settings = settings
-        self.policy = build("mask.policy", POLICIES, settings.mask.policy, {})
-        self.data = load_data(settings.data, allow_no_mask=not self.policy.guided)
-        if self.policy.guided and not self.data.labelled:
+        self.policy = settings.mask.new_policy()
+        downstream = self.policy.learns_from == "downstream"
+        self.data = load_data(settings.data, allow_no_mask=not downstream)
+        if downstream and not self.data.labelled:
             raise DataError(
                 "the images have no labels, which learning to mask needs: give each class a folder of its own, "
                 "or set mask.policy=random to pretrain alone"
@@ -124,24 +148,24 @@ class GuidedMae(Recipe):
         self.task = self._new_task()
         self.device = chosen_device(settings.device)
         self.modules = self._new_modules()
-        names = ["pretrain", *(["finetune"] if self.data.labelled else []), *(["mask"] if self.policy.guided else [])]
+        learns = self.policy.learns_from is not None
+        names = ["pretrain", *(["finetune"] if self.data.labelled else []), *(["mask"] if learns else [])]
         self._levels: dict[str, LevelSettings] = {name: getattr(settings.levels, name) for name in names}
         made: dict[str, Any] = {"pretrain": self._pretrain, "finetune": self._finetune, "mask": self._mask}
         self.graph = Graph(*(made[name]() for name in names), approximate=settings.approximate)
         self.images_per_step = self._count_images()
 
     def write_pictures(self, folder: Path) -> list[Path]:
-        guided, data = self.policy.guided, self.data
-        part = data.mask if guided else data.pretrain  # never the test split
+        data, learns = self.data, self.policy.learns_from is not None
+        part = data.mask if len(data.mask) and learns else data.pretrain  # never the test split
         pixels = part.pixels(torch.arange(min(PICTURED, len(part))))
         images = data.normalize(pixels.to(self.device))
         with torch.no_grad(), RandomState.seeded(self.settings.seed).active():
-            patches = self.modules["pretrain"].patches
-            logits = self.modules["mask"](images) if guided else images.new_zeros(len(images), patches)
-            scores = self.policy.scores(logits)
+            view = MaskView.of(SimpleNamespace(**self.modules), images)
+            scores = self.policy.scores(view)
+            probabilities = view.logits.sigmoid() if learns else None
         hidden, reconstruction = reconstruct_pixels(self.modules["pretrain"], images, scores, data.mean, data.std)
         path = folder / "masks.png"
-        probabilities = logits.sigmoid() if guided else None
         draw_masks(path, pixels / 255, probabilities, hidden, reconstruction, self.settings.model.patch_size)
         return [path]
 
@@ -174,7 +198,12 @@ class GuidedMae(Recipe):
                 "pretrain": MaskedAutoencoder.of_size(**sizes, **model.sizes(), mask_ratio=self.settings.mask.ratio),
                 **({"finetune": self.task.new_head(model.width)} if self.task else {}),
                 # A quarter of the encoder's width: about a hundredth of its parameters, or fewer.
-                "mask": MaskingNetwork(**sizes, patch_size=model.patch_size, width=max(8, model.width // 4)),
+                "mask": MaskingNetwork(
+                    **sizes,
+                    patch_size=model.patch_size,
+                    width=max(8, model.width // 4),
+                    temperature=self.settings.mask.temperature,
+                ),
             }
         return {name: module.to(self.device) for name, module in modules.items()}
 
@@ -182,18 +211,30 @@ class GuidedMae(Recipe):
         mask = self.settings.mask
         keywords = self._arguments("pretrain", self.data.pretrain, augmented=True)
         return MaskedPretrain(
-            "pretrain", self.modules["pretrain"], policy=self.policy, weights=mask.weights, **keywords
+            "pretrain",
+            self.modules["pretrain"],
+            policy=self.policy,
+            weights=mask.weights,
+            gradient=mask.gradient,
+            guidance=mask.guidance,
+            **keywords,
         )
 
     def _finetune(self) -> Problem:
         through_encoder = self.settings.paths == "both"
         keywords = self._arguments("finetune", self.data.finetune, augmented=True)
         head = self.modules["finetune"]
+        assert self.task is not None  # there are labels
         return Finetune("finetune", head, task=self.task, through_encoder=through_encoder, **keywords)
 
     def _mask(self) -> Problem:
-        keywords = self._arguments("mask", self.data.mask, augmented=False)
-        return MaskLearning("mask", self.modules["mask"], task=self.task, **keywords)
+        bonus, network = self.settings.mask.entropy_bonus, self.modules["mask"]
+        if self.policy.learns_from == "downstream":
+            assert self.task is not None  # there are labels
+            keywords = self._arguments("mask", self.data.mask, augmented=False)
+            return MaskLearning("mask", network, task=self.task, entropy_bonus=bonus, **keywords)
+        keywords = self._arguments("mask", self.data.pretrain, augmented=True)
+        return AdversarialMask("mask", network, policy=self.policy, entropy_bonus=bonus, **keywords)
 
     def _arguments(self, name: str, part: ImagePart, augmented: bool) -> dict[str, Any]:
         data = self.settings.data
