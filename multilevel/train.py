@@ -12,6 +12,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from multilevel.collapse import CollapseReport
 from multilevel.configuration import (
     CONFIG_MODULE,
     build_recipe,
@@ -99,6 +100,7 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, seconds: float) ->
     engine.callbacks += [
         log,
         Progress(recipe.images_per_step),
+        CollapseReport(),
         *([Diagnosis(folder.diagnosis, settings.diagnose)] if settings.diagnose else []),
         Checkpointing(folder.checkpoint, settings.checkpoint.every),
     ]
