@@ -26,6 +26,8 @@ metrics.jsonl, summary.json, checkpoint/, curves.png, masks.png.
   multilevel train solver=neumann solver.terms=5               another hypergradient solver at every level
   multilevel train levels.pretrain.solver=conjugate_gradient levels.pretrain.solver.damping=0.1    ... at one level
   multilevel train --multirun mask.policy=random,topk,sampled  a run for each
+  multilevel train experiment=cifar10_small data.path=DIR      published settings, and small ones; yours win
+  multilevel train init=facebook/vit-mae-base data=folder data.path=DIR data.image_size=224    from a released MAE
   multilevel train resume=RUN                                  go on where the last checkpoint stands
 
 Settings (all: the config.yaml of any run)
@@ -86,7 +88,9 @@ def _offers() -> str:
     solvers = importlib.import_module("multilevel.solvers").SOLVERS
     policies = importlib.import_module("multilevel.levels.masks").POLICIES
     lines = ["Choices"]
-    lines += [f"  {group + '=':<14}{', '.join(choices(group))}" for group in ("recipe", "data", "model", "task")]
+    lines += [
+        f"  {group + '=':<14}{', '.join(choices(group))}" for group in ("recipe", "data", "model", "task", "experiment")
+    ]
     lines.append(f"  mask.policy=  {', '.join(policies)}")
     for name, solver in solvers.items():
         lines.append(f"  solver={name}: {inspect.getdoc(importlib.import_module(solver.__module__))}")

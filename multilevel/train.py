@@ -62,7 +62,7 @@ def train(config: DictConfig, output: Path) -> None:
     recipe = build_recipe(config)
     engine = new_engine(recipe)
     folder = RunFolder.create(output, config)
-    print(recipe.graph.describe(), file=sys.stderr)
+    print("\n".join([*recipe.notes, recipe.graph.describe()]), file=sys.stderr)
     finish(recipe, engine, folder, seconds=0.0)
 
 

@@ -20,12 +20,14 @@ class Recipe(ABC):
         settings: those of this one.
         graph: the levels.
         images_per_step: images that all updates of a step take together.
+        notes: lines for the screen on what was chosen where settings leave it open.
     """
 
     settings_class: ClassVar[type[RunSettings]]
     settings: RunSettings
     graph: Graph
     images_per_step: int
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def __init__(self, settings: Any) -> None:

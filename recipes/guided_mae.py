@@ -21,6 +21,7 @@ from multilevel.levels import (
     MaskingNetwork,
     MaskLearning,
 )
+from multilevel.levels.checkpoints import SIZES, load_autoencoder, read_config
 from multilevel.levels.masks import POLICIES, MaskPolicy, MaskView
 from multilevel.levels.tasks import TASKS, Task, TaskData
 from multilevel.problems import Graph, Problem
@@ -41,7 +42,7 @@ PICTURED = 8
 
 @dataclass(kw_only=True)
 class ModelSettings:
-    """Sizes of the autoencoder: a vision transformer, and the decoder that pretraining needs.
+    """Sizes of the autoencoder: a vision transformer, and the decoder that pretraining needs; 0: the checkpoint's.
 
     ``learning_rate`` suits the size; ``levels.pretrain.learning_rate`` takes it where nothing else is said.
     """
@@ -58,6 +59,22 @@ class ModelSettings:
     def sizes(self) -> dict[str, int]:
         """Every setting but the learning rate."""
         return {name: value for name, value in vars(self).items() if name != "learning_rate"}
+
+    def take_from(self, checkpoint: str, channels: int) -> str:
+        """Take sizes that are 0 from a released autoencoder; returns all of them in words.
+
+        Raises:
+            SettingError: no such checkpoint, or a size that differs from its own.
+        """
+        config = read_config(checkpoint)
+        for name, theirs in SIZES.items():
+            own, size = getattr(self, name), getattr(config, theirs)
+            require(f"model.{name}", own, own in (0, size), f"{size}, as {checkpoint} has it (or 0, or no model=...)")
+            setattr(self, name, size)
+        expected = f"{config.num_channels}, as init={checkpoint} has it"
+        require("data.channels", channels, channels == config.num_channels, expected)
+        sizes = " ".join(f"model.{name}={value}" for name, value in self.sizes().items())
+        return f"starting from {checkpoint}: {sizes}"
 
 
 @dataclass(kw_only=True)
@@ -102,6 +119,7 @@ class GuidedMaeSettings(RunSettings):
     """See ``config/recipe/guided_mae.yaml`` for what each setting means."""
 
     model: ModelSettings
+    init: str | None
     task: Any
     mask: MaskSettings
     paths: str
@@ -114,6 +132,8 @@ class GuidedMaeSettings(RunSettings):
         for name, value in model.sizes().items():
             require(f"model.{name}", value, value >= 1, "a whole number of at least 1")
         fits = size % model.patch_size == 0
+        if self.init is not None:
+            require("data.image_size", size, fits, f"a multiple of {model.patch_size}, the patches of init={self.init}")
         require("model.patch_size", model.patch_size, fits, f"a divisor of data.image_size={size}")
         for part in ("", "decoder_"):
             width, heads = getattr(model, f"{part}width"), getattr(model, f"{part}heads")
@@ -135,6 +155,8 @@ class GuidedMae(Recipe):
     settings: GuidedMaeSettings
 
     def __init__(self, settings: GuidedMaeSettings) -> None:
+        if settings.init is not None:
+            self.notes = (settings.model.take_from(settings.init, settings.data.channels),)
         settings.check()
         self.settings = settings
         self.policy = settings.mask.new_policy()
@@ -195,7 +217,7 @@ class GuidedMae(Recipe):
         with RandomState.seeded(self.settings.seed).active():
             sizes = {"image_size": data.image_size, "channels": data.channels}
             modules: dict[str, nn.Module] = {
-                "pretrain": MaskedAutoencoder.of_size(**sizes, **model.sizes(), mask_ratio=self.settings.mask.ratio),
+                "pretrain": self._new_autoencoder(**sizes),
                 **({"finetune": self.task.new_head(model.width)} if self.task else {}),
                 # A quarter of the encoder's width: about a hundredth of its parameters, or fewer.
                 "mask": MaskingNetwork(
@@ -206,6 +228,13 @@ class GuidedMae(Recipe):
                 ),
             }
         return {name: module.to(self.device) for name, module in modules.items()}
+
+    def _new_autoencoder(self, image_size: int, channels: int) -> MaskedAutoencoder:
+        init, ratio = self.settings.init, self.settings.mask.ratio
+        if init is not None:
+            return MaskedAutoencoder(load_autoencoder(init, image_size, ratio))
+        sizes = self.settings.model.sizes()
+        return MaskedAutoencoder.of_size(image_size=image_size, channels=channels, **sizes, mask_ratio=ratio)
 
     def _pretrain(self) -> Problem:
         mask = self.settings.mask

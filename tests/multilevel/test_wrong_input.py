@@ -12,7 +12,11 @@ CASES = [
     (["train", "levels.pretrain.solver=none"], "levels.pretrain.solver: got 'none'; expected one of"),
     (["train", "levels.mask.solver=neumann"], "levels.mask.solver: got "),
     (["train", "data=none"], "data: got 'none'; expected one of cifar10, cifar100, digits, folder, imagenet"),
-    (["train", "model=none"], "model: got 'none'; expected one of base, small, tiny"),
+    (
+        ["train", "experiment=none"],
+        "experiment: got 'none'; expected one of cifar100_paper, cifar10_paper, cifar10_small, imagenet_paper",
+    ),
+    (["train", "model=none"], "model: got 'none'; expected one of base, checkpoint, mini, small, tiny"),
     (["train", "mask.policy=none"], "mask.policy: got 'none'; expected one of adversarial, attention, block, random, "),
     (
         ["train", "mask.policy=attention", "mask.options={hunt:0.1}"],
@@ -49,6 +53,10 @@ CASES = [
     (["train", "mask.ratio=0.99"], "mask.ratio: got 0.99; expected a share that hides at least one of 16 patches"),
     (["train", "model.patch_size=3"], "model.patch_size: got 3; expected a divisor of data.image_size=8"),
     (["train", "model.width=50"], "model.width: got 50; expected a multiple of 4 and of model.heads="),
+    (
+        ["train", "init={folder}/empty"],
+        "init: got '{folder}/empty'; expected a folder, or a name on the Hugging Face hub",
+    ),
     (["train", "model.depth=0"], "model.depth: got 0"),
     (["train", "levels.pretrain.optimizer=lion"], "levels.pretrain.optimizer: got 'lion'; expected one of adamw"),
     (["train", "levels.pretrain.schedule=none"], "levels.pretrain.schedule: got 'none'; expected one of cosine"),
