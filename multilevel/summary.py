@@ -47,6 +47,7 @@ def summarize(
         "levels": {name: summarize_level([one for one in records if one["level"] == name]) for name in graph.names},
         "solvers": {name: described(graph.problems[name].solver) for name in graph.passes(graph.top)},
         "collapse": find_collapse(records),
+        **recipe.findings(),
         "evaluation": scores,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
     }

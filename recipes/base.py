@@ -45,6 +45,10 @@ class Recipe(ABC):
     def write_pictures(self, folder: Path) -> list[Path]:
         """Draw what the levels have learned so far; returns the files written."""
 
+    def findings(self) -> dict[str, Any]:
+        """What else the summary says of the trained levels."""
+        return {}
+
     @abstractmethod
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Scores on the test split, ``{what: {protocol: score}}``; None where the data cannot be evaluated."""

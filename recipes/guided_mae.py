@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from multilevel.levels import (
@@ -190,6 +191,23 @@ class GuidedMae(Recipe):
         path = folder / "masks.png"
         draw_masks(path, pixels / 255, probabilities, hidden, reconstruction, self.settings.model.patch_size)
         return [path]
+
+    def findings(self) -> dict[str, Any]:
+        """``signal_auc``: how well the masks separate the patches that show the class, where those are known: ROC AUC
+        of the mean score of each patch, which is the masking network's probability or, without one, the policy's score.
+
+        Above 0.5 they are hidden more often than others, below 0.5 less often.
+        """
+        signal, learns = self.data.signal_patches, self.policy.learns_from is not None
+        if signal is None or len(signal) != self.modules["pretrain"].patches:
+            return {}
+        part, scores = self.data.mask if len(self.data.mask) else self.data.pretrain, []
+        with torch.no_grad(), RandomState.seeded(self.settings.seed).active():
+            for some in torch.arange(len(part)).split(self.settings.evaluation.batch_size):
+                images = self.data.normalize(part.pixels(some).to(self.device))
+                view = MaskView.of(SimpleNamespace(**self.modules), images)
+                scores.append((view.logits.sigmoid() if learns else self.policy.scores(view)).cpu())
+        return {"signal_auc": float(roc_auc_score(signal, torch.cat(scores).double().mean(0)))}
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         if not self.data.labelled:

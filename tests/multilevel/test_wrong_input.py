@@ -11,7 +11,7 @@ CASES = [
     (["train", "solver=none"], "solver: got 'none'; expected one of auto, conjugate_gradient, dense, "),
     (["train", "levels.pretrain.solver=none"], "levels.pretrain.solver: got 'none'; expected one of"),
     (["train", "levels.mask.solver=neumann"], "levels.mask.solver: got "),
-    (["train", "data=none"], "data: got 'none'; expected one of cifar10, cifar100, digits, folder, imagenet"),
+    (["train", "data=none"], "data: got 'none'; expected one of cifar10, cifar100, digits, folder, imagenet, planted"),
     (
         ["train", "experiment=none"],
         "experiment: got 'none'; expected one of cifar100_paper, cifar10_paper, cifar10_small, imagenet_paper",
@@ -55,7 +55,7 @@ CASES = [
     (["train", "model.width=50"], "model.width: got 50; expected a multiple of 4 and of model.heads="),
     (
         ["train", "init={folder}/empty"],
-        "init: got '{folder}/empty'; expected a folder, or a name on the Hugging Face hub",
+        "expected a folder, or a name on the Hugging Face hub, of a ViTMAEForPreTraining checkpoint",
     ),
     (["train", "model.depth=0"], "model.depth: got 0"),
     (["train", "levels.pretrain.optimizer=lion"], "levels.pretrain.optimizer: got 'lion'; expected one of adamw"),
@@ -72,6 +72,10 @@ CASES = [
     ),
     (["train", "data.batch_size=5000"], "fewer than data.batch_size=5000"),
     (["train", "data.mask_share=0"], "data.mask_share: got 0.0"),
+    (
+        ["train", "data=planted", "data.image_size=12"],
+        "data.image_size: got 12; expected a multiple of 2 * data.patch_size=8",
+    ),
     (["train", "data=folder"], "data.path: got None"),
     (["train", "data=folder", "data.path={folder}/nowhere"], "data.path"),
     (["train", "data=folder", "data.path={folder}/empty"], "no images"),
