@@ -1,8 +1,9 @@
 """Concrete levels, each one file."""
 
+from multilevel.levels.adversarial_mask import AdversarialMask
 from multilevel.levels.finetune import Finetune
 from multilevel.levels.mask_learning import MaskLearning
 from multilevel.levels.masked_autoencoder import MaskedAutoencoder, MaskingNetwork
 from multilevel.levels.masked_pretrain import MaskedPretrain
 
-__all__ = ["Finetune", "MaskLearning", "MaskedAutoencoder", "MaskedPretrain", "MaskingNetwork"]
+__all__ = ["AdversarialMask", "Finetune", "MaskLearning", "MaskedAutoencoder", "MaskedPretrain", "MaskingNetwork"]

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from multilevel.levels.masks.statistics import normalized_entropy
 from multilevel.levels.tasks import Task
 from multilevel.problems import Problem
 from multilevel.problems.levels import Levels
@@ -14,23 +15,36 @@ from multilevel.problems.levels import Levels
 class MaskLearning(Problem):
     """The task's loss of the finetuned head on data that trained neither it nor the encoder.
 
-    Its module, the masking network, does not enter: its gradient is all response of the levels below.
+    Its module, the masking network, enters through the entropy bonus alone: the rest of its gradient is all response
+    of the levels below.
 
     Args:
         task: what the head has learned.
+        entropy_bonus: times the entropy of each image's probabilities (0 to 1) is taken from the loss.
         pretrain: name of the level that holds the encoder.
         finetune: name of the level that holds the head.
     """
 
     def __init__(
-        self, *arguments: Any, task: Task, pretrain: str = "pretrain", finetune: str = "finetune", **keywords: Any
+        self,
+        *arguments: Any,
+        task: Task,
+        entropy_bonus: float = 0.0,
+        pretrain: str = "pretrain",
+        finetune: str = "finetune",
+        **keywords: Any,
     ) -> None:
         super().__init__(*arguments, **keywords)
         self.task = task
+        self.entropy_bonus = entropy_bonus
         self.pretrain = pretrain
         self.finetune = finetune
 
     def loss(self, levels: Levels, batch: Any, draws: Any) -> tuple[Tensor, dict[str, Tensor]]:
         images, targets = batch
         tokens = getattr(levels, self.pretrain).encode(images)
-        return self.task.criterion(getattr(levels, self.finetune)(tokens), targets)
+        loss, metrics = self.task.criterion(getattr(levels, self.finetune)(tokens), targets)
+        if self.entropy_bonus == 0:
+            return loss, metrics
+        entropy = normalized_entropy(getattr(levels, self.name)(images).sigmoid())
+        return loss - self.entropy_bonus * entropy, {**metrics, "task_loss": loss.detach()}

@@ -20,6 +20,7 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         self.mae = mae
         self.patches = mae.vit.embeddings.patch_embeddings.num_patches
+        self.hidden_patches = self.patches - int(self.patches * (1 - mae.config.mask_ratio))
         self.width = mae.config.hidden_size
 
     @classmethod
@@ -57,18 +58,23 @@ class MaskedAutoencoder(nn.Module):
         initialize(mae)
         return cls(mae)
 
-    def reconstruct(self, images: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    def reconstruct(self, images: Tensor, scores: Tensor, gate: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Hide the patches with the largest scores and predict them.
 
         Args:
             images: [B, C, H, W], normalized.
             scores: [B, L], L patches in row-major order.
+            gate: [B, L], what the token of each patch is multiplied by before it enters the encoder; None leaves them.
 
         Returns:
             Predicted pixels [B, L, patch * patch * C] and the mask [B, L], 1 where hidden.
         """
-        seen = self.mae.vit(images, noise=scores)
-        return self.mae.decoder(seen.last_hidden_state, seen.ids_restore).logits, seen.mask
+        patches = self._embed(images)
+        if gate is not None:
+            patches = patches * gate[..., None]
+        seen, hidden, order = self.mae.vit.embeddings.random_masking(patches, scores)
+        tokens = self.mae.vit.layernorm(self._through(self.mae.vit.layers, self._with_class_token(seen)))
+        return self.mae.decoder(tokens, order).logits, hidden
 
     def targets(self, images: Tensor) -> Tensor:
         """The pixels of each patch [B, L, patch * patch * C], normalized within the patch (He et al., section 4.1)."""
@@ -89,13 +95,37 @@ class MaskedAutoencoder(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """The encoder's tokens on all patches, class token first: [B, C, H, W] to [B, 1 + L, width]."""
         vit = self.mae.vit
-        positions = vit.embeddings.position_embeddings
-        patches = vit.embeddings.patch_embeddings(images) + positions[:, 1:]
-        first = (vit.embeddings.cls_token + positions[:, :1]).expand(len(images), -1, -1)
-        tokens = torch.cat([first, patches], dim=1)
-        for layer in vit.layers:
+        return vit.layernorm(self._through(vit.layers, self._with_class_token(self._embed(images))))
+
+    def class_attention(self, images: Tensor) -> Tensor:
+        """How much the last layer's class token attends to each patch, all patches seen: [B, C, H, W] to [B, L].
+
+        The mean over heads; with the class token's attention to itself, which is left out, it sums to 1.
+        """
+        layers = self.mae.vit.layers
+        tokens = self._through(layers[:-1], self._with_class_token(self._embed(images)))
+        attention, normalized = layers[-1].attention, layers[-1].layernorm_before(tokens)
+        by_head = (len(images), -1, attention.num_attention_heads, attention.head_dim)
+        queries = attention.q_proj(normalized[:, :1]).view(by_head).transpose(1, 2)
+        keys = attention.k_proj(normalized).view(by_head).transpose(1, 2)
+        weights = at_least_float32(queries @ keys.transpose(2, 3) * attention.scaling).softmax(-1)
+        return weights[:, :, 0, 1:].mean(1)
+
+    def _embed(self, images: Tensor) -> Tensor:
+        """Patches with their positions: [B, C, H, W] to [B, L, width]."""
+        embeddings = self.mae.vit.embeddings
+        return embeddings.patch_embeddings(images) + embeddings.position_embeddings[:, 1:]
+
+    def _with_class_token(self, patches: Tensor) -> Tensor:
+        embeddings = self.mae.vit.embeddings
+        first = embeddings.cls_token + embeddings.position_embeddings[:, :1]
+        return torch.cat([first.expand(len(patches), -1, -1), patches], dim=1)
+
+    @staticmethod
+    def _through(layers: nn.ModuleList, tokens: Tensor) -> Tensor:
+        for layer in layers:
             tokens = layer(tokens)
-        return vit.layernorm(tokens)
+        return tokens
 
 
 def initialize(mae: ViTMAEForPreTraining) -> None:
@@ -121,10 +151,12 @@ class MaskingNetwork(nn.Module):
         channels: of the images.
         patch_size: pixels a side.
         width: of the patch embeddings.
+        temperature: what the logits are divided by; above 1 the probabilities are nearer to each other.
     """
 
-    def __init__(self, image_size: int, channels: int, patch_size: int, width: int) -> None:
+    def __init__(self, image_size: int, channels: int, patch_size: int, width: int, temperature: float = 1.0) -> None:
         super().__init__()
+        self.temperature = temperature
         self.embed = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
         self.position = nn.Parameter(0.02 * torch.randn(1, (image_size // patch_size) ** 2, width))
         self.mix = nn.Linear(2 * width, width)
@@ -135,4 +167,4 @@ class MaskingNetwork(nn.Module):
         patches = nn.functional.gelu(self.embed(images).flatten(2).transpose(1, 2) + self.position)
         context = patches.mean(1, keepdim=True).expand_as(patches)
         mixed = nn.functional.gelu(self.mix(torch.cat([patches, context], dim=-1)))
-        return at_least_float32(self.logit(mixed).squeeze(-1))
+        return at_least_float32(self.logit(mixed).squeeze(-1)) / self.temperature

@@ -8,28 +8,36 @@ import torch
 from torch import Tensor
 
 from multilevel.levels.masked_autoencoder import MaskedAutoencoder
-from multilevel.levels.masks import MaskPolicy
+from multilevel.levels.masks import MaskPolicy, MaskView
+from multilevel.levels.masks.statistics import mask_statistics
 from multilevel.problems import Problem
 from multilevel.problems.levels import Levels
 from multilevel.solvers import SettingError
 
 WEIGHTS = ("normalized", "raw")
+GRADIENTS = ("weights", "visibility", "both")
 
 
 class MaskedPretrain(Problem):
-    """Reconstruction loss of hidden patches, each weighted by the masking network's probability of hiding it.
+    """Reconstruction loss of hidden patches.
 
-    Batches are (images [B, C, H, W], labels, which are not used).
+    Where the masking network learns from the downstream task, its probabilities enter the loss, so that hypergradients
+    reach it: as weights of the hidden patches' losses (as published), or through what is visible. Elsewhere the loss is
+    the plain mean over hidden patches. Batches are (images [B, C, H, W], targets, which are not used).
 
     Args:
         module: the autoencoder.
         policy: chooses the hidden patches.
         weights: raw (the probabilities, as published; the loss can then be lowered by the probabilities alone)
             or normalized (they sum to 1 in each image).
-        mask: name of the level that holds the masking network; used by guided policies.
+        gradient: how the loss depends on the probabilities: weights; visibility (straight-through: the token of a
+            patch enters the encoder multiplied by a gate of value 1 whose derivative is that of 1 - probability, and
+            the weights are uniform); or both.
+        guidance: share of the images whose masks are the policy's; the others' are random, with uniform weights.
+        mask: name of the level that holds the masking network; used by policies that have one.
 
     Raises:
-        SettingError: unknown weights.
+        SettingError: unknown weights or gradient, or guidance that is no share.
     """
 
     def __init__(
@@ -39,37 +47,58 @@ class MaskedPretrain(Problem):
         *,
         policy: MaskPolicy,
         weights: str = "normalized",
+        gradient: str = "weights",
+        guidance: float = 1.0,
         mask: str = "mask",
         **keywords: Any,
     ) -> None:
         super().__init__(name, module, **keywords)
-        if weights not in WEIGHTS:
-            raise SettingError("mask.weights", weights, f"one of {', '.join(WEIGHTS)}")
-        self.patches = module.patches
+        for setting, value, known in (("weights", weights, WEIGHTS), ("gradient", gradient, GRADIENTS)):
+            if value not in known:
+                raise SettingError(f"mask.{setting}", value, f"one of {', '.join(known)}")
+        if not 0 <= guidance <= 1:
+            raise SettingError("mask.guidance", guidance, "a share from 0 to 1")
         self.policy = policy
         self.weights = weights
+        self.guidance = guidance
         self.mask = mask
+        downstream = policy.learns_from == "downstream"
+        self._weighted = downstream and gradient in ("weights", "both")
+        self._gated = downstream and gradient in ("visibility", "both")
 
-    def draw(self, levels: Levels, batch: Any) -> Tensor:
-        """Scores [B, L]: the patches with the largest are hidden."""
-        images = batch[0]
-        if self.policy.guided:
-            return self.policy.scores(getattr(levels, self.mask)(images))
-        return self.policy.scores(torch.zeros(len(images), self.patches, device=images.device))
+    def draw(self, levels: Levels, batch: Any) -> dict[str, Any]:
+        """``scores`` [B, L]: the patches with the largest are hidden; ``guided`` bool [B]: whose are the policy's;
+        ``statistics`` of the masks, see ``mask_statistics``, where there is a masking network."""
+        view = MaskView.of(levels, batch[0], self.name, self.mask)
+        scores = self.policy.scores(view)
+        # Batches are in random order: the first images are any. The random part makes the share exact on average.
+        place = torch.arange(len(scores), device=scores.device)
+        guided = place + torch.rand((), device=scores.device) < self.guidance * len(scores)
+        scores = torch.where(guided[:, None], scores, torch.rand_like(scores))
+        if self.policy.learns_from is None:
+            return {"scores": scores, "guided": guided, "statistics": {}}
+        hidden = scores.argsort(1).argsort(1) >= view.patches - view.hidden
+        statistics = mask_statistics(view.logits.sigmoid(), hidden, guided)
+        return {"scores": scores, "guided": guided, "statistics": statistics}
 
-    def outputs(self, levels: Levels, batch: Any, draws: Tensor) -> list[Tensor]:
+    def outputs(self, levels: Levels, batch: Any, draws: dict[str, Any]) -> list[Tensor]:
         """Predicted pixels [B, L, patch * patch * C] and the mask [B, L], 1 where hidden."""
-        return list(getattr(levels, self.name).reconstruct(batch[0], draws))
+        images, gate = batch[0], None
+        if self._gated:
+            probabilities = getattr(levels, self.mask)(images).sigmoid()
+            gate = 1 - draws["guided"][:, None] * (probabilities - probabilities.detach())
+        return list(getattr(levels, self.name).reconstruct(images, draws["scores"], gate))
 
     def criterion(
-        self, outputs: list[Tensor], levels: Levels, batch: Any, draws: Tensor
+        self, outputs: list[Tensor], levels: Levels, batch: Any, draws: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch[0]
         prediction, hidden = outputs
         losses = getattr(levels, self.name).patch_losses(images, prediction)
         plain = (losses * hidden).sum() / hidden.sum()
-        if not self.policy.guided:
-            return plain, {}
-        weights = getattr(levels, self.mask)(images).sigmoid() * hidden
+        if not self._weighted:
+            return plain, draws["statistics"]
+        probabilities = getattr(levels, self.mask)(images).sigmoid()
+        weights = torch.where(draws["guided"][:, None], probabilities, 1.0) * hidden
         scale = weights.sum(1, keepdim=True) * len(images) if self.weights == "normalized" else hidden.sum()
-        return (losses * weights / scale).sum(), {"reconstruction": plain.detach()}
+        return (losses * weights / scale).sum(), {"reconstruction": plain.detach(), **draws["statistics"]}

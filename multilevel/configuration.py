@@ -29,7 +29,7 @@ _LEVEL_SOLVER = re.compile(r"(levels\.\w+\.solver)(\..+)?")
 
 
 def choices(group: str) -> list[str]:
-    """What a configuration group (data, model, recipe, solver, task) offers."""
+    """What a configuration group (data, experiment, model, recipe, solver, task) offers."""
     if group == "solver":
         return list(SOLVERS)
     files = resources.files(CONFIG_MODULE).joinpath(group).iterdir()
@@ -144,6 +144,7 @@ def register_solvers() -> None:
 def expand(overrides: Sequence[str]) -> list[str]:
     """Overrides as Hydra takes them.
 
+    ``init=...`` without a model takes the sizes of the checkpoint.
     ``levels.X.solver=NAME`` becomes a choice of the group solver for that level, so that its options can follow
     in the same command; ``levels.X.solver.OPTION=...`` alone starts from the solver of all levels.
 
@@ -167,7 +168,9 @@ def expand(overrides: Sequence[str]) -> list[str]:
         if level and level[1] not in names:
             names[level[1]] = _shared_solver(level[1], parsed)
             others = [f"{level[1]}.{str(option.input_line).removeprefix('solver.')}" for option in shared] + others
-    return [f"+solver@{level}={name}" for level, name in names.items()] + others
+    given = {one.key_or_group for one in parsed if one.value() is not None}
+    sizes = ["model=checkpoint"] if "init" in given and "model" not in given else []
+    return [f"+solver@{level}={name}" for level, name in names.items()] + sizes + others
 
 
 def _shared_solver(level: str, parsed: Sequence[Override]) -> str:
@@ -191,7 +194,7 @@ def _parsed(text: str) -> Override:
 
 
 def _check_choice(setting: str, group: str, override: Override) -> None:
-    if group not in ("data", "model", "recipe", "solver", "task"):
+    if group not in ("data", "experiment", "model", "recipe", "solver", "task"):
         return
     value = override.value()
     for name in value.list if isinstance(value, ChoiceSweep) else [value]:

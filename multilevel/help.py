@@ -30,6 +30,8 @@ metrics.jsonl, summary.json, checkpoint/, curves.png, masks.png.
   multilevel train solver=neumann solver.terms=5               another hypergradient solver at every level
   multilevel train levels.pretrain.solver=conjugate_gradient levels.pretrain.solver.damping=0.1    ... at one level
   multilevel train --multirun mask.policy=random,topk,sampled  a run for each
+  multilevel train experiment=cifar10_small data.path=DIR      published settings, and small ones; yours win
+  multilevel train init=facebook/vit-mae-base data=folder data.path=DIR data.image_size=224    from a released MAE
   multilevel train resume=RUN                                  go on where the last checkpoint stands
 
 Settings (all: the config.yaml of any run)
@@ -41,7 +43,8 @@ Settings (all: the config.yaml of any run)
   data.validation_share (held out, to choose settings by: evaluation.split=validation)
   evaluation.protocols, evaluation.labels, ... (see multilevel evaluate --help)
   model.width, model.depth, model.heads, model.patch_size
-  mask.policy, mask.ratio, mask.weights=normalized|raw, paths=both|direct
+  mask.policy, mask.ratio, mask.weights=normalized|raw, mask.gradient=weights|visibility|both, paths=both|direct
+  mask.guidance, mask.temperature, mask.entropy_bonus (against collapse), mask.options (of the policy)
   levels.LEVEL.steps, .optimizer, .learning_rate, .weight_decay, .schedule, .warmup, .clip_norm, .accumulate, .solver"""
 
 COMPARE = """multilevel compare [SETTING=VALUE ...]
@@ -163,7 +166,9 @@ def _offers() -> str:
     solvers = importlib.import_module("multilevel.solvers").SOLVERS
     policies = importlib.import_module("multilevel.levels.masks").POLICIES
     lines = ["Choices"]
-    lines += [f"  {group + '=':<14}{', '.join(choices(group))}" for group in ("recipe", "data", "model", "task")]
+    lines += [
+        f"  {group + '=':<14}{', '.join(choices(group))}" for group in ("recipe", "data", "model", "task", "experiment")
+    ]
     lines.append(f"  mask.policy=  {', '.join(policies)}")
     for name, solver in solvers.items():
         lines.append(f"  solver={name}: {inspect.getdoc(importlib.import_module(solver.__module__))}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from multilevel.collapse import find_collapse
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.evaluation import Score
 from multilevel.solvers import SOLVERS, Solver
@@ -46,6 +47,8 @@ def summarize(
         "peak_memory_mib": round(peak_memory_mib(), 1),
         "levels": {name: summarize_level([one for one in records if one["level"] == name]) for name in graph.names},
         "solvers": {name: described(graph.problems[name].solver) for name in graph.passes(graph.top)},
+        "collapse": find_collapse(records),
+        **recipe.findings(),
         "evaluation": None if scores is None else [asdict(score) for score in scores],
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
     }

@@ -12,6 +12,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from multilevel.collapse import CollapseReport
 from multilevel.configuration import (
     CONFIG_MODULE,
     build_recipe,
@@ -61,7 +62,7 @@ def train(config: DictConfig, output: Path) -> None:
     recipe = build_recipe(config)
     engine = new_engine(recipe)
     folder = RunFolder.create(output, config)
-    print(recipe.graph.describe(), file=sys.stderr)
+    print("\n".join([*recipe.notes, recipe.graph.describe()]), file=sys.stderr)
     finish(recipe, engine, folder, seconds=0.0)
 
 
@@ -99,6 +100,7 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, seconds: float) ->
     engine.callbacks += [
         log,
         Progress(recipe.images_per_step),
+        CollapseReport(),
         *([Diagnosis(folder.diagnosis, settings.diagnose)] if settings.diagnose else []),
         Checkpointing(folder.checkpoint, settings.checkpoint.every),
     ]

@@ -23,6 +23,7 @@ class Recipe(ABC):
         graph: the levels.
         images_per_step: images that all updates of a step take together.
         encoder_level: the level whose module ``evaluate`` evaluates; no other level's weights matter to it.
+        notes: lines for the screen on what was chosen where settings leave it open.
     """
 
     settings_class: ClassVar[type[RunSettings]]
@@ -30,6 +31,7 @@ class Recipe(ABC):
     settings: RunSettings
     graph: Graph
     images_per_step: int
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def __init__(self, settings: Any) -> None:
@@ -46,6 +48,10 @@ class Recipe(ABC):
     @abstractmethod
     def write_pictures(self, folder: Path) -> list[Path]:
         """Draw what the levels have learned so far; returns the files written."""
+
+    def findings(self) -> dict[str, Any]:
+        """What else the summary says of the trained levels."""
+        return {}
 
     @abstractmethod
     def evaluate(self) -> list[Score] | None:

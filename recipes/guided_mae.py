@@ -7,13 +7,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from multilevel.levels import Finetune, MaskedAutoencoder, MaskedPretrain, MaskingNetwork, MaskLearning
-from multilevel.levels.masks import POLICIES
+from multilevel.levels import (
+    AdversarialMask,
+    Finetune,
+    MaskedAutoencoder,
+    MaskedPretrain,
+    MaskingNetwork,
+    MaskLearning,
+)
+from multilevel.levels.checkpoints import SIZES, load_autoencoder, read_config
+from multilevel.levels.masks import POLICIES, MaskPolicy, MaskView
 from multilevel.levels.tasks import TASKS, Task, TaskData
 from multilevel.levels.tasks.classification import Classification, PooledLinear
 from multilevel.problems import Graph, Problem
@@ -35,7 +45,7 @@ PICTURED = 8
 
 @dataclass(kw_only=True)
 class ModelSettings:
-    """Sizes of the autoencoder: a vision transformer, and the decoder that pretraining needs.
+    """Sizes of the autoencoder: a vision transformer, and the decoder that pretraining needs; 0: the checkpoint's.
 
     ``learning_rate`` suits the size; ``levels.pretrain.learning_rate`` takes it where nothing else is said.
     """
@@ -53,14 +63,49 @@ class ModelSettings:
         """Every setting but the learning rate."""
         return {name: value for name, value in vars(self).items() if name != "learning_rate"}
 
+    def take_from(self, checkpoint: str, channels: int) -> str:
+        """Take sizes that are 0 from a released autoencoder; returns all of them in words.
+
+        Raises:
+            SettingError: no such checkpoint, or a size that differs from its own.
+        """
+        config = read_config(checkpoint)
+        for name, theirs in SIZES.items():
+            own, size = getattr(self, name), getattr(config, theirs)
+            require(f"model.{name}", own, own in (0, size), f"{size}, as {checkpoint} has it (or 0, or no model=...)")
+            setattr(self, name, size)
+        expected = f"{config.num_channels}, as init={checkpoint} has it"
+        require("data.channels", channels, channels == config.num_channels, expected)
+        sizes = " ".join(f"model.{name}={value}" for name, value in self.sizes().items())
+        return f"starting from {checkpoint}: {sizes}"
+
 
 @dataclass(kw_only=True)
 class MaskSettings:
-    """Which patches are hidden (policy), how many (ratio), and how their losses are weighted (weights)."""
+    """Which patches are hidden, how many, and how a hypergradient reaches the masking network."""
 
     policy: str
+    options: dict[str, Any] | None
     ratio: float
     weights: str
+    gradient: str
+    guidance: float
+    temperature: float
+    entropy_bonus: float
+
+    def check(self, patches: int) -> None:
+        """Raise SettingError for the first setting that cannot work with so many patches."""
+        require("mask.ratio", self.ratio, 0 < self.ratio < 1, "a share above 0 and below 1")
+        seen = int(patches * (1 - self.ratio))
+        expected = f"a share that hides at least one of {patches} patches and leaves at least one"
+        require("mask.ratio", self.ratio, 0 < seen < patches, expected)
+        require("mask.temperature", self.temperature, self.temperature > 0, "a number above 0")
+        require("mask.entropy_bonus", self.entropy_bonus, self.entropy_bonus >= 0, "a number of at least 0")
+
+    def new_policy(self) -> MaskPolicy:
+        """Raise SettingError for an unknown policy or option."""
+        require("mask.policy", self.policy, self.policy in POLICIES, f"one of {', '.join(POLICIES)}")
+        return build("mask.options", POLICIES, self.policy, self.options or {})
 
 
 @dataclass(kw_only=True)
@@ -77,6 +122,7 @@ class GuidedMaeSettings(RunSettings):
     """See ``config/recipe/guided_mae.yaml`` for what each setting means."""
 
     model: ModelSettings
+    init: str | None
     task: Any
     mask: MaskSettings
     paths: str
@@ -89,25 +135,23 @@ class GuidedMaeSettings(RunSettings):
         for name, value in model.sizes().items():
             require(f"model.{name}", value, value >= 1, "a whole number of at least 1")
         fits = size % model.patch_size == 0
+        if self.init is not None:
+            require("data.image_size", size, fits, f"a multiple of {model.patch_size}, the patches of init={self.init}")
         require("model.patch_size", model.patch_size, fits, f"a divisor of data.image_size={size}")
         for part in ("", "decoder_"):
             width, heads = getattr(model, f"{part}width"), getattr(model, f"{part}heads")
             usable = width % heads == 0 and width % 4 == 0
             require(f"model.{part}width", width, usable, f"a multiple of 4 and of model.{part}heads={heads}")
-        patches = (size // model.patch_size) ** 2
-        ratio = self.mask.ratio
-        require("mask.ratio", ratio, 0 < ratio < 1, "a share above 0 and below 1")
-        seen = int(patches * (1 - ratio))
-        expected = f"a share that hides at least one of {patches} patches and leaves at least one"
-        require("mask.ratio", ratio, 0 < seen < patches, expected)
+        self.mask.check((size // model.patch_size) ** 2)
         require("paths", self.paths, self.paths in PATHS, f"one of {', '.join(PATHS)}")
 
 
 class GuidedMae(Recipe):
-    """Level 1 pretrains an autoencoder on masked images, level 2 trains a classifier on its encoder, level 3 updates
-    the masking network so that the classifier's loss on held-out labelled data falls.
+    """Level 1 pretrains an autoencoder on masked images, level 2 trains a head on its encoder, level 3 updates the
+    masking network so that the head's loss on held-out labelled data falls.
 
-    With ``mask.policy=random`` there is no level 3; without labels, level 1 alone (and the policy must be random).
+    With ``mask.policy=adversarial`` level 3 makes reconstruction hard instead; policies without a masking network have
+    no level 3. Without labels there is no level 2.
     """
 
     settings_class: ClassVar[type[RunSettings]] = GuidedMaeSettings
@@ -115,11 +159,14 @@ class GuidedMae(Recipe):
     settings: GuidedMaeSettings
 
     def __init__(self, settings: GuidedMaeSettings) -> None:
+        if settings.init is not None:
+            self.notes = (settings.model.take_from(settings.init, settings.data.channels),)
         settings.check()
         self.settings = settings
-        self.policy = build("mask.policy", POLICIES, settings.mask.policy, {})
-        self.data = load_data(settings.data, allow_no_mask=not self.policy.guided)
-        if self.policy.guided and not self.data.labelled:
+        self.policy = settings.mask.new_policy()
+        downstream = self.policy.learns_from == "downstream"
+        self.data = load_data(settings.data, allow_no_mask=not downstream)
+        if downstream and not self.data.labelled:
             raise DataError(
                 "the images have no labels, which learning to mask needs: give each class a folder of its own, "
                 "or set mask.policy=random to pretrain alone"
@@ -127,26 +174,43 @@ class GuidedMae(Recipe):
         self.task: Any = self._new_task()  # None without labels, where no level needs one
         self.device = chosen_device(settings.device)
         self.modules = self._new_modules()
-        names = ["pretrain", *(["finetune"] if self.data.labelled else []), *(["mask"] if self.policy.guided else [])]
+        learns = self.policy.learns_from is not None
+        names = ["pretrain", *(["finetune"] if self.data.labelled else []), *(["mask"] if learns else [])]
         self._levels: dict[str, LevelSettings] = {name: getattr(settings.levels, name) for name in names}
         made: dict[str, Any] = {"pretrain": self._pretrain, "finetune": self._finetune, "mask": self._mask}
         self.graph = Graph(*(made[name]() for name in names), approximate=settings.approximate)
         self.images_per_step = self._count_images()
 
     def write_pictures(self, folder: Path) -> list[Path]:
-        guided, data = self.policy.guided, self.data
-        part = data.mask if guided else data.pretrain  # never the test split
+        data, learns = self.data, self.policy.learns_from is not None
+        part = data.mask if len(data.mask) and learns else data.pretrain  # never the test split
         pixels = part.pixels(torch.arange(min(PICTURED, len(part))))
         images = data.normalize(pixels.to(self.device))
         with torch.no_grad(), RandomState.seeded(self.settings.seed).active():
-            patches = self.modules["pretrain"].patches
-            logits = self.modules["mask"](images) if guided else images.new_zeros(len(images), patches)
-            scores = self.policy.scores(logits)
+            view = MaskView.of(SimpleNamespace(**self.modules), images)
+            scores = self.policy.scores(view)
+            probabilities = view.logits.sigmoid() if learns else None
         hidden, reconstruction = reconstruct_pixels(self.modules["pretrain"], images, scores, data.mean, data.std)
         path = folder / "masks.png"
-        probabilities = logits.sigmoid() if guided else None
         draw_masks(path, pixels / 255, probabilities, hidden, reconstruction, self.settings.model.patch_size)
         return [path]
+
+    def findings(self) -> dict[str, Any]:
+        """``signal_auc``: how well the masks separate the patches that show the class, where those are known: ROC AUC
+        of the mean score of each patch, which is the masking network's probability or, without one, the policy's score.
+
+        Above 0.5 they are hidden more often than others, below 0.5 less often.
+        """
+        signal, learns = self.data.signal_patches, self.policy.learns_from is not None
+        if signal is None or len(signal) != self.modules["pretrain"].patches:
+            return {}
+        part, scores = self.data.mask if len(self.data.mask) else self.data.pretrain, []
+        with torch.no_grad(), RandomState.seeded(self.settings.seed).active():
+            for some in torch.arange(len(part)).split(self.settings.evaluation.batch_size):
+                images = self.data.normalize(part.pixels(some).to(self.device))
+                view = MaskView.of(SimpleNamespace(**self.modules), images)
+                scores.append((view.logits.sigmoid() if learns else self.policy.scores(view)).cpu())
+        return {"signal_auc": float(roc_auc_score(signal, torch.cat(scores).double().mean(0)))}
 
     def evaluate(self) -> list[Score] | None:
         if self.task is None:
@@ -184,29 +248,53 @@ class GuidedMae(Recipe):
         with RandomState.seeded(self.settings.seed).active():
             sizes = {"image_size": data.image_size, "channels": data.channels}
             modules: dict[str, nn.Module] = {
-                "pretrain": MaskedAutoencoder.of_size(**sizes, **model.sizes(), mask_ratio=self.settings.mask.ratio),
+                "pretrain": self._new_autoencoder(**sizes),
                 **({"finetune": self.task.new_head(model.width)} if self.task else {}),
                 # A quarter of the encoder's width: about a hundredth of its parameters, or fewer.
-                "mask": MaskingNetwork(**sizes, patch_size=model.patch_size, width=max(8, model.width // 4)),
+                "mask": MaskingNetwork(
+                    **sizes,
+                    patch_size=model.patch_size,
+                    width=max(8, model.width // 4),
+                    temperature=self.settings.mask.temperature,
+                ),
             }
         return {name: module.to(self.device) for name, module in modules.items()}
+
+    def _new_autoencoder(self, image_size: int, channels: int) -> MaskedAutoencoder:
+        init, ratio = self.settings.init, self.settings.mask.ratio
+        if init is not None:
+            return MaskedAutoencoder(load_autoencoder(init, image_size, ratio))
+        sizes = self.settings.model.sizes()
+        return MaskedAutoencoder.of_size(image_size=image_size, channels=channels, **sizes, mask_ratio=ratio)
 
     def _pretrain(self) -> Problem:
         mask = self.settings.mask
         keywords = self._arguments("pretrain", self.data.pretrain, augmented=True)
         return MaskedPretrain(
-            "pretrain", self.modules["pretrain"], policy=self.policy, weights=mask.weights, **keywords
+            "pretrain",
+            self.modules["pretrain"],
+            policy=self.policy,
+            weights=mask.weights,
+            gradient=mask.gradient,
+            guidance=mask.guidance,
+            **keywords,
         )
 
     def _finetune(self) -> Problem:
         through_encoder = self.settings.paths == "both"
         keywords = self._arguments("finetune", self.data.finetune, augmented=True)
         head = self.modules["finetune"]
+        assert self.task is not None  # there are labels
         return Finetune("finetune", head, task=self.task, through_encoder=through_encoder, **keywords)
 
     def _mask(self) -> Problem:
-        keywords = self._arguments("mask", self.data.mask, augmented=False)
-        return MaskLearning("mask", self.modules["mask"], task=self.task, **keywords)
+        bonus, network = self.settings.mask.entropy_bonus, self.modules["mask"]
+        if self.policy.learns_from == "downstream":
+            assert self.task is not None  # there are labels
+            keywords = self._arguments("mask", self.data.mask, augmented=False)
+            return MaskLearning("mask", network, task=self.task, entropy_bonus=bonus, **keywords)
+        keywords = self._arguments("mask", self.data.pretrain, augmented=True)
+        return AdversarialMask("mask", network, policy=self.policy, entropy_bonus=bonus, **keywords)
 
     def _arguments(self, name: str, part: ImagePart, augmented: bool) -> dict[str, Any]:
         data = self.settings.data

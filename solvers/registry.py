@@ -37,5 +37,7 @@ def build(setting: str, offers: Mapping[str, type[Base]], name: str, options: Ma
     known = list(inspect.signature(offers[name]).parameters)
     for option in options:
         if option not in known:
-            raise SettingError(f"{setting}.{option}", options[option], f"a setting of {name}: {', '.join(known)}")
+            raise SettingError(
+                f"{setting}.{option}", options[option], f"a setting of {name}: {', '.join(known) or 'none'}"
+            )
     return offers[name](**options)

@@ -1,22 +1,88 @@
-"""What a mask policy is."""
+"""What a mask policy is, and what it may look at."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Callable
+from functools import cached_property
+from math import isqrt
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
+
+
+class MaskView:
+    """What a policy may ask for; the masking network and the encoder run only where it does.
+
+    Args:
+        images: [B, C, H, W], normalized.
+        patches: L, in a square.
+        hidden: patches of each image that will be hidden.
+        logits: computes the masking network's logits [B, L].
+        attention: computes the attention [B, L] of the encoder's class token to each patch.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        patches: int,
+        hidden: int,
+        logits: Callable[[], Tensor],
+        attention: Callable[[], Tensor],
+    ) -> None:
+        self.images = images
+        self.patches = patches
+        self.hidden = hidden
+        self._logits = logits
+        self._attention = attention
+
+    @classmethod
+    def of(cls, levels: Any, images: Tensor, pretrain: str = "pretrain", mask: str = "mask") -> MaskView:
+        """What a policy sees of images [B, C, H, W].
+
+        Args:
+            levels: has the autoencoder (or a handle on it) and the masking network as attributes.
+            images: normalized.
+            pretrain: name of the autoencoder's level.
+            mask: name of the masking network's.
+        """
+        encoder = getattr(levels, pretrain)
+        return cls(
+            images,
+            encoder.patches,
+            encoder.hidden_patches,
+            lambda: getattr(levels, mask)(images),
+            lambda: encoder.class_attention(images),
+        )
+
+    @property
+    def side(self) -> int:
+        """Patches in a row, and in a column."""
+        return isqrt(self.patches)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """The masking network's, of each patch being hidden: [B, L]."""
+        return self._logits()
+
+    @cached_property
+    def attention(self) -> Tensor:
+        """Of the class token in the encoder's last layer, on all patches, averaged over heads: [B, L]."""
+        return self._attention()
 
 
 class MaskPolicy(ABC):
     """Orders the patches of each image; those with the largest scores are hidden.
 
+    A policy's options are the keyword arguments of its constructor. What is random comes from torch's generators.
+
     Attributes:
-        guided: whether the scores depend on the masking network.
+        learns_from: what trains the masking network: ``downstream`` (the loss of the downstream task falls),
+            ``reconstruction`` (the reconstruction loss rises), or None: there is no masking network.
     """
 
-    guided: ClassVar[bool] = True
+    learns_from: ClassVar[Literal["downstream", "reconstruction"] | None] = "downstream"
 
     @abstractmethod
-    def scores(self, logits: Tensor) -> Tensor:
-        """Scores [B, L] from the masking network's logits [B, L] (zeros where the policy is not guided)."""
+    def scores(self, view: MaskView) -> Tensor:
+        """Scores [B, L], called without gradients."""

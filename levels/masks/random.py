@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from multilevel.levels.masks.base import MaskPolicy
+from multilevel.levels.masks.base import MaskPolicy, MaskView
 
 
 class Random(MaskPolicy):
     """Uniformly random patches (He et al. 2022)."""
 
-    guided = False
+    learns_from = None
 
-    def scores(self, logits: Tensor) -> Tensor:
-        return torch.rand_like(logits)
+    def scores(self, view: MaskView) -> Tensor:
+        return torch.rand(len(view.images), view.patches, device=view.images.device)

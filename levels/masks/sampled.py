@@ -1,15 +1,14 @@
 """Patches sampled with the masking network's probabilities."""
 
-import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from multilevel.levels.masks.base import MaskPolicy
+from multilevel.levels.masks.base import MaskPolicy, MaskView
+from multilevel.levels.masks.gumbel import gumbel_scores
 
 
 class Sampled(MaskPolicy):
-    """Gumbel top-k: patches drawn without replacement, in proportion to their probability (Kool et al. 2019)."""
+    """Patches drawn without replacement, in proportion to their probability."""
 
-    def scores(self, logits: Tensor) -> Tensor:
-        gumbel = -torch.empty_like(logits).exponential_().log()
-        return logsigmoid(logits) + gumbel
+    def scores(self, view: MaskView) -> Tensor:
+        return gumbel_scores(logsigmoid(view.logits))

@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
-from multilevel.levels.masks.base import MaskPolicy
+from multilevel.levels.masks.base import MaskPolicy, MaskView
 
 
 class TopK(MaskPolicy):
     """The most probable patches, without chance: the policy published with MLO-MAE."""
 
-    def scores(self, logits: Tensor) -> Tensor:
-        return logits
+    def scores(self, view: MaskView) -> Tensor:
+        return view.logits

@@ -46,11 +46,15 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class SourceSplits:
-    """What a set brings: training images, its own test images if it has any, and the names of its classes."""
+    """What a set brings: training images, its own test images if it has any, and the names of its classes.
+
+    ``signal_patches``, bool ``[L]``: the patches of ``data.patch_size`` that show the class, where that is known.
+    """
 
     train: Source
     test: Source | None
     class_names: tuple[str, ...]
+    signal_patches: Tensor | None = None
 
 
 class Images(ABC):

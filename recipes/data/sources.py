@@ -1,4 +1,4 @@
-"""Which kind of set the settings name: a path, a set of the hub, or scikit-learn's digits."""
+"""Which kind of set the settings name: a path, a set of the hub, scikit-learn's digits, or a generated one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from PIL import Image
 
 from multilevel.recipes.data.folders import read_image_folder
 from multilevel.recipes.data.images import Source, SourceSplits
+from multilevel.recipes.data.planted import read_planted
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.recipes.data.tables import parquet_files, read_hub, read_parquet
 from multilevel.solvers.errors import SettingError
@@ -51,6 +52,8 @@ def read_sources(settings: DataSettings) -> SourceSplits:
         return read_hub(settings.hub, settings)
     if settings.name == "digits":
         return SourceSplits(DigitsSource(), None, tuple(str(digit) for digit in range(10)))
+    if settings.name == "planted":
+        return read_planted(settings.image_size, settings.patch_size)
     expected = "a folder of images, or of train*.parquet files (or set data.hub to a set of the hub)"
     raise SettingError("data.path", settings.path, expected)
 

@@ -61,6 +61,7 @@ class ImageData:
 
     Attributes:
         class_names: the classes, by label; empty without labels.
+        signal_patches: bool tensor ``[L]``, the patches of ``data.patch_size`` that show the class, where known.
         mean, std: float32 tensors ``[C]`` of the pretraining images, on the scale where white is 1.
     """
 
@@ -76,6 +77,7 @@ class ImageData:
     mean: Tensor
     std: Tensor
     labelled: bool
+    signal_patches: Tensor | None = None
 
     def normalize(self, images: Tensor) -> Tensor:
         """Bring images to mean 0 and deviation 1 in every channel.
@@ -134,6 +136,7 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False) -> ImageData:
         mean=mean,
         std=std,
         labelled=bool(sources.class_names),
+        signal_patches=sources.signal_patches,
     )
 
 

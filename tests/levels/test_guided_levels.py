@@ -1,5 +1,7 @@
 """The three levels of the guided autoencoder, and the hypergradient that reaches the masking network."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -7,11 +9,18 @@ from torch.func import functional_call
 from toy import relative_error
 
 from multilevel import Engine, Graph
-from multilevel.levels import Finetune, MaskedAutoencoder, MaskedPretrain, MaskingNetwork, MaskLearning
+from multilevel.levels import (
+    AdversarialMask,
+    Finetune,
+    MaskedAutoencoder,
+    MaskedPretrain,
+    MaskingNetwork,
+    MaskLearning,
+)
 from multilevel.levels.masks import POLICIES
 from multilevel.levels.tasks import TaskData
 from multilevel.levels.tasks.classification import Classification
-from multilevel.solvers import FiniteDifference, SettingError
+from multilevel.solvers import FiniteDifference, Identity, SettingError
 
 generator = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(18, 1, 8, 8, generator=generator, dtype=torch.float64)
@@ -20,7 +29,7 @@ TASK = Classification(TaskData(("a", "b", "c"), (6, 6, 6), image_size=8, patch_s
 PARTS = list(zip(IMAGES.split(6), LABELS.split(6), strict=True))
 
 
-def levels(policy="topk", weights="normalized", through_encoder=True, solver=None):
+def levels(policy="topk", through_encoder=True, solver=None, bonus=0.0, **options):
     torch.manual_seed(1)
     sizes = {"image_size": 8, "channels": 1, "patch_size": 2}
     mae = MaskedAutoencoder.of_size(
@@ -29,9 +38,9 @@ def levels(policy="topk", weights="normalized", through_encoder=True, solver=Non
     head, masking = TASK.new_head(8).double(), MaskingNetwork(**sizes, width=4).double()
     solver = solver or FiniteDifference(product="finite_difference")
     return Graph(
-        MaskedPretrain("pretrain", mae, policy=POLICIES[policy](), weights=weights, data=PARTS[:1], solver=solver),
+        MaskedPretrain("pretrain", mae, policy=POLICIES[policy](), data=PARTS[:1], solver=solver, **options),
         Finetune("finetune", head, task=TASK, through_encoder=through_encoder, data=PARTS[1:2], solver=solver),
-        MaskLearning("mask", masking, task=TASK, data=PARTS[2:]),
+        MaskLearning("mask", masking, task=TASK, data=PARTS[2:], entropy_bonus=bonus),
     )
 
 
@@ -50,12 +59,16 @@ def test_the_direct_path_leaves_out_the_finetuning():
     assert relative_error(norms["b"], norms["d"]) > 0.01
 
 
-def by_hand(graph, weights, paths):
-    """The hypergradient with the identity for the inverse Hessian, written out with plain autograd."""
+def by_hand(graph, weights, paths, gradient="weights", guided=6):
+    """The hypergradient with the identity for the inverse Hessian, written out with plain autograd.
+
+    Of the pretraining images, the first ``guided`` have the masking network's masks.
+    """
     mae, head, masking = (graph.problems[name].module for name in graph.names)
     encoder = {key: value for key, value in mae.named_parameters() if value.requires_grad}
     phi, top = dict(masking.named_parameters()), dict(head.named_parameters())
-    scores = masking(PARTS[0][0]).detach()
+    scores = graph_scores(graph) if guided < 6 else masking(PARTS[0][0]).detach()
+    own = (torch.arange(6) < guided)[:, None]
 
     def call(module, values, method, *arguments):
         class Method(nn.Module):
@@ -68,10 +81,14 @@ def by_hand(graph, weights, paths):
 
         return functional_call(Method(), {f"m.{key}": value for key, value in values.items()})
 
-    prediction, hidden = call(mae, encoder, "reconstruct", PARTS[0][0], scores)
+    seen = 1 - masking(PARTS[0][0]).sigmoid()
+    gate = torch.where(own, 1 + seen - seen.detach(), 1.0) if gradient in ("visibility", "both") else None
+    prediction, hidden = call(mae, encoder, "reconstruct", PARTS[0][0], scores, gate)
     losses = mae.patch_losses(PARTS[0][0], prediction)
-    probability = masking(PARTS[0][0]).sigmoid() * hidden
-    if weights == "normalized":
+    probability = torch.where(own, 1 - seen, 1.0) * hidden
+    if gradient == "visibility":
+        pretrain = (losses * hidden).sum() / hidden.sum()
+    elif weights == "normalized":
         pretrain = (losses * probability / probability.sum(1, keepdim=True)).sum(1).mean()
     else:
         pretrain = (losses * probability).sum() / hidden.sum()
@@ -105,8 +122,138 @@ def test_the_hypergradient_is_the_one_written_out_by_hand(weights, paths):
     assert relative_error(found, expected) < 1e-5
 
 
+def graph_scores(graph):
+    return Engine(graph).records()["records"]["pretrain"][0].draws["scores"]
+
+
+def flat(gradient):
+    return torch.cat([value.flatten() for value in gradient.values()])
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [FiniteDifference(product="finite_difference"), Identity(product="reverse"), Identity(product="forward")],
+    ids=lambda solver: solver.product,
+)
+@pytest.mark.parametrize(
+    ("gradient", "guidance"), [("visibility", 1.0), ("both", 1.0), ("both", 0.5), ("weights", 0.5)]
+)
+def test_the_hypergradient_goes_through_visibility_and_guided_images_alone(solver, gradient, guidance):
+    graph = levels(solver=solver, gradient=gradient, guidance=guidance)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        expected = by_hand(graph, "normalized", "both", gradient, round(6 * guidance))
+    assert relative_error(flat(Engine(graph).hypergradient("mask")), expected) < 1e-5
+
+
+def recorded(**options):
+    """The pretraining loss and metrics of a recorded batch, the record, and the graph."""
+    graph = levels("sampled", **options)
+    engine = Engine(graph)
+    (part,) = engine.records()["records"]["pretrain"]
+    return *engine.evaluator.loss("pretrain", part, {}), part.draws, graph
+
+
+@pytest.mark.parametrize("gradient", ["weights", "visibility", "both"])
+@pytest.mark.parametrize("weights", ["normalized", "raw"])
+def test_without_guidance_it_is_a_plain_masked_autoencoder(weights, gradient):
+    loss, _, draws, graph = recorded(weights=weights, gradient=gradient, guidance=0.0)
+    mae = graph.problems["pretrain"].module.mae
+    expected = mae(IMAGES[:6], noise=draws["scores"])  # transformers' own loss with the same patches hidden
+    assert loss.item() == pytest.approx(expected.loss.item(), rel=1e-6)
+    assert not draws["guided"].any()
+    ranks = draws["scores"].sort(1).values
+    assert 0 <= ranks.min() <= ranks.max() < 1  # uniform noise, no logits
+    assert not flat(Engine(graph).hypergradient("mask")).any()
+
+
+@pytest.mark.parametrize("gradient", ["weights", "visibility", "both"])
+def test_the_gate_leaves_the_loss_alone(gradient):
+    loss, metrics, draws, graph = recorded(gradient=gradient)
+    plain = graph.problems["pretrain"].module.mae(IMAGES[:6], noise=draws["scores"]).loss.item()
+    found = loss if gradient == "visibility" else metrics["reconstruction"]
+    assert found.item() == pytest.approx(plain, rel=1e-6)
+
+
+def test_the_share_of_guided_images_is_exact_on_average():
+    graph = levels("sampled", guidance=0.3)
+    pretrain, evaluator = graph.problems["pretrain"], Engine(graph).evaluator
+    torch.manual_seed(0)
+    counts = [evaluator.record(pretrain.name, PARTS[0]).draws["guided"].sum().item() for _ in range(400)]
+    assert set(counts) == {1, 2}
+    assert sum(counts) / 400 == pytest.approx(0.3 * 6, abs=0.08)
+
+
+def test_statistics_are_of_the_masks_that_are_used():
+    _, metrics, draws, graph = recorded()
+    _, hidden = graph.problems["pretrain"].module.reconstruct(IMAGES[:6], draws["scores"])
+    counts = hidden.sum(0)
+    assert metrics["overlap"].item() == pytest.approx((counts * (counts - 1)).sum().item() / (6 * 5 * 12))
+    assert metrics["never_hidden"].item() == (counts == 0).double().mean()
+    assert set(recorded_of("random")) == set()
+
+
+def recorded_of(policy):
+    engine = Engine(levels(policy))
+    return engine.records()["records"]["pretrain"][0].draws["statistics"]
+
+
+def test_the_entropy_bonus_is_a_direct_gradient():
+    without, graph = levels(), levels(bonus=0.25)
+    assert without.reads["mask"] == graph.reads["mask"]
+    masking = graph.problems["mask"].module
+    share = masking(PARTS[2][0]).sigmoid()
+    share = share / share.sum(1, keepdim=True)
+    entropy = -(share * share.log()).sum(1).mean() / torch.tensor(16.0, dtype=torch.float64).log()
+    expected = torch.cat([one.flatten() for one in torch.autograd.grad(-0.25 * entropy, masking.parameters())])
+    found = flat(Engine(graph).hypergradient("mask")) - flat(Engine(without).hypergradient("mask"))
+    assert relative_error(found, expected) < 1e-6
+
+
+def adversarial_graph():
+    graph = levels("adversarial")
+    pretrain, finetune, mask = graph.problems.values()
+    data = PARTS[2:]
+    return Graph(pretrain, finetune, AdversarialMask("mask", mask.module, policy=pretrain.policy, data=data))
+
+
+def test_the_adversary_raises_the_reconstruction_loss_by_a_direct_gradient():
+    graph = adversarial_graph()
+    assert graph.reads == {"pretrain": (), "finetune": ("pretrain",), "mask": ()}
+    assert graph.passes("mask") == ()
+    engine = Engine(graph)
+    (part,) = engine.records()["records"]["mask"]
+    mae, masking = graph.problems["pretrain"].module, graph.problems["mask"].module
+    hidden = part.draws["mask"]
+    order = hidden + 0.0  # the same patches hidden: visible ones first
+    prediction, _ = mae.reconstruct(PARTS[2][0], order)
+    losses = mae.patch_losses(PARTS[2][0], prediction).detach()
+    assert relative_error(part.draws["losses"] * hidden, losses * hidden) < 1e-9
+    weights = masking(PARTS[2][0]).sigmoid() * hidden
+    loss = -((weights / weights.sum(1, keepdim=True)) * losses).sum(1).mean()
+    expected = torch.cat([one.flatten() for one in torch.autograd.grad(loss, masking.parameters())])
+    assert relative_error(flat(engine.hypergradient("mask")), expected) < 1e-9
+
+
+def test_the_adversary_learns_to_hide_what_is_hard():
+    """Patches whose losses are held high become more probable than the others."""
+    graph = adversarial_graph()
+    mask = graph.problems["mask"]
+    optimizer = torch.optim.Adam(mask.module.parameters(), 0.05)
+    hard = torch.arange(16) % 4 == 0
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        hidden = (torch.rand(6, 16, generator=generator).argsort(1) >= 4).double()
+        draws = {"mask": hidden, "losses": (1.0 + hard).double().expand(6, -1)}
+        loss, _ = mask.loss(SimpleNamespace(mask=mask.module), PARTS[2], draws)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    probabilities = mask.module(PARTS[2][0]).sigmoid().mean(0)
+    assert probabilities[hard].min() > 100 * probabilities[~hard].max()
+
+
 def pretrain_loss(policy, weights, shift):
-    graph = levels(policy, weights)
+    graph = levels(policy, weights=weights)
     engine = Engine(graph)
     with torch.no_grad():
         graph.problems["mask"].module.logit.weight.zero_()
@@ -125,11 +272,26 @@ def test_normalized_weights_cannot_lower_the_loss_by_the_probabilities_alone():
         assert raw == pytest.approx(probability * metrics["reconstruction"].item(), rel=1e-6)
 
 
-def test_random_masks_read_no_masking_network():
-    graph = levels("random")
+@pytest.mark.parametrize("policy", ["random", "block", "attention", "variance", "adversarial"])
+@pytest.mark.parametrize("gradient", ["weights", "both"])
+def test_masks_that_the_task_does_not_guide_leave_the_loss_plain(policy, gradient):
+    graph = levels(policy, gradient=gradient)
     assert graph.reads["pretrain"] == ()
+    (part,) = Engine(graph).records()["records"]["pretrain"]
+    loss, _ = Engine(graph).evaluator.loss("pretrain", part, {})
+    expected = graph.problems["pretrain"].module.mae(IMAGES[:6], noise=part.draws["scores"]).loss
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_unknown_weights_are_named():
-    with pytest.raises(SettingError, match=r"mask\.weights: got 'none'; expected one of normalized, raw"):
-        levels(weights="none")
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("weights", "none", "one of normalized, raw"),
+        ("gradient", "none", "one of weights, visibility, both"),
+        ("guidance", 1.5, "a share from 0 to 1"),
+        ("guidance", -0.5, "a share from 0 to 1"),
+    ],
+)
+def test_options_out_of_range_are_named(option, value, expected):
+    with pytest.raises(SettingError, match=rf"mask\.{option}: got '?{value}'?; expected {expected}"):
+        levels(**{option: value})

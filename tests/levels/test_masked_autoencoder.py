@@ -50,6 +50,30 @@ def test_the_patches_with_the_largest_scores_are_hidden(autoencoder):
         assert row[mask == 1].min() > row[mask == 0].max()
 
 
+def test_reconstruct_is_transformers_forward_with_a_gate_of_ones_as_well(autoencoder):
+    scores = torch.rand(5, 16, generator=torch.Generator().manual_seed(1))
+    expected = autoencoder.mae(IMAGES, noise=scores)
+    for gate in (None, torch.ones(5, 16)):
+        prediction, hidden = autoencoder.reconstruct(IMAGES, scores, gate)
+        assert torch.equal(prediction, expected.logits)
+        assert torch.equal(hidden, expected.mask)
+
+
+def test_the_gate_scales_the_tokens_of_visible_patches(autoencoder):
+    scores = torch.rand(5, 16, generator=torch.Generator().manual_seed(1))
+    gate = torch.rand(5, 16, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    prediction, hidden = autoencoder.reconstruct(IMAGES, scores, gate)
+    prediction.square().sum().backward()
+    assert torch.equal(gate.grad != 0, hidden == 0)
+    vit, seen = autoencoder.mae.vit, []
+    vit.layers[0].register_forward_pre_hook(lambda _, tokens: seen.append(tokens[0]))
+    autoencoder.reconstruct(IMAGES, scores)
+    autoencoder.reconstruct(IMAGES, scores, gate)
+    visible = scores.argsort(1)[:, :4]
+    torch.testing.assert_close(seen[1][:, 1:], seen[0][:, 1:] * gate.gather(1, visible)[..., None], rtol=1e-6, atol=0)
+    assert torch.equal(seen[1][:, 0], seen[0][:, 0])
+
+
 def sine_cosine(width, side):
     """Fixed positions of the MAE paper's code: half of the width for the column, half for the row."""
     table = np.zeros((1 + side * side, width))
@@ -93,6 +117,14 @@ def test_the_masking_network_sees_patch_place_and_image():
     assert moved[1:].min() > 0
     same = network(torch.zeros(1, 3, 16, 16))[0]
     assert len(same.unique()) == 16  # by place alone
+
+
+def test_the_temperature_divides_the_logits():
+    networks = []
+    for temperature in (1.0, 4.0):
+        torch.manual_seed(0)
+        networks.append(MaskingNetwork(**SIZES, width=8, temperature=temperature))
+    torch.testing.assert_close(networks[1](IMAGES), networks[0](IMAGES) / 4, rtol=1e-6, atol=0)
 
 
 def test_the_masking_network_is_a_small_fraction_of_the_encoder(autoencoder):

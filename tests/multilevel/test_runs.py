@@ -89,14 +89,27 @@ def test_a_finished_run_is_left_alone_by_resume(finished, capsys):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("settings", [["mask.policy=random"], ["mask.policy=topk", "precision=bf16"], ["paths=direct"]])
-def test_other_graphs(tmp_path, settings):
+@pytest.mark.parametrize(
+    ("settings", "masking", "solved"),
+    [
+        (["mask.policy=random"], False, set()),
+        (["mask.policy=block"], False, set()),
+        (["mask.policy=variance", "mask.guidance=0.5"], False, set()),
+        (["mask.policy=attention", "mask.options={hint:0.1}"], False, set()),
+        (["mask.policy=adversarial", "mask.entropy_bonus=0.1"], True, set()),
+        (["mask.policy=topk", "precision=bf16"], True, {"pretrain", "finetune"}),
+        (
+            ["mask.gradient=both", "mask.guidance=0.5", "mask.temperature=2", "precision=bf16"],
+            True,
+            {"pretrain", "finetune"},
+        ),
+        (["paths=direct"], True, {"pretrain"}),
+    ],
+)
+def test_other_graphs(tmp_path, settings, masking, solved):
     summary = run(tmp_path / "run", "steps=2", "evaluate=false", *settings)
-    levels = ["pretrain", "finetune"] + (["mask"] if settings != ["mask.policy=random"] else [])
-    assert list(summary["levels"]) == levels
-    assert set(summary["solvers"]) == {
-        "mask.policy=random": set(), "mask.policy=topk": {"pretrain", "finetune"}, "paths=direct": {"pretrain"}
-    }[settings[0]]  # fmt: skip
+    assert list(summary["levels"]) == ["pretrain", "finetune"] + (["mask"] if masking else [])
+    assert set(summary["solvers"]) == solved
 
 
 def images(folder, classes):
@@ -115,11 +128,12 @@ def test_a_folder_of_images_with_labels(tmp_path):
     assert majority == {"accuracy": 0.5, "balanced_accuracy": 0.5, "macro_f1": pytest.approx(1 / 3)}
 
 
-def test_a_folder_of_images_without_labels_is_pretrained_alone(tmp_path):
+@pytest.mark.parametrize("policy", ["random", "adversarial"])
+def test_a_folder_of_images_without_labels_is_pretrained_alone(tmp_path, policy):
     images(tmp_path / "images", [""])
     settings = ["data=folder", f"data.path={tmp_path / 'images'}", "data.image_size=16", "data.batch_size=4"]
-    summary = run(tmp_path / "run", *settings, "steps=2", "mask.policy=random")
-    assert list(summary["levels"]) == ["pretrain"]
+    summary = run(tmp_path / "run", *settings, "steps=2", f"mask.policy={policy}")
+    assert list(summary["levels"]) == ["pretrain"] + (["mask"] if policy == "adversarial" else [])
     assert summary["evaluation"] is None
 
 

@@ -1,0 +1,56 @@
+"""Level: let the masking network make reconstruction hard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from multilevel.levels.masks import MaskPolicy, MaskView
+from multilevel.levels.masks.statistics import normalized_entropy
+from multilevel.problems import Problem
+from multilevel.problems.levels import Levels
+
+
+class AdversarialMask(Problem):
+    """Minus the reconstruction loss of the hidden patches, weighted by the masking network's probabilities.
+
+    The weights sum to 1 in each image. The patches' losses are constants, so that the gradient is a direct one:
+    probabilities rise where the autoencoder fails (after ADIOS, Shi et al. 2022, whose soft masks let the gradient pass
+    through the encoder instead). Batches are (images [B, C, H, W], targets, which are not used).
+
+    Args:
+        policy: chooses the hidden patches.
+        entropy_bonus: times the entropy of each image's probabilities (0 to 1) is taken from the loss.
+        pretrain: name of the level that holds the autoencoder.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        policy: MaskPolicy,
+        entropy_bonus: float = 0.0,
+        pretrain: str = "pretrain",
+        **keywords: Any,
+    ) -> None:
+        super().__init__(*arguments, **keywords)
+        self.policy = policy
+        self.entropy_bonus = entropy_bonus
+        self.pretrain = pretrain
+
+    def draw(self, levels: Levels, batch: Any) -> dict[str, Tensor]:
+        """The ``mask`` [B, L], 1 where hidden, and each patch's ``losses`` [B, L]."""
+        images, autoencoder = batch[0], getattr(levels, self.pretrain)
+        scores = self.policy.scores(MaskView.of(levels, images, self.pretrain, self.name))
+        prediction, hidden = autoencoder.reconstruct(images, scores)
+        return {"mask": hidden, "losses": autoencoder.patch_losses(images, prediction)}
+
+    def loss(self, levels: Levels, batch: Any, draws: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        probabilities = getattr(levels, self.name)(batch[0]).sigmoid()
+        weights = probabilities * draws["mask"]
+        weights = weights / weights.sum(1, keepdim=True)
+        loss = -(draws["losses"] * weights).sum(1).mean()
+        plain = (draws["losses"] * draws["mask"]).sum() / draws["mask"].sum()
+        if self.entropy_bonus > 0:
+            loss = loss - self.entropy_bonus * normalized_entropy(probabilities)
+        return loss, {"reconstruction": plain}

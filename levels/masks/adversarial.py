@@ -1,0 +1,12 @@
+"""Patches that a masking network finds hard to reconstruct."""
+
+from multilevel.levels.masks.sampled import Sampled
+
+
+class Adversarial(Sampled):
+    """Sampled with the probabilities of a masking network that maximizes the reconstruction loss.
+
+    After ADIOS (Shi et al. 2022), with hard masks of a fixed ratio in the place of its soft ones.
+    """
+
+    learns_from = "reconstruction"

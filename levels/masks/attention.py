@@ -1,0 +1,35 @@
+"""Patches that the encoder attends to most."""
+
+import torch
+from torch import Tensor
+
+from multilevel.levels.masks.base import MaskPolicy, MaskView
+from multilevel.solvers import SettingError
+
+
+class Attention(MaskPolicy):
+    """AttMask (Kakogeorgiou et al. 2022), by the current encoder's own attention: no teacher is kept.
+
+    Args:
+        hint: share of the patches, drawn from those that would be hidden, that is shown instead (AttMask-Hint);
+            those next in attention are hidden in their place. 0 hides the most attended ones (AttMask-High).
+
+    Raises:
+        SettingError: a hint that is no share.
+    """
+
+    learns_from = None
+
+    def __init__(self, hint: float = 0.0) -> None:
+        if not (isinstance(hint, int | float) and 0 <= hint < 1):
+            raise SettingError("mask.options.hint", hint, "a share of at least 0 and below 1")
+        self.hint = hint
+
+    def scores(self, view: MaskView) -> Tensor:
+        attention = view.attention
+        shown = min(round(self.hint * view.patches), view.patches - view.hidden, view.hidden)
+        if shown == 0:
+            return attention
+        most = attention.topk(view.hidden, dim=1).indices
+        chosen = torch.rand_like(most, dtype=attention.dtype).argsort(1)[:, :shown]
+        return attention.scatter(1, most.gather(1, chosen), -1.0)

@@ -1,0 +1,12 @@
+"""Sampling without replacement."""
+
+import torch
+from torch import Tensor
+
+
+def gumbel_scores(log_weights: Tensor) -> Tensor:
+    """Scores whose largest k are k patches drawn one after the other in proportion to their weights.
+
+    Gumbel top-k (Kool et al. 2019): the log-weights [B, L] plus noise of the standard Gumbel distribution.
+    """
+    return log_weights - torch.empty_like(log_weights).exponential_().log()

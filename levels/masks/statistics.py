@@ -1,0 +1,53 @@
+"""Whether a masking network has collapsed: how alike its probabilities and its masks are."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def mask_statistics(probabilities: Tensor, hidden: Tensor, counted: Tensor) -> dict[str, Tensor]:
+    """Statistics of one batch, each a scalar.
+
+    Args:
+        probabilities: [B, L] of hiding each patch, above 0.
+        hidden: bool [B, L], the masks, as many patches in each.
+        counted: bool [B], images that take part.
+
+    Returns:
+        - ``entropy_over_patches``: of each image's probabilities, normalized to sum to 1; mean over images. As a share
+          of log L: 1 means that every patch is hidden as probably.
+        - ``entropy_over_images``: of each patch's probabilities, normalized likewise; mean over patches. As a share of
+          the logarithm of the number of images: 1 means the same probabilities for every image.
+        - ``never_hidden``: share of patches that no image hides.
+        - ``overlap``: share of the hidden patches that two different images have in common, mean over pairs: the
+          mask ratio where masks are random, 1 where all are the same.
+        - ``excess_overlap``: (overlap - ratio) / (1 - ratio), 0 where masks are random.
+
+        With fewer than two images that take part, ``entropy_over_images`` and the overlaps are 0.
+    """
+    images = counted.sum()
+    patches, each = hidden.shape[1], int(hidden[0].sum())
+    weights = probabilities.double() * counted[:, None]
+    by_image = weights / weights.sum(1, keepdim=True).clamp(min=1e-300)
+    by_patch = weights / weights.sum(0, keepdim=True).clamp(min=1e-300)
+    counts = (hidden & counted[:, None]).sum(0).double()
+    pairs = (images * (images - 1)).clamp(min=1)
+    overlap = (counts * (counts - 1)).sum() / (pairs * each)
+    ratio = each / patches
+    several = images > 1
+    return {
+        "entropy_over_patches": torch.special.entr(by_image).sum() / images.clamp(min=1) / math.log(patches),
+        "entropy_over_images": torch.special.entr(by_patch).sum() / patches / images.clamp(min=2).log(),
+        "never_hidden": (counts == 0).double().mean(),
+        "overlap": overlap * several,
+        "excess_overlap": (overlap - ratio) / (1 - ratio) * several,
+    }
+
+
+def normalized_entropy(probabilities: Tensor) -> Tensor:
+    """Entropy of each image's probabilities [B, L], normalized to sum to 1, as a share of log L: a mean, 0 to 1."""
+    shares = probabilities / probabilities.sum(1, keepdim=True)
+    return torch.special.entr(shares).sum(1).mean() / math.log(probabilities.shape[1])

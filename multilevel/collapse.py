@@ -1,0 +1,73 @@
+"""Whether a masking network has collapsed to one mask for all images: told once on the screen, kept in the summary."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Iterable, Mapping
+from statistics import fmean
+from typing import Any
+
+from tqdm import tqdm
+
+from multilevel.problems import Callback, Engine, Update
+
+METRIC = "excess_overlap"  # see ``mask_statistics``: 0 where masks are random, 1 where all are the same
+WINDOW = 50  # updates
+LIMIT = 0.8
+RULE = f"the mean {METRIC} of {WINDOW} updates is above {LIMIT}"
+ADVICE = (
+    "mask.policy=sampled, mask.weights=normalized, a mask.guidance below 1, a higher mask.temperature, "
+    "mask.entropy_bonus, or a lower levels.mask.learning_rate"
+)
+
+
+class Window:
+    """The last ``WINDOW`` values of the metric."""
+
+    def __init__(self) -> None:
+        self._values: deque[float] = deque(maxlen=WINDOW)
+
+    def add(self, metrics: Mapping[str, float]) -> float | None:
+        """Take an update's metrics; the mean where it is above the limit, else None."""
+        if METRIC not in metrics:
+            return None
+        self._values.append(metrics[METRIC])
+        mean = fmean(self._values)
+        return mean if len(self._values) == WINDOW and mean > LIMIT else None
+
+
+class CollapseReport(Callback):
+    """Says on the screen, once, that the masking network has collapsed and which settings to change."""
+
+    def __init__(self) -> None:
+        self._window = Window()
+        self._told = False
+
+    def on_update(self, engine: Engine, update: Update) -> None:
+        mean = self._window.add(update.metrics)
+        if mean is not None and not self._told:
+            self._told = True
+            tqdm.write(f"step {engine.step}: {explained(mean)}", file=sys.stderr)
+
+
+def find_collapse(records: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The first step of an event log at which the masking network had collapsed; None where it never had.
+
+    Returns:
+        ``step``, ``excess_overlap`` then (mean over the window), ``at_the_end``: whether it was still so, and the
+        ``rule`` and ``advice`` in words.
+    """
+    window, found, mean = Window(), None, None
+    for record in records:
+        mean = window.add(record["metrics"]) if METRIC in record["metrics"] else mean
+        if mean is not None and found is None:
+            found = {"step": record["step"], METRIC: mean, "rule": RULE, "advice": ADVICE}
+    return None if found is None else {**found, "at_the_end": mean is not None}
+
+
+def explained(mean: float) -> str:
+    return (
+        f"the masking network has collapsed: nearly the same patches are hidden in all images (excess overlap "
+        f"{mean:.2f} of 1); try {ADVICE}"
+    )
