@@ -14,8 +14,8 @@ class TaskData:
     """What a task knows of the data.
 
     Args:
-        class_names: the classes, by label.
-        counts: labelled training images of each class.
+        class_names: the classes, by number.
+        counts: of each class in the labelled training images: images, pixels of masks, or boxes.
         image_size: pixels a side.
         patch_size: pixels a side.
     """
@@ -35,10 +35,14 @@ class Task(ABC):
         data: what the task is made for.
 
     Attributes:
+        targets: what the data must give for each image. ``labels``: int64 [B]; ``multilabels``: float32
+            [B, classes] of 0 and 1; ``mask``: int64 [B, H, W], 255 where a pixel does not count; ``boxes``: float32
+            [B, K, 5] of left, top, right, bottom in pixels, and class, rows of -1 after the last box.
         headline: the metric that says in one number how good outputs are; higher is better.
     """
 
-    headline: ClassVar[str]
+    targets: ClassVar[str] = "labels"
+    headline: str
 
     def __init__(self, data: TaskData) -> None:
         self.data = data
@@ -54,4 +58,4 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, outputs: Tensor, targets: Any) -> dict[str, float]:
-        """The task's metrics of the outputs for a whole split, ``headline`` among them."""
+        """The task's metrics of the outputs for a whole split, on the CPU; ``headline`` among them."""
