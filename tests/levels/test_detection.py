@@ -153,5 +153,5 @@ def test_nothing_printed_nothing_found_and_nothing_to_find(capsys):
 
 def test_a_missing_pycocotools_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools", None)
-    with pytest.raises(SettingError, match="task: got 'detection'; expected pycocotools .* pip install pycocotools"):
+    with pytest.raises(SettingError, match=r"task: got 'detection'; expected pycocotools .* pip install pycocotools"):
         Detection(TASK.data)
