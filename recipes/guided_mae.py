@@ -100,6 +100,7 @@ class GuidedMaeSettings(RunSettings):
         seen = int(patches * (1 - ratio))
         expected = f"a share that hides at least one of {patches} patches and leaves at least one"
         require("mask.ratio", ratio, 0 < seen < patches, expected)
+        require("task", self.task["name"], self.task["name"] in TASKS, f"one of {', '.join(TASKS)}")
         require("paths", self.paths, self.paths in PATHS, f"one of {', '.join(PATHS)}")
 
 
@@ -117,7 +118,8 @@ class GuidedMae(Recipe):
         settings.check()
         self.settings = settings
         self.policy = build("mask.policy", POLICIES, settings.mask.policy, {})
-        self.data = load_data(settings.data, allow_no_mask=not self.policy.guided)
+        targets = TASKS[settings.task["name"]].targets
+        self.data = load_data(settings.data, allow_no_mask=not self.policy.guided, targets=targets)
         if self.policy.guided and not self.data.labelled:
             raise DataError(
                 "the images have no labels, which learning to mask needs: give each class a folder of its own, "
@@ -167,8 +169,7 @@ class GuidedMae(Recipe):
         data = self.data
         if not data.labelled:
             return None
-        counts = torch.bincount(data.train.labels, minlength=len(data.class_names)).tolist()
-        facts = TaskData(data.class_names, tuple(counts), data.image_size, self.settings.model.patch_size)
+        facts = TaskData(data.target_names, data.target_counts, data.image_size, self.settings.model.patch_size)
         options = {key: value for key, value in self.settings.task.items() if key != "name"}
         return build("task", TASKS, self.settings.task["name"], {"data": facts, **options})
 
@@ -195,10 +196,12 @@ class GuidedMae(Recipe):
     def _finetune(self) -> Problem:
         through_encoder = self.settings.paths == "both"
         keywords = self._arguments("finetune", self.data.finetune, augmented=True)
+        assert self.task is not None
         head = self.modules["finetune"]
         return Finetune("finetune", head, task=self.task, through_encoder=through_encoder, **keywords)
 
     def _mask(self) -> Problem:
+        assert self.task is not None
         keywords = self._arguments("mask", self.data.mask, augmented=False)
         return MaskLearning("mask", self.modules["mask"], task=self.task, **keywords)
 
