@@ -28,6 +28,7 @@ metrics.jsonl, summary.json, checkpoint/, curves.png, masks.png.
   multilevel train data=folder data.path=DIR                   your own images, a subfolder for each class
   multilevel train solver=neumann solver.terms=5               another hypergradient solver at every level
   multilevel train levels.pretrain.solver=conjugate_gradient levels.pretrain.solver.damping=0.1    ... at one level
+  multilevel train task=segmentation data=folder data.path=DIR masks in masks/CLASS/NAME.png; task=detection: boxes
   multilevel train --multirun mask.policy=random,topk,sampled  a run for each
   multilevel train resume=RUN                                  go on where the last checkpoint stands
 
@@ -37,6 +38,9 @@ Settings (all: the config.yaml of any run)
   diagnose=N          compare with a reference hypergradient every N steps (diagnosis.jsonl)
   seed, device, precision=float32|bf16, checkpoint.every, evaluate=true|false
   data.batch_size, data.limit (use only so many training images), data.image_size, data.mask_share
+  data.image_column, .label_column, .mask_column, .boxes_column (found where not given), data.min_area (of a mark)
+  data.mask_classes=binary|labels|values (what a mask says: a defect, one of its image's class, class numbers)
+  task.loss=cross_entropy|balanced_cross_entropy, task.metric=accuracy|balanced_accuracy|macro_f1, task.overlap
   model.width, model.depth, model.heads, model.patch_size
   mask.policy, mask.ratio, mask.weights=normalized|raw, paths=both|direct
   levels.LEVEL.steps, .optimizer, .learning_rate, .weight_decay, .schedule, .warmup, .clip_norm, .accumulate, .solver"""

@@ -196,12 +196,10 @@ class GuidedMae(Recipe):
     def _finetune(self) -> Problem:
         through_encoder = self.settings.paths == "both"
         keywords = self._arguments("finetune", self.data.finetune, augmented=True)
-        assert self.task is not None
         head = self.modules["finetune"]
         return Finetune("finetune", head, task=self.task, through_encoder=through_encoder, **keywords)
 
     def _mask(self) -> Problem:
-        assert self.task is not None
         keywords = self._arguments("mask", self.data.mask, augmented=False)
         return MaskLearning("mask", self.modules["mask"], task=self.task, **keywords)
 

@@ -97,7 +97,7 @@ class Detection(Task):
         """The boxes that outputs [B, L, 4 + classes] say: [B, L, 4] of left, top, right, bottom in pixels."""
         patch = torch.arange(self.side**2, device=outputs.device)
         center = outputs[..., :2] + torch.stack([patch % self.side, patch // self.side], 1) + 0.5
-        half = outputs[..., 2:4].clamp(max=math.log(self.side)).exp() / 2  # no box is larger than the image
+        half = outputs[..., 2:4].exp() / 2
         corners = torch.cat([center - half, center + half], dim=-1) * self.data.patch_size
         return corners.clamp(0, self.data.image_size)
 

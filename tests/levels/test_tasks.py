@@ -52,12 +52,12 @@ def test_classification_loss_is_scikit_learns(loss):
 
 
 def test_classification_metrics_by_hand():
-    labels = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
-    found = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2])
+    labels = torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, 2])
+    found = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 2])
     got = TASKS["classification"](data()).metrics(F.one_hot(found).double(), labels)
-    assert got["accuracy"] == pytest.approx(6 / 8)
-    assert got["balanced_accuracy"] == pytest.approx((3 / 4 + 1 / 2 + 1) / 3)
-    assert got["macro_f1"] == pytest.approx((6 / 7 + 1 / 2 + 4 / 5) / 3)
+    assert got["accuracy"] == pytest.approx(7 / 9)
+    assert got["balanced_accuracy"] == pytest.approx((4 / 5 + 1 / 2 + 1) / 3)
+    assert got["macro_f1"] == pytest.approx((8 / 9 + 1 / 2 + 4 / 5) / 3)
 
 
 def test_the_headline_goes_with_the_loss_or_is_chosen():
@@ -149,6 +149,10 @@ def test_segmentation_metrics_are_those_of_a_dense_confusion_matrix():
     found = upsampled(more).argmax(1).ravel()[masks.numpy().ravel() != 255]
     iou = [((truth == k) & (found == k)).sum() / ((truth == k) | (found == k)).sum() for k in range(3)]
     assert without.metrics(more, masks)["mean_iou"] == pytest.approx(np.mean(iou))
+    rare = torch.cat([outputs, torch.full((70, 1, 4, 4), -9.0)], dim=1)  # nor is one that is neither there nor found
+    assert TASKS["segmentation"](data((60, 30, 10, 1))).metrics(rare, masks)["mean_iou"] == pytest.approx(
+        got["mean_iou"]
+    )
     batch = TASKS["segmentation"](data()).criterion(outputs, masks)[1]
     assert batch["defect_iou"].item() == pytest.approx(got["defect_iou"], rel=1e-5)
 

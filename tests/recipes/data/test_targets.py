@@ -59,7 +59,8 @@ def test_mask_classes(parquet, settings, numbers):
     values = [Image.fromarray(rectangle(row, value=row % 3 + 1)) for row in range(30)]
     marks = masks()
     marks[2] = None  # an empty cell: nothing is marked
-    root = parquet("train", LABELS, extra={"values": (IMAGE, values), "mask": (IMAGE, marks)})
+    extra = {"values": (IMAGE, values), "mask": (IMAGE, marks), "far": (IMAGE, masks(value=200))}
+    root = parquet("train", LABELS, extra=extra)
     data = load_data(settings(path=str(root), mask_classes="labels", image_column="image"), targets="mask")
     assert data.target_names == ("background", "ant", "bee", "cow")
     assert data.target_counts[1] == 0
@@ -71,6 +72,9 @@ def test_mask_classes(parquet, settings, numbers):
     assert data.target_names == ("background", "1", "2", "3")
     for position, row in enumerate(numbers(data.test)):
         assert np.array_equal(data.test.targets(torch.tensor([position]))[0].numpy(), rectangle(row, value=row % 3 + 1))
+    choice = settings(path=str(root), mask_classes="values", mask_column="far", image_column="image", image_size=5)
+    data = load_data(choice, targets="mask")
+    assert data.train.targets(torch.arange(len(data.train))).unique().tolist() == [0, 200]  # nothing in between
 
 
 def test_a_mask_is_read_by_what_it_is():
@@ -129,7 +133,7 @@ def test_components_by_hand():
 
 def test_boxes_cut_off_with_the_sides_of_a_picture():
     boxes = np.array(
-        [[2, 0, 6, 4, 0], [0, 0, 3, 8, 1], [3, 0, 7, 8, 2], [10, 2, 12, 4, 3], [0, 0, 16, 8, 4]], dtype=float
+        [[2, 0, 6, 4, 0], [0, 0, 6, 8, 1], [3, 0, 7, 8, 2], [10, 2, 12, 4, 3], [0, 0, 16, 8, 4]], dtype=float
     )
     expected = [[0, 0, 8, 8, 4], [0, 0, 3, 8, 2], [0, 0, 2, 4, 0], [6, 2, 8, 4, 3]]  # the largest first
     found = to_square(boxes, (16, 8), 8)
