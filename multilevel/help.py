@@ -29,6 +29,7 @@ metrics.jsonl, summary.json, checkpoint/, curves.png, masks.png.
   multilevel train data=folder data.path=DIR                   your own images, a subfolder for each class
   multilevel train solver=neumann solver.terms=5               another hypergradient solver at every level
   multilevel train levels.pretrain.solver=conjugate_gradient levels.pretrain.solver.damping=0.1    ... at one level
+  multilevel train task=segmentation data=folder data.path=DIR masks in masks/CLASS/NAME.png; task=detection: boxes
   multilevel train --multirun mask.policy=random,topk,sampled  a run for each
   multilevel train experiment=cifar10_small data.path=DIR      published settings, and small ones; yours win
   multilevel train init=facebook/vit-mae-base data=folder data.path=DIR data.image_size=224    from a released MAE
@@ -42,6 +43,9 @@ Settings (all: the config.yaml of any run)
   data.batch_size, data.limit (use only so many training images), data.image_size, data.mask_share,
   data.validation_share (held out, to choose settings by: evaluation.split=validation)
   evaluation.protocols, evaluation.labels, ... (see multilevel evaluate --help)
+  data.image_column, .label_column, .mask_column, .boxes_column (found where not given), data.min_area (of a mark)
+  data.mask_classes=binary|labels|values (what a mask says: a defect, one of its image's class, class numbers)
+  task.loss=cross_entropy|balanced_cross_entropy, task.metric=accuracy|balanced_accuracy|macro_f1, task.overlap
   model.width, model.depth, model.heads, model.patch_size
   mask.policy, mask.ratio, mask.weights=normalized|raw, mask.gradient=weights|visibility|both, paths=both|direct
   mask.guidance, mask.temperature, mask.entropy_bonus (against collapse), mask.options (of the policy)

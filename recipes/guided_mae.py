@@ -143,6 +143,7 @@ class GuidedMaeSettings(RunSettings):
             usable = width % heads == 0 and width % 4 == 0
             require(f"model.{part}width", width, usable, f"a multiple of 4 and of model.{part}heads={heads}")
         self.mask.check((size // model.patch_size) ** 2)
+        require("task", self.task["name"], self.task["name"] in TASKS, f"one of {', '.join(TASKS)}")
         require("paths", self.paths, self.paths in PATHS, f"one of {', '.join(PATHS)}")
 
 
@@ -165,7 +166,8 @@ class GuidedMae(Recipe):
         self.settings = settings
         self.policy = settings.mask.new_policy()
         downstream = self.policy.learns_from == "downstream"
-        self.data = load_data(settings.data, allow_no_mask=not downstream)
+        targets = TASKS[settings.task["name"]].targets
+        self.data = load_data(settings.data, allow_no_mask=not downstream, targets=targets)
         if downstream and not self.data.labelled:
             raise DataError(
                 "the images have no labels, which learning to mask needs: give each class a folder of its own, "
@@ -235,8 +237,7 @@ class GuidedMae(Recipe):
         data = self.data
         if not data.labelled:
             return None
-        counts = torch.bincount(data.train.labels, minlength=len(data.class_names)).tolist()
-        facts = TaskData(data.class_names, tuple(counts), data.image_size, self.settings.model.patch_size)
+        facts = TaskData(data.target_names, data.target_counts, data.image_size, self.settings.model.patch_size)
         options = {key: value for key, value in self.settings.task.items() if key != "name"}
         task = build("task", TASKS, self.settings.task["name"], {"data": facts, **options})
         self.settings.evaluation.check_task(task)

@@ -14,8 +14,8 @@ class TaskData:
     """What a task knows of the data.
 
     Args:
-        class_names: the classes, by label.
-        counts: labelled training images of each class.
+        class_names: the classes, by number.
+        counts: of each class in the labelled training images: images, pixels of masks, or boxes.
         image_size: pixels a side.
         patch_size: pixels a side.
     """
@@ -35,12 +35,16 @@ class Task(ABC):
         data: what the task is made for.
 
     Attributes:
+        targets: what the data must give for each image. ``labels``: int64 [B]; ``multilabels``: float32
+            [B, classes] of 0 and 1; ``mask``: int64 [B, H, W], 255 where a pixel does not count; ``boxes``: float32
+            [B, K, 5] of left, top, right, bottom in pixels, and class, rows of -1 after the last box.
         headline: the metric that says in one number how good outputs are; higher is better.
         protocols: by which encoders are evaluated, where ``evaluation.protocols`` names none.
         soft_targets: whether it is a classification whose criterion also takes probabilities [B, classes] as targets.
     """
 
-    headline: ClassVar[str]
+    targets: ClassVar[str] = "labels"
+    headline: str
     protocols: ClassVar[tuple[str, ...]] = ("head",)
     soft_targets: ClassVar[bool] = False
 
@@ -58,4 +62,4 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, outputs: Tensor, targets: Any) -> dict[str, float]:
-        """The task's metrics of the outputs for a whole split, ``headline`` among them."""
+        """The task's metrics of the outputs for a whole split, on the CPU; ``headline`` among them."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+
+from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multilevel.levels.precision import at_least_float32
-from multilevel.levels.tasks.base import Task
+from multilevel.levels.tasks.base import Task, TaskData
+from multilevel.levels.tasks.losses import LOSSES, check_choice, class_weights
+
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 
 
 class PooledLinear(nn.Module):
@@ -21,11 +27,28 @@ class PooledLinear(nn.Module):
 
 
 class Classification(Task):
-    """Cross-entropy; outputs are logits [B, classes], targets labels int64 [B] or probabilities [B, classes]."""
+    """Cross-entropy; outputs are logits [B, classes], targets labels int64 [B] or probabilities [B, classes].
 
-    headline = "accuracy"
+    Args:
+        data: see ``TaskData``.
+        loss: cross_entropy; or balanced_cross_entropy, each image weighted inversely to its class's training images.
+        metric: the headline: accuracy, balanced_accuracy (mean recall of the classes) or macro_f1; None takes
+            accuracy, or balanced_accuracy where the loss is balanced.
+
+    Raises:
+        SettingError: an unknown loss or metric.
+    """
+
     protocols = ("linear_probe", "knn")
     soft_targets = True
+
+    def __init__(self, data: TaskData, loss: str = "cross_entropy", metric: str | None = None) -> None:
+        super().__init__(data)
+        check_choice("task.loss", loss, LOSSES)
+        balanced = loss == "balanced_cross_entropy"
+        self.headline = metric if metric is not None else "balanced_accuracy" if balanced else "accuracy"
+        check_choice("task.metric", self.headline, METRICS)
+        self.weights = class_weights(data.counts) if balanced else None
 
     def new_head(self, width: int) -> nn.Module:
         return PooledLinear(width, len(self.data.class_names))
@@ -33,7 +56,18 @@ class Classification(Task):
     def criterion(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         labels = targets if targets.ndim == 1 else targets.argmax(1)
         accuracy = (outputs.detach().argmax(1) == labels).float().mean()
-        return F.cross_entropy(at_least_float32(outputs), targets), {"accuracy": accuracy}
+        logits = at_least_float32(outputs)
+        weights = None if self.weights is None else self.weights.to(logits.device, logits.dtype)
+        return F.cross_entropy(logits, targets, weights), {"accuracy": accuracy}
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        return {"accuracy": float((outputs.argmax(1) == targets).double().mean())}
+        """accuracy, balanced_accuracy and macro_f1, as scikit-learn defines them."""
+        predicted, truth = outputs.argmax(1).numpy(), targets.numpy()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "y_pred contains classes not in y_true")  # expected of small splits
+            balanced = balanced_accuracy_score(truth, predicted)
+        return {
+            "accuracy": float((predicted == truth).mean()),
+            "balanced_accuracy": float(balanced),
+            "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0)),
+        }

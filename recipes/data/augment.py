@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from multilevel.recipes.data.boxes import mirror_boxes, move
 
 _TRIES = 10
 _WIDEST = 4 / 3  # a crop is at most this much wider than high, or higher than wide
@@ -34,14 +37,15 @@ def draw_boxes(count: int, image_size: int, crop_scale: float, generator: torch.
     return torch.stack([top, left, height, width], dim=1) * image_size
 
 
-def crop(images: Tensor, boxes: Tensor) -> Tensor:
-    """Cut a box out of every image and resize it to the image's size, bilinearly.
+def crop(images: Tensor, boxes: Tensor, mode: str = "bilinear") -> Tensor:
+    """Cut a box out of every image and resize it to the image's size.
 
     Nothing outside a box is seen: at its edge the outermost pixels are repeated.
 
     Args:
         images: float32 tensor ``[B, C, S, S]``.
         boxes: float32 tensor ``[B, 4]`` of top, left, height and width, in pixels.
+        mode: bilinear, or nearest for values that are not to be mixed.
 
     Returns:
         float32 tensor ``[B, C, S, S]``.
@@ -56,7 +60,7 @@ def crop(images: Tensor, boxes: Tensor) -> Tensor:
     smallest = torch.stack([left, top], dim=1)[:, None, None] - 1 + half_pixel
     largest = torch.stack([left + width, top + height], dim=1)[:, None, None] - 1 - half_pixel
     grid = torch.minimum(torch.maximum(grid, smallest), largest)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return F.grid_sample(images, grid, mode=mode, padding_mode="border", align_corners=False)
 
 
 def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
@@ -69,20 +73,53 @@ def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
     return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
 
 
-def augment(images: Tensor, flip: bool, crop_scale: float, generator: torch.Generator) -> Tensor:
-    """Random resized crop, then a mirror image with a chance of one half.
+@dataclass(frozen=True)
+class Geometry:
+    """What was drawn for the images of one batch, to be done to whatever belongs to them.
 
     Args:
-        images: uint8 tensor ``[B, C, S, S]``.
+        crops: float32 tensor ``[B, 4]`` of top, left, height and width, in pixels; ``None`` crops nothing.
+        mirrored: bool tensor ``[B]``; ``None`` mirrors nothing.
+    """
+
+    crops: Tensor | None
+    mirrored: Tensor | None
+
+    def images(self, images: Tensor) -> Tensor:
+        """uint8 tensor ``[B, C, S, S]`` to the same scale: float32 after a crop, otherwise uint8."""
+        if self.crops is not None:
+            images = crop(images.float(), self.crops)
+        return images if self.mirrored is None else mirror(images, self.mirrored)
+
+    def masks(self, masks: Tensor) -> Tensor:
+        """uint8 tensor ``[B, 1, S, S]``, whose values stay what they are: each pixel takes the nearest one."""
+        if self.crops is not None:
+            masks = crop(masks.float(), self.crops, mode="nearest").to(masks.dtype)
+        return masks if self.mirrored is None else mirror(masks, self.mirrored)
+
+    def boxes(self, boxes: Tensor, image_size: int) -> Tensor:
+        """float32 tensor ``[B, K, 5]``, see ``boxes.move``: clipped, and without those that are mostly cut off."""
+        if self.crops is not None:
+            top, left, height, width = self.crops.unbind(1)
+            scale = image_size / torch.stack([width, height], dim=1)
+            boxes = move(boxes, torch.stack([left, top], dim=1), scale, image_size)
+        return boxes if self.mirrored is None else mirror_boxes(boxes, self.mirrored, image_size)
+
+
+def draw_geometry(count: int, image_size: int, flip: bool, crop_scale: float, generator: torch.Generator) -> Geometry:
+    """Draw a random resized crop for each image, then whether it is mirrored, with a chance of one half.
+
+    Args:
+        count: images in the batch.
+        image_size: height and width.
         flip: whether images are mirrored.
         crop_scale: smallest share of an image's area that a crop keeps; 1.0 crops nothing.
         generator: a CPU generator, the only one that is drawn from.
-
-    Returns:
-        The images on the same scale of 0 to 255: float32 after a crop, otherwise uint8.
     """
-    if crop_scale < 1:
-        images = crop(images.float(), draw_boxes(len(images), images.shape[-1], crop_scale, generator))
-    if flip:
-        images = mirror(images, torch.rand(len(images), generator=generator) < 0.5)
-    return images
+    crops = draw_boxes(count, image_size, crop_scale, generator) if crop_scale < 1 else None
+    return Geometry(crops, torch.rand(count, generator=generator) < 0.5 if flip else None)
+
+
+def augment(images: Tensor, flip: bool, crop_scale: float, generator: torch.Generator) -> Tensor:
+    """Images uint8 ``[B, C, S, S]`` after what ``draw_geometry`` draws for them."""
+    return draw_geometry(len(images), images.shape[-1], flip, crop_scale, generator).images(images)

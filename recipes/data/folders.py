@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import torch
 from PIL import Image
 
 from multilevel.recipes.data.images import Source, SourceSplits
+from multilevel.recipes.data.mask_files import find_masks
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.solvers.errors import DataError
 
@@ -18,6 +20,7 @@ UNLABELLED = ("unlabelled", "unlabeled")
 TEST_FOLDERS = ("test", "validation", "val")
 
 Labelled = dict[str, list[Path]]
+Masks = dict[Path, Path]
 
 
 class FolderSource(Source):
@@ -26,11 +29,14 @@ class FolderSource(Source):
     Args:
         files: the files, in a fixed order.
         labels: one label a file, -1 for none.
+        masks: the mask of each file that has one.
     """
 
-    def __init__(self, files: list[Path], labels: list[int]) -> None:
+    def __init__(self, files: list[Path], labels: list[int], masks: Masks) -> None:
         self.files = files
         self.labels = torch.tensor(labels, dtype=torch.int64)
+        self.masks = masks
+        self.has_masks = bool(masks)
 
     def open(self, row: int) -> Image.Image:
         return Image.open(self.files[row])
@@ -38,17 +44,26 @@ class FolderSource(Source):
     def where(self, row: int) -> str:
         return str(self.files[row])
 
+    def open_mask(self, row: int) -> Image.Image | None:
+        mask = self.masks.get(self.files[row])
+        return None if mask is None else Image.open(mask)
 
-def read_image_folder(root: Path, settings: DataSettings) -> SourceSplits:
+    def where_mask(self, row: int) -> str:
+        return str(self.masks[self.files[row]])
+
+
+def read_image_folder(root: Path, settings: DataSettings, targets: str = "labels") -> SourceSplits:
     """Find the images of a folder.
 
     With a subfolder ``train``, that one holds the classes, and ``test`` (or ``settings.test_split``,
     ``validation``, ``val``: the first that is there) the test images. Without it the classes are
-    subfolders of ``root`` itself. Images that lie loose, and those in ``unlabelled``, have no label.
+    subfolders of ``root`` itself. Images that lie loose, and those in ``unlabelled``, have no label. Masks are
+    found as ``find_masks`` says, and are no images.
 
     Args:
         root: an existing folder.
         settings: ``train_split`` and ``test_split`` are read.
+        targets: see ``Task.targets``; where masks are wanted and there are no classes, the loose images are one.
 
     Returns:
         The training images and, where there is a test folder, the labelled test images.
@@ -65,10 +80,9 @@ def read_image_folder(root: Path, settings: DataSettings) -> SourceSplits:
             f"{root} has a folder {test_root.name!r} but no {settings.train_split!r} beside it: put the "
             f"training classes into {settings.train_split!r}, or rename {test_root.name!r} if it is a class"
         )
-    if train_root is None:
-        labelled, unlabelled = list_images(root)
-    else:
-        labelled, unlabelled = list_images(train_root)
+    loose_class = targets in ("mask", "boxes")
+    labelled, unlabelled, masks = list_images(train_root or root, loose_class)
+    if train_root is not None:
         unlabelled = unlabelled + unlabelled_images(root)
     if not labelled and not unlabelled:
         raise DataError(
@@ -78,38 +92,49 @@ def read_image_folder(root: Path, settings: DataSettings) -> SourceSplits:
     class_names = tuple(labelled)
     test = None
     if class_names and train_root is not None and test_root is not None:
-        test = read_test_folder(test_root, class_names)
-    return SourceSplits(to_source(labelled, class_names, unlabelled), test, class_names)
+        test = read_test_folder(test_root, class_names, loose_class)
+    return SourceSplits(to_source(labelled, class_names, unlabelled, masks), test, class_names)
 
 
-def read_test_folder(test_root: Path, class_names: tuple[str, ...]) -> FolderSource:
+def read_test_folder(test_root: Path, class_names: tuple[str, ...], loose_class: bool) -> FolderSource:
     """The labelled images of a test folder.
 
     Raises:
         DataError: there are none, or a class that is not among ``class_names``.
     """
-    labelled, _ = list_images(test_root)
+    labelled, _, masks = list_images(test_root, loose_class)
     if not labelled:
         raise DataError(f"{test_root} holds no class folders with images: expected {', '.join(class_names)}")
     unknown = [name for name in labelled if name not in class_names]
     if unknown:
         raise DataError(f"{test_root / unknown[0]} is a class without training images; remove or rename it")
-    return to_source(labelled, class_names, [])
+    return to_source(labelled, class_names, [], masks)
 
 
-def to_source(labelled: Labelled, class_names: tuple[str, ...], unlabelled: list[Path]) -> FolderSource:
+def to_source(labelled: Labelled, class_names: tuple[str, ...], unlabelled: list[Path], masks: Masks) -> FolderSource:
     """Line the files up, class after class, those without a label last."""
     files = [file for images in labelled.values() for file in images]
     labels = [class_names.index(name) for name, images in labelled.items() for _ in images]
-    return FolderSource(files + unlabelled, labels + [-1] * len(unlabelled))
+    return FolderSource(files + unlabelled, labels + [-1] * len(unlabelled), masks)
 
 
-def list_images(root: Path) -> tuple[Labelled, list[Path]]:
-    """The images below ``root``: by class, in the order of their names, and those without a label."""
+def list_images(root: Path, loose_class: bool) -> tuple[Labelled, list[Path], Masks]:
+    """The images below ``root``: by class, in the order of their names, those without a label, and masks by image.
+
+    With ``loose_class``, where there are masks and no classes, the images that lie loose are a class, ``images``.
+    """
     special = {folder for folder in visible_folders(root) if folder.name.lower() in UNLABELLED}
     by_class = {folder.name: images_below(folder) for folder in visible_folders(root) if folder not in special}
+    loose = unlabelled_images(root)
+    masks = find_masks(root, [*chain.from_iterable(by_class.values()), *loose])
+    are_masks = set(masks.values())
+    by_class = {name: [file for file in images if file not in are_masks] for name, images in by_class.items()}
     labelled = {name: images for name, images in by_class.items() if images}
-    return labelled, unlabelled_images(root)
+    unlabelled = [file for file in loose if file not in are_masks]
+    if loose_class and masks and not labelled:
+        labelled = {"images": [file for file in unlabelled if file.parent == root]}
+        unlabelled = [file for file in unlabelled if file.parent != root]
+    return labelled, unlabelled, masks
 
 
 def unlabelled_images(root: Path) -> list[Path]:

@@ -28,9 +28,16 @@ class Source(ABC):
 
     Attributes:
         labels: int64 tensor ``[N]``, -1 where an image has no label.
+        multilabels: float32 tensor ``[N, classes]`` of 0 and 1; ``None`` without.
+        boxes: of each image a float array ``[K, 5]`` of left, top, right, bottom, in pixels of the picture, and class;
+            ``None`` without.
+        has_masks: whether ``open_mask`` can be asked.
     """
 
     labels: Tensor
+    multilabels: Tensor | None = None
+    boxes: list[np.ndarray] | None = None
+    has_masks: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -43,18 +50,30 @@ class Source(ABC):
     def where(self, row: int) -> str:
         """The file, or the row of a table, that holds an image: for messages."""
 
+    def open_mask(self, row: int) -> Image.Image | None:
+        """Open the mask of an image; ``None`` where nothing is marked."""
+        raise NotImplementedError
+
+    def where_mask(self, row: int) -> str:
+        """As ``where``, of its mask."""
+        return f"the mask in {self.where(row)}"
+
 
 @dataclass(frozen=True)
 class SourceSplits:
     """What a set brings: training images, its own test images if it has any, and the names of its classes.
 
-    ``signal_patches``, bool ``[L]``: the patches of ``data.patch_size`` that show the class, where that is known.
+    Attributes:
+        class_names: by label; those that images are divided by.
+        target_names: by number, of ``multilabels`` or ``boxes``, where the set has them.
+        signal_patches: bool ``[L]``, the patches of ``data.patch_size`` that show the class, where that is known.
     """
 
     train: Source
     test: Source | None
     class_names: tuple[str, ...]
     signal_patches: Tensor | None = None
+    target_names: tuple[str, ...] = ()
 
 
 class Images(ABC):
@@ -137,11 +156,7 @@ class Images(ABC):
             with self.source.open(row) as picture:
                 return to_pixels(picture, self.image_size, self.channels)
         except Exception as error:  # Pillow's formats raise errors of many kinds for broken files
-            cause = " ".join(str(error).split())
-            raise DataError(
-                f"{self.source.where(row)} cannot be read as an image ({type(error).__name__}: {cause}); "
-                "remove or replace it"
-            ) from error
+            raise unreadable(self.source.where(row), error) from error
 
 
 class MemoryImages(Images):
@@ -185,6 +200,12 @@ class StreamedImages(Images):
 
     def prepare(self, indices: Tensor) -> None:
         """Nothing is kept, so there is nothing to prepare."""
+
+
+def unreadable(where: str, error: Exception) -> DataError:
+    """The error for a file or row that cannot be read."""
+    cause = " ".join(str(error).split())
+    return DataError(f"{where} cannot be read as an image ({type(error).__name__}: {cause}); remove or replace it")
 
 
 def worker_count() -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multilevel.recipes.data.augment import augment
+from multilevel.recipes.data.augment import draw_geometry
 from multilevel.recipes.data.splits import Part
 from multilevel.solvers.errors import DataError
 
@@ -76,7 +76,7 @@ class ImageLoader:
         return len(self) * self.batch_size if self.drop_last else len(self.part)
 
     def __iter__(self) -> Iterator[Batch]:
-        """One epoch of ``(images float32 [B, C, H, W], labels int64 [B])``."""
+        """One epoch of ``(images float32 [B, C, H, W], targets [B, ...])``, which are the part's, see ``Part``."""
         return self.iterate_from(0)
 
     def iterate_from(self, start: int) -> Iterator[Batch]:
@@ -99,13 +99,14 @@ class ImageLoader:
         """Batch ``number`` of the epoch with this order of positions (int64 ``[N]``) and augmentation seed.
 
         Raises:
-            DataError: a broken image, by its name.
+            DataError: a broken image or mask, by its name.
         """
         positions = order[number * self.batch_size : (number + 1) * self.batch_size]
         generator = torch.Generator().manual_seed(mixed_seed(seed, number))
         with torch.no_grad():
-            images = augment(self.part.pixels(positions), self.flip, self.crop_scale, generator)
-            return self.normalize(images), self.part.labels[positions]
+            pixels = self.part.pixels(positions)
+            geometry = draw_geometry(len(pixels), pixels.shape[-1], self.flip, self.crop_scale, generator)
+            return self.normalize(geometry.images(pixels)), self.part.targets(positions, geometry)
 
 
 class Epoch(Iterator[Batch]):

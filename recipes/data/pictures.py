@@ -61,9 +61,11 @@ def to_eight_bits(picture: Image.Image) -> Image.Image:
     return Image.fromarray(np.nan_to_num(values).round().clip(0, 255).astype(np.uint8))
 
 
-def to_square(picture: Image.Image, image_size: int) -> Image.Image:
-    """The centre square, its side the picture's short side, resized with antialiasing."""
+def to_square(
+    picture: Image.Image, image_size: int, resampling: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    """The centre square, its side the picture's short side, resized (with antialiasing, unless to the nearest)."""
     size = (image_size, image_size)
     if picture.size == size:
         return picture
-    return ImageOps.fit(picture, size, method=Image.Resampling.BICUBIC)
+    return ImageOps.fit(picture, size, method=resampling)

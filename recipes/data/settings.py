@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from multilevel.solvers.errors import SettingError
 
+MASK_CLASSES = ("binary", "labels", "values")
+
 
 @dataclass(kw_only=True)
 class DataSettings:
@@ -28,6 +30,11 @@ class DataSettings:
         limit: use only that many training images, every class in proportion; ``None`` uses all.
         image_column: the column of a table that holds the images; ``None`` finds it.
         label_column: the column of a table that holds the labels; ``None`` finds it.
+        mask_column: the column of a table that holds mask images, for tasks that learn from them; ``None`` finds it.
+        boxes_column: the column of a table that holds boxes, for tasks that learn from them; ``None`` finds it.
+        mask_classes: what a mask says: ``binary`` (a defect above half of white), ``labels`` (the class of its image
+            there) or ``values`` (class numbers, 0 the background, 255 where a pixel does not count).
+        min_area: marks in a mask of fewer pixels get no box.
         train_split: the name of the training split, on the hub and in the names of parquet files.
         test_split: the name of the test split; ``None`` looks for ``test``, then ``validation``.
         flip: mirror training images at random.
@@ -52,6 +59,10 @@ class DataSettings:
     limit: int | None = None
     image_column: str | None = None
     label_column: str | None = None
+    mask_column: str | None = None
+    boxes_column: str | None = None
+    mask_classes: str = "binary"
+    min_area: int = 10
     train_split: str = "train"
     test_split: str | None = None
     flip: bool = False
@@ -69,10 +80,12 @@ class DataSettings:
         """
         for setting in ("name", "train_split"):
             self._require(setting, self._is_text(setting), "a name")
-        for setting in ("path", "hub", "image_column", "label_column", "test_split"):
+        for setting in ("path", "hub", "image_column", "label_column", "mask_column", "boxes_column", "test_split"):
             usable = getattr(self, setting) is None or self._is_text(setting)
             self._require(setting, usable, "some text, or null")
-        for setting in ("image_size", "patch_size", "batch_size"):
+        usable = self.mask_classes in MASK_CLASSES
+        self._require("mask_classes", usable, f"one of {', '.join(MASK_CLASSES)}")
+        for setting in ("image_size", "patch_size", "batch_size", "min_area"):
             self._require(setting, self._is_whole(setting, 1), "a whole number of at least 1")
         self._require("channels", self._is_whole("channels", 1) and self.channels in (1, 3), "1 or 3")
         self._require("split_seed", self._is_whole("split_seed", 0), "a whole number of at least 0")

@@ -35,8 +35,12 @@ class DigitsSource(Source):
         return f"row {row} of digits"
 
 
-def read_sources(settings: DataSettings) -> SourceSplits:
+def read_sources(settings: DataSettings, targets: str = "labels") -> SourceSplits:
     """Find the images and labels that the settings name; nothing is decoded.
+
+    Args:
+        settings: which set.
+        targets: what else is wanted of each image, see ``Task.targets``.
 
     Returns:
         The training images, the set's own test images if it brings any, and the names of the classes
@@ -47,9 +51,9 @@ def read_sources(settings: DataSettings) -> SourceSplits:
         DataError: no images, labels that are missing, or a set that cannot be fetched or read.
     """
     if settings.path is not None:
-        return read_path(Path(settings.path).expanduser(), settings)
+        return read_path(Path(settings.path).expanduser(), settings, targets)
     if settings.hub is not None:
-        return read_hub(settings.hub, settings)
+        return read_hub(settings.hub, settings, targets)
     if settings.name == "digits":
         return SourceSplits(DigitsSource(), None, tuple(str(digit) for digit in range(10)))
     if settings.name == "planted":
@@ -58,13 +62,13 @@ def read_sources(settings: DataSettings) -> SourceSplits:
     raise SettingError("data.path", settings.path, expected)
 
 
-def read_path(path: Path, settings: DataSettings) -> SourceSplits:
+def read_path(path: Path, settings: DataSettings, targets: str) -> SourceSplits:
     """Read a local set: parquet where a training file of it is there, otherwise a folder of images."""
     if path.is_file() and path.suffix == ".parquet":
-        return read_parquet(path, settings)
+        return read_parquet(path, settings, targets)
     if not path.is_dir():
         expected = "an existing folder of images, or of train*.parquet files, or one parquet file"
         raise SettingError("data.path", str(path), expected)
     if parquet_files(path, settings.train_split):
-        return read_parquet(path, settings)
-    return read_image_folder(path, settings)
+        return read_parquet(path, settings, targets)
+    return read_image_folder(path, settings, targets)

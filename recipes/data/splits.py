@@ -6,13 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from multilevel.recipes.data.augment import Geometry
 from multilevel.recipes.data.images import Images, MemoryImages, Source, SourceSplits, StreamedImages
+from multilevel.recipes.data.masks import mask_splits
 from multilevel.recipes.data.rows import Rows, divide
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.recipes.data.sources import read_sources
 from multilevel.recipes.data.strata import random_for
+from multilevel.recipes.data.target_classes import check_targets, divided_by_marks, name_classes
+from multilevel.recipes.data.targets import Boxes, Labels, Masks, Targets
 from multilevel.solvers.errors import SettingError
 
 _STATISTICS_IMAGES = 10_000
@@ -27,11 +32,13 @@ class Part:
         name: what messages call it (``finetune``).
         images: the set.
         indices: int64 tensor ``[N]``, which images of the set.
+        target_set: what a task learns of the set; ``None``: its labels.
     """
 
     name: str
     images: Images
     indices: Tensor
+    target_set: Targets | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -49,6 +56,19 @@ class Part:
         """
         return self.images.pixels(self.indices[positions])
 
+    def targets(self, positions: Tensor, geometry: Geometry | None = None) -> Tensor:
+        """What the task learns of the images at ``positions`` (int64 ``[B]``), see ``Task.targets``.
+
+        Args:
+            positions: in this part.
+            geometry: what was done to the images, and is done to masks and boxes too.
+
+        Raises:
+            DataError: a broken mask, or a box outside its image, by its name.
+        """
+        indices = self.indices[positions]
+        return self.images.labels[indices] if self.target_set is None else self.target_set.of(indices, geometry)
+
 
 @dataclass(frozen=True)
 class ImageData:
@@ -62,6 +82,8 @@ class ImageData:
     Attributes:
         class_names: the classes, by label; empty without labels.
         signal_patches: bool tensor ``[L]``, the patches of ``data.patch_size`` that show the class, where known.
+        target_names: the classes of what the task learns, by number (those of masks begin with the background).
+        target_counts: of each in ``train``: images, pixels of masks, or boxes.
         mean, std: float32 tensors ``[C]`` of the pretraining images, on the scale where white is 1.
     """
 
@@ -72,6 +94,8 @@ class ImageData:
     validation: Part
     test: Part
     class_names: tuple[str, ...]
+    target_names: tuple[str, ...]
+    target_counts: tuple[int, ...]
     channels: int
     image_size: int
     mean: Tensor
@@ -94,7 +118,7 @@ class ImageData:
         return (images.float() / 255 - mean) / std
 
 
-def load_data(settings: DataSettings, allow_no_mask: bool = False) -> ImageData:
+def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str = "labels") -> ImageData:
     """Read, divide and, where they fit in memory, decode the training images of a set.
 
     The division depends on the set and ``settings.split_seed`` alone; global random states do not move.
@@ -102,35 +126,43 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False) -> ImageData:
     Args:
         settings: which set, and how it is divided.
         allow_no_mask: accept ``mask_share`` 0, for a recipe without mask learning.
+        targets: what the task learns, see ``Task.targets``. All parts but ``pretrain`` have it.
 
     Returns:
         The divided set; no validation or test image is decoded.
 
     Raises:
         SettingError: a setting that cannot work.
-        DataError: no images, a broken one, one class only, or a class with too few images.
+        DataError: no images, a broken one, one class only, a class with too few images, or no such targets.
     """
     settings.validate()
     if settings.mask_share == 0 and not allow_no_mask:
         raise SettingError("data.mask_share", settings.mask_share, "a share above 0 for mask learning")
-    sources = read_sources(settings)
+    sources = read_sources(settings, targets)
+    check_targets(targets, sources, settings)
+    sources = divided_by_marks(targets, sources, settings)
     rows = divide(sources, settings)
-    images, test_images = open_images(sources, rows, settings)
+    images, test_images = open_images(sources, rows, settings, settings.channels)
     images.prepare(torch.from_numpy(np.union1d(rows.pretrain, rows.train)))
+    learned, test_learned = open_targets(targets, sources, rows, settings)
+    counts = learned.count(torch.from_numpy(rows.train))
+    target_names = name_classes(targets, sources, settings, counts)
 
-    def part(name: str, of: Images, indices: np.ndarray) -> Part:
-        return Part(name, of, torch.from_numpy(indices))
+    def part(name: str, of: Images, indices: np.ndarray, target_set: Targets | None = None) -> Part:
+        return Part(name, of, torch.from_numpy(indices), target_set)
 
     pretrain = part("pretrain", images, rows.pretrain)
     mean, std = pixel_statistics(pretrain, settings.split_seed)
     return ImageData(
         pretrain=pretrain,
-        finetune=part("finetune", images, rows.finetune),
-        mask=part("mask", images, rows.mask),
-        train=part("train", images, rows.train),
-        validation=part("validation", images, rows.validation),
-        test=part("test", test_images, rows.test),
+        finetune=part("finetune", images, rows.finetune, learned),
+        mask=part("mask", images, rows.mask, learned),
+        train=part("train", images, rows.train, learned),
+        validation=part("validation", images, rows.validation, learned),
+        test=part("test", test_images, rows.test, test_learned),
         class_names=sources.class_names,
+        target_names=target_names,
+        target_counts=tuple(F.pad(counts, (0, len(target_names) - len(counts))).tolist()),
         channels=settings.channels,
         image_size=settings.image_size,
         mean=mean,
@@ -140,16 +172,31 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False) -> ImageData:
     )
 
 
-def open_images(sources: SourceSplits, rows: Rows, settings: DataSettings) -> tuple[Images, Images]:
+def open_targets(kind: str, sources: SourceSplits, rows: Rows, settings: DataSettings) -> tuple[Targets, Targets]:
+    """What a task learns of the training and of the test images; one object where the test is cut off."""
+    if kind == "mask":
+        images = open_images(mask_splits(sources, settings), rows, settings, channels=1)
+        return Masks(images[0]), Masks(images[1])
+
+    def opened(source: Source) -> Targets:
+        if kind == "boxes":
+            return Boxes(source, settings)
+        return Labels(source.labels if source.multilabels is None else source.multilabels)
+
+    train = opened(sources.train)
+    return train, train if sources.test is None else opened(sources.test)
+
+
+def open_images(sources: SourceSplits, rows: Rows, settings: DataSettings, channels: int) -> tuple[Images, Images]:
     """The training and the test images, in memory where both fit; one object where the test is cut off."""
     training = np.union1d(np.union1d(rows.pretrain, rows.train), rows.validation)
-    gib = (len(training) + len(rows.test)) * settings.channels * settings.image_size**2 / 2**30
+    gib = (len(training) + len(rows.test)) * channels * settings.image_size**2 / 2**30
     in_memory = gib <= settings.memory_gib
 
     def opened(source: Source, used: np.ndarray) -> Images:
         if in_memory:
-            return MemoryImages(source, settings.image_size, settings.channels, torch.from_numpy(used))
-        return StreamedImages(source, settings.image_size, settings.channels)
+            return MemoryImages(source, settings.image_size, channels, torch.from_numpy(used))
+        return StreamedImages(source, settings.image_size, channels)
 
     if sources.test is None:
         images = opened(sources.train, np.union1d(training, rows.test))

@@ -17,11 +17,20 @@ from torch import Tensor
 from multilevel.recipes.data.columns import find_image_column, find_label_column, read_labels
 from multilevel.recipes.data.images import Source, SourceSplits
 from multilevel.recipes.data.settings import DataSettings
+from multilevel.recipes.data.target_columns import (
+    find_boxes_column,
+    find_lists_column,
+    find_mask_column,
+    rarest_classes,
+    read_boxes,
+    read_lists,
+)
 from multilevel.solvers.errors import DataError, SettingError
 
 TEST_SPLITS = ("test", "validation")
 # Pillow tries one format after the other; for small images that is a third of the time.
 _FORMATS = {b"\xff\xd8": ["JPEG"], b"\x89PNG": ["PNG"]}
+_PARTS = 3  # that a set is cut into: finetuning, mask learning, test
 
 
 class TableSource(Source):
@@ -31,35 +40,52 @@ class TableSource(Source):
         column: an Arrow column of ``{bytes, path}`` structures, or of bytes.
         labels: int64 tensor ``[N]``.
         name: what the table is called in messages.
+        masks: an Arrow column as ``column``, of masks; null where nothing is marked.
     """
 
-    def __init__(self, column: Any, labels: Tensor, name: str) -> None:
+    def __init__(self, column: Any, labels: Tensor, name: str, masks: Any | None = None) -> None:
         self.column = column
         self.labels = labels
         self.name = name
+        self.masks = masks
+        self.has_masks = masks is not None
 
     def open(self, row: int) -> Image.Image:
-        # One cell at a time: `datasets` decodes slowly, and Arrow's take() overflows past 2 GiB of bytes.
-        cell = self.column[row].as_py()
-        if isinstance(cell, dict):
-            cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
-        if cell is None:
+        picture = open_cell(self.column[row].as_py())
+        if picture is None:
             raise ValueError("the cell is empty")
-        if not isinstance(cell, bytes):
-            return Image.open(cell)
-        formats = next((formats for start, formats in _FORMATS.items() if cell.startswith(start)), None)
-        return Image.open(io.BytesIO(cell), formats=formats)
+        return picture
 
     def where(self, row: int) -> str:
         return f"row {row} of {self.name}"
 
+    def open_mask(self, row: int) -> Image.Image | None:
+        assert self.masks is not None
+        return open_cell(self.masks[row].as_py())
 
-def read_parquet(path: Path, settings: DataSettings) -> SourceSplits:
+
+def open_cell(cell: Any) -> Image.Image | None:
+    """Open the image of one cell, ``None`` of an empty one.
+
+    One cell at a time: `datasets` decodes slowly, and Arrow's take() overflows past 2 GiB of bytes.
+    """
+    if isinstance(cell, dict):
+        cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
+    if cell is None:
+        return None
+    if not isinstance(cell, bytes):
+        return Image.open(cell)
+    formats = next((formats for start, formats in _FORMATS.items() if cell.startswith(start)), None)
+    return Image.open(io.BytesIO(cell), formats=formats)
+
+
+def read_parquet(path: Path, settings: DataSettings, targets: str = "labels") -> SourceSplits:
     """Read ``train*.parquet`` and, where they are there, ``test*.parquet`` or ``validation*.parquet``.
 
     Args:
         path: a folder, or one parquet file that holds the training images.
         settings: the names of splits and columns are read.
+        targets: what else is read of each image, see ``Task.targets``.
 
     Raises:
         SettingError: a split or column that is not there.
@@ -73,7 +99,7 @@ def read_parquet(path: Path, settings: DataSettings) -> SourceSplits:
         if test_files:
             files["test"] = test_files
     tables = load("parquet", f"data.path={path}: these parquet files cannot be read", data_files=files)
-    return to_splits(tables["train"], tables.get("test"), settings, str(path))
+    return to_splits(tables["train"], tables.get("test"), settings, str(path), targets)
 
 
 def parquet_files(folder: Path, split: str) -> list[str]:
@@ -81,7 +107,7 @@ def parquet_files(folder: Path, split: str) -> list[str]:
     return sorted(str(file) for file in folder.glob("*.parquet") if file.name.startswith(split))
 
 
-def read_hub(hub: str, settings: DataSettings) -> SourceSplits:
+def read_hub(hub: str, settings: DataSettings, targets: str = "labels") -> SourceSplits:
     """Read a set of the hub, from the local cache where it was fetched before.
 
     Raises:
@@ -95,7 +121,7 @@ def read_hub(hub: str, settings: DataSettings) -> SourceSplits:
     names = TEST_SPLITS if settings.test_split is None else (settings.test_split,)
     test_split = next((name for name in names if name in tables), None)
     test = tables[test_split] if test_split is not None else None
-    return to_splits(tables[settings.train_split], test, settings, hub)
+    return to_splits(tables[settings.train_split], test, settings, hub, targets)
 
 
 def load(builder: str, failure: str, **options: Any) -> Any:
@@ -131,23 +157,51 @@ def quiet_libraries() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def to_splits(train: Any, test: Any | None, settings: DataSettings, name: str) -> SourceSplits:
-    """Choose the columns and read the labels of both splits."""
-    image_column = find_image_column(train.features, settings.image_column)
-    label_column = find_label_column(train.features, settings.label_column)
+def to_splits(train: Any, test: Any | None, settings: DataSettings, name: str, targets: str) -> SourceSplits:
+    """Choose the columns and read labels and targets of both splits."""
     if len(train) == 0:
         raise DataError(f"the training split of {name} holds no rows")
-    if label_column is None:
-        labels = torch.full((len(train),), -1, dtype=torch.int64)
-        return SourceSplits(to_source(train, image_column, labels, f"{name} (train)"), None, ())
-    class_names, labels = read_labels(train, label_column, None, f"{name} (train)")
-    source = to_source(train, image_column, labels, f"{name} (train)")
-    if test is None or len(test) == 0:
-        return SourceSplits(source, None, class_names)
-    _, test_labels = read_labels(test, label_column, class_names, f"{name} (test)")
-    test_source = to_source(test, image_column, test_labels, f"{name} (test)")
-    return SourceSplits(source, test_source, class_names)
+    test = test if test is not None and len(test) else None
+    if targets == "multilabels":
+        return with_lists(train, test, settings, name)
+    image_column = find_image_column(train.features, settings.image_column)
+    label_column = find_label_column(train.features, settings.label_column)
+    marked = targets in ("mask", "boxes")
+    class_names: tuple[str, ...] = ()
+    mask_column = find_mask_column(train.features, settings.mask_column, image_column) if marked else None
+    sources: list[TableSource] = []
+    for table, split in ((train, "train"), (test, "test")):
+        if table is None or (split == "test" and label_column is None and not marked):
+            continue
+        labels = torch.full((len(table),), -1, dtype=torch.int64)
+        if label_column is not None:
+            class_names, labels = read_labels(table, label_column, class_names or None, f"{name} ({split})")
+        sources.append(to_source(table, image_column, labels, f"{name} ({split})", mask_column))
+    boxes_column = find_boxes_column(train.features, settings.boxes_column) if targets == "boxes" else None
+    target_names: tuple[str, ...] | None = None
+    if boxes_column is not None:
+        for source, table in zip(sources, (train, test), strict=False):
+            target_names, source.boxes = read_boxes(table, boxes_column, target_names, source.name)
+    return SourceSplits(sources[0], sources[1] if len(sources) > 1 else None, class_names, target_names or ())
 
 
-def to_source(table: Any, image_column: str, labels: Tensor, name: str) -> TableSource:
-    return TableSource(table.data.column(image_column), labels, name)
+def with_lists(train: Any, test: Any | None, settings: DataSettings, name: str) -> SourceSplits:
+    """Read lists of labels; the images are divided by the rarest of each list."""
+    image_column = find_image_column(train.features, settings.image_column)
+    lists_column = find_lists_column(train.features, settings.label_column)
+    names: tuple[str, ...] | None = None
+    sources: list[TableSource] = []
+    for table, split in ((train, "train"), (test, "test")):
+        if table is not None:
+            names, values = read_lists(table, lists_column, names, f"{name} ({split})")
+            labels = rarest_classes(values, _PARTS)
+            source = to_source(table, image_column, labels, f"{name} ({split})")
+            source.multilabels = values
+            sources.append(source)
+    assert names is not None
+    return SourceSplits(sources[0], sources[1] if len(sources) > 1 else None, (*names, "other"), names)
+
+
+def to_source(table: Any, image_column: str, labels: Tensor, name: str, mask_column: str | None = None) -> TableSource:
+    masks = None if mask_column is None else table.data.column(mask_column)
+    return TableSource(table.data.column(image_column), labels, name, masks)

@@ -20,27 +20,33 @@ from multilevel.levels import (
 from multilevel.levels.masks import POLICIES
 from multilevel.levels.tasks import TaskData
 from multilevel.levels.tasks.classification import Classification
+from multilevel.levels.tasks.detection import Detection
+from multilevel.levels.tasks.segmentation import Segmentation
 from multilevel.solvers import FiniteDifference, Identity, SettingError
 
 generator = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(18, 1, 8, 8, generator=generator, dtype=torch.float64)
 LABELS = torch.randint(3, (18,), generator=generator)
-TASK = Classification(TaskData(("a", "b", "c"), (6, 6, 6), image_size=8, patch_size=2))
+DATA = TaskData(("a", "b", "c"), (6, 6, 6), image_size=8, patch_size=2)
+TASK = Classification(DATA)
 PARTS = list(zip(IMAGES.split(6), LABELS.split(6), strict=True))
+MASKS = torch.randint(3, (18, 8, 8), generator=generator)
+BOXES = torch.cat([4 * torch.rand(18, 2, 2, generator=generator), 4 + 4 * torch.rand(18, 2, 2, generator=generator)], 2)
+BOXES = torch.cat([BOXES.double(), torch.randint(-1, 3, (18, 2, 1), generator=generator)], 2)
 
 
-def levels(policy="topk", through_encoder=True, solver=None, bonus=0.0, **options):
+def levels(policy="topk", through_encoder=True, solver=None, bonus=0.0, task=TASK, parts=PARTS, **options):
     torch.manual_seed(1)
     sizes = {"image_size": 8, "channels": 1, "patch_size": 2}
     mae = MaskedAutoencoder.of_size(
         **sizes, width=8, depth=1, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2, mask_ratio=0.75
     ).double()
-    head, masking = TASK.new_head(8).double(), MaskingNetwork(**sizes, width=4).double()
+    head, masking = task.new_head(8).double(), MaskingNetwork(**sizes, width=4).double()
     solver = solver or FiniteDifference(product="finite_difference")
     return Graph(
-        MaskedPretrain("pretrain", mae, policy=POLICIES[policy](), data=PARTS[:1], solver=solver, **options),
-        Finetune("finetune", head, task=TASK, through_encoder=through_encoder, data=PARTS[1:2], solver=solver),
-        MaskLearning("mask", masking, task=TASK, data=PARTS[2:], entropy_bonus=bonus),
+        MaskedPretrain("pretrain", mae, policy=POLICIES[policy](), data=parts[:1], solver=solver, **options),
+        Finetune("finetune", head, task=task, through_encoder=through_encoder, data=parts[1:2], solver=solver),
+        MaskLearning("mask", masking, task=task, data=parts[2:], entropy_bonus=bonus),
     )
 
 
@@ -59,7 +65,11 @@ def test_the_direct_path_leaves_out_the_finetuning():
     assert relative_error(norms["b"], norms["d"]) > 0.01
 
 
-def by_hand(graph, weights, paths, gradient="weights", guided=6):
+def classified(mae, head, part):
+    return nn.functional.cross_entropy(head.linear(mae.features(part[0])), part[1])
+
+
+def by_hand(graph, weights, paths, gradient="weights", guided=6, downstream=classified, parts=PARTS):
     """The hypergradient with the identity for the inverse Hessian, written out with plain autograd.
 
     Of the pretraining images, the first ``guided`` have the masking network's masks.
@@ -93,13 +103,10 @@ def by_hand(graph, weights, paths, gradient="weights", guided=6):
     else:
         pretrain = (losses * probability).sum() / hidden.sum()
 
-    def classify(part):
-        return nn.functional.cross_entropy(head.linear(mae.features(part[0])), part[1])
-
-    a_encoder = list(torch.autograd.grad(classify(PARTS[2]), encoder.values(), allow_unused=True))
+    a_encoder = list(torch.autograd.grad(downstream(mae, head, parts[2]), encoder.values(), allow_unused=True))
     if paths == "both":
-        a_head = torch.autograd.grad(classify(PARTS[2]), top.values())
-        inner = torch.autograd.grad(classify(PARTS[1]), top.values(), create_graph=True)
+        a_head = torch.autograd.grad(downstream(mae, head, parts[2]), top.values())
+        inner = torch.autograd.grad(downstream(mae, head, parts[1]), top.values(), create_graph=True)
         product = sum((one * other).sum() for one, other in zip(inner, a_head, strict=True))
         mixed = torch.autograd.grad(product, encoder.values(), allow_unused=True)
         a_encoder = [
@@ -250,6 +257,54 @@ def test_the_adversary_learns_to_hide_what_is_hard():
         optimizer.step()
     probabilities = mask.module(PARTS[2][0]).sigmoid().mean(0)
     assert probabilities[hard].min() > 100 * probabilities[~hard].max()
+
+
+def segmented(mae, head, part):
+    """Mean over pixels: of each patch's logits, interpolated between the centers of the patches."""
+    at = ((torch.arange(8, dtype=torch.float64) + 0.5) / 2 - 0.5).clamp(0, 3)
+    matrix = (1 - (at[:, None] - torch.arange(4)).abs()).clamp(min=0)
+    grid = head.linear(mae.encode(part[0])[:, 1:]).reshape(-1, 4, 4, 3)
+    logits = torch.einsum("yr,xc,brck->byxk", matrix, matrix, grid)
+    return -logits.log_softmax(-1).gather(-1, part[1][..., None]).mean()
+
+
+def detected(mae, head, part):
+    """Box by box, the larger ones first, so that of several in a patch the smallest is left."""
+    outputs = head.linear(mae.encode(part[0])[:, 1:])
+    total = 0.0
+    for output, boxes in zip(outputs, part[1].tolist(), strict=True):
+        wanted = {}
+        for left, top, right, bottom, number in sorted(boxes, key=lambda box: -(box[2] - box[0]) * (box[3] - box[1])):
+            if number >= 0:
+                x, y, size = (left + right) / 4, (top + bottom) / 4, torch.tensor([right - left, bottom - top]) / 2
+                center = torch.tensor([x % 1 - 0.5, y % 1 - 0.5])
+                wanted[4 * int(y) + int(x)] = (torch.cat([center, size.log()]).double(), int(number))
+        for patch in range(16):
+            objects = torch.zeros(3, dtype=torch.float64)
+            if patch in wanted:
+                numbers, number = wanted[patch]
+                objects[number] = 1
+                distance = (output[patch, :4] - numbers).abs()
+                total = total + torch.where(distance < 1, distance.square() / 2, distance - 0.5).sum()
+            chance = output[patch, 4:].sigmoid()
+            total = total - (objects * chance.log() + (1 - objects) * (1 - chance).log()).sum()
+    return total / len(outputs)
+
+
+@pytest.mark.parametrize(
+    ("task", "targets", "downstream"),
+    [(Segmentation, MASKS, segmented), (Detection, BOXES, detected)],
+    ids=["segmentation", "detection"],
+)
+@pytest.mark.parametrize("product", ["finite_difference", "forward"])
+def test_masks_and_boxes_reach_the_masking_network_as_written_out_by_hand(task, targets, downstream, product):
+    parts = list(zip(IMAGES.split(6), targets.split(6), strict=True))
+    solver = Identity(product=product) if product != "finite_difference" else None
+    graph = levels(task=task(DATA), parts=parts, solver=solver)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        expected = by_hand(graph, "normalized", "both", downstream, parts)
+    found = torch.cat([value.flatten() for value in Engine(graph).hypergradient("mask").values()])
+    assert relative_error(found, expected) < (1e-5 if product == "finite_difference" else 1e-6)
 
 
 def pretrain_loss(policy, weights, shift):

@@ -14,7 +14,6 @@ from torch import Tensor
 from multilevel.levels import MaskedAutoencoder
 from multilevel.levels.tasks import Task
 from multilevel.recipes.data import ImageData, Part
-from multilevel.recipes.evaluation.scores import classification_metrics
 from multilevel.solvers import SettingError
 
 if TYPE_CHECKING:
@@ -112,16 +111,13 @@ class EvaluationProtocol(ABC):
 
 
 def scored_by_task(task: Task, outputs: Tensor, part: Part) -> dict[str, float]:
-    """The task's metrics of outputs [N, ...] for a whole part, and those of every classification where it is one."""
-    found = task.metrics(outputs, targets_of(part))
-    if not task.soft_targets:
-        return found
-    return classification_metrics(part.labels.numpy(), outputs.argmax(1).numpy()) | found
+    """The task's metrics of outputs [N, ...] for a whole part."""
+    return task.metrics(outputs, targets_of(part))
 
 
 def targets_of(part: Part) -> Any:
     """The task's targets of every image of a part, in its order."""
-    return part.labels
+    return part.targets(torch.arange(len(part)))
 
 
 _Range = tuple[Callable[[Any], bool], str]

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from multilevel.recipes.data.augment import augment, crop, draw_boxes, mirror
+from multilevel.recipes.data.augment import augment, crop, draw_boxes, draw_geometry, mirror
 
 
 def seeded(seed=0):
@@ -83,3 +83,61 @@ def test_draws_come_from_the_generator_alone(images):
     assert first.dtype == torch.float32
     assert first.min() >= 0
     assert first.max() <= 255
+
+
+def moved(flip, crop_scale, count=40, size=24):
+    """Images of a white rectangle, their masks and boxes, all after the same geometry."""
+    corners = torch.randint(0, size - 5, (count, 2), generator=seeded(7))
+    sides = torch.randint(4, 12, (count, 2), generator=seeded(8))
+    ends = (corners + sides).clamp(max=size)
+    boxes = torch.full((count, 3, 5), -1.0)
+    boxes[:, 0] = torch.cat([corners.flip(1), ends.flip(1), torch.ones(count, 1)], dim=1)
+    masks = torch.zeros(count, 1, size, size, dtype=torch.uint8)
+    for mask, (top, left), (bottom, right) in zip(masks[:, 0], corners.tolist(), ends.tolist(), strict=True):
+        mask[top:bottom, left:right] = 255
+    drawn = draw_geometry(count, size, flip, crop_scale, seeded(9))
+    return drawn, drawn.images(masks)[:, 0].float(), drawn.masks(masks)[:, 0], drawn.boxes(boxes, size), boxes
+
+
+@pytest.mark.parametrize(("flip", "crop_scale"), [(True, 1.0), (False, 0.3), (True, 0.3)])
+def test_masks_move_with_their_images(flip, crop_scale):
+    _, images, masks, _, _ = moved(flip, crop_scale)
+    assert masks.dtype == torch.uint8
+    assert set(masks.unique().tolist()) == {0, 255}
+    unmixed = (images < 1) | (images > 254)  # between, bilinear interpolation mixes two pixels
+    assert unmixed.float().mean() > 0.85
+    assert torch.equal(masks[unmixed] > 127, images[unmixed] > 127)
+
+
+@pytest.mark.parametrize(("flip", "crop_scale"), [(True, 1.0), (False, 0.3), (True, 0.3)])
+def test_boxes_stay_around_what_they_were_drawn_around(flip, crop_scale):
+    drawn, _, masks, boxes, before = moved(flip, crop_scale)
+    assert (boxes[:, 1:] == -1).all()
+    kept = lost = 0
+    for number, (mask, (left, top, right, bottom, kind)) in enumerate(zip(masks, boxes[:, 0].tolist(), strict=True)):
+        rows, columns = torch.nonzero(mask, as_tuple=True)
+        if kind == 1:
+            kept += 1
+            found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            torch.testing.assert_close(
+                torch.tensor([left, top, right, bottom]), torch.stack(found).float(), atol=1, rtol=0
+            )
+            continue
+        lost += 1
+        assert (left, top, right, bottom, kind) == (-1, -1, -1, -1, -1)
+        up, across, height, width = drawn.crops[number].tolist()
+        x0, y0, x1, y1 = before[number, 0, :4].tolist()
+        seen_width = max(min(x1, across + width) - max(x0, across), 0)
+        seen_height = max(min(y1, up + height) - max(y0, up), 0)
+        middle = across <= (x0 + x1) / 2 < across + width and up <= (y0 + y1) / 2 < up + height
+        assert not middle or seen_width * seen_height < 0.25 * (x1 - x0) * (y1 - y0)
+    assert kept > 20
+    assert (lost > 2) == (crop_scale < 1)
+
+
+def test_geometry_draws_what_augment_draws(images):
+    drawn = draw_geometry(6, 12, True, 0.4, seeded(1))
+    assert torch.equal(drawn.images(images), augment(images, True, 0.4, seeded(1)))
+    untouched = draw_geometry(6, 12, False, 1.0, seeded(1))
+    assert untouched.crops is None
+    assert untouched.mirrored is None

@@ -1,0 +1,133 @@
+"""Task: boxes around things, and the class of each."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from multilevel.levels.precision import at_least_float32
+from multilevel.levels.tasks.average_precision import average_precision
+from multilevel.levels.tasks.base import Task, TaskData
+from multilevel.levels.tasks.boxes import non_maximum_suppression
+from multilevel.solvers import SettingError
+
+MOST_FOUND = 100  # detections of an image, those of COCO's protocol
+_PRIOR = 0.01  # probability of a box in a patch at the start (Lin et al. 2017, "Focal Loss", section 4.1)
+
+
+class PatchBoxes(nn.Module):
+    """A linear layer on every patch token: [B, 1 + L, width] to [B, L, 4 + classes]."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 4 + classes)
+        with torch.no_grad():
+            self.linear.bias[:4] = 0
+            self.linear.bias[4:] = math.log(_PRIOR / (1 - _PRIOR))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.linear(tokens[:, 1:])
+
+
+class Detection(Task):
+    """A dense head: every patch answers for the box whose center it contains (YOLO, Redmon et al. 2016).
+
+    Outputs [B, L, 4 + classes]: the box's center relative to the patch's, in patches, the logarithms of its width and
+    height in patches (R-CNN, Girshick et al. 2014, appendix C), and a logit of objectness for each class (one binary
+    classifier a class: FCOS, Tian et al. 2019). Targets are boxes float32 [B, K, 5], see ``Task``; of several whose
+    centers share a patch the smallest counts.
+
+    The loss of an image is the sum over patches of the binary cross-entropy of objectness, and over its boxes
+    of the smooth L1 distance (Girshick 2015) of the four numbers.
+
+    Args:
+        data: see ``TaskData``.
+        overlap: of two detections of a class whose intersection over union is larger, the less probable is dropped.
+
+    Raises:
+        SettingError: an overlap that is no share, or pycocotools is not installed.
+    """
+
+    targets = "boxes"
+    headline = "average_precision"
+
+    def __init__(self, data: TaskData, overlap: float = 0.5) -> None:
+        super().__init__(data)
+        number = isinstance(overlap, int | float) and not isinstance(overlap, bool)
+        if not (number and 0 <= overlap <= 1):
+            raise SettingError("task.overlap", overlap, "a share of 0 to 1")
+        if importlib.util.find_spec("pycocotools") is None:
+            raise SettingError("task", "detection", "pycocotools to be installed: pip install pycocotools")
+        self.overlap = overlap
+        self.side = data.image_size // data.patch_size
+
+    def new_head(self, width: int) -> nn.Module:
+        return PatchBoxes(width, len(self.data.class_names))
+
+    def criterion(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        outputs = at_least_float32(outputs)
+        wanted, objects = self.encode(targets.to(outputs.dtype))
+        responsible = objects.any(2, keepdim=True)
+        objectness = F.binary_cross_entropy_with_logits(outputs[..., 4:], objects.to(outputs.dtype), reduction="sum")
+        distance = (F.smooth_l1_loss(outputs[..., :4], wanted, reduction="none") * responsible).sum()
+        objectness, distance = objectness / len(outputs), distance / len(outputs)
+        return objectness + distance, {"objectness_loss": objectness.detach(), "box_loss": distance.detach()}
+
+    def encode(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """What the outputs should be for boxes [B, K, 5]: numbers [B, L, 4], objects bool [B, L, classes]."""
+        grid = boxes[..., :4] / self.data.patch_size
+        center, size = (grid[..., :2] + grid[..., 2:]) / 2, grid[..., 2:] - grid[..., :2]
+        column, row = center.floor().clamp(0, self.side - 1).unbind(-1)
+        patch = torch.arange(self.side**2, device=boxes.device)
+        inside = ((row * self.side + column)[..., None] == patch) & (boxes[..., 4:] >= 0)  # [B, K, L]
+        area = size.prod(-1, keepdim=True).where(inside, math.inf)
+        chosen = area.argmin(1)  # [B, L]
+        middle = torch.stack([patch % self.side, patch // self.side], 1) + 0.5
+        smallest = 1 / self.data.patch_size  # a pixel: thinner boxes are drawn as wide
+        numbers = [taken(center, chosen) - middle, taken(size, chosen).clamp(min=smallest).log()]
+        classes = torch.arange(len(self.data.class_names), device=boxes.device)
+        objects = (taken(boxes[..., 4:], chosen) == classes) & inside.any(1)[..., None]
+        return torch.cat(numbers, dim=-1), objects
+
+    def decode(self, outputs: Tensor) -> Tensor:
+        """The boxes that outputs [B, L, 4 + classes] say: [B, L, 4] of left, top, right, bottom in pixels."""
+        patch = torch.arange(self.side**2, device=outputs.device)
+        center = outputs[..., :2] + torch.stack([patch % self.side, patch // self.side], 1) + 0.5
+        half = outputs[..., 2:4].exp() / 2
+        corners = torch.cat([center - half, center + half], dim=-1) * self.data.patch_size
+        return corners.clamp(0, self.data.image_size)
+
+    def detections(self, outputs: Tensor) -> list[Tensor]:
+        """What is found in each image: [M, 6] of left, top, right, bottom, class, probability, the best first.
+
+        Args:
+            outputs: [B, L, 4 + classes].
+        """
+        outputs = at_least_float32(outputs.detach())
+        found = []
+        for boxes, scores in zip(self.decode(outputs), outputs[..., 4:].sigmoid(), strict=True):
+            rows = []
+            for number, probable in enumerate(scores.unbind(1)):
+                kept = non_maximum_suppression(boxes, probable, self.overlap)
+                named = torch.full_like(probable[kept], number)
+                rows.append(torch.cat([boxes[kept], named[:, None], probable[kept, None]], dim=1))
+            together = torch.cat(rows)
+            found.append(together[together[:, 5].argsort(descending=True, stable=True)[:MOST_FOUND]])
+        return found
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """average_precision (COCO's, over overlaps of 0.5 to 0.95) and average_precision_50 (overlap of 0.5).
+
+        Raises:
+            DataError: no image of the split has a box.
+        """
+        return average_precision(self.detections(outputs), targets, self.data.class_names, self.data.image_size)
+
+
+def taken(values: Tensor, chosen: Tensor) -> Tensor:
+    """The rows [B, L, N] of values [B, K, N] that chosen [B, L] names."""
+    return values.gather(1, chosen[..., None].expand(-1, -1, values.shape[-1]))

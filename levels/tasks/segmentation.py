@@ -1,0 +1,106 @@
+"""Task: the class of every pixel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from multilevel.levels.precision import at_least_float32
+from multilevel.levels.tasks.base import Task, TaskData
+from multilevel.levels.tasks.losses import IGNORED, LOSSES, check_choice, class_weights, cross_entropy
+from multilevel.solvers import DataError
+
+_TOGETHER = 64  # images whose logits are brought to the size of their masks at once
+
+
+class PatchLinear(nn.Module):
+    """A linear layer on every patch token: [B, 1 + L, width] to the grid of patches [B, outputs, rows, columns]."""
+
+    def __init__(self, width: int, outputs: int, side: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, outputs)
+        self.side = side
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.linear(tokens[:, 1:]).transpose(1, 2).unflatten(2, (self.side, self.side))
+
+
+class Segmentation(Task):
+    """Cross-entropy of every pixel, whose logits are those of the patches, interpolated bilinearly.
+
+    The linear decoder of Segmenter (Strudel et al. 2021, section 3.2). Outputs are logits of the patches
+    [B, classes, rows, columns], targets masks int64 [B, H, W]: class 0 is the background, 255 does not count.
+
+    Args:
+        data: see ``TaskData``.
+        loss: cross_entropy; or balanced_cross_entropy, each pixel weighted inversely to its class's training pixels.
+
+    Raises:
+        SettingError: an unknown loss.
+    """
+
+    targets = "mask"
+    headline = "mean_iou"
+
+    def __init__(self, data: TaskData, loss: str = "cross_entropy") -> None:
+        super().__init__(data)
+        check_choice("task.loss", loss, LOSSES)
+        self.weights = class_weights(data.counts) if loss == "balanced_cross_entropy" else None
+
+    def new_head(self, width: int) -> nn.Module:
+        return PatchLinear(width, len(self.data.class_names), self.data.image_size // self.data.patch_size)
+
+    def criterion(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = pixel_logits(outputs, targets)
+        with torch.no_grad():
+            predicted, marked = logits.argmax(1) > 0, (targets > 0) & (targets != IGNORED)
+            together = ((predicted | marked) & (targets != IGNORED)).sum()
+            iou = (predicted & marked).sum() / together.clamp(min=1)
+        # of a batch without any defect, found or marked, nothing is wrong
+        return cross_entropy(logits, targets, self.weights), {"defect_iou": torch.where(together > 0, iou, 1.0)}
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """mean_iou, defect_iou (everything but the background as one class), pixel_accuracy.
+
+        Intersection over union of a class counts pixels of the whole split (Everingham et al. 2010, section 4.2);
+        the mean is over the classes that the training masks or the split have.
+
+        Raises:
+            DataError: a mask with a class that no training mask has a number for, or no pixel that counts.
+        """
+        classes = len(self.data.class_names)
+        confusion = torch.zeros(classes, classes, dtype=torch.int64)
+        for some, masks in zip(outputs.split(_TOGETHER), targets.split(_TOGETHER), strict=True):
+            confusion += confusion_matrix(pixel_logits(some, masks).argmax(1), masks, classes)
+        if not confusion.sum():
+            raise DataError("no pixel of the split's masks counts: intersection over union is not defined")
+        union = confusion.sum(0) + confusion.sum(1) - confusion.diag()
+        known = ((torch.tensor(self.data.counts) > 0) | (confusion.sum(1) > 0)) & (union > 0)
+        missed_or_found = confusion.sum() - confusion[0, 0]
+        defect = confusion[1:, 1:].sum() / missed_or_found if missed_or_found else torch.tensor(1.0)
+        return {
+            "mean_iou": float((confusion.diag()[known] / union[known].double()).mean()),
+            "defect_iou": float(defect),
+            "pixel_accuracy": float(confusion.trace() / confusion.sum()),
+        }
+
+
+def pixel_logits(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Logits of the patches [B, classes, rows, columns] at the size of the masks [B, H, W]."""
+    size = list(targets.shape[-2:])
+    return F.interpolate(at_least_float32(outputs), size=size, mode="bilinear", align_corners=False)
+
+
+def confusion_matrix(predicted: Tensor, masks: Tensor, classes: int) -> Tensor:
+    """How many pixels of each class (row) are predicted as each class (column): int64 [classes, classes].
+
+    Raises:
+        DataError: a mask with a class number beyond the last.
+    """
+    counted = masks != IGNORED
+    largest = int(masks.where(counted, 0).max())
+    if largest >= classes:
+        raise DataError(f"a mask has the class number {largest}; those of the training images end at {classes - 1}")
+    pairs = masks[counted] * classes + predicted[counted]
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)

@@ -1,0 +1,90 @@
+"""Mask images: read as class numbers, at the size of the picture or of the square that it is brought to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from multilevel.levels.tasks.losses import IGNORED
+from multilevel.recipes.data.images import Source, SourceSplits
+from multilevel.recipes.data.pictures import to_eight_bits, to_square, upright
+from multilevel.recipes.data.settings import DataSettings
+
+_HALF_OF_WHITE = 127
+
+
+def class_numbers(mask: Image.Image, mask_classes: str, label: int) -> np.ndarray:
+    """A mask as class numbers: uint8 array ``[H, W]``, 0 for the background, 255 where a pixel does not count.
+
+    Args:
+        mask: a picture that Pillow has opened.
+        mask_classes: ``binary``: 1 above half of white; ``labels``: 1 + ``label`` there; ``values``: the pixel's value
+            (of a palette: its index).
+        label: of the image.
+
+    Raises:
+        ValueError: ``values`` of colours, or beyond 255.
+    """
+    if mask_classes == "values":
+        values = np.asarray(mask)
+        if values.ndim != 2:
+            raise ValueError(f"its pixels are colours ({mask.mode}) and should be class numbers")
+        if values.min() < 0 or values.max() > IGNORED:
+            raise ValueError(f"its values go from {values.min()} to {values.max()} and should be 0 to {IGNORED}")
+        return values.astype(np.uint8)
+    grey = to_eight_bits(mask) if mask.mode.startswith("I") or mask.mode == "F" else mask.convert("L")
+    return (np.asarray(grey) > _HALF_OF_WHITE) * np.uint8(1 + label if mask_classes == "labels" else 1)
+
+
+def read_mask(source: Source, row: int, mask_classes: str) -> np.ndarray | None:
+    """The mask of an image at its own size, uint8 ``[H, W]``; ``None`` where nothing is marked.
+
+    Raises:
+        Exception: whatever Pillow raises for a broken file.
+        ValueError: a mask of another shape than its image, or of values that are no class numbers.
+    """
+    opened = source.open_mask(row)
+    if opened is None:
+        return None
+    with opened, source.open(row) as picture:
+        mask, (width, height) = upright(opened), upright(picture).size
+        if abs(mask.width * height / mask.height - width) > max(1.0, width / mask.width):
+            raise ValueError(f"it is {mask.width} x {mask.height} pixels and its image {width} x {height}")
+        return class_numbers(mask, mask_classes, int(source.labels[row]))
+
+
+class MaskSource(Source):
+    """The masks of a source as grey pictures of class numbers, brought to the square by taking the nearest pixel.
+
+    Args:
+        source: the images, which have masks.
+        image_size: height and width.
+        mask_classes: see ``class_numbers``.
+    """
+
+    def __init__(self, source: Source, image_size: int, mask_classes: str) -> None:
+        self.source = source
+        self.image_size = image_size
+        self.mask_classes = mask_classes
+        self.labels = source.labels
+
+    def open(self, row: int) -> Image.Image:
+        mask = read_mask(self.source, row, self.mask_classes)
+        if mask is None:
+            return Image.new("L", (self.image_size, self.image_size))
+        return to_square(Image.fromarray(mask), self.image_size, Image.Resampling.NEAREST)
+
+    def where(self, row: int) -> str:
+        return self.source.where_mask(row)
+
+
+def mask_splits(sources: SourceSplits, settings: DataSettings) -> SourceSplits:
+    """The masks of training and test images; ``image_size`` and ``mask_classes`` are read."""
+    train, test = (
+        source and MaskSource(source, settings.image_size, settings.mask_classes)
+        for source in (sources.train, sources.test)
+    )
+    assert train is not None
+    return replace(sources, train=train, test=test)
