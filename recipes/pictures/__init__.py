@@ -4,5 +4,23 @@ from multilevel.recipes.pictures.comparison import draw_comparison
 from multilevel.recipes.pictures.curves import draw_curves
 from multilevel.recipes.pictures.graph import draw_graph
 from multilevel.recipes.pictures.masks import draw_masks, reconstruct_pixels
+from multilevel.recipes.pictures.study import (
+    draw_costs,
+    draw_differences,
+    draw_over,
+    draw_over_time,
+    draw_scores,
+)
 
-__all__ = ["draw_comparison", "draw_curves", "draw_graph", "draw_masks", "reconstruct_pixels"]
+__all__ = [
+    "draw_comparison",
+    "draw_costs",
+    "draw_curves",
+    "draw_differences",
+    "draw_graph",
+    "draw_masks",
+    "draw_over",
+    "draw_over_time",
+    "draw_scores",
+    "reconstruct_pixels",
+]

@@ -1,0 +1,71 @@
+"""report.html: the study as one file that opens anywhere, offline."""
+
+from __future__ import annotations
+
+import base64
+import shlex
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from multilevel.run_folder import RunFolder
+from multilevel.study.figures import Figures
+from multilevel.study.results import TITLES
+from multilevel.study.verdict import points
+
+
+def write_report(result: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw the pictures and write report.html.
+
+    Args:
+        result: as in study.json.
+        folder: of the study.
+
+    Returns:
+        The files written.
+    """
+    figures = Figures(result, folder)
+    drawn = figures.draw()
+    template = resources.files("multilevel.study").joinpath("report.html").read_text()
+    page = (
+        _environment()
+        .from_string(template)
+        .render(
+            **result,
+            figures=drawn,
+            galleries=figures.galleries(),
+            command=shlex.join(["multilevel", "study", *result["study"]["arguments"]]),
+            warnings={part["name"]: part["warnings"] for part in result["parts"] if part["warnings"]},
+            others=[one for one in result["comparisons"] if one is not result["verdict"]],
+        )
+    )
+    return [*(figure.path for figure in drawn), RunFolder(folder).write("report.html", page)]
+
+
+def _environment() -> Environment:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "points": points,
+        "interval": _interval,
+        "embedded": _embedded,
+        "protocol_title": lambda name: TITLES.get(name, name),
+        "duration": _duration,
+    }
+    return environment
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "no interval" if interval is None else f"{points(interval[0])} to {points(interval[1])}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _embedded(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
