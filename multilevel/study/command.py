@@ -109,6 +109,7 @@ def plan(settings: StudySettings, arguments: Sequence[str]) -> Study:
         seeds=settings.seeds or list(range(SEEDS)),
         labels=settings.labels,
         transfer=settings.transfer,
+        transfer_name=_data_name(compose_config(settings.transfer)) if settings.transfer else "",
         equal=settings.equal,
         metric=settings.metric or next(iter(recipes.values())).task.headline,
         protocol=settings.protocol,

@@ -67,9 +67,9 @@ class Figures:
             effect = self.study["minimum_effect"]
             draw_differences(path, found, effect, f"difference from {baseline} (points)")
             caption = (
-                f"Score minus the score of {baseline} masks with the same seed (the same initial weights, images and "
-                "order of batches): the seeds are the pairs. Where the whole bar is above 0, it pays; where it is "
-                f"below the upper edge of the band ({points(effect)} points), it does not; else more seeds are needed."
+                f"Score minus the score of {baseline} masks with the same seed (the same initial weights and the same "
+                "division of the images): the seeds are the pairs. Where the whole bar is above 0, it pays; where it "
+                f"is below the upper edge of the band ({points(effect)} points), it does not; else more seeds are needed."
             )
             yield Figure(path, "Paired differences", caption)
 
@@ -104,7 +104,7 @@ class Figures:
             return
         panels = {self.study["data"]: self._guidance_lines("scores")}
         if self.study["transfer"]:
-            panels[self._other()] = self._guidance_lines("transfer")
+            panels[self.study["transfer_name"]] = self._guidance_lines("transfer")
         path = self.folder / "guidance.png"
         draw_over(path, panels, "share of guided masks", self.score)
         caption = (
@@ -116,10 +116,8 @@ class Figures:
         found = self._by_arm("transfer")
         if found:
             path = self.folder / "transfer.png"
-            draw_scores(path, found, self._references("transfer"), f"{self.score}, {self._other()}")
-            caption = (
-                f"{self._score_on(self._other())}: the encoders trained on {self.study['data']}, nothing trained anew."
-            )
+            draw_scores(path, found, self._references("transfer"), f"{self.score}, {self.study['transfer_name']}")
+            caption = f"{self._score_on(self.study['transfer_name'])}: encoders trained on {self.study['data']}."
             yield Figure(path, "Transfer to another data set", caption)
 
     def time(self) -> Iterator[Figure]:
@@ -139,13 +137,25 @@ class Figures:
             )
             yield Figure(path, "Accuracy against training time", caption)
 
+    def caution(self) -> str:
+        """What to say where pretraining itself has gained nothing; empty where it has."""
+        found, references = self._by_arm("scores"), self._references("scores")
+        best = max((one["mean"] for one in found.values()), default=None)
+        better = [name for name, mean in references.items() if best is not None and mean >= best]
+        if not better:
+            return ""
+        return (
+            f"No way of masking is better here than {' and '.join(better)}: train longer, "
+            "or on harder images, before taking a difference between ways of masking for what it would be in use."
+        )
+
     def galleries(self) -> list[Figure]:
         """The masks of each arm, of its first seed."""
         found = []
         for name, arm in self.arms.items():
             path = run_path(self.folder, f"{name}-seed{arm['seeds'][0]}") / "masks.png"
             if path.exists():
-                found.append(Figure(path, name, f"Masks of {name}, seed {arm['seeds'][0]}"))
+                found.append(Figure(path, name, f"seed {arm['seeds'][0]}"))
         return found
 
     def _find(
@@ -197,8 +207,5 @@ class Figures:
         return curves
 
     def _score_on(self, data: str) -> str:
-        share = "all labels" if self.share == 1.0 else f"{self.share:.0%} of the labels"
-        return f"{self.score[0].upper()}{self.score[1:]} on {data}, with {share},"
-
-    def _other(self) -> str:
-        return str(self.study["transfer"][0].partition("=")[2])
+        share = "all labels" if self.share == 1.0 else f"{self.share:.2g} of the labels"
+        return f"{self.score[0].upper()}{self.score[1:]} with {share} of {data}"

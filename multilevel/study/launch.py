@@ -54,12 +54,13 @@ def _by_launcher(study: Study, folder: Path, names: Sequence[str]) -> None:
 
     ConfigStore.instance().store(name=PART_CONFIG, node={"part": "???"})
     jobs = [f"hydra.launcher.n_jobs={study.jobs}"] if "hydra/launcher=joblib" in study.launcher else []
+    quoted = str(folder / "launcher").replace("'", "\\'")
     arguments, os.environ["HYDRA_FULL_ERROR"] = sys.argv, "1"
     sys.argv = [
         "multilevel study",
         "--multirun",
         f"part={','.join(names)}",
-        f"hydra.sweep.dir='{folder}/launcher'",
+        f"hydra.sweep.dir='{quoted}'",
         "hydra.output_subdir=null",
         "hydra/job_logging=disabled",
         "hydra/hydra_logging=disabled",

@@ -67,7 +67,7 @@ class Study:
         arms: the first is the baseline.
         seeds: of every arm.
         labels: shares of the labels that the evaluation is given.
-        transfer: settings of another data set to evaluate on; empty: none.
+        transfer, transfer_name: settings of another data set to evaluate on, and what it is called; empty: none.
         equal: updates or time.
         metric, protocol: what the verdict is about.
         minimum_effect: the smallest difference of the metric that would be worth it.
@@ -84,6 +84,7 @@ class Study:
     seeds: list[int]
     labels: list[float]
     transfer: list[str]
+    transfer_name: str
     equal: str
     metric: str
     protocol: str

@@ -16,6 +16,13 @@ from multilevel.study.figures import Figures
 from multilevel.study.results import TITLES
 from multilevel.study.verdict import points
 
+#: What the protocols are, to someone who does not know them.
+PROTOCOLS = {
+    "linear_probe": "a linear classifier fitted to what the trained encoder, left as it is, makes of the images",
+    "knn": "the vote of the training images that the trained encoder finds most alike",
+    "finetune": "a classifier on the trained encoder, both trained further together",
+}
+
 
 def write_report(result: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw the pictures and write report.html.
@@ -39,6 +46,8 @@ def write_report(result: Mapping[str, Any], folder: Path) -> list[Path]:
             galleries=figures.galleries(),
             command=shlex.join(["multilevel", "study", *result["study"]["arguments"]]),
             warnings={part["name"]: part["warnings"] for part in result["parts"] if part["warnings"]},
+            protocol=PROTOCOLS.get(result["study"]["protocol"]),
+            caution=figures.caution(),
             others=[one for one in result["comparisons"] if one is not result["verdict"]],
         )
     )
@@ -58,7 +67,7 @@ def _environment() -> Environment:
 
 
 def _interval(interval: tuple[float, float] | None) -> str:
-    return "no interval" if interval is None else f"{points(interval[0])} to {points(interval[1])}"
+    return "none" if interval is None else f"{points(interval[0])} to {points(interval[1])}"
 
 
 def _duration(seconds: float) -> str:

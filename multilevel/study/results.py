@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from multilevel.levels.masks import POLICIES
 from multilevel.solvers import MultilevelError
 from multilevel.study.part import is_done, log_path, run_path, transfer_path
 from multilevel.study.plan import Arm, Part, Study, usable_cores
@@ -91,6 +93,7 @@ def _arm(arm: Arm, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     costs = ("seconds", "peak_memory_mib")
     return {
         **asdict(arm),
+        "description": (inspect.getdoc(POLICIES[arm.policy]) or arm.policy).splitlines()[0],
         "pretraining_updates": arm.updates,
         "seeds": [part["seed"] for part in parts],
         **{key: asdict(summarize([part[key] for part in parts])) if parts else None for key in costs},

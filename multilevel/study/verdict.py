@@ -32,7 +32,11 @@ def sentence(comparison: Comparison, arm: str, baseline: str, score: str, minimu
         return f"{arm} masks pay: {found}; {cost}."
     if comparison.decision == "does not pay":
         assert interval is not None
-        why = "that is worse" if interval[1] < 0 else f"less than the {points(minimum_effect)} that would be worth it"
+        why = (
+            "that is worse"
+            if interval[1] < 0
+            else f"less than the {points(minimum_effect)} points that would be worth it"
+        )
         return f"{arm} masks do not pay: {found}, {why}; {cost}."
     if count == 1:
         needed = "one seed says nothing about chance: take at least 5"
