@@ -69,7 +69,7 @@ class Figures:
             caption = (
                 f"Score minus the score of {baseline} masks with the same seed (the same initial weights and the same "
                 "division of the images): the seeds are the pairs. Where the whole bar is above 0, it pays; where it "
-                f"is below the upper edge of the band ({points(effect)} points), it does not; else more seeds are needed."
+                f"is below the upper edge of the band ({points(effect)} points), it does not."
             )
             yield Figure(path, "Paired differences", caption)
 
