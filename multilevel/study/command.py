@@ -113,6 +113,7 @@ def plan(settings: StudySettings, arguments: Sequence[str]) -> Study:
         equal=settings.equal,
         metric=settings.metric or next(iter(recipes.values())).task.headline,
         protocol=settings.protocol,
+        split=OmegaConf.select(config, "evaluation.split", default="test"),
         minimum_effect=settings.minimum_effect,
         threads=int(os.environ.get("OMP_NUM_THREADS") or max(1, usable_cores() // jobs)),
         jobs=jobs,

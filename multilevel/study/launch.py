@@ -61,6 +61,7 @@ def _by_launcher(study: Study, folder: Path, names: Sequence[str]) -> None:
         "--multirun",
         f"part={','.join(names)}",
         f"hydra.sweep.dir='{quoted}'",
+        "hydra.sweep.subdir=.",
         "hydra.output_subdir=null",
         "hydra/job_logging=disabled",
         "hydra/hydra_logging=disabled",

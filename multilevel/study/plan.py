@@ -69,7 +69,7 @@ class Study:
         labels: shares of the labels that the evaluation is given.
         transfer, transfer_name: settings of another data set to evaluate on, and what it is called; empty: none.
         equal: updates or time.
-        metric, protocol: what the verdict is about.
+        metric, protocol, split: what the verdict is about, and the images that it is scored on.
         minimum_effect: the smallest difference of the metric that would be worth it.
         threads: of each part.
         jobs: parts side by side.
@@ -88,6 +88,7 @@ class Study:
     equal: str
     metric: str
     protocol: str
+    split: str
     minimum_effect: float
     threads: int
     jobs: int

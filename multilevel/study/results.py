@@ -42,6 +42,7 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
             "baseline": study.baseline.name,
             "about": study.about.name,
             "labels": share,
+            "split": study.split,
         },
         "comparisons": comparisons,
         "arms": [_arm(arm, by_arm[arm.name]) for arm in study.arms],
@@ -77,10 +78,23 @@ def _part(study: Study, folder: Path, part: Part) -> dict[str, Any]:
         "seconds": summary["seconds"],
         "peak_memory_mib": summary["peak_memory_mib"],
         "device": summary["device"],
-        "warnings": list(summary.get("warnings") or ()),
+        "warnings": _warnings(summary),
         "scores": score_rows(summary["evaluation"]),
         "transfer": score_rows(transfer),
     }
+
+
+def _warnings(summary: Mapping[str, Any]) -> list[str]:
+    """What a run's summary says against it."""
+    collapse = summary.get("collapse")
+    if not collapse:
+        return []
+    still = ", and still had at the end" if collapse.get("at_the_end") else ""
+    advice = f"; try {collapse['advice']}" if "advice" in collapse else ""
+    return [
+        f"the masking network had collapsed at step {collapse['step']}{still}: nearly the same patches are hidden in all "
+        f"images{advice}"
+    ]
 
 
 def _last_line(folder: Path, part: Part) -> str:
