@@ -55,8 +55,9 @@ class Figures:
         if found:
             draw_scores(path, found, self._references("scores"), self.score)
             caption = (
-                f"{self._score_on(self.study['data'])} on its {self.question['split']} images. A dot is a seed, a diamond the mean, the bar "
-                "its 95% interval over seeds (Student's t). Lines: what the same protocol gives without training."
+                f"{self._score_on(self.study['data'])} on its {self.question['split']} images. A dot is a seed, "
+                "a diamond the mean, the bar its 95% interval over seeds (Student's t). Lines: what the same protocol "
+                "gives without training."
             )
             yield Figure(path, "Score by way of masking", caption)
 
@@ -131,9 +132,10 @@ class Figures:
         if ends:
             draw_over_time(path, curves, ends)
             caption = (
-                f"Stars: {self.question['split']} score at the end of training, every seed. Lines: the accuracy of the classifier that is "
-                "trained along, on its batches, first seed, moving mean. They are not test results: the finetune "
-                "batches train the classifier, and the mask batches, held out from it, train the masking network."
+                f"Stars: {self.question['split']} score at the end of training, every seed. Lines: the accuracy of the "
+                "classifier that is trained along, on its batches, first seed, moving mean. They are not test results: "
+                "the finetune batches train the classifier, and the mask batches, held out from it, train the masking "
+                "network."
             )
             yield Figure(path, "Accuracy against training time", caption)
 

@@ -92,8 +92,8 @@ def _warnings(summary: Mapping[str, Any]) -> list[str]:
     still = ", and still had at the end" if collapse.get("at_the_end") else ""
     advice = f"; try {collapse['advice']}" if "advice" in collapse else ""
     return [
-        f"the masking network had collapsed at step {collapse['step']}{still}: nearly the same patches are hidden in all "
-        f"images{advice}"
+        f"the masking network had collapsed at step {collapse['step']}{still}: nearly the same patches are hidden in "
+        f"all images{advice}"
     ]
 
 

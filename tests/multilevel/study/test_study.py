@@ -241,3 +241,19 @@ def test_scores_are_read_in_both_forms():
     rows = [{"encoder": "a", "protocol": "knn", "labels": 1.0, "metrics": {"accuracy": 0.5}}]
     assert score_rows({"a": {"knn": 0.5}}) == score_rows(rows) == rows
     assert score_rows(None) == []
+
+
+def test_a_collapsed_masking_network_is_told_in_the_report(finished):
+    folder, _ = finished
+    path = folder / "runs" / "sampled-seed0" / "summary.json"
+    before = path.read_text()
+    collapse = {"step": 7, "at_the_end": True, "advice": "mask.guidance=0.5"}
+    path.write_text(json.dumps({**json.loads(before), "collapse": collapse}))
+    try:
+        assert main(["study", f"resume={folder}"]) == 0
+    finally:
+        path.write_text(before)
+    expected = (
+        "collapsed at step 7, and still had at the end: nearly the same patches are hidden in all images; try mask"
+    )
+    assert expected in (folder / "report.html").read_text()
