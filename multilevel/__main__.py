@@ -10,7 +10,7 @@ from importlib.metadata import version
 from multilevel.help import OVERVIEW, help_for
 from multilevel.solvers.errors import MultilevelError
 
-COMMANDS = ("train", "compare", "graph", "evaluate", "export", "predict", "monitor")
+COMMANDS = ("train", "compare", "study", "graph", "evaluate", "export", "predict", "monitor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"multilevel: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("multilevel: stopped; multilevel train resume=RUN goes on from the last checkpoint", file=sys.stderr)
+        command = "study resume=FOLDER" if given[:1] == ["study"] else "train resume=RUN"
+        print(f"multilevel: stopped; multilevel {command} goes on from the last checkpoint", file=sys.stderr)
         return 130
 
 

@@ -11,6 +11,7 @@ OVERVIEW = """multilevel: multilevel optimization in PyTorch
   multilevel train [SETTING=VALUE ...]       train a recipe (guided_mae on digits, where nothing else is said)
   multilevel train resume=RUN                go on with a run that was stopped
   multilevel compare [SETTING=VALUE ...]     accuracy, memory and time of every hypergradient solver at one point
+  multilevel study [SETTING=VALUE ...]       does guided masking pay on this data? a report, with a verdict
   multilevel graph [SETTING=VALUE ...]       the levels of a recipe and who reads whom, as text and as graph.png
   multilevel evaluate RUN [SETTING=VALUE]    score a run's encoder: linear probe, neighbours, finetuning, few labels
   multilevel export RUN [SETTING=VALUE]      a folder that transformers or onnxruntime loads
@@ -69,6 +70,31 @@ compare.json, compare.csv and compare.png. Settings are those of multilevel trai
 
   multilevel compare recipe=guided_mae data=digits
   multilevel compare solvers=neumann,conjugate_gradient products=reverse,forward conjugate_gradient.iterations=40"""
+
+STUDY = """multilevel study [SETTING=VALUE ...]
+
+Does guided masking pay on your data, and at what cost? Trains the recipe with each way of masking at equal budget, over
+seeds, evaluates every encoder on the same test split, and writes report.html (one file, opens offline), study.json and
+pictures, with a verdict in one sentence: it pays, it does not pay, or this many seeds do not decide it and how many
+more would. Every part is an ordinary run in FOLDER/runs. Settings are those of multilevel train, and
+
+  policies=A,B            mask policies (random and the recipe's own); the first is the baseline, or baseline=A
+  seeds=5                 how many, or which: seeds=0,3,7; the seeds are the pairs of the comparison
+  labels=0.01,0.1,1.0     shares of the labels that the evaluation is given (1.0); the verdict is at the largest
+  guidance=0.25,0.5       further arms: each learned policy with mask.guidance of these
+  transfer=NAME           evaluate every encoder on another data set too: transfer.path=DIR, transfer.SETTING=VALUE
+  equal=updates|time      the same number of pretraining updates, or the same training time: seconds a step are
+                          measured once, before the first part, and the cheaper arms are given more steps
+  metric, protocol        what the verdict is about (the task's own metric; linear_probe)
+  minimum_effect=0.01     the smallest difference that would be worth it
+  jobs=N                  parts side by side (1); each takes its share of the cores
+  hydra/launcher=joblib   leave the parts to a Hydra launcher: joblib (pip install multilevel[study], jobs=N says how
+                          many), or one for a cluster, such as submitit_slurm with hydra.launcher.partition=NAME
+  output=FOLDER           where (runs/study-DATA-TIME)
+  resume=FOLDER           go on with a study that was stopped; with seeds=8, add seeds to one that has ended
+
+  multilevel study data=folder data.path=DIR
+  multilevel study data=cifar10 data.path=DIR policies=random,sampled,topk seeds=10 jobs=2 steps=2000"""
 
 GRAPH = """multilevel graph [SETTING=VALUE ...]
 
@@ -152,7 +178,7 @@ def help_for(command: str) -> str:
     if command == "monitor":
         drift = importlib.import_module("multilevel.recipes.export.drift")
         return MONITOR.format(fewest=drift.FEWEST, rule=drift.RULE)
-    return f"{ {'train': TRAIN, 'compare': COMPARE, 'graph': GRAPH}[command] }\n\n{_offers()}"
+    return f"{ {'train': TRAIN, 'compare': COMPARE, 'study': STUDY, 'graph': GRAPH}[command] }\n\n{_offers()}"
 
 
 def _protocols() -> str:

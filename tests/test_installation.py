@@ -46,6 +46,7 @@ def test_the_wheel_holds_every_module_and_configuration_file(wheel):
                 assert f"multilevel/{path.relative_to(ROOT)}" in names
     assert "multilevel/recipes/config/recipe/guided_mae.yaml" in names
     assert "multilevel/__main__.py" in names
+    assert "multilevel/study/report.html" in names
 
 
 def test_an_ordinary_install_runs_from_anywhere(wheel, tmp_path):

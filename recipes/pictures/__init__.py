@@ -5,5 +5,24 @@ from multilevel.recipes.pictures.curves import draw_curves
 from multilevel.recipes.pictures.drift import draw_drift
 from multilevel.recipes.pictures.graph import draw_graph
 from multilevel.recipes.pictures.masks import draw_masks, reconstruct_pixels
+from multilevel.recipes.pictures.study import (
+    draw_costs,
+    draw_differences,
+    draw_over,
+    draw_over_time,
+    draw_scores,
+)
 
-__all__ = ["draw_comparison", "draw_curves", "draw_drift", "draw_graph", "draw_masks", "reconstruct_pixels"]
+__all__ = [
+    "draw_comparison",
+    "draw_costs",
+    "draw_curves",
+    "draw_differences",
+    "draw_drift",
+    "draw_graph",
+    "draw_masks",
+    "draw_over",
+    "draw_over_time",
+    "draw_scores",
+    "reconstruct_pixels",
+]

@@ -64,12 +64,12 @@ def _draw_panel(axis: Axes, steps: np.ndarray, values: np.ndarray) -> None:
         label="each update" if smooth else None,
     )
     if smooth:
-        axis.plot(steps, _moving_mean(values), color="#1f5f99", linewidth=1.6, label="moving mean")
+        axis.plot(steps, moving_mean(values), color="#1f5f99", linewidth=1.6, label="moving mean")
     axis.grid(alpha=0.3)
     axis.margins(x=0.01)
 
 
-def _moving_mean(values: np.ndarray) -> np.ndarray:
+def moving_mean(values: np.ndarray) -> np.ndarray:
     """Means [N] over a window centred on each value, cut off at the ends; values that are nan do not count."""
     half = max(1, round(SMOOTHED_SHARE * len(values) / 2))
     window = np.ones(2 * half + 1)

@@ -8,7 +8,7 @@ from toy import toy_graph
 
 from multilevel.levels import MaskedAutoencoder
 from multilevel.recipes.pictures import draw_curves, draw_graph, draw_masks, reconstruct_pixels
-from multilevel.recipes.pictures.curves import _moving_mean
+from multilevel.recipes.pictures.curves import moving_mean
 from multilevel.solvers import FiniteDifference
 
 
@@ -34,10 +34,10 @@ def test_curves_have_a_panel_for_each_loss_and_metric(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_the_moving_mean_goes_on_after_a_value_that_is_missing():
+def test_themoving_mean_goes_on_after_a_value_that_is_missing():
     values = np.arange(100.0)
     values[40] = np.nan
-    mean = _moving_mean(values)
+    mean = moving_mean(values)
     kept = [np.nanmean(values[max(0, index - 2) : index + 3]) for index in range(100)]  # 5% of 100, to either side
     np.testing.assert_allclose(mean, kept)
 

@@ -1,0 +1,173 @@
+"""The command ``multilevel study``, from its settings to its report."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from multilevel.configuration import build_recipe, compose_config
+from multilevel.run_folder import RunFolder, check_free
+from multilevel.solvers import DataError, MultilevelError, SettingError
+from multilevel.study.launch import check_launcher, run_parts
+from multilevel.study.part import is_done
+from multilevel.study.plan import (
+    Arm,
+    Study,
+    arm_name,
+    arm_settings,
+    equal_updates,
+    updates_per_step,
+    usable_cores,
+)
+from multilevel.study.report import write_report
+from multilevel.study.results import collect
+from multilevel.study.settings import StudySettings
+from multilevel.study.transfer import other_data
+from multilevel.study.watch import Watch
+from multilevel.train import now
+
+DEFAULT_GUIDED = "sampled"
+SEEDS = 5
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a study, or go on with one; 0 when all of its parts have ended well, 1 where some have not."""
+    settings = StudySettings.parsed(arguments)
+    check_launcher(settings.launcher)
+    if settings.resume is None:
+        study = plan(settings, arguments)
+        folder = Path(settings.output or f"runs/study-{study.data}-{now()}")
+        check_free(folder)
+        try:
+            (folder / "runs").mkdir(parents=True)
+        except OSError as error:
+            raise SettingError("output", str(folder), f"a folder that can be written ({error.strerror})") from error
+    else:
+        folder = Path(settings.resume)
+        study = resumed(Study.read(folder), settings)
+    study.write(folder)
+    if study.equal == "time" and study.seconds_per_step is None:
+        study = _calibrated(folder)
+    return run(study, folder)
+
+
+def run(study: Study, folder: Path) -> int:
+    """Bring every part to its end, then write study.json, the pictures and report.html."""
+    pending = [part.name for part in study.parts() if not is_done(study, folder, part.name)]
+    with Watch(study, folder):
+        run_parts(study, folder, pending)
+    result = collect(study, folder)
+    written = [RunFolder(folder).write_json("study.json", result)]
+    if result["parts"]:
+        written += write_report(result, folder)
+    if result["verdict"]:
+        print(result["verdict"]["sentence"])
+    print("\n".join(str(path) for path in written))
+    for name, reason in result["failed"].items():
+        print(f"multilevel: the part {name} failed: {reason}", file=sys.stderr)
+    return 1 if result["failed"] else 0
+
+
+def plan(settings: StudySettings, arguments: Sequence[str]) -> Study:
+    """The study that settings ask for; every arm's recipe is built once, so that nothing wrong is found out later.
+
+    Raises:
+        SettingError: a setting that cannot work.
+        DataError: data that cannot be used, or without labels.
+    """
+    config = compose_config(settings.settings)
+    policies = _policies(settings, config)
+    recipes: dict[tuple[str, float | None], Any]
+    recipes = {(policy, None): _built(settings, config, policy, None) for policy in policies}
+    for policy in policies:
+        if "mask" in recipes[policy, None].graph.names:
+            recipes |= {(policy, share): _built(settings, config, policy, share) for share in settings.guidance}
+    if settings.guidance and len(recipes) == len(policies):
+        raise SettingError("guidance", settings.guidance, "a policy among policies whose masks are learned")
+    if settings.transfer:
+        other_data(config, settings.transfer)
+    per_step = [updates_per_step(recipe.graph) for recipe in recipes.values()]
+    steps = equal_updates(per_step, config.steps)
+    share = OmegaConf.select(config, "mask.guidance", default=1.0)
+    arms = []
+    for (policy, guidance), recipe, count, number in zip(recipes, recipes.values(), per_step, steps, strict=True):
+        learned = "mask" in recipe.graph.names
+        guided = 0.0 if not learned else share if guidance is None else guidance
+        arms.append(Arm(arm_name(policy, guidance), policy, guidance, learned, guided, count, number))
+    jobs = settings.jobs or 1
+    return Study(
+        arguments=[one for one in arguments if not one.startswith("output=")],
+        settings=settings.settings,
+        arms=arms,
+        seeds=settings.seeds or list(range(SEEDS)),
+        labels=settings.labels,
+        transfer=settings.transfer,
+        transfer_name=_data_name(compose_config(settings.transfer)) if settings.transfer else "",
+        equal=settings.equal,
+        metric=settings.metric or next(iter(recipes.values())).task.headline,
+        protocol=settings.protocol,
+        split=OmegaConf.select(config, "evaluation.split", default="test"),
+        minimum_effect=settings.minimum_effect,
+        threads=int(os.environ.get("OMP_NUM_THREADS") or max(1, usable_cores() // jobs)),
+        jobs=jobs,
+        launcher=settings.launcher,
+        data=_data_name(config),
+    )
+
+
+def resumed(study: Study, settings: StudySettings) -> Study:
+    """A study to go on with, on another number of jobs or with more seeds where that is asked for.
+
+    Raises:
+        SettingError: seeds that leave out some of those that it has.
+    """
+    if settings.seeds is not None:
+        if not set(study.seeds) <= set(settings.seeds):
+            raise SettingError("seeds", settings.seeds, f"at least those that the study has: {study.seeds}")
+        others = [one for one in study.arguments if not one.startswith("seeds=")]
+        given = f"seeds=[{','.join(map(str, settings.seeds))}]"
+        study = replace(study, seeds=settings.seeds, arguments=[*others, given])
+    return replace(study, jobs=settings.jobs or study.jobs, launcher=settings.launcher or study.launcher)
+
+
+def _policies(settings: StudySettings, config: DictConfig) -> list[str]:
+    """The baseline first."""
+    recipes_own = config.mask.policy if config.mask.policy != "random" else DEFAULT_GUIDED
+    policies = settings.policies or ["random", recipes_own]
+    baseline = settings.baseline or policies[0]
+    policies = [baseline, *(policy for policy in policies if policy != baseline)]
+    if len(policies) < 2:
+        raise SettingError("policies", ",".join(policies), "at least two, such as random,sampled: one is the baseline")
+    return policies
+
+
+def _built(settings: StudySettings, config: DictConfig, policy: str, guidance: float | None) -> Any:
+    """The recipe of an arm, checked."""
+    labels = [] if settings.labels == [1.0] else [f"evaluation.labels={settings.labels}".replace(" ", "")]
+    recipe: Any = build_recipe(compose_config([*settings.settings, *arm_settings(policy, guidance), *labels]))
+    if getattr(recipe, "task", None) is None:
+        raise DataError("the images have no labels: there is nothing that a study could compare encoders by")
+    protocols = OmegaConf.select(config, "evaluation.protocols")
+    if protocols is not None and settings.protocol not in protocols:
+        raise SettingError("protocol", settings.protocol, f"one of evaluation.protocols: {', '.join(protocols)}")
+    return recipe
+
+
+def _data_name(config: DictConfig) -> str:
+    """What the data set is called: a folder of images by its own name."""
+    return Path(config.data.path).resolve().name if config.data.name == "folder" else str(config.data.name)
+
+
+def _calibrated(folder: Path) -> Study:
+    """In a process of its own, which leaves no memory taken behind."""
+    command = [sys.executable, "-m", "multilevel.study.calibration", str(folder)]
+    if subprocess.run(command, check=False).returncode:
+        raise MultilevelError(f"the seconds a step could not be measured; {folder} goes on from there: resume={folder}")
+    return Study.read(folder)

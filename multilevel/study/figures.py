@@ -1,0 +1,213 @@
+"""The pictures of a study, each with its caption for the report."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from multilevel.recipes.pictures import draw_costs, draw_differences, draw_over, draw_over_time, draw_scores
+from multilevel.run_folder import RunFolder
+from multilevel.study.part import run_path
+from multilevel.study.scores import TRAINED
+from multilevel.study.verdict import points
+
+CURVE_LEVELS = ("finetune", "mask")
+REFERENCES = ("untrained encoder", "raw pixels")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture in the study's folder."""
+
+    path: Path
+    title: str
+    caption: str
+
+
+class Figures:
+    """Draws what a result can fill.
+
+    Args:
+        result: as in study.json.
+        folder: of the study.
+    """
+
+    def __init__(self, result: Mapping[str, Any], folder: Path) -> None:
+        self.result, self.folder = result, folder
+        self.study, self.question = result["study"], result["question"]
+        self.arms = {arm["name"]: arm for arm in result["arms"] if arm["seeds"]}
+        self.score, self.share = self.question["score"], self.question["labels"]
+
+    def draw(self) -> list[Figure]:
+        """Every picture that there is something to show on."""
+        makers: list[Callable[[], Iterator[Figure]]] = [
+            self.scores, self.differences, self.costs, self.labels, self.guidance, self.transfer, self.time
+        ]  # fmt: skip
+        return [figure for make in makers for figure in make()]
+
+    def scores(self) -> Iterator[Figure]:
+        path = self.folder / "scores.png"
+        found = self._by_arm("scores")
+        if found:
+            draw_scores(path, found, self._references("scores"), self.score)
+            caption = (
+                f"{self._score_on(self.study['data'])} on its {self.question['split']} images. A dot is a seed, "
+                "a diamond the mean, the bar its 95% interval over seeds (Student's t). Lines: what the same protocol "
+                "gives without training."
+            )
+            yield Figure(path, "Score by way of masking", caption)
+
+    def differences(self) -> Iterator[Figure]:
+        path, baseline = self.folder / "differences.png", self.question["baseline"]
+        found = [one for one in self.result["comparisons"] if one["labels"] == self.share]
+        if found:
+            effect = self.study["minimum_effect"]
+            draw_differences(path, found, effect, f"difference from {baseline} (points)")
+            caption = (
+                f"Score minus the score of {baseline} masks with the same seed (the same initial weights and the same "
+                "division of the images): the seeds are the pairs. Where the whole bar is above 0, it pays; where it "
+                f"is below the upper edge of the band ({points(effect)} points), it does not."
+            )
+            yield Figure(path, "Paired differences", caption)
+
+    def costs(self) -> Iterator[Figure]:
+        path = self.folder / "costs.png"
+        found: dict[str, dict[str, list[float]]] = {"seconds": defaultdict(list), "peak_memory_mib": defaultdict(list)}
+        for part in self.result["parts"]:
+            for key, by_arm in found.items():
+                by_arm[part["arm"]].append(part[key])
+        order = [name for name in self.arms if name in found["seconds"]]
+        draw_costs(path, *[{name: by_arm[name] for name in order} for by_arm in found.values()])
+        together = self.result["machine"]["parts_side_by_side"]
+        side = f" {together} parts ran side by side, which slows each." if together > 1 else ""
+        yield Figure(path, "What it costs", f"Training alone, without the evaluation; a dot is one seed.{side}")
+
+    def labels(self) -> Iterator[Figure]:
+        shares, path = self.study["labels"], self.folder / "labels.png"
+        if len(shares) > 1:
+            lines = {
+                name: self._line(arm, "scores", [(share, share) for share in shares]) for name, arm in self.arms.items()
+            }
+            draw_over(path, {self.study["data"]: lines}, "share of the labels", self.score)
+            caption = (
+                "The same encoders, the protocol fitted to a share of the labels, with 95% intervals over seeds. "
+                "Learned masks were trained on all labels of the training images whatever the share: "
+                "this asks what the encoder is worth, not what few labels alone can do."
+            )
+            yield Figure(path, "Score by share of the labels", caption)
+
+    def guidance(self) -> Iterator[Figure]:
+        if not any(arm["guidance"] is not None for arm in self.arms.values()):
+            return
+        panels = {self.study["data"]: self._guidance_lines("scores")}
+        if self.study["transfer"]:
+            panels[self.study["transfer_name"]] = self._guidance_lines("transfer")
+        path = self.folder / "guidance.png"
+        draw_over(path, panels, "share of guided masks", self.score)
+        caption = (
+            "Random masks stand at 0. What guidance by this task costs on another data set is what transfer shows."
+        )
+        yield Figure(path, "Score by share of guided masks", caption)
+
+    def transfer(self) -> Iterator[Figure]:
+        found = self._by_arm("transfer")
+        if found:
+            path = self.folder / "transfer.png"
+            draw_scores(path, found, self._references("transfer"), f"{self.score}, {self.study['transfer_name']}")
+            caption = f"{self._score_on(self.study['transfer_name'])}: encoders trained on {self.study['data']}."
+            yield Figure(path, "Transfer to another data set", caption)
+
+    def time(self) -> Iterator[Figure]:
+        path, ends = self.folder / "time.png", defaultdict(list)
+        for part in self.result["parts"]:
+            score = self.arms[part["arm"]]
+            values = self._find(score["scores"], self.share)
+            if values and part["seed"] in values["values"]:
+                ends[part["arm"]].append((part["seconds"], values["values"][part["seed"]]))
+        curves = {name: self._curves(name, arm["seeds"][0]) for name, arm in self.arms.items()}
+        if ends:
+            draw_over_time(path, curves, ends)
+            caption = (
+                f"Stars: {self.question['split']} score at the end of training, every seed. Lines: the accuracy of the "
+                "classifier that is trained along, on its batches, first seed, moving mean. They are not test results: "
+                "the finetune batches train the classifier, and the mask batches, held out from it, train the masking "
+                "network."
+            )
+            yield Figure(path, "Accuracy against training time", caption)
+
+    def caution(self) -> str:
+        """What to say where pretraining itself has gained nothing; empty where it has."""
+        found, references = self._by_arm("scores"), self._references("scores")
+        best = max((one["mean"] for one in found.values()), default=None)
+        better = [name for name, mean in references.items() if best is not None and mean >= best]
+        if not better:
+            return ""
+        return (
+            f"No way of masking is better here than {' and '.join(better)}: train longer, "
+            "or on harder images, before taking a difference between ways of masking for what it would be in use."
+        )
+
+    def galleries(self) -> list[Figure]:
+        """The masks of each arm, of its first seed."""
+        found = []
+        for name, arm in self.arms.items():
+            path = run_path(self.folder, f"{name}-seed{arm['seeds'][0]}") / "masks.png"
+            if path.exists():
+                found.append(Figure(path, name, f"seed {arm['seeds'][0]}"))
+        return found
+
+    def _find(
+        self, scores: Sequence[Mapping[str, Any]], labels: float, encoder: str = TRAINED
+    ) -> Mapping[str, Any] | None:
+        wanted = (encoder, self.study["protocol"], labels, self.study["metric"])
+        keys = ("encoder", "protocol", "labels", "metric")
+        return next((one for one in scores if tuple(one[key] for key in keys) == wanted), None)
+
+    def _by_arm(self, where: str) -> dict[str, Mapping[str, Any]]:
+        found = {name: self._find(arm[where], self.share) for name, arm in self.arms.items()}
+        return {name: one for name, one in found.items() if one is not None}
+
+    def _references(self, where: str) -> dict[str, float]:
+        """Means over all arms, which share them but for seeds that one lacks."""
+        found: dict[str, list[float]] = {}
+        for name in REFERENCES:
+            scores = [self._find(arm[where], self.share, name) for arm in self.arms.values()]
+            found[name] = [one["mean"] for one in scores if one is not None]
+        return {name: fmean(means) for name, means in found.items() if means}
+
+    def _line(
+        self, arm: Mapping[str, Any], where: str, places: Sequence[tuple[float, float]]
+    ) -> list[tuple[float, Mapping[str, Any]]]:
+        """(place on the axis, score) for each (place, share of the labels)."""
+        found = [(place, self._find(arm[where], share)) for place, share in places]
+        return [(place, one) for place, one in found if one is not None]
+
+    def _guidance_lines(self, where: str) -> dict[str, list[tuple[float, Mapping[str, Any]]]]:
+        lines: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
+        for arm in self.arms.values():
+            if arm["learned"] or arm["policy"] == "random":
+                name = arm["policy"]
+                lines.setdefault(name, []).extend(self._line(arm, where, [(arm["guided_share"], self.share)]))
+        return {name: sorted(line, key=lambda one: one[0]) for name, line in lines.items()}
+
+    def _curves(self, name: str, seed: int) -> dict[str, tuple[list[float], list[float]]]:
+        records = RunFolder(run_path(self.folder, f"{name}-seed{seed}")).read_metrics()
+        curves = {}
+        for level in CURVE_LEVELS:
+            found = [
+                one for one in records if one["level"] == level and one["metrics"].get(self.study["metric"]) is not None
+            ]
+            if found:
+                curves[level] = (
+                    [one["seconds"] for one in found],
+                    [one["metrics"][self.study["metric"]] for one in found],
+                )
+        return curves
+
+    def _score_on(self, data: str) -> str:
+        share = "all labels" if self.share == 1.0 else f"{self.share:.2g} of the labels"
+        return f"{self.score[0].upper()}{self.score[1:]} with {share} of {data}"

@@ -1,0 +1,74 @@
+"""The parts of a study, side by side: by processes of this machine, or by a Hydra launcher."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
+
+from multilevel.solvers import SettingError
+from multilevel.study.part import start
+from multilevel.study.plan import Study
+
+PART_CONFIG = "study_part"
+
+
+def run_parts(study: Study, folder: Path, names: Sequence[str]) -> None:
+    """Bring the named parts to their ends; one that fails leaves the others going."""
+    if not names:
+        return
+    if study.launcher:
+        _by_launcher(study, folder.resolve(), names)
+        return
+    with ThreadPoolExecutor(study.jobs) as pool:
+        list(pool.map(lambda name: start(folder, name, study.threads), names))
+
+
+def check_launcher(launcher: Sequence[str]) -> None:
+    """Raise SettingError for a launcher that is not installed."""
+    for override in launcher:
+        setting, _, name = override.partition("=")
+        if setting == "hydra/launcher":
+            config = ConfigStore.instance()
+            Plugins.instance().discover(Launcher)
+            known = sorted(one.removesuffix(".yaml") for one in config.list("hydra/launcher"))
+            if name not in known:
+                expected = f"one of {', '.join(known)}; joblib needs: pip install multilevel[study]"
+                raise SettingError(setting, name, expected)
+
+
+def _by_launcher(study: Study, folder: Path, names: Sequence[str]) -> None:
+    """A Hydra multirun over parts. Each of its jobs starts one part by its name and waits for it."""
+
+    @hydra.main(config_path=None, config_name=PART_CONFIG, version_base="1.3")
+    def job(config: DictConfig) -> None:
+        start(folder, config.part, study.threads)
+
+    ConfigStore.instance().store(name=PART_CONFIG, node={"part": "???"})
+    jobs = [f"hydra.launcher.n_jobs={study.jobs}"] if "hydra/launcher=joblib" in study.launcher else []
+    quoted = str(folder / "launcher").replace("'", "\\'")
+    arguments, os.environ["HYDRA_FULL_ERROR"] = sys.argv, "1"
+    sys.argv = [
+        "multilevel study",
+        "--multirun",
+        f"part={','.join(names)}",
+        f"hydra.sweep.dir='{quoted}'",
+        "hydra.sweep.subdir=.",
+        "hydra.output_subdir=null",
+        "hydra/job_logging=disabled",
+        "hydra/hydra_logging=disabled",
+        *jobs,
+        *study.launcher,
+    ]
+    try:
+        job()
+    finally:
+        sys.argv = arguments

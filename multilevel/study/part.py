@@ -1,0 +1,87 @@
+"""One part of a study, in a process of its own: ``python -m multilevel.study.part STUDY PART``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from multilevel.configuration import compose_config
+from multilevel.solvers import MultilevelError
+from multilevel.study.plan import Study
+from multilevel.study.transfer import write_transfer
+from multilevel.train import resume, train
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Bring a part to its end; wrong input ends in one line and exit status 2."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        bring_to_its_end(Path(arguments[0]), arguments[1])
+    except MultilevelError as error:
+        print(f"multilevel: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def bring_to_its_end(folder: Path, name: str) -> None:
+    """Leave a part that has a summary alone, go on with one that has a checkpoint, start any other."""
+    study = Study.read(folder)
+    part, run = study.part(name), run_path(folder, name)
+    torch.set_num_threads(study.threads)
+    with FileLock(run.with_name(f".{name}.lock")):  # a part of a study resumed twice at once is trained once
+        if not (run / "summary.json").exists():
+            if list((run / "checkpoint").glob("step-*")):
+                resume(run)
+            else:
+                shutil.rmtree(run, ignore_errors=True)
+                train(compose_config(study.overrides(part.arm, part.seed)), run)
+        if study.transfer and not transfer_path(run).exists():
+            write_transfer(run, study.transfer, transfer_path(run).name)
+
+
+def run_path(folder: Path, name: str) -> Path:
+    """The run folder of a part."""
+    return folder / "runs" / name
+
+
+def log_path(folder: Path, name: str) -> Path:
+    """What a part says; beside its run folder, which must be empty when a run starts."""
+    return folder / "runs" / f"{name}.log"
+
+
+def transfer_path(run: Path) -> Path:
+    """The scores on the other data set."""
+    return run / "transfer.json"
+
+
+def is_done(study: Study, folder: Path, name: str) -> bool:
+    run = run_path(folder, name)
+    return (run / "summary.json").exists() and (not study.transfer or transfer_path(run).exists())
+
+
+def start(folder: Path, name: str, threads: int) -> None:
+    """Run a part in a process of its own, to its end; what it says goes into its log."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-m", "multilevel.study.part", str(folder), name]
+    with log_path(folder, name).open("a") as log:
+        # The pipe is never written to: it closes when this process ends, however it ends.
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment)
+        process.wait()
+
+
+def _end_with_parent() -> None:
+    """A part does not outlive the study that started it; its checkpoints are whole at any moment."""
+    os.read(0, 1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,185 @@
+"""What a study consists of: arms, seeds, and the parts, one run for each pair of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from multilevel.problems import Graph
+from multilevel.run_folder import RunFolder
+from multilevel.solvers import MultilevelError, SettingError
+
+FILE = "study.yaml"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of masking.
+
+    Args:
+        name: in the names of folders.
+        policy: ``mask.policy``.
+        guidance: ``mask.guidance``; None leaves the recipe's.
+        learned: whether the masks are learned, so that there is a mask level.
+        guided_share: of its masks, 0 to 1; 0 where they are not learned.
+        updates_per_step: pretraining updates for each update of its top level.
+        steps: updates of its top level.
+    """
+
+    name: str
+    policy: str
+    guidance: float | None
+    learned: bool
+    guided_share: float
+    updates_per_step: int
+    steps: int
+
+    @property
+    def updates(self) -> int:
+        """Pretraining updates."""
+        return self.steps * self.updates_per_step
+
+
+@dataclass(frozen=True)
+class Part:
+    """One run."""
+
+    arm: Arm
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm.name}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """The whole plan, as ``study.yaml`` holds it.
+
+    Args:
+        arguments: the command line, to repeat it.
+        settings: of ``multilevel train``, for every part.
+        arms: the first is the baseline.
+        seeds: of every arm.
+        labels: shares of the labels that the evaluation is given.
+        transfer, transfer_name: settings of another data set to evaluate on, and what it is called; empty: none.
+        equal: updates or time.
+        metric, protocol, split: what the verdict is about, and the images that it is scored on.
+        minimum_effect: the smallest difference of the metric that would be worth it.
+        threads: of each part.
+        jobs: parts side by side.
+        launcher: overrides of Hydra's launcher; empty: none.
+        data: name of the data set.
+        seconds_per_step: of each arm, measured before the first part; None where updates are equal.
+    """
+
+    arguments: list[str]
+    settings: list[str]
+    arms: list[Arm]
+    seeds: list[int]
+    labels: list[float]
+    transfer: list[str]
+    transfer_name: str
+    equal: str
+    metric: str
+    protocol: str
+    split: str
+    minimum_effect: float
+    threads: int
+    jobs: int
+    launcher: list[str]
+    data: str
+    seconds_per_step: dict[str, float] | None = None
+
+    @property
+    def baseline(self) -> Arm:
+        return self.arms[0]
+
+    @property
+    def about(self) -> Arm:
+        """The arm that the verdict is about: the first with learned masks, or else the first beside the baseline."""
+        return next((arm for arm in self.arms[1:] if arm.learned), self.arms[1])
+
+    def parts(self) -> list[Part]:
+        """Seed by seed, so that a study that is stopped has whole pairs."""
+        return [Part(arm, seed) for seed in self.seeds for arm in self.arms]
+
+    def part(self, name: str) -> Part:
+        return next(part for part in self.parts() if part.name == name)
+
+    def overrides(self, arm: Arm, seed: int) -> list[str]:
+        """The settings of ``multilevel train`` that make a part."""
+        labels = [] if self.labels == [1.0] else [f"evaluation.labels={self.labels}".replace(" ", "")]
+        return [*self.settings, *arm_settings(arm.policy, arm.guidance), *labels, f"seed={seed}", f"steps={arm.steps}"]
+
+    def write(self, folder: Path) -> None:
+        RunFolder(folder).write(FILE, OmegaConf.to_yaml(OmegaConf.create(asdict(self))))
+
+    @classmethod
+    def read(cls, folder: Path) -> Study:
+        """The study of a folder.
+
+        Raises:
+            SettingError: there is none.
+            MultilevelError: its file is broken.
+        """
+        path = folder / FILE
+        if not path.is_file():
+            raise SettingError("resume", str(folder), f"the folder of a study, with {FILE} in it")
+        try:
+            values: Any = OmegaConf.to_container(OmegaConf.load(path))
+            return cls(**{**values, "arms": [Arm(**arm) for arm in values["arms"]]})
+        except Exception as error:  # the parser raises errors of many kinds
+            raise MultilevelError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+
+    def timed(self, seconds_per_step: Mapping[str, float]) -> Study:
+        """This study with equal time: every arm is given as many whole steps as the slowest one's time allows."""
+        longest = max(arm.steps * seconds_per_step[arm.name] for arm in self.arms)
+        arms = [replace(arm, steps=max(arm.steps, int(longest / seconds_per_step[arm.name]))) for arm in self.arms]
+        return replace(self, arms=arms, seconds_per_step=dict(seconds_per_step))
+
+
+def arm_settings(policy: str, guidance: float | None) -> list[str]:
+    """The settings that make an arm."""
+    return [f"mask.policy={policy}", *([] if guidance is None else [f"mask.guidance={guidance}"])]
+
+
+def arm_name(policy: str, guidance: float | None) -> str:
+    return policy if guidance is None else f"{policy}-guidance{guidance:g}"
+
+
+def updates_per_step(graph: Graph) -> int:
+    """Updates of the bottom level for each one of the top level."""
+    count = 1
+    for name in graph.names[:-1]:
+        count *= graph.problems[name].steps
+    return count
+
+
+def equal_updates(per_step: Sequence[int], steps: int) -> list[int]:
+    """Steps of each arm so that all make the same number of pretraining updates.
+
+    Args:
+        per_step: pretraining updates for each step of each arm.
+        steps: of the arm that makes the most updates for each.
+
+    Raises:
+        SettingError: no whole numbers do that.
+    """
+    updates = steps * max(per_step)
+    for count in per_step:
+        if updates % count:
+            expected = (
+                f"a number whose {max(per_step)}-fold is divisible by {count}, so that all arms have equal updates"
+            )
+            raise SettingError("steps", steps, expected)
+    return [updates // count for count in per_step]
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,80 @@
+"""report.html: the study as one file that opens anywhere, offline."""
+
+from __future__ import annotations
+
+import base64
+import shlex
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from multilevel.run_folder import RunFolder
+from multilevel.study.figures import Figures
+from multilevel.study.results import TITLES
+from multilevel.study.verdict import points
+
+#: What the protocols are, to someone who does not know them.
+PROTOCOLS = {
+    "linear_probe": "a linear classifier fitted to what the trained encoder, left as it is, makes of the images",
+    "knn": "the vote of the training images that the trained encoder finds most alike",
+    "finetune": "a classifier on the trained encoder, both trained further together",
+}
+
+
+def write_report(result: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw the pictures and write report.html.
+
+    Args:
+        result: as in study.json.
+        folder: of the study.
+
+    Returns:
+        The files written.
+    """
+    figures = Figures(result, folder)
+    drawn = figures.draw()
+    template = resources.files("multilevel.study").joinpath("report.html").read_text()
+    page = (
+        _environment()
+        .from_string(template)
+        .render(
+            **result,
+            figures=drawn,
+            galleries=figures.galleries(),
+            command=shlex.join(["multilevel", "study", *result["study"]["arguments"]]),
+            warnings={part["name"]: part["warnings"] for part in result["parts"] if part["warnings"]},
+            protocol=PROTOCOLS.get(result["study"]["protocol"]),
+            caution=figures.caution(),
+            others=[one for one in result["comparisons"] if one is not result["verdict"]],
+        )
+    )
+    return [*(figure.path for figure in drawn), RunFolder(folder).write("report.html", page)]
+
+
+def _environment() -> Environment:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "points": points,
+        "interval": _interval,
+        "embedded": _embedded,
+        "protocol_title": lambda name: TITLES.get(name, name),
+        "duration": _duration,
+    }
+    return environment
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "none" if interval is None else f"{points(interval[0])} to {points(interval[1])}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _embedded(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

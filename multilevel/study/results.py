@@ -1,0 +1,181 @@
+"""Everything that a study has found: study.json."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from multilevel.levels.masks import POLICIES
+from multilevel.solvers import MultilevelError
+from multilevel.study.part import is_done, log_path, run_path, transfer_path
+from multilevel.study.plan import Arm, Part, Study, usable_cores
+from multilevel.study.scores import TRAINED, Row, score_rows, values
+from multilevel.study.statistics import compare, summarize
+from multilevel.study.verdict import cost_clause, sentence
+
+VERSIONS = ("multilevel", "torch", "transformers", "scikit-learn", "scipy", "numpy")
+TITLES = {"linear_probe": "linear probe", "knn": "nearest neighbours", "finetune": "finetuned"}
+
+
+def collect(study: Study, folder: Path) -> dict[str, Any]:
+    """The study in one object; parts that have failed are named and left out of every mean."""
+    done = [part for part in study.parts() if is_done(study, folder, part.name)]
+    parts = [_part(study, folder, part) for part in done]
+    failed = {part.name: _last_line(folder, part) for part in study.parts() if part not in done}
+    by_arm = {arm.name: [part for part in parts if part["arm"] == arm.name] for arm in study.arms}
+    comparisons = _comparisons(study, by_arm)
+    share = max(study.labels)
+    headline = next((one for one in comparisons if one["arm"] == study.about.name and one["labels"] == share), None)
+    plan = asdict(study)
+    return {
+        "verdict": headline,
+        "question": {
+            "data": study.data,
+            "score": score_name(study),
+            "baseline": study.baseline.name,
+            "about": study.about.name,
+            "labels": share,
+            "split": study.split,
+        },
+        "comparisons": comparisons,
+        "arms": [_arm(arm, by_arm[arm.name]) for arm in study.arms],
+        "parts": parts,
+        "failed": failed,
+        "study": plan,
+        "machine": {
+            "processor": platform.machine(),
+            "system": platform.system(),
+            "cores": usable_cores(),
+            "threads_of_a_part": study.threads,
+            "parts_side_by_side": study.jobs,
+        },
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
+    }
+
+
+def score_name(study: Study) -> str:
+    """What the verdict is about, in words."""
+    return f"{TITLES.get(study.protocol, study.protocol)} {study.metric.replace('_', ' ')}"
+
+
+def _part(study: Study, folder: Path, part: Part) -> dict[str, Any]:
+    run = run_path(folder, part.name)
+    summary = json.loads((run / "summary.json").read_text())
+    transfer = json.loads(transfer_path(run).read_text()) if study.transfer else []
+    return {
+        "name": part.name,
+        "arm": part.arm.name,
+        "seed": part.seed,
+        "steps": part.arm.steps,
+        "pretraining_updates": part.arm.updates,
+        "seconds": summary["seconds"],
+        "peak_memory_mib": summary["peak_memory_mib"],
+        "device": summary["device"],
+        "warnings": _warnings(summary),
+        "scores": score_rows(summary["evaluation"]),
+        "transfer": score_rows(transfer),
+    }
+
+
+def _warnings(summary: Mapping[str, Any]) -> list[str]:
+    """What a run's summary says against it."""
+    collapse = summary.get("collapse")
+    if not collapse:
+        return []
+    still = ", and still had at the end" if collapse.get("at_the_end") else ""
+    advice = f"; try {collapse['advice']}" if "advice" in collapse else ""
+    return [
+        f"the masking network had collapsed at step {collapse['step']}{still}: nearly the same patches are hidden in "
+        f"all images{advice}"
+    ]
+
+
+def _last_line(folder: Path, part: Part) -> str:
+    log = log_path(folder, part.name)
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    return lines[-1] if lines else "it was not run"
+
+
+def _arm(arm: Arm, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    costs = ("seconds", "peak_memory_mib")
+    return {
+        **asdict(arm),
+        "description": (inspect.getdoc(POLICIES[arm.policy]) or arm.policy).splitlines()[0],
+        "pretraining_updates": arm.updates,
+        "seeds": [part["seed"] for part in parts],
+        **{key: asdict(summarize([part[key] for part in parts])) if parts else None for key in costs},
+        "scores": _over_seeds({part["seed"]: part["scores"] for part in parts}),
+        "transfer": _over_seeds({part["seed"]: part["transfer"] for part in parts}),
+    }
+
+
+def _over_seeds(rows_by_seed: Mapping[int, Sequence[Row]]) -> list[dict[str, Any]]:
+    """A summary of each score: encoder, protocol, labels, metric, mean, median, interval, the values by seed."""
+    keys = dict.fromkeys(
+        (row["encoder"], row["protocol"], row["labels"], metric)
+        for rows in rows_by_seed.values()
+        for row in rows
+        for metric in row["metrics"]
+    )
+    found = []
+    for key in keys:
+        by_seed = values(rows_by_seed, *key)
+        names = dict(zip(("encoder", "protocol", "labels", "metric"), key, strict=True))
+        found.append({**names, **asdict(summarize(list(by_seed.values()))), "values": by_seed})
+    return found
+
+
+def _comparisons(study: Study, by_arm: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Every arm against the baseline at every share of the labels, on the study's metric."""
+
+    def scores(arm: Arm, labels: float) -> dict[int, float]:
+        rows = {part["seed"]: part["scores"] for part in by_arm[arm.name]}
+        found = values(rows, TRAINED, study.protocol, labels, study.metric)
+        if rows and not found:
+            _no_such_score(study, rows)
+        return found
+
+    comparisons = []
+    for labels in study.labels:
+        baseline = scores(study.baseline, labels)
+        for arm in study.arms[1:]:
+            own = scores(arm, labels)
+            pairs = sorted(own.keys() & baseline.keys())
+            if not pairs:
+                continue
+            comparison = compare(own, baseline, study.minimum_effect)
+            ratio = {key: _ratio(by_arm, arm, study.baseline, pairs, key) for key in ("seconds", "peak_memory_mib")}
+            cost = cost_clause(study.equal, ratio["seconds"], arm.updates / study.baseline.updates)
+            text = sentence(comparison, arm.name, study.baseline.name, score_name(study), study.minimum_effect, cost)
+            comparisons.append(
+                {"arm": arm.name, "labels": labels, "sentence": text, **asdict(comparison), "cost_ratio": ratio}
+            )
+    return comparisons
+
+
+def _ratio(
+    by_arm: Mapping[str, Sequence[dict[str, Any]]], arm: Arm, baseline: Arm, seeds: Sequence[int], key: str
+) -> float:
+    """Of the means over seeds that both have."""
+    arm_mean, baseline_mean = (
+        fmean(part[key] for part in by_arm[one.name] if part["seed"] in seeds) for one in (arm, baseline)
+    )
+    return arm_mean / baseline_mean
+
+
+def _no_such_score(study: Study, rows_by_seed: Mapping[int, Sequence[Row]]) -> None:
+    rows = [row for rows in rows_by_seed.values() for row in rows if row["encoder"] == TRAINED]
+    offers = sorted(
+        {f"{row['protocol']} {metric} at labels={row['labels']:g}" for row in rows for metric in row["metrics"]}
+    )
+    raise MultilevelError(
+        f"there is no score {study.protocol} {study.metric} at labels={study.labels}; there are {', '.join(offers)}: "
+        f"set protocol and metric in study.yaml and resume, nothing is trained again"
+    )

@@ -1,0 +1,129 @@
+"""Means and paired differences over seeds, and what they decide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import fmean, median, stdev
+from typing import Literal
+
+from scipy import stats
+
+CONFIDENCE = 0.95
+POWER = 0.8
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One quantity over seeds; the interval is None where there is one seed alone, or no spread at all."""
+
+    mean: float
+    median: float
+    interval: Interval | None
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm against the baseline, seed by seed.
+
+    Args:
+        differences: arm - baseline, of each seed that both have.
+        mean, median: of the differences.
+        interval: 95%, by Student's t; None where it cannot be had: one seed, or no spread at all.
+        deviation: standard deviation of the differences; None with one seed.
+        effect_size: mean / deviation (Cohen's d of pairs); None where there is no deviation.
+        p_value: of the paired t test; None where there is no interval.
+        decision: pays, does not pay, or not decided.
+        more_seeds: about how many more would decide it; None where it is decided, or the spread is not known.
+    """
+
+    differences: dict[int, float]
+    mean: float
+    median: float
+    interval: Interval | None
+    deviation: float | None
+    effect_size: float | None
+    p_value: float | None
+    decision: Literal["pays", "does not pay", "not decided"]
+    more_seeds: int | None
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """Mean, median and 95% interval of the mean over seeds, by Student's t."""
+    interval = _interval(values) if min(values) < max(values) else None
+    return Summary(fmean(values), median(values), interval, len(values))
+
+
+def compare(arm: Mapping[int, float], baseline: Mapping[int, float], minimum_effect: float) -> Comparison:
+    """The paired t test over the seeds that both have.
+
+    It pays where the whole interval of the mean difference is above 0 and some of it above ``minimum_effect``; it does
+    not where the whole interval is below ``minimum_effect``.
+
+    Args:
+        arm, baseline: the score of each seed; the larger the better.
+        minimum_effect: the smallest difference that would be worth it, above 0.
+
+    Raises:
+        ValueError: no seed that both have.
+    """
+    differences = {seed: arm[seed] - baseline[seed] for seed in sorted(arm.keys() & baseline.keys())}
+    values = list(differences.values())
+    if not values:
+        raise ValueError("there is no seed that both arms have")
+    mean = fmean(values)
+    deviation = stdev(values) if len(values) > 1 else None
+    if not deviation or deviation < 1e-12:  # all differences are the same, but for rounding
+        return Comparison(differences, mean, median(values), None, deviation, None, None, "not decided", None)
+    interval = _interval(values)
+    decision = decide(interval, minimum_effect)
+    more = None
+    if decision == "not decided":
+        more = max(1, seeds_needed(max(mean, minimum_effect - mean), deviation) - len(values))
+    p_value = float(stats.ttest_1samp(values, 0.0).pvalue)
+    return Comparison(differences, mean, median(values), interval, deviation, mean / deviation, p_value, decision, more)
+
+
+def decide(interval: Interval, minimum_effect: float) -> Literal["pays", "does not pay", "not decided"]:
+    """What a 95% interval of the difference says."""
+    low, high = interval
+    if high < minimum_effect:
+        return "does not pay"
+    return "pays" if low > 0 else "not decided"
+
+
+def seeds_needed(effect: float, deviation: float, power: float = POWER) -> int:
+    """The smallest number of pairs with which a paired t test finds an effect (two-sided, 5%).
+
+    By the noncentral t distribution (Cohen 1988, section 2.5; what G*Power and statsmodels compute).
+
+    Args:
+        effect: the mean difference to be found, above 0.
+        deviation: the standard deviation of the differences, above 0.
+        power: with which probability.
+    """
+    enough = 2
+    while _power(enough, effect / deviation) < power:
+        enough *= 2
+    too_few = enough // 2
+    while enough - too_few > 1:
+        middle = (enough + too_few) // 2
+        if _power(middle, effect / deviation) < power:
+            too_few = middle
+        else:
+            enough = middle
+    return enough
+
+
+def _power(pairs: int, effect_size: float) -> float:
+    """Probability that a paired t test finds an effect in its own direction."""
+    critical = stats.t.ppf((1 + CONFIDENCE) / 2, pairs - 1)
+    return float(stats.nct.sf(critical, pairs - 1, effect_size * sqrt(pairs)))
+
+
+def _interval(values: Sequence[float]) -> Interval:
+    interval = stats.ttest_1samp(values, 0.0).confidence_interval(CONFIDENCE)
+    return (float(interval.low), float(interval.high))

@@ -1,0 +1,60 @@
+"""The verdict in one sentence, its cost included."""
+
+from __future__ import annotations
+
+from multilevel.study.statistics import Comparison
+
+
+def points(value: float) -> str:
+    """A share in percent points: 0.0213 is 2.1."""
+    text = f"{100 * value:.1f}"
+    return "0.0" if text == "-0.0" else text
+
+
+def sentence(comparison: Comparison, arm: str, baseline: str, score: str, minimum_effect: float, cost: str) -> str:
+    """What a comparison says.
+
+    Args:
+        comparison: of the arm with the baseline.
+        arm, baseline: their names.
+        score: what was measured, such as "linear probe accuracy".
+        minimum_effect: the smallest difference that would be worth it.
+        cost: how much longer it took, as a clause.
+    """
+    count = len(comparison.differences)
+    seeds = f"{count} seed{'s' * (count != 1)}"
+    mean, interval = comparison.mean, comparison.interval
+    side = "higher" if mean > 0 else "lower"
+    found = f"{score} is {points(abs(mean))} points {side} than with {baseline} masks"
+    if interval is not None:
+        found += f" (95% interval {points(interval[0])} to {points(interval[1])}, {seeds})"
+    if comparison.decision == "pays":
+        return f"{arm} masks pay: {found}; {cost}."
+    if comparison.decision == "does not pay":
+        assert interval is not None
+        why = (
+            "that is worse"
+            if interval[1] < 0
+            else f"less than the {points(minimum_effect)} points that would be worth it"
+        )
+        return f"{arm} masks do not pay: {found}, {why}; {cost}."
+    if count == 1:
+        needed = "one seed says nothing about chance: take at least 5"
+    elif comparison.more_seeds is None:
+        needed = "all seeds gave the same difference: the test images are too few, or too easy, to tell"
+    else:
+        needed = f"about {comparison.more_seeds} more would be needed"
+    return f"Whether {arm} masks pay is not decided by {seeds}: {found}; {needed}; {cost}."
+
+
+def cost_clause(equal: str, seconds: float, updates: float) -> str:
+    """What an arm cost beside the baseline.
+
+    Args:
+        equal: what both had the same of.
+        seconds: of training, the arm's over the baseline's.
+        updates: of pretraining, the arm's over the baseline's.
+    """
+    if equal == "time":
+        return f"in {seconds:.2f} times the training time they made {updates:.2f} times as many pretraining updates"
+    return f"training took {seconds:.2f} times as long"

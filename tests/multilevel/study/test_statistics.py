@@ -1,0 +1,131 @@
+"""Intervals, decisions and sample sizes of a study, against scipy, formulas written out, and simulation."""
+
+from math import sqrt
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from multilevel.study.statistics import compare, decide, seeds_needed, summarize
+from multilevel.study.verdict import cost_clause, sentence
+
+BASELINE = {0: 0.861, 1: 0.858, 2: 0.872, 3: 0.866, 4: 0.850}
+GUIDED = {0: 0.880, 1: 0.871, 2: 0.885, 3: 0.889, 4: 0.861, 9: 0.1}  # nothing pairs with seed 9
+
+
+def test_a_comparison_is_the_paired_t_test_of_scipy_and_of_the_textbook():
+    found = compare(GUIDED, BASELINE, 0.01)
+    seeds = sorted(BASELINE)
+    reference = stats.ttest_rel([GUIDED[seed] for seed in seeds], [BASELINE[seed] for seed in seeds])
+    assert found.p_value == pytest.approx(reference.pvalue, rel=1e-9)
+    assert found.interval == pytest.approx(tuple(reference.confidence_interval(0.95)), rel=1e-9)
+    differences = np.array([GUIDED[seed] - BASELINE[seed] for seed in seeds])
+    deviation = sqrt(((differences - differences.mean()) ** 2).sum() / 4)
+    reach = 2.7764451 * deviation / sqrt(5)  # t(0.975, 4), from the table
+    assert found.interval == pytest.approx((differences.mean() - reach, differences.mean() + reach), rel=1e-6)
+    assert found.effect_size == pytest.approx(differences.mean() / deviation)
+    assert list(found.differences) == seeds
+    assert found.median == pytest.approx(np.median(differences))
+
+
+def test_a_summary_is_mean_median_and_the_interval_of_students_t():
+    values = [0.1, 0.2, 0.4, 0.7]
+    found = summarize(values)
+    reach = 3.1824463 * np.std(values, ddof=1) / 2  # t(0.975, 3)
+    assert found.interval == pytest.approx((0.35 - reach, 0.35 + reach), rel=1e-6)
+    assert (found.mean, found.median, found.seeds) == (pytest.approx(0.35), pytest.approx(0.3), 4)
+    assert summarize([0.5]).interval is None
+    assert summarize([0.5, 0.5]).interval is None
+
+
+def test_intervals_cover_the_true_difference_19_times_in_20():
+    random = np.random.default_rng(0)
+    draws = 500
+    covered = 0
+    for values in random.normal(0.013, 0.02, (draws, 5)):
+        low, high = summarize(values).interval
+        covered += low < 0.013 < high
+    assert covered / draws == pytest.approx(0.95, abs=3 * sqrt(0.95 * 0.05 / draws))
+
+
+@pytest.mark.parametrize(("effect_size", "pairs"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10)])
+def test_seeds_needed_are_those_of_the_published_tables(effect_size, pairs):
+    assert seeds_needed(effect_size * 0.02, 0.02) == pairs  # G*Power 3.1, paired, two tails, 5%, power 0.8
+
+
+def test_the_power_at_the_needed_number_is_what_simulation_finds():
+    pairs = seeds_needed(0.01, 0.012)
+    random = np.random.default_rng(1)
+    for count, enough in ((pairs, True), (pairs - 2, False)):
+        values = random.normal(0.01, 0.012, (40_000, count))
+        statistic = values.mean(1) / (values.std(1, ddof=1) / sqrt(count))
+        power = (statistic > stats.t.ppf(0.975, count - 1)).mean()
+        assert (power > 0.795) == enough
+
+
+@pytest.mark.parametrize(
+    ("interval", "decision"),
+    [
+        ((0.002, 0.03), "pays"),
+        ((0.0, 0.03), "not decided"),
+        ((-0.02, 0.011), "not decided"),
+        ((-0.02, 0.009), "does not pay"),
+        ((-0.02, -0.01), "does not pay"),
+        ((0.001, 0.009), "does not pay"),  # better, but surely by less than would be worth it
+    ],
+)
+def test_decisions(interval, decision):
+    assert decide(interval, 0.01) == decision
+
+
+def test_an_undecided_comparison_always_asks_for_more():
+    random = np.random.default_rng(2)
+    undecided = 0
+    for _ in range(60):
+        values = dict(enumerate(random.normal(random.uniform(-0.01, 0.02), 0.01, random.integers(2, 9))))
+        found = compare(values, dict.fromkeys(values, 0.0), 0.01)
+        assert (found.more_seeds is None) == (found.decision != "not decided")
+        undecided += found.decision == "not decided"
+        if found.more_seeds is not None:
+            nearest = max(found.mean, 0.01 - found.mean)
+            assert found.more_seeds == seeds_needed(nearest, found.deviation) - len(values) >= 1
+    assert undecided > 10
+
+
+def said(arm, baseline, cost="training took 1.70 times as long"):
+    return sentence(compare(arm, baseline, 0.01), "sampled", "random", "linear probe accuracy", 0.01, cost)
+
+
+def test_verdicts_in_words():
+    assert said(GUIDED, BASELINE) == (
+        "sampled masks pay: linear probe accuracy is 1.6 points higher than with random masks "
+        "(95% interval 1.0 to 2.2, 5 seeds); training took 1.70 times as long."
+    )
+    assert said(BASELINE, GUIDED) == (
+        "sampled masks do not pay: linear probe accuracy is 1.6 points lower than with random masks "
+        "(95% interval -2.2 to -1.0, 5 seeds), that is worse; training took 1.70 times as long."
+    )
+    little = {seed: value + 0.001 * (1 + seed % 2) for seed, value in BASELINE.items()}
+    assert "masks do not pay" in said(little, BASELINE)
+    assert "less than the 1.0 points that would be worth it" in said(little, BASELINE)
+    spread = {seed: value + (0.03, -0.02)[seed % 2] for seed, value in BASELINE.items()}
+    more = seeds_needed(0.01, np.std([0.03, -0.02, 0.03, -0.02, 0.03], ddof=1)) - 5
+    assert said(spread, BASELINE).startswith("Whether sampled masks pay is not decided by 5 seeds: ")
+    assert f"; about {more} more would be needed; training took" in said(spread, BASELINE)
+
+
+def test_one_seed_and_no_spread_decide_nothing():
+    one = compare({3: 0.9}, {3: 0.5}, 0.01)
+    assert (one.decision, one.interval, one.more_seeds) == ("not decided", None, None)
+    assert "not decided by 1 seed: " in said({3: 0.9}, {3: 0.5})
+    assert "interval" not in said({3: 0.9}, {3: 0.5})
+    same = compare({0: 0.6, 1: 0.7}, {0: 0.5, 1: 0.6}, 0.01)
+    assert (same.decision, same.interval) == ("not decided", None)
+    assert "all seeds gave the same difference" in said({0: 0.6, 1: 0.7}, {0: 0.5, 1: 0.6})
+    with pytest.raises(ValueError, match="no seed"):
+        compare({0: 0.6}, {1: 0.5}, 0.01)
+
+
+def test_the_cost_says_what_was_equal():
+    assert cost_clause("updates", 1.7, 1.0) == "training took 1.70 times as long"
+    assert "0.59 times as many pretraining updates" in cost_clause("time", 1.01, 0.588)
