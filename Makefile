@@ -5,8 +5,9 @@ PYTHON ?= python3
 run: .venv/installed
 	.venv/bin/multilevel train
 
+# One process a core, with one thread each: threads of several processes would wait for each other.
 test: .venv/installed
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile
 
 # Lint and types. mypy finds the rooms under their import names through links, as it does not run import hooks.
 check: .venv/installed
