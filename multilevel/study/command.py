@@ -29,7 +29,7 @@ from multilevel.study.plan import (
 from multilevel.study.report import write_report
 from multilevel.study.results import collect
 from multilevel.study.settings import StudySettings
-from multilevel.study.transfer import other_data
+from multilevel.study.transfer import transfer_config
 from multilevel.study.watch import Watch
 from multilevel.train import now
 
@@ -92,7 +92,7 @@ def plan(settings: StudySettings, arguments: Sequence[str]) -> Study:
     if settings.guidance and len(recipes) == len(policies):
         raise SettingError("guidance", settings.guidance, "a policy among policies whose masks are learned")
     if settings.transfer:
-        other_data(config, settings.transfer)
+        transfer_config(config, settings.transfer)
     per_step = [updates_per_step(recipe.graph) for recipe in recipes.values()]
     steps = equal_updates(per_step, config.steps)
     share = OmegaConf.select(config, "mask.guidance", default=1.0)
@@ -109,7 +109,7 @@ def plan(settings: StudySettings, arguments: Sequence[str]) -> Study:
         seeds=settings.seeds or list(range(SEEDS)),
         labels=settings.labels,
         transfer=settings.transfer,
-        transfer_name=_data_name(compose_config(settings.transfer)) if settings.transfer else "",
+        transfer_name=_data_name(transfer_config(config, settings.transfer)) if settings.transfer else "",
         equal=settings.equal,
         metric=settings.metric or next(iter(recipes.values())).task.headline,
         protocol=settings.protocol,
