@@ -42,6 +42,7 @@ Settings (all: the config.yaml of any run)
   diagnose=N          compare with a reference hypergradient every N steps (diagnosis.jsonl)
   seed, device, precision=float32|bf16, checkpoint.every, evaluate=true|false
   data.batch_size, data.limit (use only so many training images), data.image_size, data.mask_share,
+  data.fit=crop|stretch (how an image becomes a square),
   data.validation_share (held out, to choose settings by: evaluation.split=validation)
   evaluation.protocols, evaluation.labels, ... (see multilevel evaluate --help)
   data.image_column, .label_column, .mask_column, .boxes_column (found where not given), data.min_area (of a mark)

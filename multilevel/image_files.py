@@ -70,7 +70,7 @@ class Request:
         ):
             for start in range(0, len(self.files), self.batch_size):
                 batch = self.files[start : start + self.batch_size]
-                read = list(pool.map(lambda file: _read(file, model.image_size, model.channels), batch))
+                read = list(pool.map(lambda file: _read(file, model), batch))
                 errors |= {file: one for file, one in zip(batch, read, strict=True) if isinstance(one, str)}
                 pixels = [one for one in read if not isinstance(one, str)]
                 if pixels:
@@ -154,10 +154,10 @@ def writable(output: str) -> Path:
     return path
 
 
-def _read(file: Path, image_size: int, channels: int) -> np.ndarray | str:
+def _read(file: Path, model: ExportedModel) -> np.ndarray | str:
     """Pixels uint8 [C, H, W], or why there are none."""
     try:
         with Image.open(file) as picture:
-            return to_pixels(picture, image_size, channels)
+            return to_pixels(picture, model.image_size, model.channels, model.fit)
     except Exception as error:  # Pillow's formats raise errors of many kinds for broken files
         return f"unreadable ({type(error).__name__}: {' '.join(str(error).split())})"

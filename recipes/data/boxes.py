@@ -46,20 +46,20 @@ def mirror_boxes(boxes: Tensor, mirrored: Tensor, image_size: int) -> Tensor:
     return turned.where((mirrored[:, None] & (number >= 0))[..., None], boxes)
 
 
-def to_square(boxes: np.ndarray, size: tuple[int, int], image_size: int) -> Tensor:
-    """Boxes of a picture of a width and height, in the centre square that it is brought to.
+def to_square(boxes: np.ndarray, size: tuple[int, int], image_size: int, fit: str = "crop") -> Tensor:
+    """Boxes of a picture of a width and height, in the square that it is brought to.
 
     Args:
         boxes: float array ``[K, 5]``, in pixels of the picture.
         size: of the picture.
         image_size: height and width of the square.
+        fit: crop (the centre square is taken) or stretch (the whole picture).
 
     Returns:
         float32 tensor ``[MOST_BOXES, 5]``, the largest first, rows of -1 after the last.
     """
-    side = min(size)
-    offset = torch.tensor([[(size[0] - side) / 2, (size[1] - side) / 2]])
-    scale = torch.full((1, 2), image_size / side)
+    taken = torch.tensor([size if fit == "stretch" else (min(size), min(size))], dtype=torch.float32)
+    offset, scale = (torch.tensor([size]) - taken) / 2, image_size / taken
     moved = move(torch.from_numpy(boxes).float()[None], offset, scale, image_size)[0]
     moved = moved[moved[:, 4] >= 0]
     moved = moved[area(moved[:, :4]).argsort(descending=True, stable=True)][:MOST_BOXES]

@@ -72,8 +72,8 @@ class SourceSplits:
     train: Source
     test: Source | None
     class_names: tuple[str, ...]
-    signal_patches: Tensor | None = None
     target_names: tuple[str, ...] = ()
+    signal_patches: Tensor | None = None
 
 
 class Images(ABC):
@@ -83,13 +83,15 @@ class Images(ABC):
         source: where the images are read from.
         image_size: height and width.
         channels: 1 or 3.
+        fit: see ``to_square``.
 
     Attributes:
         labels: int64 tensor ``[N]``, -1 where an image has no label.
     """
 
-    def __init__(self, source: Source, image_size: int, channels: int) -> None:
+    def __init__(self, source: Source, image_size: int, channels: int, fit: str = "crop") -> None:
         self.source = source
+        self.fit = fit
         self.image_size = image_size
         self.channels = channels
         self.labels = source.labels
@@ -154,7 +156,7 @@ class Images(ABC):
     def _decode_one(self, row: int) -> np.ndarray:
         try:
             with self.source.open(row) as picture:
-                return to_pixels(picture, self.image_size, self.channels)
+                return to_pixels(picture, self.image_size, self.channels, self.fit)
         except Exception as error:  # Pillow's formats raise errors of many kinds for broken files
             raise unreadable(self.source.where(row), error) from error
 
@@ -169,8 +171,8 @@ class MemoryImages(Images):
         decoded: bool tensor ``[N]``, which images have been decoded so far.
     """
 
-    def __init__(self, source: Source, image_size: int, channels: int, rows: Tensor) -> None:
-        super().__init__(source, image_size, channels)
+    def __init__(self, source: Source, image_size: int, channels: int, rows: Tensor, fit: str = "crop") -> None:
+        super().__init__(source, image_size, channels, fit)
         self.decoded = torch.zeros(len(source), dtype=torch.bool)
         self._pixels = self._empty(len(rows))
         self._places = torch.full((len(source),), -1, dtype=torch.int64)

@@ -62,28 +62,30 @@ class MaskSource(Source):
         source: the images, which have masks.
         image_size: height and width.
         mask_classes: see ``class_numbers``.
+        fit: how the images are brought to the square.
     """
 
-    def __init__(self, source: Source, image_size: int, mask_classes: str) -> None:
+    def __init__(self, source: Source, image_size: int, mask_classes: str, fit: str = "crop") -> None:
         self.source = source
         self.image_size = image_size
         self.mask_classes = mask_classes
+        self.fit = fit
         self.labels = source.labels
 
     def open(self, row: int) -> Image.Image:
         mask = read_mask(self.source, row, self.mask_classes)
         if mask is None:
             return Image.new("L", (self.image_size, self.image_size))
-        return to_square(Image.fromarray(mask), self.image_size, Image.Resampling.NEAREST)
+        return to_square(Image.fromarray(mask), self.image_size, self.fit, Image.Resampling.NEAREST)
 
     def where(self, row: int) -> str:
         return self.source.where_mask(row)
 
 
 def mask_splits(sources: SourceSplits, settings: DataSettings) -> SourceSplits:
-    """The masks of training and test images; ``image_size`` and ``mask_classes`` are read."""
+    """The masks of training and test images; ``image_size``, ``mask_classes`` and ``fit`` are read."""
     train, test = (
-        source and MaskSource(source, settings.image_size, settings.mask_classes)
+        source and MaskSource(source, settings.image_size, settings.mask_classes, settings.fit)
         for source in (sources.train, sources.test)
     )
     assert train is not None

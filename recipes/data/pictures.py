@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageOps
 
+FITS = ("crop", "stretch")
 _WHITE = (255, 255, 255, 255)
 _SIXTEEN_BIT_STEP = 257  # 65535 / 255: the step that maps 16 bits onto 8, black on black and white on white
 
 
-def to_pixels(picture: Image.Image, image_size: int, channels: int) -> np.ndarray:
-    """Bring a picture to ``channels`` colours and to a square: short side resized, centre cut out.
+def to_pixels(picture: Image.Image, image_size: int, channels: int, fit: str = "crop") -> np.ndarray:
+    """Bring a picture to ``channels`` colours and to a square.
 
     Transparent parts become white, 16-bit grey is scaled to 8 bits, a camera's orientation mark is obeyed.
 
@@ -18,6 +19,7 @@ def to_pixels(picture: Image.Image, image_size: int, channels: int) -> np.ndarra
         picture: any picture that Pillow has opened.
         image_size: height and width of the result.
         channels: 1 (grey) or 3 (RGB).
+        fit: see ``to_square``.
 
     Returns:
         uint8 array ``[channels, image_size, image_size]``.
@@ -25,7 +27,7 @@ def to_pixels(picture: Image.Image, image_size: int, channels: int) -> np.ndarra
     Raises:
         Exception: whatever Pillow raises for a broken file; the caller knows the file's name.
     """
-    picture = to_square(to_colours(upright(picture), channels), image_size)
+    picture = to_square(to_colours(upright(picture), channels), image_size, fit)
     array = np.asarray(picture)
     return array[None] if channels == 1 else array.transpose(2, 0, 1)
 
@@ -62,10 +64,22 @@ def to_eight_bits(picture: Image.Image) -> Image.Image:
 
 
 def to_square(
-    picture: Image.Image, image_size: int, resampling: Image.Resampling = Image.Resampling.BICUBIC
+    picture: Image.Image,
+    image_size: int,
+    fit: str = "crop",
+    resampling: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image:
-    """The centre square, its side the picture's short side, resized (with antialiasing, unless to the nearest)."""
+    """A square of the picture, resized (with antialiasing, unless to the nearest).
+
+    Args:
+        picture: of any size.
+        image_size: pixels a side.
+        fit: crop (the centre, its side the picture's short side) or stretch (all of it).
+        resampling: of the resizing.
+    """
     size = (image_size, image_size)
     if picture.size == size:
         return picture
+    if fit == "stretch":
+        return picture.resize(size, resampling)
     return ImageOps.fit(picture, size, method=resampling)

@@ -69,7 +69,7 @@ def read_planted(image_size: int, patch_size: int) -> SourceSplits:
         PlantedSource(image_size, patch_size, count, seed) for seed, count in enumerate((TRAIN_IMAGES, TEST_IMAGES))
     )
     names = tuple(f"texture {number}" for number in range(CLASSES))
-    return SourceSplits(train, test, names, signal_patches(image_size // patch_size))
+    return SourceSplits(train, test, names, signal_patches=signal_patches(image_size // patch_size))
 
 
 def _places(side: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from multilevel.recipes.data.pictures import FITS
 from multilevel.solvers.errors import SettingError
 
 MASK_CLASSES = ("binary", "labels", "values")
@@ -21,6 +22,7 @@ class DataSettings:
         hub: the set's name on the Hugging Face hub.
         image_size: height and width that every image is brought to, in pixels.
         channels: 3 (RGB) or 1 (grey).
+        fit: how an image becomes a square: crop (its centre) or stretch (all of it, with other proportions).
         patch_size: a patch that suits images of this size; only the model's configuration reads it.
         batch_size: images in a batch.
         mask_share: share of the labelled training images that mask learning gets; finetuning gets the rest.
@@ -50,6 +52,7 @@ class DataSettings:
     hub: str | None = None
     image_size: int
     channels: int
+    fit: str = "crop"
     patch_size: int
     batch_size: int
     mask_share: float = 0.2
@@ -88,6 +91,7 @@ class DataSettings:
         for setting in ("image_size", "patch_size", "batch_size", "min_area"):
             self._require(setting, self._is_whole(setting, 1), "a whole number of at least 1")
         self._require("channels", self._is_whole("channels", 1) and self.channels in (1, 3), "1 or 3")
+        self._require("fit", self.fit in FITS, f"one of {', '.join(FITS)}")
         self._require("split_seed", self._is_whole("split_seed", 0), "a whole number of at least 0")
         limit_usable = self.limit is None or self._is_whole("limit", 1)
         self._require("limit", limit_usable, "a whole number of at least 1, or null for all images")

@@ -98,6 +98,7 @@ class ImageData:
     target_counts: tuple[int, ...]
     channels: int
     image_size: int
+    fit: str
     mean: Tensor
     std: Tensor
     labelled: bool
@@ -165,6 +166,7 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str 
         target_counts=tuple(F.pad(counts, (0, len(target_names) - len(counts))).tolist()),
         channels=settings.channels,
         image_size=settings.image_size,
+        fit=settings.fit,
         mean=mean,
         std=std,
         labelled=bool(sources.class_names),
@@ -195,8 +197,8 @@ def open_images(sources: SourceSplits, rows: Rows, settings: DataSettings, chann
 
     def opened(source: Source, used: np.ndarray) -> Images:
         if in_memory:
-            return MemoryImages(source, settings.image_size, channels, torch.from_numpy(used))
-        return StreamedImages(source, settings.image_size, channels)
+            return MemoryImages(source, settings.image_size, channels, torch.from_numpy(used), settings.fit)
+        return StreamedImages(source, settings.image_size, channels, settings.fit)
 
     if sources.test is None:
         images = opened(sources.train, np.union1d(training, rows.test))

@@ -75,7 +75,8 @@ def marked(kind: str, source: Source, settings: DataSettings) -> Tensor:
     every = torch.arange(len(source))
     if kind == "boxes" and source.boxes is not None:
         return torch.tensor([len(boxes) > 0 for boxes in source.boxes])
-    masks = StreamedImages(MaskSource(source, settings.image_size, settings.mask_classes), settings.image_size, 1)
+    size = settings.image_size
+    masks = StreamedImages(MaskSource(source, size, settings.mask_classes, settings.fit), size, 1)
     parts = tqdm(every.split(_TOGETHER), desc="reading masks", leave=False, disable=None)
     pixels = (masks.pixels(some).flatten(1) for some in parts)
     return torch.cat([((some > 0) & (some != IGNORED)).any(1) for some in pixels])

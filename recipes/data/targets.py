@@ -120,7 +120,7 @@ class Boxes(Targets):
         except Exception as error:  # Pillow's formats raise errors of many kinds for broken files
             where = self.source.where_mask(row) if own is None else self.source.where(row)
             raise unreadable(where, error) from error
-        return to_square(boxes, size, self.settings.image_size)
+        return to_square(boxes, size, self.settings.image_size, self.settings.fit)
 
     def _around_marks(self, row: int) -> tuple[np.ndarray, tuple[int, int]]:
         mask = read_mask(self.source, row, self.settings.mask_classes)

@@ -33,6 +33,7 @@ class ExportedModel:
         class_names: by label; empty where there is no classifier.
         image_size: pixels a side.
         channels: 1 or 3.
+        fit: how an image is brought to the square, see ``to_square``.
 
     Raises:
         SettingError: ``folder`` is no exported folder.
@@ -48,6 +49,7 @@ class ExportedModel:
             self.class_names = tuple(config["id2label"][str(label)] for label in range(len(config["id2label"])))
             self.image_size: int = config["image_size"]
             self.channels: int = config["num_channels"]
+            self.fit = "crop" if settings["do_center_crop"] else "stretch"
             self._mean, self._std = (np.array(settings[f"image_{name}"], np.float32) for name in ("mean", "std"))
             self._run = _torch_run(config, found[0], device) if found[0].name == WEIGHTS else _onnx_run(found[0])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

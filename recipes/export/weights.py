@@ -90,7 +90,7 @@ def load_dinov2(config: Dinov2Config, weights: Mapping[str, Tensor]) -> Features
 
 
 def processor_settings(data: ImageData) -> dict[str, Any]:
-    """``preprocessor_config.json``: short side resized, centre cut out, 0 to 1, normalized with the data's statistics.
+    """``preprocessor_config.json``: brought to the square as the data was, 0 to 1, normalized with its statistics.
 
     Grey images are expected as such: the processor knows a conversion to colour alone.
     """
@@ -99,9 +99,9 @@ def processor_settings(data: ImageData) -> dict[str, Any]:
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": data.channels == 3,
         "do_resize": True,
-        "size": {"shortest_edge": side},
+        "size": {"shortest_edge": side} if data.fit == "crop" else {"height": side, "width": side},
         "resample": BICUBIC,
-        "do_center_crop": True,
+        "do_center_crop": data.fit == "crop",
         "crop_size": {"height": side, "width": side},
         "do_rescale": True,
         "rescale_factor": 1 / 255,

@@ -302,7 +302,7 @@ def test_masks_and_boxes_reach_the_masking_network_as_written_out_by_hand(task, 
     solver = Identity(product=product) if product != "finite_difference" else None
     graph = levels(task=task(DATA), parts=parts, solver=solver)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        expected = by_hand(graph, "normalized", "both", downstream, parts)
+        expected = by_hand(graph, "normalized", "both", downstream=downstream, parts=parts)
     found = torch.cat([value.flatten() for value in Engine(graph).hypergradient("mask").values()])
     assert relative_error(found, expected) < (1e-5 if product == "finite_difference" else 1e-6)
 

@@ -88,3 +88,13 @@ def test_orientation_mark_is_obeyed():
     pixels = to_pixels(saved(Image.fromarray(values), "PNG", exif=exif), 8, 1)
     assert (pixels[0, -1] == 255).all()
     assert (pixels[0, :-1] == 0).all()
+
+
+def test_stretching_keeps_what_the_crop_cuts_off():
+    values = np.zeros((8, 24), np.uint8)
+    values[:, :8] = 255  # the left third, outside the centre square
+    picture = Image.fromarray(values)
+    assert not to_pixels(picture, 8, 1).any()
+    stretched = to_pixels(picture, 6, 1, "stretch")[0]
+    assert (stretched[:, 0] == 255).all()
+    assert not stretched[:, 4:].any()

@@ -86,6 +86,7 @@ def test_is_a_schema_for_configurations():
             "folder",
             {"hub": None, "path": None, "image_size": 64, "patch_size": 8, "batch_size": 32, "flip": True},
         ),
+        ("planted", {"hub": None, "path": None, "flip": False}),
     ],
 )
 def test_every_configuration_fits_the_schema_and_gives_every_field(name, expected):
@@ -104,4 +105,5 @@ def test_every_configuration_is_tested():
         "cifar100",
         "imagenet",
         "folder",
+        "planted",
     }

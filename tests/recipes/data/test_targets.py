@@ -140,6 +140,14 @@ def test_boxes_cut_off_with_the_sides_of_a_picture():
     assert found[:4].tolist() == expected
     assert (found[4:] == -1).all()
     assert torch.equal(to_square(boxes, (16, 8), 4)[:4, :4], found[:4, :4] / 2)
+    stretched = to_square(boxes, (16, 8), 8, "stretch")  # half as wide, nothing cut off
+    assert stretched[:5].tolist() == [
+        [0, 0, 8, 8, 4],
+        [0, 0, 3, 8, 1],
+        [1.5, 0, 3.5, 8, 2],
+        [1, 0, 3, 4, 0],
+        [5, 2, 6, 4, 3],
+    ]
 
 
 def objects(rows, kind):
