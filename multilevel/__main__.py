@@ -10,7 +10,7 @@ from importlib.metadata import version
 from multilevel.help import OVERVIEW, help_for
 from multilevel.solvers.errors import MultilevelError
 
-COMMANDS = ("train", "compare", "graph", "evaluate")
+COMMANDS = ("train", "compare", "graph", "evaluate", "export", "predict", "monitor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from multilevel.configuration import build_recipe, compose_config
@@ -29,6 +30,7 @@ from multilevel.solvers.products import PRODUCTS
 from multilevel.train import new_engine, now
 
 COLUMNS = ("error", "cosine", "residual", "memory_mib", "seconds", "evaluations", "products")
+WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "float | None": "a number, or null"}
 RECORDED = 10  # updates that unrolled solvers may go through
 
 
@@ -101,7 +103,7 @@ def main(arguments: Sequence[str]) -> int:
     """Measure every solver at one point, print the table, and write it and its picture."""
     comparison = Comparison.parsed(arguments)
     config = _config(comparison)
-    output = Path(config.output or f"runs/compare-{config.recipe}-{config.data.name}-{now()}")
+    output = Path(str(config.output or f"runs/compare-{config.recipe}-{config.data.name}-{now()}"))
     check_free(output)
     engine = _engine_at_the_point(comparison, config)
     if not engine.graph.passes(engine.graph.top):
@@ -241,12 +243,13 @@ def _option(solver: str, setting: str, option: str, text: str) -> Any:
     except ValueError:
         value = text
     try:
-        SOLVERS[solver](**{option: value})
-    except TypeError:
-        raise SettingError(setting, text, "a value of its kind") from None
+        typed = OmegaConf.merge(OmegaConf.structured(SOLVERS[solver]), {option: value})
+        return getattr(OmegaConf.to_object(typed), option)
+    except OmegaConfBaseException as error:
+        kind = next((one.type for one in fields(SOLVERS[solver]) if one.name == option), "")  # type: ignore[arg-type]
+        raise SettingError(setting, text, WORDS.get(str(kind), f"a value of its kind ({kind})")) from error
     except SettingError as error:
         raise SettingError(setting, error.got, error.expected) from None
-    return value
 
 
 def _names(setting: str, text: str, offers: Sequence[str]) -> list[str]:
@@ -262,6 +265,6 @@ def _number(setting: str, text: str, kind: type, least: float) -> Any:
         value = kind(text)
     except ValueError:
         value = None
-    if value is None or not value >= least:
+    if value is None or not least <= value < float("inf"):
         raise SettingError(setting, text, f"a {'whole ' if kind is int else ''}number of at least {least}")
     return value

@@ -12,6 +12,9 @@ OVERVIEW = """multilevel: multilevel optimization in PyTorch
   multilevel compare [SETTING=VALUE ...]     accuracy, memory and time of every hypergradient solver at one point
   multilevel graph [SETTING=VALUE ...]       the levels of a recipe and who reads whom, as text and as graph.png
   multilevel evaluate RUN [SETTING=VALUE]    linear probe and nearest neighbours on a run's frozen encoder
+  multilevel export RUN [SETTING=VALUE]      a folder that transformers or onnxruntime loads
+  multilevel predict EXPORT FILE ...         label images with an exported model, as CSV
+  multilevel monitor EXPORT FOLDER           how far new images have drifted from the training ones
 
 multilevel COMMAND --help says more about a command."""
 
@@ -74,11 +77,58 @@ encoder and of raw pixels: fitted on the training labels, scored on the test spl
 
   multilevel evaluate runs/guided_mae-digits-20260101-120000 evaluation.max_images=1000"""
 
+EXPORT = """multilevel export RUN [SETTING=VALUE ...]
+
+Writes a run's model into one folder, whole or not at all: configuration, weights, image processor, model card
+(README.md), and features of a sample of the training images, for multilevel monitor.
+
+  output=FOLDER        where to (RUN/export); it must not be there yet
+  format=transformers  model.safetensors: AutoModel (the encoder), AutoModelForImageClassification (the finetuned
+                       classifier) and ViTMAEForPreTraining (the autoencoder) load the folder
+  format=onnx          model.onnx in its place, a classifier for onnxruntime: pixel_values [B, C, H, W], normalized,
+                       to logits [B, classes] and features; checked against PyTorch to 1e-4
+  data.path=DIR        and other settings of the run: where its data has moved
+
+  multilevel export runs/guided_mae-digits-20260101-120000 format=onnx output=line"""
+
+PREDICT = """multilevel predict EXPORT FILE ... [SETTING=VALUE ...]
+
+Labels images (files, or folders of them) with what multilevel export has written, of either format; neither the run
+nor its data is needed. Writes CSV: file, label, probability, error, and the probability of each class. A file that
+cannot be read as an image has an empty label and the reason under error.
+
+  output=predictions.csv    - prints to standard output
+  batch_size=64             images at a time
+  device=auto               where PyTorch computes
+
+Exit status: 0; 1 where a file could not be read (the others are labelled); 2 for wrong input (nothing is written).
+
+  multilevel predict runs/guided_mae-digits-20260101-120000/export images/ output=-"""
+
+MONITOR = """multilevel monitor EXPORT FOLDER ... [SETTING=VALUE ...]
+
+Says how far new images (files, or folders of them; at least {fewest}) have drifted from the training ones, by the
+features of the exported encoder. Writes monitor.json and, beside it, monitor.png.
+
+{rule}
+
+  output=monitor.json
+  batch_size=64             images at a time
+  device=auto               where PyTorch computes
+
+Exit status: 0 whatever the verdict; 1 where a file could not be read (it is named); 2 for wrong input.
+
+  multilevel monitor runs/guided_mae-digits-20260101-120000/export images/today"""
+
 
 def help_for(command: str) -> str:
     """The help of one command, what its groups offer included."""
-    if command == "evaluate":
-        return EVALUATE
+    short = {"evaluate": EVALUATE, "export": EXPORT, "predict": PREDICT}
+    if command in short:
+        return short[command]
+    if command == "monitor":
+        drift = importlib.import_module("multilevel.recipes.export.drift")
+        return MONITOR.format(fewest=drift.FEWEST, rule=drift.RULE)
     return f"{ {'train': TRAIN, 'compare': COMPARE, 'graph': GRAPH}[command] }\n\n{_offers()}"
 
 

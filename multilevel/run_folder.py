@@ -70,11 +70,7 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> Path:
         """Write a file so that it is there whole or not at all."""
-        path = self.path / name
-        partial = path.with_name(f".{name}.partial")
-        partial.write_text(text)
-        os.replace(partial, path)
-        return path
+        return write_whole(self.path / name, text)
 
     def write_json(self, name: str, value: Any) -> Path:
         return self.write(name, json.dumps(value, indent=2) + "\n")
@@ -89,6 +85,14 @@ class RunFolder:
         self.write(self.metrics.name, _lines(kept))
         if self.diagnosis.exists():
             self.write(self.diagnosis.name, _lines(one for one in _records(self.diagnosis) if one["step"] <= step))
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a file so that it is there whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+    return path
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

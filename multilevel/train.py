@@ -155,7 +155,7 @@ def sweep(overrides: Sequence[str]) -> None:
 
 def output_folder(config: DictConfig) -> Path:
     """Where a run goes."""
-    return Path(config.output or f"runs/{config.recipe}-{config.data.name}-{now()}")
+    return Path(str(config.output or f"runs/{config.recipe}-{config.data.name}-{now()}"))
 
 
 def now() -> str:

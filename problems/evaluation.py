@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 from multilevel.problems.errors import LossError
 from multilevel.problems.levels import LevelHandle, Levels
 from multilevel.problems.problem import Problem
-from multilevel.problems.randomness import RandomState
+from multilevel.problems.randomness import RandomState, ReplayableDropout
 from multilevel.problems.shared_calls import SharedCalls
 from multilevel.solvers import SettingError
 from multilevel.solvers.vectors import Tensors
@@ -85,7 +85,7 @@ class Evaluator:
         if shared is not None:
             shared.give(part.batch, part.draws)
         levels, own_buffers = self._levels(parameters, name if move_buffers else None, shared)
-        with self._autocast(name):
+        with ReplayableDropout(), self._autocast(name):
             value = self.problems[name].loss(levels, part.batch, part.draws)
         loss, metrics = self._checked(name, value)
         for buffer, moved in own_buffers:
@@ -96,7 +96,7 @@ class Evaluator:
         """What a level computes on a recorded part, and the generators' state that its criterion starts from."""
         part = self.cast(part)
         levels, _ = self._levels(parameters, None)
-        with part.state.active(), self._autocast(name):
+        with part.state.active(), ReplayableDropout(), self._autocast(name):
             found = self.problems[name].outputs(levels, part.batch, part.draws)
             after = RandomState.capture()
         return [found] if isinstance(found, Tensor) else list(found), after
@@ -108,7 +108,7 @@ class Evaluator:
         part = self.cast(part)
         levels, _ = self._levels(parameters, None)
         given = outputs[0] if len(outputs) == 1 else list(outputs)
-        with state.active(), self._autocast(name):
+        with state.active(), ReplayableDropout(), self._autocast(name):
             return self._checked(name, self.problems[name].criterion(given, levels, part.batch, part.draws))[0]
 
     def cast(self, part: Part) -> Part:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,9 +13,10 @@ from torch.func import grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from multilevel.problems.evaluation import Evaluator, Record
-from multilevel.solvers import ImplicitSolver, LowerLevel, Solver, SolveReport
+from multilevel.solvers import ImplicitSolver, LowerLevel, ProductError, Solver, SolveReport
 from multilevel.solvers.base import Solution, finite, report_of
 from multilevel.solvers.products import PRODUCTS, Products
+from multilevel.solvers.products.base import lacking_operator
 from multilevel.solvers.vectors import Tensors, flatten, unflatten, zeros_like
 
 if TYPE_CHECKING:
@@ -63,13 +66,15 @@ class NestedSystem:
         self.solver = solvers[block.name]
         self.reads = {other: evaluator.detached(other) for other in wanted}
         self.spent = SolveReport()
+        self.evaluations = 0  # of the level's loss
         self.inner = [
             NestedSystem(part, lowers, evaluator, wanted, records, solvers, self.values) for part in block.inner
         ]
         for system in self.inner:
             self.values |= system.values
             self.values |= {self._multiplier(key): torch.zeros_like(system.values[key]) for key in system.keys}
-        self._solve_multipliers()
+        with explained():
+            self._solve_multipliers()
 
     @property
     def keys(self) -> list[str]:
@@ -83,9 +88,11 @@ class NestedSystem:
         for level, tensors in cotangents.items():
             finite(tensors)
             right_hand_side |= {f"{level}/{name}": one for name, one in tensors.items()}
-        mixed = self._products().mixed(self.solve(right_hand_side))
+        with explained():
+            mixed = self._products().mixed(self.solve(right_hand_side))
         contributions = {level: {name: -one for name, one in some.items()} for level, some in mixed.items()}
-        return contributions, {system.block.name: system.spent for system in self._all()}
+        reports = {system.block.name: replace(system.spent, evaluations=system.evaluations) for system in self._all()}
+        return contributions, reports
 
     def lagrangian(self, values: Mapping[str, Tensor], reads: Mapping[str, Tensors]) -> Tensor:
         """L at ``values`` of all variables and ``reads`` of the levels outside."""
@@ -160,6 +167,7 @@ class NestedSystem:
             level, _, name = key.partition("/")
             if MULTIPLIER not in key:
                 levels.setdefault(level, {})[name] = value
+        self.evaluations += 1
         record = self.records[self.block.name]
         # Fused attention kernels have no second derivative.
         with sdpa_kernel(SDPBackend.MATH):
@@ -181,7 +189,7 @@ class NestedSystem:
         now, before = report_of(solution, products), self.spent
         residuals = [one for one in (now.residual, before.residual) if one is not None]
         self.spent = SolveReport(
-            before.evaluations + now.evaluations,
+            0,  # counted where the loss is evaluated
             before.products + now.products,
             max(residuals) if residuals else None,
             now.converged if before.converged is None else before.converged and now.converged,
@@ -197,3 +205,22 @@ class NestedSystem:
 
 
 MULTIPLIER = "~"
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Within the block an operator that lacks a second or third derivative is named.
+
+    Raises:
+        ProductError: there is such an operator.
+    """
+    try:
+        yield
+    except (NotImplementedError, RuntimeError) as error:
+        operator = lacking_operator(error)
+        if operator is None:
+            raise
+        raise ProductError(
+            f"{operator} lacks a higher derivative, and levels that read each other need second and third ones: "
+            "approximate=true does without them"
+        ) from error

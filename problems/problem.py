@@ -34,7 +34,8 @@ class Problem:
 
     Raises:
         SettingError: steps, clip_norm or accumulate out of range.
-        GraphError: no loss, a name that is no identifier, or an optimizer over parameters that the module has not.
+        GraphError: no loss, a name that is no identifier, an optimizer over parameters that the module has not, or an
+            embedding with max_norm.
     """
 
     def __init__(
@@ -69,6 +70,12 @@ class Problem:
         self.scheduler = scheduler
         self.clip_norm = clip_norm
         self.accumulate = accumulate
+        for key, part in module.named_modules():
+            if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.max_norm is not None:
+                raise GraphError(
+                    f"level {name!r}: the embedding {key!r} has max_norm, which writes to its weights whenever it is "
+                    "evaluated; divide by the norm in the loss instead"
+                )
         own = {id(parameter) for parameter in module.parameters()}
         if optimizer is not None and not {id(parameter) for parameter in self._optimized()} <= own:
             raise GraphError(f"the optimizer of level {name!r} holds parameters that are not in its module")

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 
 @dataclass(frozen=True)
@@ -83,3 +85,22 @@ def preserved() -> Iterator[None]:
         yield
     finally:
         state.restore()
+
+
+class ReplayableDropout(TorchFunctionMode):
+    """Has dropout draw the same mask from the same generator state, however a loss is being differentiated.
+
+    A mask is drawn in the order of its input's memory, which differs between attention kernels and under torch.func.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        keywords = dict(keywords or {})
+        name = getattr(function, "__name__", "")
+        if "dropout" in name and arguments and isinstance(arguments[0], Tensor):
+            return function(arguments[0].contiguous(), *arguments[1:], **keywords)
+        # where it is given by position, as torch.nn.MultiheadAttention does, dropout is the only float
+        dropout = keywords.get("dropout_p") or any(isinstance(one, float) and one > 0 for one in arguments)
+        if "attention" in name and dropout:
+            with sdpa_kernel(SDPBackend.MATH):
+                return function(*arguments, **keywords)
+        return function(*arguments, **keywords)

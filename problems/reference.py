@@ -10,7 +10,7 @@ import torch
 from multilevel.problems.engine import Engine
 from multilevel.problems.evaluation import REFERENCE_PRECISION
 from multilevel.problems.hypergradient import Hypergradient
-from multilevel.solvers import SOLVERS, Solver
+from multilevel.solvers import Dense, Minres, Solver
 from multilevel.solvers.vectors import Tensors, flatten
 
 #: A residual above this is no reference.
@@ -54,8 +54,12 @@ def reference_hypergradient(
     for level in engine.graph.passes(name):
         count = sum(value.numel() for value in engine.graph.problems[level].variables().values())
         chosen[level] = "dense" if count <= DENSE_LIMIT else "minres"
-        options = {"limit": DENSE_LIMIT} if chosen[level] == "dense" else {"iterations": iterations, "tolerance": 1e-8}
-        solvers[level] = SOLVERS[chosen[level]](damping=dampings.get(level, 0.0), **options)  # type: ignore[call-arg]
+        damping = dampings.get(level) or 0.0
+        solvers[level] = (
+            Dense(limit=DENSE_LIMIT, damping=damping)
+            if chosen[level] == "dense"
+            else Minres(iterations, tolerance=1e-8, measure_residual=True, damping=damping)
+        )
     found = engine.solve_hypergradient(name, solvers, REFERENCE_PRECISION)
     return Reference(found.values, chosen, largest_residual(found) or 0.0)
 

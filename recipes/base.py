@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from multilevel.problems import Graph
+from multilevel.recipes.export.trained import TrainedModel
 from multilevel.recipes.settings import RunSettings
 from multilevel.solvers.registry import discover
 
@@ -52,6 +53,10 @@ class Recipe(ABC):
     @abstractmethod
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Scores on the test split, ``{what: {protocol: score}}``; None where the data cannot be evaluated."""
+
+    def trained_model(self) -> TrainedModel | None:
+        """What an export takes; None where the recipe trains no masked autoencoder."""
+        return None
 
 
 def recipe_classes() -> dict[str, type[Recipe]]:

@@ -25,12 +25,14 @@ from multilevel.levels import (
 from multilevel.levels.checkpoints import SIZES, load_autoencoder, read_config
 from multilevel.levels.masks import POLICIES, MaskPolicy, MaskView
 from multilevel.levels.tasks import TASKS, Task, TaskData
+from multilevel.levels.tasks.classification import Classification, PooledLinear
 from multilevel.problems import Graph, Problem
 from multilevel.problems.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import ImageLoader, load_data
 from multilevel.recipes.data import Part as ImagePart
 from multilevel.recipes.evaluation import evaluate_features, raw_pixels
+from multilevel.recipes.export.trained import TrainedModel
 from multilevel.recipes.pictures import draw_masks, reconstruct_pixels
 from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
 from multilevel.recipes.training import level_arguments
@@ -168,7 +170,7 @@ class GuidedMae(Recipe):
                 "the images have no labels, which learning to mask needs: give each class a folder of its own, "
                 "or set mask.policy=random to pretrain alone"
             )
-        self.task = self._new_task()
+        self.task: Any = self._new_task()  # None without labels, where no level needs one
         self.device = chosen_device(settings.device)
         self.modules = self._new_modules()
         learns = self.policy.learns_from is not None
@@ -218,6 +220,11 @@ class GuidedMae(Recipe):
             "raw pixels": raw_pixels,
         }
         return evaluate_features(encoders, self.data, self.settings.evaluation, self.device)
+
+    def trained_model(self) -> TrainedModel:
+        head = self.modules.get("finetune")
+        classifier = head.linear if isinstance(self.task, Classification) and isinstance(head, PooledLinear) else None
+        return TrainedModel(self.modules["pretrain"], classifier, self.data, self.device)
 
     def _new_task(self) -> Task | None:
         """The downstream task, where the data has labels for it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from multilevel.solvers.base import LowerLevel, Response, Solver
 from multilevel.solvers.conjugate_gradient import ConjugateGradient
@@ -26,14 +26,27 @@ class Auto(Solver):
     Assumes: what the solver it takes assumes.
     Costs: what that solver costs; never more than 200 products.
     Use when: starting on a problem; then compare.
+
+    Args:
+        product: how products are formed, where the solver taken does not ask for another.
+        damping: added to the Hessian's diagonal, >= 0; None: 0.01 for ``conjugate_gradient``, 0 elsewhere.
     """
+
+    product: str = field(default="reverse", kw_only=True)
+    damping: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        Dense(product=self.product, damping=self.damping or 0.0)  # refuses what cannot work
 
     def resolved(self, lower: LowerLevel) -> tuple[Solver, str]:
         count = sum(tensor.numel() for tensor in lower.parameters.values())
         if count <= DENSE_LIMIT:
-            return Dense(), f"dense: {count:,} parameters, at most {DENSE_LIMIT}"
+            return Dense(
+                product=self.product, damping=self.damping or 0.0
+            ), f"dense: {count:,} parameters, at most {DENSE_LIMIT}"
         if count <= ITERATIVE_LIMIT and lower.predictions is not None:
-            solver = ConjugateGradient(curvature="gauss_newton", damping=0.01, warm_start=True)
+            damping = 0.01 if self.damping is None else self.damping
+            solver = ConjugateGradient(curvature="gauss_newton", warm_start=True, product=self.product, damping=damping)
             return solver, (
                 f"conjugate_gradient with Gauss-Newton curvature: {count:,} parameters, at most {ITERATIVE_LIMIT:,}, "
                 "and the level declares outputs and criterion"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from multilevel.solvers.base import ImplicitSolver, LinearSystem, Solution, at_least
 from multilevel.solvers.errors import SettingError
@@ -14,7 +15,9 @@ from multilevel.solvers.errors import SettingError
 class Dense(ImplicitSolver):
     """Forms ``H + damping I`` column by column and solves exactly, in the parameters' precision.
 
-    Assumes: few parameters; a Hessian that is not singular, of any sign.
+    Where it is singular (a parameter that the loss does not use), the x of least residual and norm.
+
+    Assumes: few parameters; a Hessian of any sign.
     Costs: a Hessian-vector product a parameter, and memory of the square of their number.
     Use when: the lower level has hundreds of parameters (a head, hyperparameters), or as the truth to compare with.
 
@@ -50,11 +53,21 @@ class Dense(ImplicitSolver):
             matrix[:, index] = system.product(unit)
             unit[index] = 0
         matrix = (matrix + matrix.T) / 2
-        x, status = torch.linalg.solve_ex(matrix, cotangent)
-        if status.item() != 0 or not torch.isfinite(x).all():
-            cause = "the Hessian is singular: raise solver.damping"
-            return Solution(torch.zeros_like(cotangent), 1.0, False, cause, failed=True)
+        if not torch.isfinite(matrix).all():
+            return Solution(torch.zeros_like(cotangent), 1.0, False, "the Hessian is not finite", failed=True)
+        x = smallest_solution(matrix, cotangent)
         residual = ((matrix @ x - cotangent).norm() / cotangent.norm()).item()
         met = residual <= self.tolerance
-        cause = "" if met else f"residual {residual:.3g}: the Hessian is nearly singular, raise solver.damping"
-        return Solution(x, residual, met, cause)
+        cause = "" if met else f"residual {residual:.3g}: the Hessian is singular or nearly so, raise solver.damping"
+        return Solution(x, residual, met, cause, failed=not met)
+
+
+def smallest_solution(matrix: Tensor, right_hand_side: Tensor) -> Tensor:
+    """The x [N] of least residual, and of least norm among those, of a symmetric matrix [N, N].
+
+    Eigenvalues that are nothing but the rounding of the largest count as 0.
+    """
+    values, vectors = torch.linalg.eigh(matrix)
+    noise = 4 * len(values) ** 0.5 * torch.finfo(matrix.dtype).eps * values.abs().max()
+    inverse = torch.where(values.abs() > noise, 1 / values, 0.0)
+    return vectors @ (inverse * (vectors.T @ right_hand_side))

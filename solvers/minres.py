@@ -22,10 +22,13 @@ class Minres(ImplicitSolver):
     Args:
         iterations: largest number of iterations, at least 1.
         tolerance: relative residual at which the solve counts as converged.
+        measure_residual: spend one more product to report the residual itself; the recurrence's, reported otherwise,
+            is too small where rounding has built up (many iterations, an ill-conditioned Hessian).
     """
 
     iterations: int = 10
     tolerance: float = 1e-6
+    measure_residual: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -33,6 +36,15 @@ class Minres(ImplicitSolver):
         at_least("tolerance", self.tolerance, 0)
 
     def solve(self, system: LinearSystem) -> Solution:
+        found = self._iterate(system)
+        if not self.measure_residual:
+            return found
+        residual = system.residual(found.x)
+        met = residual <= self.tolerance
+        cause = found.cause or ("" if met else f"residual {residual:.3g} for rounding: raise solver.damping")
+        return Solution(found.x, residual, met, cause, found.failed)
+
+    def _iterate(self, system: LinearSystem) -> Solution:
         cotangent = system.right_hand_side
         scale = cotangent.norm()
         # Lanczos vectors, and the last two columns of the QR factors of the tridiagonal matrix.

@@ -79,7 +79,8 @@ class Unrolled(UnrolledSolver):
     grow with activations of several. Differentiates SGD (momentum, Nesterov, weight decay), Adam and AdamW, gradient
     clipping included, and the optimizer's state.
 
-    Assumes: nothing of the lower Hessian; that the updates recorded are those that matter.
+    Assumes: nothing of the lower Hessian; that the updates recorded are those that matter. What a level reads of
+        levels below it counts as if it had read their last values at every one of them.
     Costs: an evaluation, a Hessian-vector and a mixed product an update; memory of ``steps`` copies of parameters and
         optimizer state.
     Use when: the lower level is far from its minimum, or its optimizer's path is part of the problem (MAML).

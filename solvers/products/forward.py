@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from multilevel.solvers.errors import ProductError
 from multilevel.solvers.products.base import (
     Products,
     Reads,
@@ -36,8 +37,9 @@ class ForwardProducts(Products):
 
     Hessian products are forward over reverse: the derivative along v of the gradient. Mixed products are reverse over
     forward, cheaper there: the tangent of the loss along v, then one reverse pass to the levels read. Where a tangent
-    and a gradient both pass through a normalization they are forward over reverse as well: torch's forward derivatives
-    of normalization layers take the statistics for constants, and a reverse pass over them is wrong.
+    and a gradient meet in a function that is not among ``FOLLOWED`` they are forward over reverse as well: torch's
+    forward derivatives of some functions take for constants what they depend on (the statistics of a normalization,
+    the factors of a linear solve), and a reverse pass over them is wrong without a word.
     """
 
     lacks = "forward derivative"
@@ -55,7 +57,7 @@ class ForwardProducts(Products):
     def mixed(self, direction: Tensors) -> Reads:
         try:
             return self._reverse(direction)
-        except _NormalizationError:
+        except (_NotFollowedError, ProductError):
             reads = plain(self.lower.reads)
             return self._forward(lambda loss: lambda p: grad(cut(loss), 1)(p, reads), (direction,))
 
@@ -104,8 +106,26 @@ class ForwardProducts(Products):
         return _scaled(total, 1 / len(self.lower.losses))
 
 
-class _NormalizationError(Exception):
-    """A tangent and a gradient both pass through a normalization."""
+#: Functions whose forward derivatives write in place on what a reverse pass over them needs.
+WRITING = frozenset(
+    "softmax log_softmax logsumexp cross_entropy scaled_dot_product_attention multi_head_attention_forward".split()
+)
+
+#: Functions whose tangents a reverse pass follows, each tested.
+FOLLOWED = WRITING | frozenset(
+    """
+    add radd sub rsub mul rmul div rdiv truediv rtruediv neg pow rpow square sqrt rsqrt reciprocal exp log log1p
+    sigmoid log_sigmoid tanh sin cos abs relu gelu silu softplus leaky_relu elu
+    matmul rmatmul mm bmm mv dot linear conv1d conv2d embedding dropout
+    sum mean mse_loss binary_cross_entropy_with_logits nll_loss
+    get getitem view view_as reshape flatten unflatten transpose permute t squeeze unsqueeze expand expand_as repeat
+    cat stack chunk split unbind gather index_select where flip contiguous clone to float double detach
+    """.split()
+)
+
+
+class _NotFollowedError(Exception):
+    """A tangent and a gradient meet in a function whose tangent a reverse pass may not follow."""
 
 
 class OutOfPlace(TorchDispatchMode):
@@ -134,15 +154,22 @@ class ReverseFollows(NoGradientNoTangent):
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         tensors = [leaf for leaf in tree_leaves((arguments, keywords)) if isinstance(leaf, Tensor)]
         dual = [tensor for tensor in tensors if forward_ad.unpack_dual(tensor).tangent is not None]
-        name = getattr(function, "__name__", "")
-        if "norm" in name and any(tensor.requires_grad for tensor in dual):
-            raise _NormalizationError
+        name = getattr(function, "__name__", "").strip("_")
+        both = bool(dual) and any(tensor.requires_grad for tensor in tensors)
         with ExitStack() as stack:
             if dual and "attention" in name:  # fused kernels have no forward derivative
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if dual and any(tensor.requires_grad for tensor in tensors):
+            if both and name in WRITING:
                 stack.enter_context(OutOfPlace())
-            return super().__torch_function__(function, types, arguments, keywords)
+            result = super().__torch_function__(function, types, arguments, keywords)
+        if both and name not in FOLLOWED and any(_carries_both(leaf) for leaf in tree_leaves(result)):
+            raise _NotFollowedError
+        return result
+
+
+def _carries_both(value: Any) -> bool:
+    """Whether it is a tensor with a tangent on which a gradient depends too."""
+    return isinstance(value, Tensor) and value.requires_grad and forward_ad.unpack_dual(value).tangent is not None
 
 
 def cut(loss: Loss) -> Callable[[Any, Any], Tensor]:

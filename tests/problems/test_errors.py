@@ -64,6 +64,13 @@ CASES = {
     "no identifier": (GraphError, "'my level'", lambda: level("my level")),
     "a shared parameter": (GraphError, "'a' and 'b' share the parameter 'value'", shared),
     "another module's parameters": (GraphError, "not in its module", trained_elsewhere),
+    "an embedding that writes": (
+        GraphError,
+        "embedding '0' has max_norm",
+        lambda: type("Some", (Problem,), {"loss": lambda *_: None})(
+            "a", nn.Sequential(nn.Embedding(3, 2, max_norm=1.0))
+        ),
+    ),
     "no solver": (
         GraphError,
         "give it a solver",

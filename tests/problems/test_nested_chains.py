@@ -6,7 +6,7 @@ from toy import relative_error, toy_graph
 
 from multilevel import Engine
 from multilevel.problems import NestedChainError
-from multilevel.solvers import SOLVERS, ConjugateGradient, Dense, FirstOrder, Minres, Unrolled
+from multilevel.solvers import SOLVERS, ConjugateGradient, Dense, FirstOrder, Minres, ProductError, Unrolled
 
 DOUBLE = {"dtype": torch.float64}
 generator = torch.Generator().manual_seed(3)
@@ -209,3 +209,41 @@ def test_approximate_leaves_the_inner_response_out_of_the_outer_hessian():
     slope_r = 2 * (values["r"] - TARGET) + A.T @ (slope_q / torch.tensor([2.0, 3.0, 4.0], **DOUBLE))
     expected = COUPLING.T @ (slope_r / torch.tensor([5.0, 7.0], **DOUBLE)) + 2 * u / 3
     assert relative_error(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("product", ["reverse", "forward", "finite_difference"])
+def test_an_operator_without_a_second_derivative_in_a_chain_is_named(product):
+    def inner(v):
+        return torch.cdist(v["q"][None] + v["r"][None], torch.ones(1, 2, **DOUBLE) * 3).square().sum()
+
+    functions = {
+        "q": inner,
+        "r": lambda v: v["r"].square().sum() + v["q"].sum() - v["r"].sum() * v["u"].sum(),
+        "u": lambda v: v["r"].sum(),
+    }
+    engine = Engine(
+        toy_graph(
+            functions, {key: torch.ones(2, **DOUBLE) for key in "qru"}, dict.fromkeys("qr", Dense(product=product))
+        )
+    )
+    with pytest.raises(ProductError, match=r"_cdist.* lacks a higher derivative.*approximate=true"):
+        engine.hypergradient("u")
+
+
+def test_every_evaluation_of_a_chain_is_counted():
+    functions, minima, u = quadratic()
+    calls = dict.fromkeys("qr", 0)
+
+    def counted(name):
+        def function(values):
+            calls[name] += 1
+            return functions[name](values)
+
+        return function
+
+    engine = Engine(
+        toy_graph({**functions, "q": counted("q"), "r": counted("r")}, minima(u), dict.fromkeys("qr", Dense()))
+    )
+    calls.update(q=0, r=0)
+    found = engine.solve_hypergradient("u")
+    assert {level: report.evaluations for level, report in found.reports.items()} == calls

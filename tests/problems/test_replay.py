@@ -13,12 +13,17 @@ from torch import nn
 from multilevel import Engine, Graph, Problem
 from multilevel.levels import Finetune, MaskedAutoencoder, MaskedPretrain, MaskingNetwork, MaskLearning
 from multilevel.levels.masks import POLICIES
-from multilevel.solvers import FiniteDifference, SettingError
+from multilevel.levels.tasks import TaskData
+from multilevel.levels.tasks.classification import Classification
+from multilevel.solvers import FiniteDifference, Identity, SettingError
 
 generator = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(24, 1, 8, 8, generator=generator)
 LABELS = torch.randint(3, (24,), generator=generator)
 BATCHES = list(zip(IMAGES.split(6), LABELS.split(6), strict=True))
+
+
+TASK = Classification(TaskData(("a", "b", "c"), (8, 8, 8), image_size=8, patch_size=2))
 
 
 class Fit(Problem):
@@ -56,7 +61,7 @@ def masked_graph(solver, policy="topk"):
     mae = MaskedAutoencoder.of_size(
         **sizes, width=16, depth=2, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2, mask_ratio=0.75
     )
-    head, masking = nn.Sequential(nn.Dropout(0.2), nn.Linear(16, 3)), MaskingNetwork(**sizes, width=8)
+    head, masking = nn.Sequential(nn.Dropout(0.2), TASK.new_head(16)), MaskingNetwork(**sizes, width=8)
 
     def keywords(module):
         optimizer = torch.optim.AdamW(module.parameters(), 0.01)
@@ -64,8 +69,8 @@ def masked_graph(solver, policy="topk"):
 
     return Graph(
         MaskedPretrain("pretrain", mae, policy=POLICIES[policy](), steps=2, **keywords(mae)),
-        Finetune("finetune", head, **keywords(head)),
-        MaskLearning("mask", masking, **keywords(masking)),
+        Finetune("finetune", head, task=TASK, **keywords(head)),
+        MaskLearning("mask", masking, task=TASK, **keywords(masking)),
     )
 
 
@@ -172,3 +177,35 @@ def test_every_update_draws_anew():
     again = Engine(dropout_graph(FiniteDifference()), seed=7)
     again.run(3)
     assert again._records["fit"][0].draws[1:] == seen[2][1:]
+
+
+class Weighted(Problem):
+    def loss(self, levels, batch, draws):
+        return nn.functional.cross_entropy(levels.fit(levels.weigh(batch[0])), batch[1])
+
+
+@pytest.mark.parametrize("attention", [0.0, 0.3])
+def test_every_product_sees_the_dropout_masks_of_the_update(attention):
+    """Masks are drawn in the order of memory, which attention's kernels and torch.func change."""
+
+    class Mean(nn.Module):
+        def forward(self, tokens):
+            return tokens.mean(1)
+
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 8, dropout=0.3, activation="gelu", batch_first=True)
+    layer.self_attn.dropout = attention
+    fit = nn.Sequential(nn.Unflatten(1, (4, 8)), layer, Mean(), nn.Linear(8, 3)).double()
+    weigh = nn.Linear(16, 32).double()
+    images = torch.randn(12, 16, dtype=torch.float64)
+    data = [(images, torch.randint(3, (12,)))]
+    levels = [Weighted(name, one, data=data, solver=Identity()) for name, one in (("fit", fit), ("weigh", weigh))]
+    engine = Engine(Graph(*levels))
+    found = {}
+    for product in ("reverse", "forward", "finite_difference"):
+        values = engine.solve_hypergradient("weigh", {"fit": Identity(product=product)}).values
+        found[product] = torch.cat([value.flatten() for value in values.values()])
+    direct = engine.solve_hypergradient("weigh", {"fit": Identity(scale=1e-30)}).values
+    indirect = found["reverse"] - torch.cat([value.flatten() for value in direct.values()])
+    for product, tolerance in (("forward", 1e-12), ("finite_difference", 1e-7)):
+        assert (found[product] - found["reverse"]).norm() < tolerance * indirect.norm()

@@ -63,3 +63,9 @@ def test_the_first_rule_that_matches_chooses_and_answers(lower, chosen, why):
     found, expected = Auto().respond(lower, cotangent), chosen.respond(lower, cotangent)
     assert why in found.report.choice
     torch.testing.assert_close(found.contributions, expected.contributions, rtol=0, atol=0)
+
+
+def test_damping_and_product_are_those_of_the_solver_taken():
+    assert Auto(damping=2.0, product="forward").resolved(level(5))[0] == Dense(damping=2.0, product="forward")
+    taken = Auto(damping=2.0, product="forward").resolved(level(201, declares=True))[0]
+    assert taken == ConjugateGradient(curvature="gauss_newton", damping=2.0, warm_start=True, product="forward")

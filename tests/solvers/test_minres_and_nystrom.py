@@ -112,3 +112,47 @@ def test_a_start_that_is_worse_than_zero_is_left_aside():
     bad, _ = solution(solver, level(eigenvalues, {"p": -100 * COTANGENT})[0])
     none, _ = solution(solver, level(eigenvalues)[0])
     torch.testing.assert_close(bad, none)
+
+
+def test_the_measured_residual_is_the_true_one_where_the_recurrences_is_not():
+    _, matrix = level(torch.logspace(0, -6, 30, dtype=torch.float64))
+    single = LowerLevel(
+        [lambda p, r: p["p"] @ matrix.float() @ p["p"] / 2 - p["p"] @ r["u"]["v"]],
+        {"p": torch.zeros(30)},
+        {"u": {"v": torch.zeros(30)}},
+    )
+    reports = {}
+    for measured in (False, True):
+        solver = Minres(iterations=5000, tolerance=1e-5, measure_residual=measured)
+        response = solver.respond(single, {"p": COTANGENT.float()})
+        x = response.contributions["u"]["v"].double()
+        reports[measured] = response.report
+    true = ((matrix @ x - COTANGENT).norm() / COTANGENT.norm()).item()
+    assert reports[False].converged
+    assert true > 1e-3
+    assert reports[True].residual == pytest.approx(true, rel=0.1)
+    assert not reports[True].converged
+    assert reports[True].products == reports[False].products + 1
+
+
+def test_a_singular_hessian_is_solved_where_the_cotangent_allows():
+    eigenvalues = torch.cat([torch.zeros(3, dtype=torch.float64), torch.linspace(1, 5, 27, dtype=torch.float64)])
+    lower, matrix = level(eigenvalues)
+    within = matrix @ COTANGENT
+    response = Dense().respond(lower, {"p": within})
+    expected = torch.linalg.pinv(matrix, hermitian=True, rtol=1e-10) @ within
+    assert relative_error(response.contributions["u"]["v"], expected) < 1e-8
+    assert response.report.converged
+
+
+def test_dense_takes_a_parameter_that_the_loss_does_not_use():
+    parameters = {"p": torch.tensor([1.0, 2.0], dtype=torch.float64), "unused": torch.ones(3, dtype=torch.float64)}
+    reads = {"u": {"v": torch.tensor([1.0, -1.0], dtype=torch.float64)}}
+    lower = LowerLevel([lambda p, r: (p["p"] ** 2 * 2 - p["p"] * r["u"]["v"]).sum()], parameters, reads, torch.float64)
+    cotangent = {"p": torch.tensor([3.0, 5.0], dtype=torch.float64), "unused": torch.zeros(3, dtype=torch.float64)}
+    response = Dense().respond(lower, cotangent)
+    torch.testing.assert_close(response.contributions["u"]["v"], cotangent["p"] / 4)
+    assert response.report.converged
+    impossible = Dense().respond(lower, {**cotangent, "unused": torch.ones(3, dtype=torch.float64)}).report
+    assert impossible.failed
+    assert "singular" in impossible.cause

@@ -7,6 +7,7 @@ from torch.func import functional_call
 
 from multilevel.solvers import ConjugateGradient, LowerLevel, Prediction, ProductError, SolveError
 from multilevel.solvers.products import PRODUCTS
+from multilevel.solvers.products.forward import FOLLOWED
 from multilevel.solvers.vectors import flatten, unflatten
 
 TOLERANCE = {"reverse": 1e-6, "forward": 1e-6, "finite_difference": 1e-5}
@@ -56,6 +57,9 @@ LAYERS = {
     "rms norm": lambda: nn.Sequential(nn.Linear(6, 6), nn.RMSNorm(6)),
     "instance norm": lambda: nn.Sequential(nn.Linear(6, 6), nn.Unflatten(1, (2, 3)), nn.InstanceNorm1d(2)),
     "batch norm at rest": lambda: nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)).eval(),
+    "layer norm first": lambda: nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 3)),
+    "batch norm first": lambda: nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3)),
+    "gated linear unit": lambda: nn.Sequential(nn.Linear(6, 8), nn.GLU()),
     "softmax": lambda: nn.Sequential(nn.Linear(6, 6), nn.LogSoftmax(1), nn.Linear(6, 6), nn.Softmax(1)),
     "embedding": Embedded,
     "dropout": lambda: seeded(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Dropout(0.4), nn.Linear(8, 3))),
@@ -118,6 +122,99 @@ def test_forward_and_reverse_agree(layer):
     torch.testing.assert_close(one.hessian(vector, upper), other.hessian(vector, upper), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(one.mixed(vector), other.mixed(vector), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(one.gradient(), other.gradient(), rtol=1e-12, atol=1e-14)
+
+
+F = nn.functional
+INDEX = torch.tensor([0, 3, 3, 1])
+MEETING = {  # (a, b) [4, 4], either of which may be the one with the tangent and the other the one with the gradient
+    "radd": lambda a, b: 1 + a * b,
+    "rsub": lambda a, b: 1 - a * b,
+    "rmul": lambda a, b: 2 * (a * b),
+    "rdiv": lambda a, b: 2 / (a * b + 9),
+    "truediv": lambda a, b: a / (b.square() + 1),
+    "rtruediv": lambda a, b: 2 / (a * b + 9),
+    "pow": lambda a, b: (a * b) ** 3,
+    "rpow": lambda a, b: 2 ** (a * b),
+    "sqrt": lambda a, b: (a.square() + b.square()).sqrt(),
+    "rsqrt": lambda a, b: (a.square() + b.square()).rsqrt(),
+    "log": lambda a, b: (a.square() + b.square()).log(),
+    "log1p": lambda a, b: (a.square() + b.square()).log1p(),
+    "reciprocal": lambda a, b: (a * b + 9).reciprocal(),
+    "rmatmul": lambda a, b: a.__rmatmul__(b),
+    "mm": torch.mm,
+    "bmm": lambda a, b: torch.bmm(a[None], b[None]),
+    "mv": lambda a, b: torch.mv(a, b[0]),
+    "dot": lambda a, b: torch.dot(a[0], b[0]),
+    "linear": lambda a, b: F.linear(a, b, a[0]),
+    "conv1d": lambda a, b: F.conv1d(a[None], b[:, :, None], b[0]),
+    "conv2d": lambda a, b: F.conv2d(a[None, None], b[None, None, :2, :2]),
+    "embedding": lambda a, b: F.embedding(INDEX, a * b),
+    "dropout": lambda a, b: (torch.manual_seed(0), F.dropout(a * b, 0.4))[1],
+    "log_sigmoid": lambda a, b: F.logsigmoid(a * b),
+    "logsumexp": lambda a, b: torch.logsumexp(a * b, 1),
+    "mse_loss": lambda a, b: F.mse_loss(a, b),
+    "nll_loss": lambda a, b: F.nll_loss(a * b, INDEX),
+    "cross_entropy": lambda a, b: F.cross_entropy(a * b, INDEX),
+    "binary_cross_entropy_with_logits": lambda a, b: F.binary_cross_entropy_with_logits(a, b.sigmoid()),
+    "softmax": lambda a, b: (a * b).softmax(1),
+    "log_softmax": lambda a, b: (a * b).log_softmax(1),
+    "scaled_dot_product_attention": lambda a, b: F.scaled_dot_product_attention(a[None], b[None], a[None]),
+    "multi_head_attention_forward": lambda a, b: F.multi_head_attention_forward(
+        a[:, None], b[:, None], a[:, None], 4, 2, torch.cat([a, b, a]), None, None, None, False, 0.0, b, None
+    )[0],
+    "get": lambda a, b: (a * b).mT,
+    "getitem": lambda a, b: (a * b)[1:],
+    "view": lambda a, b: (a * b).view(2, 8),
+    "view_as": lambda a, b: (a * b).view_as(a),
+    "reshape": lambda a, b: (a * b).reshape(2, 8),
+    "unflatten": lambda a, b: (a * b).unflatten(1, (2, 2)),
+    "transpose": lambda a, b: (a * b).transpose(0, 1),
+    "permute": lambda a, b: (a * b).permute(1, 0),
+    "unsqueeze": lambda a, b: (a * b).unsqueeze(1),
+    "expand": lambda a, b: (a * b)[:1].expand(4, 4),
+    "expand_as": lambda a, b: (a * b)[:1].expand_as(a),
+    "repeat": lambda a, b: (a * b).repeat(2, 1),
+    "cat": lambda a, b: torch.cat([a, b]),
+    "stack": lambda a, b: torch.stack([a, b]),
+    "chunk": lambda a, b: (a * b).chunk(2)[0],
+    "split": lambda a, b: (a * b).split(1)[0],
+    "unbind": lambda a, b: (a * b).unbind(1)[0],
+    "gather": lambda a, b: (a * b).gather(1, INDEX[:, None]),
+    "index_select": lambda a, b: (a * b).index_select(0, INDEX),
+    "where": lambda a, b: torch.where(INDEX > 1, a, b),
+    "flip": lambda a, b: (a * b).flip(0),
+    "to": lambda a, b: (a * b).to(torch.float64),
+    "detach": lambda a, b: a * b + (a * b).detach(),
+}
+ONE_OPERAND = set("neg square exp sigmoid tanh sin cos abs relu silu t squeeze flatten contiguous clone".split())
+ONE_OPERAND |= set("float double sum mean gelu softplus leaky_relu elu".split())
+TWO_OPERANDS = set("add sub mul div matmul".split())
+
+
+@pytest.mark.parametrize("name", sorted(FOLLOWED))
+def test_a_reverse_pass_follows_the_tangent(name):
+    if name in TWO_OPERANDS:
+        function = getattr(torch, name)
+    elif name in ONE_OPERAND:
+        one = getattr(torch.Tensor, name, None) or getattr(F, name)
+        function = lambda a, b: one(a * b)  # noqa: E731
+    else:
+        function = MEETING[name]
+    generator = torch.Generator().manual_seed(0)
+    first, second, vector = (torch.randn(4, 4, generator=generator, dtype=torch.float64) for _ in range(3))
+    for swapped in (False, True):
+
+        def loss(values, reads, swapped=swapped):
+            a, b = values["p"] * 1.0, reads["u"]["r"] * 1.0
+            out = function(b, a) if swapped else function(a, b)
+            weights = torch.linspace(1, 2, out.numel(), dtype=torch.float64).view(out.shape)
+            return (out * weights).sum() + out.double().square().sum()
+
+        lower = LowerLevel([loss], {"p": first}, {"u": {"r": second}}, torch.float64)
+        expected = PRODUCTS["reverse"](lower).mixed({"p": vector})["u"]["r"]
+        found = PRODUCTS["forward"](lower)._reverse({"p": vector})["u"]["r"]
+        tolerance = 1e-6 if name == "float" else 1e-11
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_forward_mode_sees_nothing_of_what_runs_without_gradients():

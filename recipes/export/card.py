@@ -1,0 +1,170 @@
+"""The model card: what a run says of its model, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from multilevel.recipes.export.trained import TrainedModel
+
+PRIVATE = (("data", "path"), ("output",))  # settings that tell of one machine alone
+LOAD = {
+    "transformers": """```python
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, ViTMAEForPreTraining
+
+processor = AutoImageProcessor.from_pretrained("FOLDER")
+{lines}```
+
+The file of weights holds the encoder twice, as each class names it: loading one reports the others' names as
+unexpected, and that the folder's type is dinov2. The decoder's mask ratio is that of the training.
+""",
+    "onnx": """```python
+import onnxruntime
+
+session = onnxruntime.InferenceSession("FOLDER/model.onnx")
+logits, features = session.run(["logits", "features"], {"pixel_values": pixel_values})
+```
+
+`pixel_values` is float32 [batch, {channels}, {size}, {size}], as the image processor of `transformers` makes it from
+`preprocessor_config.json`.
+""",
+}
+CLASSES = (
+    ("AutoModelForImageClassification", "classifier", "classes by `config.id2label`"),
+    ("AutoModel", "encoder", "`last_hidden_state`: class token, then patches"),
+    ("ViTMAEForPreTraining", "autoencoder", "encoder and decoder"),
+)
+
+
+def model_card(
+    trained: TrainedModel, config: Mapping[str, Any], summary: Mapping[str, Any] | None, step: int, format: str
+) -> str:
+    """The text of README.md.
+
+    Args:
+        trained: the model.
+        config: the run's settings.
+        summary: the run's ``summary.json``; None where the run has not ended.
+        step: of the checkpoint that is exported.
+        format: transformers or onnx.
+    """
+    classifies = trained.classifier is not None
+    task = "image-classification" if classifies else "image-feature-extraction"
+    library = "transformers" if format == "transformers" else "onnx"
+    head = f"---\nlibrary_name: {library}\npipeline_tag: {task}\ntags: [multilevel, masked-autoencoder]\n---\n"
+    title = f"# {config['recipe']} on {config['data']['name']}"
+    sections = [
+        _model(trained, config, step),
+        _data(trained, config),
+        _metrics(summary),
+        _use(trained),
+        "## Loading\n\n" + _loading(trained, format),
+        _versions(summary),
+        _settings(config),
+    ]
+    return "\n".join([head, title, "", *sections])
+
+
+def _model(trained: TrainedModel, config: Mapping[str, Any], step: int) -> str:
+    mae, data = trained.autoencoder.mae.config, trained.data
+    count = sum(one.numel() for one in trained.autoencoder.mae.vit.parameters())
+    size = f"{data.image_size} x {data.image_size}"
+    text = (
+        f"A vision transformer of {count:,} parameters (width {mae.hidden_size}, depth {mae.num_hidden_layers}, "
+        f"patches of {mae.patch_size} x {mae.patch_size} pixels, images of {size}), pretrained as a masked autoencoder "
+        f"with {mae.mask_ratio:.0%} of the patches hidden (`mask.policy={config['mask']['policy']}`), exported at step "
+        f"{step} of {config['steps']}."
+    )
+    if trained.classifier is None:
+        return f"{text} There is no classifier: encoder and decoder alone.\n"
+    return f"{text} The classifier is one linear layer on the mean of the patch tokens.\n"
+
+
+def _data(trained: TrainedModel, config: Mapping[str, Any]) -> str:
+    data = trained.data
+    source = config["data"]["hub"] if config["data"]["hub"] and not config["data"]["path"] else config["data"]["name"]
+    kind = "grey" if data.channels == 1 else "colour"
+    lines = [f"## Data\n\n`{source}`, {kind} images: {len(data.pretrain):,} for pretraining"]
+    if data.labelled:
+        lines[0] += f", {len(data.finetune):,} for the classifier, {len(data.mask):,} for mask learning, "
+        lines[0] += f"{len(data.test):,} for testing.\n"
+        lines.append(f"{len(data.class_names)} classes: {', '.join(data.class_names)}.\n")
+    else:
+        lines[0] += ", without labels.\n"
+    return "\n".join(lines)
+
+
+def _metrics(summary: Mapping[str, Any] | None) -> str:
+    if summary is None:
+        return "## Metrics\n\nThe run had not ended when this was exported: it has no metrics.\n"
+    lines = ["## Metrics\n"]
+    for name, level in summary["levels"].items():
+        metrics = "".join(f", {metric} {value:.4g}" for metric, value in level["last_metrics"].items())
+        lines.append(f"- level `{name}`, at the end of training: loss {level['last_loss']:.4g}{metrics}")
+    scores = _scores(summary["evaluation"])
+    if not scores:
+        return "\n".join([*lines, "\nThe run has not been evaluated on test images.\n"])
+    names = list(dict.fromkeys(name for score in scores for name in score["metrics"]))
+    lines += ["\nFrozen features on the test split:\n", _row("encoder", "protocol", "labels", *names)]
+    lines.append(_row(*["---"] * (3 + len(names))))
+    for score in scores:
+        values = [f"{score['metrics'][name]:.4f}" if name in score["metrics"] else "" for name in names]
+        lines.append(_row(score["encoder"], score["protocol"], f"{score['labels']:.0%}", *values))
+    return "\n".join(lines) + "\n"
+
+
+def _scores(evaluation: Any) -> Sequence[Mapping[str, Any]]:
+    """Scores as a list; runs of version 0.1 hold ``{encoder: {protocol: accuracy}}``, fitted to all labels."""
+    if not isinstance(evaluation, Mapping):
+        return evaluation or []
+    return [
+        {"encoder": encoder, "protocol": protocol, "labels": 1.0, "metrics": {"accuracy": accuracy}}
+        for encoder, scores in evaluation.items()
+        for protocol, accuracy in scores.items()
+    ]
+
+
+def _use(trained: TrainedModel) -> str:
+    lines = ["## Intended use and limits\n"]
+    if trained.classifier is None:
+        lines.append("Features of images like those of the training data, and reconstructions of hidden patches.")
+    else:
+        lines.append(
+            f"Labels images like those of the training data with one of {len(trained.data.class_names)} classes. It "
+            "answers with one of them whatever an image shows, and its probabilities have not been calibrated."
+        )
+    lines.append(
+        "Nothing is known of it on other data. `multilevel monitor FOLDER IMAGES` says how far new images are from "
+        "the training ones."
+    )
+    if trained.data.channels == 1:
+        lines.append('Images must be grey before the image processor is given them: `image.convert("L")`.')
+    return "\n".join(lines) + "\n"
+
+
+def _loading(trained: TrainedModel, format: str) -> str:
+    data = trained.data
+    offered = CLASSES if trained.classifier is not None else CLASSES[1:]
+    lines = "".join(f'{name} = {kind}.from_pretrained("FOLDER")  # {what}\n' for kind, name, what in offered)
+    text = LOAD[format].replace("{lines}", lines).replace("{channels}", str(data.channels))
+    return text.replace("{size}", str(data.image_size))
+
+
+def _versions(summary: Mapping[str, Any] | None) -> str:
+    if summary is None:
+        return ""
+    return "## Versions\n\n" + ", ".join(f"{name} {one}" for name, one in summary["versions"].items()) + "\n"
+
+
+def _settings(config: Mapping[str, Any]) -> str:
+    shown = OmegaConf.create(dict(config))
+    for path in PRIVATE:
+        parent = OmegaConf.select(shown, ".".join(path[:-1])) if path[:-1] else shown
+        parent.pop(path[-1], None)
+    return f"## Settings\n\n```yaml\n{OmegaConf.to_yaml(shown)}```\n"
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,150 @@
+"""How far new images have drifted from the training ones, by the features of an encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.covariance import LedoitWolf
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics.pairwise import euclidean_distances
+from sklearn.model_selection import KFold, StratifiedKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+LEVEL = 0.05
+SEPARABLE = 0.8
+QUANTILE = 0.99
+FEWEST = 5
+LARGEST = 1000  # new images that the test takes; the novelty of all is told
+PERMUTATIONS = 999
+FOLDS = 5
+NO_DRIFT, DRIFT, TRAIN_AGAIN = "no drift seen", "drift: look at these", "train again"
+
+RULE = f"""Verdict
+  {NO_DRIFT}         the two-sample test's p is {LEVEL} or more
+  {DRIFT}  p is below {LEVEL}: the images differ from the training ones; the report names the most unusual
+  {TRAIN_AGAIN}           p is below {LEVEL}, and a linear classifier tells new from training images with an area
+                        under the ROC curve of {SEPARABLE} or more (cross-validated; 0.5 is chance)
+The test is the squared maximum mean discrepancy with a Gaussian kernel, its width the median distance, and
+{PERMUTATIONS} permutations (Gretton et al. 2012): without any drift p is below {LEVEL} in one report of twenty. A
+different mix of classes is a drift too: compare the shares of the predicted classes. An image is unusual where
+its Mahalanobis distance (shrunk covariance; Ledoit and Wolf 2004) is above that of {QUANTILE:.0%} of the training
+images."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """New features compared with reference features.
+
+    Attributes:
+        verdict: one of NO_DRIFT, DRIFT, TRAIN_AGAIN.
+        mmd: squared maximum mean discrepancy, unbiased, so that it may be below 0.
+        p_value: of the permutation test.
+        separability: area under the ROC curve of a linear classifier, cross-validated.
+        reference_distances: Mahalanobis distances float64 [N], each to the images of the other folds.
+        distances: of the new images, float64 [M].
+        threshold: the distance above which an image is unusual.
+    """
+
+    verdict: str
+    mmd: float
+    p_value: float
+    separability: float
+    reference_distances: np.ndarray
+    distances: np.ndarray
+    threshold: float
+
+
+def compare_features(reference: np.ndarray, new: np.ndarray, seed: int = 0) -> Drift:
+    """Test, separability and novelty.
+
+    Args:
+        reference: float [N, D].
+        new: float [M, D].
+        seed: of permutations and folds.
+
+    Raises:
+        ValueError: fewer than five on either side.
+    """
+    if min(len(reference), len(new)) < FEWEST:
+        raise ValueError(f"got {len(reference)} and {len(new)} images; {FEWEST} are the fewest to compare")
+    random = np.random.default_rng(seed)
+    sample = new if len(new) <= LARGEST else new[random.choice(len(new), LARGEST, replace=False)]
+    mmd, p_value = mmd_test(reference, sample, random)
+    area = separability(reference, sample, seed)
+    before, after = mahalanobis(reference, new, seed)
+    verdict = NO_DRIFT if p_value >= LEVEL else TRAIN_AGAIN if area >= SEPARABLE else DRIFT
+    return Drift(verdict, mmd, p_value, area, before, after, float(np.quantile(before, QUANTILE)))
+
+
+def mmd_test(
+    first: np.ndarray, second: np.ndarray, random: np.random.Generator, permutations: int = PERMUTATIONS
+) -> tuple[float, float]:
+    """Squared maximum mean discrepancy, and the p-value of its permutation test.
+
+    The unbiased estimate, equation 3 of Gretton et al. (2012), with kernel exp(-d^2 / (2 s^2)), s the median distance
+    between any two of all points. The p-value counts the observed division among the permutations, so that it is
+    valid for any number of them (Phipson and Smyth 2010).
+
+    Args:
+        first: float [N, D], N at least 2.
+        second: float [M, D], M at least 2.
+        random: draws the permutations.
+        permutations: how many.
+    """
+    kernel = _kernel(np.concatenate([first, second]).astype(np.float64))
+    count, size = len(first), len(kernel)
+    members = np.zeros((size, permutations + 1))  # a column says which points belong to the first sample
+    members[:count, 0] = 1
+    for column in range(1, permutations + 1):
+        members[random.permutation(size)[:count], column] = 1
+    rows = kernel.sum(1)
+    within = np.einsum("ij,ij->j", members, kernel @ members)  # sum over pairs of the first sample
+    touching = rows @ members  # pairs of which one point at least is in the first
+    beyond = rows.sum() - 2 * touching + within
+    other = size - count
+    values = within / (count * (count - 1)) + beyond / (other * (other - 1)) - 2 * (touching - within) / (count * other)
+    # Rounding must not make a tie of the same division a smaller value.
+    exceeding = int((values[1:] >= values[0] - 1e-12).sum())
+    return float(values[0]), (1 + exceeding) / (1 + permutations)
+
+
+def separability(reference: np.ndarray, new: np.ndarray, seed: int) -> float:
+    """Area under the ROC curve with which logistic regression tells new from reference, a mean over folds."""
+    features = np.concatenate([reference, new])
+    origin = np.repeat([0, 1], [len(reference), len(new)])
+    folds = StratifiedKFold(min(FOLDS, len(new), len(reference)), shuffle=True, random_state=seed)
+    # Strong regularization: with as many features as images a weak one separates anything that it is fitted to.
+    classifier = LogisticRegression(C=0.01, class_weight="balanced", max_iter=1000)
+    probe = make_pipeline(StandardScaler(), classifier)
+    return float(cross_val_score(probe, features, origin, cv=folds, scoring="roc_auc").mean())
+
+
+def mahalanobis(reference: np.ndarray, new: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Distances to the reference's mean, by its shrunk covariance, of reference [N] and new points [M].
+
+    Each reference point is measured by the other folds alone: by a covariance that it is part of itself, it would be
+    nearer than any new one.
+    """
+    before = np.empty(len(reference))
+    for fitted, held in KFold(min(FOLDS, len(reference)), shuffle=True, random_state=seed).split(reference):
+        before[held] = _distances(reference[fitted], reference[held])
+    return before, _distances(reference, new)
+
+
+def _distances(reference: np.ndarray, points: np.ndarray) -> np.ndarray:
+    scaler = StandardScaler().fit(reference)
+    covariance = LedoitWolf().fit(scaler.transform(reference))
+    return np.sqrt(covariance.mahalanobis(scaler.transform(points)))
+
+
+def _kernel(points: np.ndarray) -> np.ndarray:
+    """The Gaussian kernel between all points [N, N], its diagonal 0."""
+    distances = euclidean_distances(points)
+    between = distances[np.triu_indices(len(points), 1)]
+    between = between[between > 0]
+    width = float(np.median(between)) if len(between) else 1.0  # of points that are all the same
+    kernel = np.exp(-((distances / width) ** 2) / 2)
+    np.fill_diagonal(kernel, 0)
+    return kernel

@@ -1,0 +1,81 @@
+"""An exported model at work: it needs neither the run nor its data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import Dinov2Config
+
+from multilevel.recipes.export.folder import PROCESSOR, WEIGHTS
+from multilevel.recipes.export.onnx_model import ONNX, RUNNING, OnnxModel, require_packages
+from multilevel.recipes.export.weights import load_dinov2
+from multilevel.solvers import MultilevelError, SettingError
+
+#: Normalized images float32 [B, C, H, W] to logits [B, classes] and features [B, width].
+Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+class ExportedModel:
+    """A classifier, or an encoder alone, from an exported folder of either format.
+
+    Args:
+        folder: what ``multilevel export`` has written; ``model.onnx`` is used where there are no other weights.
+        device: where PyTorch computes; onnxruntime computes on the CPU.
+
+    Attributes:
+        class_names: by label; empty where there is no classifier.
+        image_size: pixels a side.
+        channels: 1 or 3.
+
+    Raises:
+        SettingError: ``folder`` is no exported folder.
+        MultilevelError: a broken file in it, or onnxruntime is needed and missing.
+    """
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        found = [folder / name for name in (WEIGHTS, ONNX) if (folder / name).is_file()]
+        if not found or not (folder / PROCESSOR).is_file() or not (folder / "config.json").is_file():
+            raise SettingError("EXPORT", str(folder), "a folder that multilevel export has written")
+        try:
+            settings, config = (json.loads((folder / name).read_text()) for name in (PROCESSOR, "config.json"))
+            self.class_names = tuple(config["id2label"][str(label)] for label in range(len(config["id2label"])))
+            self.image_size: int = config["image_size"]
+            self.channels: int = config["num_channels"]
+            self._mean, self._std = (np.array(settings[f"image_{name}"], np.float32) for name in ("mean", "std"))
+            self._run = _torch_run(config, found[0], device) if found[0].name == WEIGHTS else _onnx_run(found[0])
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise MultilevelError(f"{folder} holds a broken export ({error}): export the run again") from error
+
+    def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+        """Pixels uint8 [B, C, H, W] to logits float32 [B, classes], or None, and features float32 [B, width]."""
+        scaled = pixels.astype(np.float32) / 255
+        logits, features = self._run((scaled - self._mean[:, None, None]) / self._std[:, None, None])
+        return (logits if self.class_names else None), features
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Softmax over the classes, float64 [N, classes]."""
+    return torch.from_numpy(logits).double().softmax(1).numpy()
+
+
+def _torch_run(config: dict[str, Any], path: Path, device: torch.device) -> Run:
+    model = load_dinov2(Dinov2Config.from_dict(config), load_file(path)).to(device)
+
+    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with torch.no_grad():
+            logits, features = model(torch.from_numpy(images).to(device))
+        return logits.cpu().numpy(), features.cpu().numpy()
+
+    return run
+
+
+def _onnx_run(path: Path) -> Run:
+    require_packages(RUNNING)
+    return OnnxModel(path)

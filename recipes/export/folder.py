@@ -1,0 +1,89 @@
+"""An exported folder, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from multilevel.recipes.export.onnx_model import ONNX, WRITING, require_packages, write_onnx
+from multilevel.recipes.export.reference import REFERENCE, reference_tensors
+from multilevel.recipes.export.trained import TrainedModel
+from multilevel.recipes.export.weights import (
+    load_dinov2,
+    processor_settings,
+    transformers_config,
+    transformers_weights,
+)
+from multilevel.solvers import SettingError
+
+FORMATS = ("transformers", "onnx")
+PROCESSOR, WEIGHTS, CARD = "preprocessor_config.json", "model.safetensors", "README.md"
+
+
+def check_export(format: str, output: Path) -> None:
+    """Raise before any work is done where an export cannot be written.
+
+    Raises:
+        SettingError: an unknown format, or an output that exists.
+        MultilevelError: packages that the format needs are missing.
+    """
+    if format not in FORMATS:
+        raise SettingError("format", format, f"one of {', '.join(FORMATS)}")
+    if output.exists():
+        raise SettingError("output", str(output), "a folder that is not there yet")
+    if format == "onnx":
+        require_packages(WRITING)
+
+
+def write_export(trained: TrainedModel, output: Path, format: str, card: str) -> None:
+    """Write configuration, weights, image processor, model card and the reference for monitoring.
+
+    Args:
+        trained: the model.
+        output: the folder to make.
+        format: transformers (``model.safetensors``) or onnx (``model.onnx`` in its place).
+        card: the text of README.md.
+
+    Raises:
+        SettingError: an unknown format, an output that exists or cannot be written, or ONNX without a classifier.
+        MultilevelError: packages that the format needs are missing.
+    """
+    check_export(format, output)
+    if format == "onnx" and trained.classifier is None:
+        raise SettingError("format", format, "transformers, as this run has no classifier of one class an image")
+
+    def write(folder: Path) -> None:
+        class_names = trained.data.class_names if trained.classifier is not None else ()
+        config = transformers_config(trained.autoencoder.mae.config, class_names)
+        weights = transformers_weights(trained)
+        config.save_pretrained(folder)
+        if format == "onnx":
+            write_onnx(load_dinov2(config, weights), folder / ONNX)
+        else:
+            save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+        (folder / PROCESSOR).write_text(json.dumps(processor_settings(trained.data), indent=2) + "\n")
+        save_file(dict(reference_tensors(trained)), folder / REFERENCE)
+        (folder / CARD).write_text(card)
+        for path in folder.glob("*.safetensors"):
+            shutil.copymode(folder / CARD, path)  # safetensors lets nobody else read what it writes
+
+    try:
+        _write_whole_folder(output, write)
+    except OSError as error:
+        raise SettingError("output", str(output), f"a folder that can be written ({error.strerror})") from error
+
+
+def _write_whole_folder(output: Path, write: Callable[[Path], None]) -> None:
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        write(partial)
+        os.rename(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

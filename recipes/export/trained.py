@@ -1,0 +1,29 @@
+"""What a recipe has trained, as an export takes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from multilevel.levels import MaskedAutoencoder
+from multilevel.recipes.data import ImageData
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """An autoencoder, a classifier on its encoder, and the data that both learned from.
+
+    Attributes:
+        autoencoder: encoder and decoder.
+        classifier: from the mean of the encoder's patch tokens [B, width] to logits [B, classes]; None where the
+            task is another than classification, or the images have no labels.
+        data: its statistics and class names describe what the model expects and answers.
+        device: where the modules are.
+    """
+
+    autoencoder: MaskedAutoencoder
+    classifier: nn.Linear | None
+    data: ImageData
+    device: torch.device

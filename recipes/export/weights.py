@@ -1,0 +1,138 @@
+"""One configuration and one set of weights that three classes of `transformers` load.
+
+`ViTForImageClassification` reads the class token, where the classifier here reads the mean of the patch tokens.
+`Dinov2ForImageClassification` (transformers 5.24) is a linear layer on both, [class token, mean of the patch
+tokens], on blocks that are those of ViTMAE but for a layer scale: with that at 1, and weights of 0 for the class
+token, it gives the same logits. So the folder's type is dinov2, and `ViTMAEForPreTraining` finds its own sizes and
+weights beside.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Dinov2Config, Dinov2ForImageClassification, ViTMAEConfig
+
+from multilevel.recipes.data import ImageData
+from multilevel.recipes.export.trained import TrainedModel
+
+BICUBIC = 3  # Pillow's number for the resampling of recipes/data/pictures.py
+SHARED = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "hidden_dropout_prob", "image_size",
+    "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps", "patch_size", "num_channels", "qkv_bias",
+)  # fmt: skip
+MAE_ALONE = (
+    "intermediate_size", "decoder_num_attention_heads", "decoder_hidden_size", "decoder_num_hidden_layers",
+    "decoder_intermediate_size", "mask_ratio", "norm_pix_loss",
+)  # fmt: skip
+RENAMED = (
+    (r"^vit\.layers\.", "dinov2.encoder.layer."),
+    (r"^vit\.", "dinov2."),
+    ("layernorm_before", "norm1"),
+    ("layernorm_after", "norm2"),
+)
+
+
+class FeaturesAndLogits(nn.Module):
+    """Normalized images [B, C, H, W] to logits [B, classes] and the mean of the patch tokens [B, width].
+
+    Args:
+        model: its classifier passes its input on where there are no classes.
+    """
+
+    def __init__(self, model: Dinov2ForImageClassification) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.model.dinov2(pixel_values).last_hidden_state
+        features = tokens[:, 1:].mean(1)
+        return self.model.classifier(torch.cat([tokens[:, 0], features], dim=1)), features
+
+
+def transformers_config(mae: ViTMAEConfig, class_names: Sequence[str]) -> Dinov2Config:
+    """Sizes of encoder, classifier and decoder.
+
+    Args:
+        mae: the autoencoder's configuration.
+        class_names: by label; none for an encoder without a classifier.
+    """
+    return Dinov2Config(
+        architectures=["Dinov2ForImageClassification" if class_names else "Dinov2Model"],
+        id2label=dict(enumerate(class_names)),
+        label2id={name: label for label, name in enumerate(class_names)},
+        mlp_ratio=mae.intermediate_size // mae.hidden_size,
+        use_mask_token=False,
+        layerscale_value=1.0,
+        **{name: getattr(mae, name) for name in (*SHARED, *MAE_ALONE)},
+    )
+
+
+def transformers_weights(trained: TrainedModel) -> dict[str, Tensor]:
+    """Weights under the names of `Dinov2ForImageClassification` and, again, of `ViTMAEForPreTraining`."""
+    autoencoder = {name: one.detach().cpu() for name, one in trained.autoencoder.mae.state_dict().items()}
+    return {**autoencoder, **_dinov2_weights(autoencoder), **_classifier_weights(trained.classifier)}
+
+
+def load_dinov2(config: Dinov2Config, weights: Mapping[str, Tensor]) -> FeaturesAndLogits:
+    """The classifier that exported weights hold.
+
+    Raises:
+        RuntimeError: weights that do not fit the configuration.
+    """
+    model = Dinov2ForImageClassification(config)
+    model.load_state_dict({name: one for name, one in weights.items() if name.startswith(("dinov2.", "classifier."))})
+    return FeaturesAndLogits(model.eval())
+
+
+def processor_settings(data: ImageData) -> dict[str, Any]:
+    """``preprocessor_config.json``: short side resized, centre cut out, 0 to 1, normalized with the data's statistics.
+
+    Grey images are expected as such: the processor knows a conversion to colour alone.
+    """
+    side = data.image_size
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": data.channels == 3,
+        "do_resize": True,
+        "size": {"shortest_edge": side},
+        "resample": BICUBIC,
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": data.mean.tolist(),
+        "image_std": data.std.tolist(),
+    }
+
+
+def _dinov2_weights(autoencoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder under the names of Dinov2, with layer scales of 1."""
+    found: dict[str, Tensor] = {}
+    for name, one in autoencoder.items():
+        if name.startswith("vit."):
+            found[_renamed(name)] = one.clone()  # a file of safetensors holds no tensor twice
+    for name in list(found):
+        if name.endswith("norm1.weight"):
+            for scale in ("layer_scale1", "layer_scale2"):
+                found[name.replace("norm1.weight", f"{scale}.lambda1")] = torch.ones_like(found[name])
+    return found
+
+
+def _renamed(name: str) -> str:
+    for pattern, replacement in RENAMED:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _classifier_weights(classifier: nn.Linear | None) -> dict[str, Tensor]:
+    if classifier is None:
+        return {}
+    weight = classifier.weight.detach().cpu()
+    of_both = torch.cat([torch.zeros_like(weight), weight], dim=1)  # 0 for the class token
+    return {"classifier.weight": of_both, "classifier.bias": classifier.bias.detach().cpu()}

@@ -1,0 +1,40 @@
+"""Distances of training and new images, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from multilevel.recipes.pictures.figures import new_figure, save_figure
+
+BINS = 40
+
+
+def draw_drift(path: Path, reference: np.ndarray, new: np.ndarray, threshold: float, title: str) -> None:
+    """Draw both distributions on one logarithmic scale.
+
+    Args:
+        path: the PNG to write.
+        reference: distances [N], not negative.
+        new: distances [M], not negative.
+        threshold: above which an image is unusual.
+        title: above the picture.
+    """
+    joined = np.concatenate([reference, new])
+    lowest = max(float(joined.min()), 1e-6)
+    edges = np.geomspace(lowest, max(float(joined.max()), lowest * 1.1), BINS + 1).tolist()
+    figure = new_figure(7.0, 4.0)
+    axis = figure.subplots()
+    for distances, color, name in ((reference, "#7f8c8d", "training images"), (new, "#c0392b", "new images")):
+        share = np.full(len(distances), 1 / len(distances))
+        axis.hist(np.clip(distances, lowest, None), edges, weights=share, color=color, alpha=0.55, label=name)
+    axis.axvline(threshold, color="black", linestyle="--", linewidth=1, label="unusual from here on")
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("{x:g}")
+    axis.set_xlabel("distance from the training images (Mahalanobis)")
+    axis.set_ylabel("share of the images")
+    axis.legend(fontsize=8)
+    axis.set_title(title, fontsize=10)
+    save_figure(figure, path)
