@@ -13,7 +13,7 @@ from multilevel.solvers.errors import SettingError
 CLASSES = 4
 TRAIN_IMAGES, TEST_IMAGES = 5000, 1000
 SEED = 0
-CONTRAST, NOISE = 60.0, 15.0  # of grey values, 0 to 255: a pattern's amplitude, and the deviation of each pixel
+CONTRAST, NOISE = 60.0, 40.0  # of grey values, 0 to 255: a pattern's amplitude, and the deviation of each pixel
 TEXTURES, IMAGES = 0, 1  # purposes of random generators
 
 
