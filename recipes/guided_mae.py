@@ -5,7 +5,7 @@ MLO-MAE: "Downstream Task Guided Masking Learning in Masked Autoencoders Using M
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -85,13 +85,13 @@ class MaskSettings:
     """Which patches are hidden, how many, and how a hypergradient reaches the masking network."""
 
     policy: str
-    options: dict[str, Any] | None
+    options: dict[str, Any] | None = None
     ratio: float
     weights: str
-    gradient: str
-    guidance: float
-    temperature: float
-    entropy_bonus: float
+    gradient: str = "weights"
+    guidance: float = 1.0
+    temperature: float = 1.0
+    entropy_bonus: float = 0.0
 
     def check(self, patches: int) -> None:
         """Raise SettingError for the first setting that cannot work with so many patches."""
@@ -122,8 +122,8 @@ class GuidedMaeSettings(RunSettings):
     """See ``config/recipe/guided_mae.yaml`` for what each setting means."""
 
     model: ModelSettings
-    init: str | None
-    task: Any
+    init: str | None = None
+    task: Any = field(default_factory=lambda: {"name": "classification"})
     mask: MaskSettings
     paths: str
     levels: GuidedMaeLevels
@@ -201,7 +201,8 @@ class GuidedMae(Recipe):
         """``signal_auc``: how well the masks separate the patches that show the class, where those are known: ROC AUC
         of the mean score of each patch, which is the masking network's probability or, without one, the policy's score.
 
-        Above 0.5 they are hidden more often than others, below 0.5 less often.
+        Above 0.5 they are hidden more often than others, below 0.5 less often. ``signal_gap``: their mean score less
+        that of the others, which tells a ranking that means something from one of near ties.
         """
         signal, learns = self.data.signal_patches, self.policy.learns_from is not None
         if signal is None or len(signal) != self.modules["pretrain"].patches:
@@ -212,7 +213,9 @@ class GuidedMae(Recipe):
                 images = self.data.normalize(part.pixels(some).to(self.device))
                 view = MaskView.of(SimpleNamespace(**self.modules), images)
                 scores.append((view.logits.sigmoid() if learns else self.policy.scores(view)).cpu())
-        return {"signal_auc": float(roc_auc_score(signal, torch.cat(scores).double().mean(0)))}
+        mean = torch.cat(scores).double().mean(0)
+        gap = mean[signal].mean() - mean[~signal].mean()
+        return {"signal_auc": float(roc_auc_score(signal, mean)), "signal_gap": float(gap)}
 
     def evaluate(self) -> list[Score] | None:
         if self.task is None:

@@ -60,7 +60,7 @@ def test_the_auc_is_that_of_the_mean_scores(policy):
     settings = ["data=planted", "data.limit=600", f"mask.policy={policy}", "model.patch_size=4"]
     recipe = build_recipe(compose_config(settings))
     signal = recipe.data.signal_patches
-    assert set(recipe.findings()) == {"signal_auc"}
+    assert set(recipe.findings()) == {"signal_auc", "signal_gap"}
     if policy == "variance":
         assert 0.0 <= recipe.findings()["signal_auc"] <= 1.0
         return
@@ -68,6 +68,7 @@ def test_the_auc_is_that_of_the_mean_scores(policy):
     with torch.no_grad():
         mean = recipe.modules["mask"](images).sigmoid().mean(0)
     assert recipe.findings()["signal_auc"] == pytest.approx(roc_auc_score(signal, mean))
+    assert recipe.findings()["signal_gap"] == pytest.approx(float(mean[signal].mean() - mean[~signal].mean()), abs=1e-6)
 
 
 def test_data_that_does_not_know_its_signal_has_no_auc():
