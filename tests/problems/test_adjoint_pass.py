@@ -70,8 +70,11 @@ def test_every_solver_in_every_shape(row, shape, dtype):
     solvers = {name: row.solver(**loose) for name in solved}
     engine, now, pasts = trained(toy_graph(cast, start, solvers, rate=0.03, steps=2))
     found = engine.hypergradient("u")["value"].double()
-    if dtype == torch.float32 and row.trains:  # the oracle replays updates in float64
-        assert torch.isfinite(found).all()
+    if dtype == torch.float32 and row.trains:  # the oracle replays updates in float64, so there they are, too
+        double = {name: value.double() for name, value in start.items()}
+        same = {name: row.solver(**loose) for name in solved}
+        expected = trained(toy_graph(functions, double, same, rate=0.03, steps=2))[0].hypergradient("u")["value"]
+        assert relative_error(found, expected) < len(solved) * row.tolerance + EPSILON[dtype]
         return
     point = {name: value.double() for name, value in now.items()}
     expected = dense_hypergradient(functions, point, solved, "u", dict.fromkeys(solved, row.contribution), pasts)

@@ -5,13 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from solver_table import ROWS, exact, implicit
+from toy import toy_graph, trained
 
+from multilevel.problems.hypergradient import lower_level
 from multilevel.solvers import SOLVERS, LowerLevel
 
 few = settings(max_examples=15, deadline=None, derandomize=True)
 seeds = st.integers(0, 10**6)
 DOUBLE = {"dtype": torch.float64}
-#: Solvers of the one system; what depends on the optimizer's past is tested in test_unrolled.
+#: Solvers of the one system; the others depend on the optimizer's past.
 STATIC = [row for row in ROWS if not row.trains]
 
 
@@ -62,6 +64,29 @@ def test_invariant_to_how_parameters_are_cut_into_tensors(row, seed, sizes):
     one = contribution(row.solver(), whole, cut_whole(cotangent))
     other = contribution(row.solver(), pieces, cut_pieces(cotangent))
     assert (one - other).norm() <= row.tolerance * one.norm() + 1e-12
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.trains], ids=str)
+@settings(few, max_examples=4)
+@given(seed=seeds, size=st.integers(2, 6), factors=st.tuples(st.floats(-3, 3), st.floats(-3, 3)))
+def test_what_goes_through_updates_is_linear_in_the_cotangent(row, seed, size, factors):
+    static, cut, draw = problem(seed, size)
+    functions = {
+        "p": lambda v: static.losses[0](cut(v["p"]), {"u": {"v": v["u"]}}),
+        "u": lambda v: v["p"].square().sum() + v["u"].sum(),
+    }
+    values = {"p": torch.cat(list(static.parameters.values())), "u": static.reads["u"]["v"]}
+    engine = trained(toy_graph(functions, values, {"p": row.solver()}, rate=0.03, steps=3))[0]
+    lower = lower_level(engine.evaluator, engine._records["p"], "p", ["u"], list(engine._steps.get("p", ())))
+    one, other = draw(), draw()
+
+    def response(vector):
+        return row.solver().respond(lower, {"value": vector}).contributions["u"]["value"]
+
+    parts = [response(one), response(other)]
+    apart = factors[0] * parts[0] + factors[1] * parts[1]
+    scale = abs(factors[0]) * parts[0].norm() + abs(factors[1]) * parts[1].norm() + 1e-12
+    assert (response(factors[0] * one + factors[1] * other) - apart).norm() / scale < 10 * row.tolerance
 
 
 BUDGETS = {
