@@ -39,12 +39,14 @@ class Task(ABC):
             [B, classes] of 0 and 1; ``mask``: int64 [B, H, W], 255 where a pixel does not count; ``boxes``: float32
             [B, K, 5] of left, top, right, bottom in pixels, and class, rows of -1 after the last box.
         headline: the metric that says in one number how good outputs are; higher is better.
+        metric_names: what ``metrics`` returns.
         protocols: by which encoders are evaluated, where ``evaluation.protocols`` names none.
         soft_targets: whether it is a classification whose criterion also takes probabilities [B, classes] as targets.
     """
 
     targets: ClassVar[str] = "labels"
     headline: str
+    metric_names: ClassVar[tuple[str, ...]]
     protocols: ClassVar[tuple[str, ...]] = ("head",)
     soft_targets: ClassVar[bool] = False
 

@@ -39,6 +39,7 @@ class Classification(Task):
         SettingError: an unknown loss or metric.
     """
 
+    metric_names = METRICS
     protocols = ("linear_probe", "knn")
     soft_targets = True
 

@@ -54,6 +54,7 @@ class Detection(Task):
 
     targets = "boxes"
     headline = "average_precision"
+    metric_names = ("average_precision", "average_precision_50")
 
     def __init__(self, data: TaskData, overlap: float = 0.5) -> None:
         super().__init__(data)

@@ -18,6 +18,7 @@ class Multilabel(Task):
 
     targets = "multilabels"
     headline = "mean_average_precision"
+    metric_names = ("mean_average_precision", "macro_f1")
 
     def new_head(self, width: int) -> nn.Module:
         return PooledLinear(width, len(self.data.class_names))

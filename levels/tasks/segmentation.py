@@ -42,6 +42,7 @@ class Segmentation(Task):
 
     targets = "mask"
     headline = "mean_iou"
+    metric_names = ("mean_iou", "defect_iou", "pixel_accuracy")
 
     def __init__(self, data: TaskData, loss: str = "cross_entropy") -> None:
         super().__init__(data)

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from multilevel.configuration import build_recipe, compose_config
+from multilevel.recipes.evaluation import PROTOCOLS
 from multilevel.run_folder import RunFolder, check_free
 from multilevel.solvers import DataError, MultilevelError, SettingError
 from multilevel.study.launch import check_launcher, run_parts
@@ -84,6 +85,7 @@ def plan(settings: StudySettings, arguments: Sequence[str]) -> Study:
     """
     config = compose_config(settings.settings)
     policies = _policies(settings, config)
+    settings, metric, protocol = _about(settings, config, policies[0])
     recipes: dict[tuple[str, float | None], Any]
     recipes = {(policy, None): _built(settings, config, policy, None) for policy in policies}
     for policy in policies:
@@ -111,8 +113,8 @@ def plan(settings: StudySettings, arguments: Sequence[str]) -> Study:
         transfer=settings.transfer,
         transfer_name=_data_name(transfer_config(config, settings.transfer)) if settings.transfer else "",
         equal=settings.equal,
-        metric=settings.metric or next(iter(recipes.values())).task.headline,
-        protocol=settings.protocol,
+        metric=metric,
+        protocol=protocol,
         split=OmegaConf.select(config, "evaluation.split", default="test"),
         minimum_effect=settings.minimum_effect,
         threads=int(os.environ.get("OMP_NUM_THREADS") or max(1, usable_cores() // jobs)),
@@ -154,10 +156,30 @@ def _built(settings: StudySettings, config: DictConfig, policy: str, guidance: f
     recipe: Any = build_recipe(compose_config([*settings.settings, *arm_settings(policy, guidance), *labels]))
     if getattr(recipe, "task", None) is None:
         raise DataError("the images have no labels: there is nothing that a study could compare encoders by")
-    protocols = OmegaConf.select(config, "evaluation.protocols")
-    if protocols is not None and settings.protocol not in protocols:
-        raise SettingError("protocol", settings.protocol, f"one of evaluation.protocols: {', '.join(protocols)}")
     return recipe
+
+
+def _about(settings: StudySettings, config: DictConfig, policy: str) -> tuple[StudySettings, str, str]:
+    """The metric and the protocol that the verdict is about, and the settings by which every part is evaluated so.
+
+    Raises:
+        SettingError: a protocol that there is not, or a metric that it does not report.
+    """
+    recipe = _built(settings, config, policy, None)
+    evaluation, task = recipe.settings.evaluation, recipe.task
+    protocols = evaluation.protocols_of(task)
+    protocol = settings.protocol or protocols[0]
+    if protocol not in protocols:
+        if evaluation.protocols is not None:
+            raise SettingError("protocol", protocol, f"one of evaluation.protocols: {', '.join(protocols)}")
+        if protocol not in PROTOCOLS:
+            raise SettingError("protocol", protocol, f"one of {', '.join(PROTOCOLS)}")
+        added = f"evaluation.protocols=[{','.join([*protocols, protocol])}]"
+        settings = replace(settings, settings=[*settings.settings, added])
+    metric, known = settings.metric or task.headline, evaluation.metrics_of(task, protocol)
+    if metric not in known:
+        raise SettingError("metric", metric, f"one of those that {protocol} reports: {', '.join(known)}")
+    return settings, metric, protocol
 
 
 def _data_name(config: DictConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -64,7 +65,15 @@ def transfer_path(run: Path) -> Path:
 
 def is_done(study: Study, folder: Path, name: str) -> bool:
     run = run_path(folder, name)
-    return (run / "summary.json").exists() and (not study.transfer or transfer_path(run).exists())
+    if not (run / "summary.json").exists() or evaluation_problem(run):
+        return False
+    return not study.transfer or transfer_path(run).exists()
+
+
+def evaluation_problem(run: Path) -> str | None:
+    """Why a run that has ended could not be evaluated; None where it was, or has not ended."""
+    path = run / "summary.json"
+    return json.loads(path.read_text()).get("evaluation_problem") if path.exists() else None
 
 
 def start(folder: Path, name: str, threads: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from multilevel.levels.masks import POLICIES
 from multilevel.solvers import MultilevelError
-from multilevel.study.part import is_done, log_path, run_path, transfer_path
+from multilevel.study.part import evaluation_problem, is_done, log_path, run_path, transfer_path
 from multilevel.study.plan import Arm, Part, Study, usable_cores
 from multilevel.study.scores import TRAINED, Row, score_rows, values
 from multilevel.study.statistics import compare, summarize
@@ -28,7 +28,11 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
     """The study in one object; parts that have failed are named and left out of every mean."""
     done = [part for part in study.parts() if is_done(study, folder, part.name)]
     parts = [_part(study, folder, part) for part in done]
-    failed = {part.name: _last_line(folder, part) for part in study.parts() if part not in done}
+    failed = {
+        part.name: evaluation_problem(run_path(folder, part.name)) or _last_line(folder, part)
+        for part in study.parts()
+        if part not in done
+    }
     by_arm = {arm.name: [part for part in parts if part["arm"] == arm.name] for arm in study.arms}
     comparisons = _comparisons(study, by_arm)
     share = max(study.labels)

@@ -34,7 +34,8 @@ class StudySettings:
         transfer: settings of another data set to evaluate on; empty: none.
         equal: what all arms have the same of, pretraining updates or wall time.
         metric: what the verdict is about; None takes the task's own.
-        protocol: of the evaluation, that the verdict is about.
+        protocol: of the evaluation, that the verdict is about; None takes the first of evaluation.protocols, or of the
+            task's own.
         minimum_effect: the smallest difference of the metric that would be worth it.
         jobs: parts that run side by side; None: 1, or as many as a Hydra launcher takes.
         launcher: Hydra's launcher and its settings, as overrides; empty: none.
@@ -51,7 +52,7 @@ class StudySettings:
     transfer: list[str] = field(default_factory=list)
     equal: str = "updates"
     metric: str | None = None
-    protocol: str = "linear_probe"
+    protocol: str | None = None
     minimum_effect: float = 0.01
     jobs: int | None = None
     launcher: list[str] = field(default_factory=list)

@@ -40,7 +40,7 @@ def evaluate_features(candidates: Sequence[Candidate], setup: Setup, settings: E
         SettingError: too few images for two classes, or a protocol that the labels do not suit.
     """
     pool, scored = _parts(setup.data, settings)
-    names = settings.protocols if settings.protocols is not None else list(setup.task.protocols)
+    names = settings.protocols_of(setup.task)
     protocols = {name: settings.protocol(name) for name in names}
     metric = settings.metric or setup.task.headline
     shares = {share: label_share(setup.data.train.labels, pool, share, settings.seed) for share in settings.labels}

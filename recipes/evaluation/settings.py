@@ -60,10 +60,19 @@ class CommonSettings:
         return getattr(self, name, None) or PROTOCOLS[name]()
 
     def check_task(self, task: Task) -> None:
-        """Raise SettingError if ``metric`` is none of a classification; other tasks' are known with the scores."""
-        known = dict.fromkeys([*CLASSIFICATION_METRICS, task.headline])
-        if task.soft_targets and self.metric is not None and self.metric not in known:
-            raise SettingError("evaluation.metric", self.metric, f"one of {', '.join(known)}")
+        """Raise SettingError if ``metric`` is none that the protocols report of this task."""
+        if self.metric is not None and self.metric not in self.metrics_of(task):
+            raise SettingError("evaluation.metric", self.metric, f"one of {', '.join(self.metrics_of(task))}")
+
+    def protocols_of(self, task: Task) -> list[str]:
+        """The protocols that are set, or else the task's own."""
+        return list(task.protocols if self.protocols is None else self.protocols)
+
+    def metrics_of(self, task: Task, protocol: str | None = None) -> list[str]:
+        """The metrics that a protocol reports of a task; None: that any of its protocols does."""
+        names = self.protocols_of(task) if protocol is None else [protocol]
+        kinds = [CLASSIFICATION_METRICS if PROTOCOLS[name].needs_classes else task.metric_names for name in names]
+        return list(dict.fromkeys(metric for kind in kinds for metric in kind))
 
 
 if TYPE_CHECKING:

@@ -1,5 +1,6 @@
 """What a study plans: arms, seeds, budgets; and one line for each wrong setting."""
 
+import json
 from dataclasses import replace
 from functools import cache
 
@@ -9,6 +10,7 @@ from multilevel.__main__ import main
 from multilevel.configuration import compose_config
 from multilevel.solvers import SettingError
 from multilevel.study.command import plan
+from multilevel.study.part import is_done
 from multilevel.study.plan import Study, equal_updates
 from multilevel.study.settings import StudySettings
 
@@ -139,3 +141,20 @@ def test_wrong_input_is_one_line_and_writes_nothing(arguments, text, folder, tmp
     assert said.out == ""
     assert list(tmp_path.iterdir()) == []
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_the_verdicts_protocol_is_evaluated():
+    study = planned("protocol=finetune", "metric=macro_f1")
+    assert (study.protocol, study.metric) == ("finetune", "macro_f1")
+    for arm in study.arms:
+        assert "evaluation.protocols=[linear_probe,knn,finetune]" in study.overrides(arm, 0)
+    assert not any(one.startswith("evaluation.protocols") for one in planned().settings)
+
+
+def test_a_part_that_could_not_be_evaluated_is_not_done(tmp_path):
+    study, name = planned(), "random-seed0"
+    run = tmp_path / "runs" / name
+    run.mkdir(parents=True)
+    for problem, done in ((None, True), ("no image of the split has a box", False)):
+        (run / "summary.json").write_text(json.dumps({"evaluation_problem": problem}))
+        assert is_done(study, tmp_path, name) is done
