@@ -19,14 +19,19 @@ import torch
 from multilevel.collapse import find_collapse
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.evaluation import Score
-from multilevel.solvers import SOLVERS, Solver
+from multilevel.solvers import SOLVERS, MultilevelError, Solver
 
 VERSIONS = ("multilevel", "torch", "transformers", "datasets", "hydra-core", "scikit-learn", "numpy")
 SHARE = 0.1  # of a level's updates, at either end, that its first and last losses are averaged over
 
 
 def summarize(
-    recipe: Recipe, records: Sequence[Mapping[str, Any]], seconds: float, scores: Sequence[Score] | None
+    recipe: Recipe,
+    records: Sequence[Mapping[str, Any]],
+    seconds: float,
+    memory: float,
+    scores: Sequence[Score] | None,
+    problem: MultilevelError | None,
 ) -> dict[str, Any]:
     """The run in one object.
 
@@ -34,7 +39,9 @@ def summarize(
         recipe: the trained recipe.
         records: the event log.
         seconds: spent on training, over all sessions of the run.
+        memory: peak of the training, in MiB.
         scores: of the evaluation, if there was one.
+        problem: why there could be none.
     """
     settings, graph = recipe.settings, recipe.graph
     return {
@@ -46,12 +53,13 @@ def summarize(
         "steps": settings.steps,
         "seconds": round(seconds, 3),
         "images_per_second": round(settings.steps * recipe.images_per_step / seconds, 1) if seconds else None,
-        "peak_memory_mib": round(peak_memory_mib(), 1),
+        "peak_memory_mib": round(memory, 1),
         "levels": {name: summarize_level([one for one in records if one["level"] == name]) for name in graph.names},
         "solvers": {name: described(graph.problems[name].solver) for name in graph.passes(graph.top)},
         "collapse": find_collapse(records),
         **recipe.findings(),
         "evaluation": None if scores is None else [asdict(score) for score in scores],
+        "evaluation_problem": None if problem is None else str(problem),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
     }
 

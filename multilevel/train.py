@@ -31,7 +31,7 @@ from multilevel.recipes.evaluation import format_table
 from multilevel.recipes.pictures import draw_curves
 from multilevel.run_folder import RunFolder, check_free
 from multilevel.solvers import MultilevelError, SettingError
-from multilevel.summary import summarize
+from multilevel.summary import peak_memory_mib, summarize
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -105,17 +105,24 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, seconds: float) ->
         Checkpointing(folder.checkpoint, settings.checkpoint.every),
     ]
     engine.run(settings.steps - engine.step)
+    memory = peak_memory_mib()
     records = folder.read_metrics()
     pictures = [folder.path / "curves.png"]
     draw_curves(pictures[0], records)
     pictures += recipe.write_pictures(folder.path)
     if settings.evaluate:
         print(f"evaluating the encoder on the {settings.evaluation.split} split", file=sys.stderr, flush=True)
-    scores = recipe.evaluate() if settings.evaluate else None
-    summary = folder.write_json("summary.json", summarize(recipe, records, log.seconds, scores))
+    scores, problem = None, None
+    try:
+        scores = recipe.evaluate() if settings.evaluate else None
+    except MultilevelError as error:  # what was trained is not lost
+        problem = error
+    summary = folder.write_json("summary.json", summarize(recipe, records, log.seconds, memory, scores, problem))
     if scores:
         print(format_table(scores, settings.evaluation.split, settings.evaluation.metric))
     print("\n".join(f"{path}" for path in [*pictures, summary]))
+    if problem is not None:
+        raise problem
 
 
 def sweep(overrides: Sequence[str]) -> None:

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from multilevel.__main__ import main
 from multilevel.configuration import build_recipe, compose_config
+from multilevel.recipes.guided_mae import GuidedMae
+from multilevel.solvers import DataError
 
 TINY = [
     "model.width=16", "model.heads=2", "model.depth=1", "model.decoder_width=8", "model.decoder_heads=2",
@@ -215,3 +217,17 @@ def test_a_run_killed_at_a_random_moment_resumes_to_the_same_weights(tmp_path, s
         [(one["level"], one["step"], one["loss"]) for one in records(tmp_path / name)] for name in ("whole", "killed")
     ]
     assert losses[0] == losses[1]
+
+
+def test_an_evaluation_that_cannot_be_made_loses_nothing(tmp_path, monkeypatch, capsys):
+    def evaluate(self):
+        raise DataError("no image of the split has a box")
+
+    monkeypatch.setattr(GuidedMae, "evaluate", evaluate)
+    folder = tmp_path / "run"
+    assert main(["train", *TINY, f"output={folder}", "steps=1"]) == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "multilevel: no image of the split has a box"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["evaluation"] is None
+    assert summary["evaluation_problem"] == "no image of the split has a box"
+    assert summary["peak_memory_mib"] > 0
