@@ -98,6 +98,8 @@ def changed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
         name = override.key_or_group
         if OmegaConf.select(config, name, default=_ABSENT) is _ABSENT:
             raise SettingError(name, _value(name, overrides), _nearest(name))
+        if OmegaConf.is_dict(OmegaConf.select(config, name)) and not isinstance(override.value(), dict):
+            raise SettingError(name, _value(name, overrides), f"{name}.SETTING=VALUE: a run keeps its {name}")
         OmegaConf.update(result, name, override.value())
     return result
 

@@ -67,10 +67,21 @@ def evaluation_config(stored: DictConfig, overrides: Sequence[str]) -> tuple[Dic
     defaults = OmegaConf.structured(EvaluationSettings)
     config.evaluation = OmegaConf.to_container(OmegaConf.merge(defaults, config.evaluation))
     config = changed(config, others)
+    if transfer and _source(config) == _source(stored):
+        expected = "another set than the run's own, whose test images could be among those it was trained on"
+        raise SettingError("data", config.data.name, f"{expected}; without data= the run's own division holds")
     if not transfer:
         _check_same(config, stored, SHAPE, "the encoder takes no other")
         _check_same(config, stored, DIVISION, "the encoder was trained on images divided so")
     return config, transfer
+
+
+def _source(config: DictConfig) -> tuple[str, ...]:
+    """Where a set's images come from."""
+    data = config.data
+    if data.path:
+        return ("path", str(Path(data.path).expanduser().resolve()))
+    return ("hub", data.hub) if data.hub else ("name", data.name)
 
 
 def _check_same(config: DictConfig, stored: DictConfig, names: Sequence[str], why: str) -> None:

@@ -105,6 +105,10 @@ CASES = [
         "evaluation.max_imges: got '3'; expected a setting that there is",
     ),
     (["graph", "solver=none"], "solver: got 'none'"),
+    (["evaluate", "{folder}/run", "solver=neumann"], "solver: got 'neumann'; expected solver.SETTING=VALUE"),
+    (["evaluate", "{folder}/run", "data=digits"], "data: got 'digits'; expected another set than the run's own"),
+    (["study", "metric=mean_iou"], "metric: got 'mean_iou'; expected one of those that linear_probe reports: accuracy"),
+    (["study", "protocol=probing"], "protocol: got 'probing'; expected one of "),
 ]
 
 
