@@ -59,10 +59,11 @@ def divided_by_marks(kind: str, sources: SourceSplits, settings: DataSettings) -
     """
     if kind not in MARKED or len(sources.class_names) > 1:
         return sources
-    for source in (sources.train, sources.test):
-        if source is not None:
-            labelled = source.labels >= 0 if sources.class_names else torch.ones(len(source), dtype=torch.bool)
-            source.labels = torch.where(labelled, marked(kind, source, settings).long(), -1)
+    train, test = sources.train, sources.test
+    labelled = train.labels >= 0 if sources.class_names else torch.ones(len(train), dtype=torch.bool)
+    train.labels = torch.where(labelled, marked(kind, train, settings).long(), -1)
+    if test is not None:  # nothing is cut from it: it is not read
+        test.labels = torch.zeros(len(test), dtype=torch.int64)
     return replace(sources, class_names=_MARKS)
 
 

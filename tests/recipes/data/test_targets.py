@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from multilevel.recipes.data import ImageLoader, load_data
+from multilevel.recipes.data import DataSettings, ImageLoader, load_data
 from multilevel.recipes.data.boxes import components, to_square
+from multilevel.recipes.data.images import Source, SourceSplits
 from multilevel.recipes.data.masks import class_numbers
+from multilevel.recipes.data.target_classes import divided_by_marks
 from multilevel.recipes.data.target_columns import rarest_classes
 from multilevel.solvers.errors import DataError, SettingError
 
@@ -328,3 +330,32 @@ def test_a_mask_without_its_image_is_named(folder, settings):
 def test_a_class_may_be_called_masks(folder, settings):
     root = folder([f"{name}/{name}{row}.png" for name in ("masks", "none") for row in range(10)])
     assert load_data(settings(path=str(root))).class_names == ("masks", "none")
+
+
+class Marks(Source):
+    """Every second image has a mark."""
+
+    has_masks = True
+
+    def __init__(self, count):
+        self.labels = torch.full((count,), -1)
+        self.opened = []
+
+    def open(self, row):
+        return Image.new("L", (8, 8))
+
+    def where(self, row):
+        return str(row)
+
+    def open_mask(self, row):
+        self.opened.append(row)
+        return Image.new("L", (8, 8), 255 * (row % 2))
+
+
+def test_masks_of_a_test_split_are_not_read_to_divide_the_training_images():
+    train, test = Marks(6), Marks(4)
+    settings = DataSettings(name="marks", image_size=8, channels=1, patch_size=2, batch_size=2)
+    found = divided_by_marks("mask", SourceSplits(train, test, ()), settings)
+    assert found.train.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert set(train.opened) == set(range(6))
+    assert test.opened == []
