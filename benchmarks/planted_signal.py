@@ -60,13 +60,13 @@ def measure(arm: str, seed: int) -> dict[str, Any]:
     for override in [*COMMON.split(), *ARMS[arm].split(), f"seed={seed}", "evaluate=false"]:
         name, _, value = override.partition("=")
         given[name] = value  # the last one counts
+    steps = UPDATES // int(given["levels.pretrain.steps"])
+    given["steps"] = str(steps)  # the schedules depend on it
     recipe = build_recipe(compose_config([f"{name}={value}" for name, value in given.items()]))
     engine = Engine(recipe.graph, seed=seed)
-    pretrain = recipe.graph.problems["pretrain"]
-    each = 1 if recipe.graph.top == "pretrain" else pretrain.steps
     start = time.process_time()
     before = recipe.findings()
-    engine.run(UPDATES // each)
+    engine.run(steps)
     after = recipe.findings()
     return {"arm": arm, "seed": seed, "before": before, **after, "cpu_seconds": round(time.process_time() - start, 1)}
 
