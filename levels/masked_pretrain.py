@@ -73,7 +73,7 @@ class MaskedPretrain(Problem):
         scores = self.policy.scores(view)
         # Batches are in random order: the first images are any. The random part makes the share exact on average.
         place = torch.arange(len(scores), device=scores.device)
-        guided = place + torch.rand((), device=scores.device) < self.guidance * len(scores)
+        guided = place + torch.rand((), device=scores.device, dtype=torch.float64) < self.guidance * len(scores)
         scores = torch.where(guided[:, None], scores, torch.rand_like(scores))
         if self.policy.learns_from is None:
             return {"scores": scores, "guided": guided, "statistics": {}}

@@ -223,7 +223,9 @@ class GuidedMae(Recipe):
         trained, untrained = self.modules["pretrain"], self._new_modules()["pretrain"]
         candidates = [
             Candidate("trained encoder", trained.features, trained),
-            Candidate("untrained encoder", untrained.features, untrained),
+            Candidate(
+                "untrained encoder" if self.settings.init is None else "released encoder", untrained.features, untrained
+            ),
             Candidate("raw pixels", raw_pixels),
         ]
         settings, data = self.settings, self.settings.data
