@@ -42,6 +42,7 @@ def draw_scores(path: Path, arms: Mapping[str, Mapping[str, Any]], references: V
     if references:
         axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
     _finish(axis, list(arms), f"{label} (%)")
+    _within_percent(axis)
     save_figure(figure, path)
 
 
@@ -113,6 +114,7 @@ def draw_over(
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(label)
         axis.set_ylabel(f"{score} (%)")
+        _within_percent(axis)
         axis.grid(alpha=0.3)
         axis.legend(frameon=False, fontsize=8)
     save_figure(figure, path)
@@ -161,6 +163,12 @@ def _draw_seeds(axis: Axes, place: int, found: Mapping[str, Any], colour: str) -
     )
 
 
+def _within_percent(axis: Axes) -> None:
+    """Few seeds give intervals that leave 0 to 100%, where there is nothing to see."""
+    low, high = axis.get_ylim()
+    axis.set_ylim(max(low, -1), min(high, 101))
+
+
 def _spread(count: int) -> np.ndarray:
     """Places of the seeds side by side."""
     return np.linspace(-0.06, 0.06, count) if count > 1 else np.zeros(1)
@@ -171,9 +179,10 @@ def _width(count: int) -> float:
 
 
 def _finish(axis: Axes, names: Sequence[str], label: str) -> None:
-    axis.set_xticks(range(len(names)), names)
     if len(names) > 3:
-        axis.tick_params("x", rotation=20)
+        axis.set_xticks(range(len(names)), names, rotation=20, ha="right")
+    else:
+        axis.set_xticks(range(len(names)), names)
     axis.set_xlim(-0.6, len(names) - 0.4)
     axis.set_ylabel(label)
     axis.grid(axis="y", alpha=0.3)

@@ -65,9 +65,9 @@ def test_all_arms_make_the_same_number_of_pretraining_updates():
 
 def test_equal_time_gives_the_cheaper_arms_more_steps():
     study = planned("policies=topk,random,sampled", "baseline=random", "seeds=3,7")
-    timed = study.timed({"random": 0.25, "sampled": 0.5, "topk": 0.375})
-    assert [arm.steps for arm in timed.arms] == [2000, 1333, 1000]
-    assert timed.seconds_per_step == {"random": 0.25, "sampled": 0.5, "topk": 0.375}
+    timed = study.timed({"random": 0.25, "sampled": 0.5, "topk": 0.3})
+    assert [arm.steps for arm in timed.arms] == [2000, 1666, 1000]
+    assert timed.seconds_per_step == {"random": 0.25, "sampled": 0.5, "topk": 0.3}
     assert [arm.steps for arm in study.timed(dict.fromkeys(("random", "sampled", "topk"), 0.1)).arms] == [1000] * 3
 
 

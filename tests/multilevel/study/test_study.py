@@ -180,6 +180,7 @@ def test_resuming_with_more_seeds_trains_the_missing_parts_alone_and_a_failure_i
     assert result["failed"] == {"random-seed2": "out of memory"}
     assert result["arms"][1]["seeds"] == [0, 1, 2]
     assert result["verdict"]["differences"] == before["verdict"]["differences"]  # seed 2 has no pair
+    assert result["verdict"]["cost_ratio"] == before["verdict"]["cost_ratio"]
     assert "1 of 6 parts failed" in (folder / "report.html").read_text()
     for name, content in kept.items():
         (folder / name).write_bytes(content)
