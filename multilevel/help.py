@@ -121,6 +121,7 @@ Settings
   evaluation.labels=[1.0]      shares of the labelled training images; small ones lie within larger ones
   evaluation.split=test        or validation, images that data.validation_share held out from training
   evaluation.metric            what the table shows: accuracy, balanced_accuracy, macro_f1, or one of the task's
+  evaluation.references=true   score an untrained encoder and raw pixels as well
   evaluation.max_images=10000  training images that protocols are fitted to; null: all
   evaluation.neighbours, evaluation.batch_size, evaluation.seed
   data.name=NAME               another name for the file, where several sets are folders"""

@@ -220,15 +220,12 @@ class GuidedMae(Recipe):
     def evaluate(self) -> list[Score] | None:
         if self.task is None:
             return None
-        trained, untrained = self.modules["pretrain"], self._new_modules()["pretrain"]
-        candidates = [
-            Candidate("trained encoder", trained.features, trained),
-            Candidate(
-                "untrained encoder" if self.settings.init is None else "released encoder", untrained.features, untrained
-            ),
-            Candidate("raw pixels", raw_pixels),
-        ]
-        settings, data = self.settings, self.settings.data
+        settings, data, trained = self.settings, self.settings.data, self.modules["pretrain"]
+        candidates = [Candidate("trained encoder", trained.features, trained)]
+        if settings.evaluation.references:
+            untrained = self._new_modules()["pretrain"]
+            name = "untrained encoder" if settings.init is None else "released encoder"
+            candidates += [Candidate(name, untrained.features, untrained), Candidate("raw pixels", raw_pixels)]
         setup = Setup(self.data, self.task, self.device, settings.precision, data.flip, data.crop_scale)
         return evaluate_features(candidates, setup, settings.evaluation)
 

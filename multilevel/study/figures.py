@@ -172,7 +172,7 @@ class Figures:
         return {name: one for name, one in found.items() if one is not None}
 
     def _references(self, where: str) -> dict[str, float]:
-        """Means over all arms, which share them but for seeds that one lacks."""
+        """Means over the arms that have them: the baseline, where nothing else is set."""
         found: dict[str, list[float]] = {}
         for name in REFERENCES:
             scores = [self._find(arm[where], self.share, name) for arm in self.arms.values()]

@@ -114,8 +114,11 @@ class Study:
 
     def overrides(self, arm: Arm, seed: int) -> list[str]:
         """The settings of ``multilevel train`` that make a part."""
+        # What is not trained is the same for all arms of a seed: it is scored once.
+        references = [] if arm == self.baseline else ["evaluation.references=false"]
         labels = [] if self.labels == [1.0] else [f"evaluation.labels={self.labels}".replace(" ", "")]
-        return [*self.settings, *arm_settings(arm.policy, arm.guidance), *labels, f"seed={seed}", f"steps={arm.steps}"]
+        own = [*arm_settings(arm.policy, arm.guidance), *labels, f"seed={seed}", f"steps={arm.steps}"]
+        return [*references, *self.settings, *own]
 
     def write(self, folder: Path) -> None:
         RunFolder(folder).write(FILE, OmegaConf.to_yaml(OmegaConf.create(asdict(self))))

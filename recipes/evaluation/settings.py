@@ -22,6 +22,7 @@ class CommonSettings:
         labels: shares of the labelled training images; every protocol is fitted to each. Smaller ones lie in larger.
         split: test or validation, on which everything is scored.
         metric: what the table shows; None takes the task's.
+        references: score an untrained encoder and raw pixels as well.
         max_images: labelled training images that the protocols are fitted to, drawn by class; None takes all.
         neighbours: of the nearest-neighbour vote.
         batch_size: images that are encoded together.
@@ -32,6 +33,7 @@ class CommonSettings:
     labels: list[float] = field(default_factory=lambda: [1.0])
     split: str = "test"
     metric: str | None = None
+    references: bool = True
     max_images: int | None = 10_000
     neighbours: int = 20
     batch_size: int = 256

@@ -43,14 +43,16 @@ def test_the_baseline_comes_first_and_the_verdict_is_about_the_first_learned_arm
     assert study.seeds == [3, 7]
 
 
-def test_parts_differ_in_the_arm_and_the_seed_alone():
+def test_parts_differ_in_the_arm_the_seed_and_who_scores_the_references_alone():
     study = planned("steps=6", "mask.ratio=0.5", "seeds=2")
     configs = [compose_config(study.overrides(part.arm, part.seed)) for part in study.parts()]
     assert [(one.mask.policy, one.seed) for one in configs] == [
         ("random", 0), ("sampled", 0), ("random", 1), ("sampled", 1)
     ]  # fmt: skip
+    assert [one.evaluation.references for one in configs] == [True, False, True, False]
     for config in configs:
         assert config.mask.ratio == 0.5
+        config.evaluation.references = True
         config.mask.policy, config.seed = "random", 0
     assert all(config == configs[0] for config in configs)
 

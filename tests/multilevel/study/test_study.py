@@ -78,13 +78,20 @@ def test_every_part_is_an_ordinary_run(finished, capsys):
 
 
 def test_arms_of_one_seed_start_from_the_same_weights_and_are_tested_on_the_same_images(finished):
-    def untrained(name):
-        scores = next(part for part in finished[1]["parts"] if part["name"] == name)["scores"]
-        return [row for row in scores if row["encoder"] != "trained encoder"]
+    folder, result = finished
 
-    assert untrained("random-seed0") == untrained("sampled-seed0")
-    assert untrained("random-seed1") == untrained("sampled-seed1")
-    assert untrained("random-seed0") != untrained("random-seed1")
+    def untrained(rows):
+        return [row for row in rows if row["encoder"] != "trained encoder"]
+
+    found = {part["name"]: untrained(part["scores"]) for part in result["parts"]}
+    assert {row["encoder"] for row in found["random-seed0"]} == {"untrained encoder", "raw pixels", "majority class"}
+    assert {row["encoder"] for row in found["sampled-seed0"]} == {"majority class"}  # scored once for all arms
+    assert found["random-seed0"] != found["random-seed1"]
+    run = folder / "runs" / "sampled-seed0"
+    assert main(["evaluate", str(run), "evaluation.references=true"]) == 0
+    written = run / "evaluation.json"
+    assert untrained(json.loads(written.read_text())) == found["random-seed0"]
+    written.unlink()
 
 
 def test_the_verdict_is_that_of_the_scores(finished, capsys):
