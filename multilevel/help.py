@@ -83,6 +83,7 @@ more would. Every part is an ordinary run in FOLDER/runs. Settings are those of 
   seeds=5                 how many, or which: seeds=0,3,7; the seeds are the pairs of the comparison
   labels=0.01,0.1,1.0     shares of the labels that the evaluation is given (1.0); the verdict is at the largest
   guidance=0.25,0.5       further arms: each learned policy with mask.guidance of these
+  arm.NAME="A=B C=D"      a further arm with any settings of its own, such as another solver (the data stay the same)
   transfer=NAME           evaluate every encoder on another data set too: transfer.path=DIR, transfer.SETTING=VALUE
   equal=updates|time      the same number of pretraining updates, or the same training time: seconds a step are
                           measured once, before the first part, and the cheaper arms are given more steps
@@ -95,7 +96,9 @@ more would. Every part is an ordinary run in FOLDER/runs. Settings are those of 
   resume=FOLDER           go on with a study that was stopped; with seeds=8, add seeds to one that has ended
 
   multilevel study data=folder data.path=DIR
-  multilevel study data=cifar10 data.path=DIR policies=random,sampled,topk seeds=10 jobs=2 steps=2000"""
+  multilevel study data=cifar10 data.path=DIR policies=random,sampled,topk seeds=10 jobs=2 steps=2000
+  multilevel study data=folder data.path=DIR policies=random arm.solved="solver=conjugate_gradient solver.damping=0.1"
+"""
 
 GRAPH = """multilevel graph [SETTING=VALUE ...]
 

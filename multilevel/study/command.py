@@ -85,29 +85,23 @@ def plan(settings: StudySettings, arguments: Sequence[str]) -> Study:
     """
     config = compose_config(settings.settings)
     policies = _policies(settings, config)
-    settings, metric, protocol = _about(settings, config, policies[0])
-    recipes: dict[tuple[str, float | None], Any]
-    recipes = {(policy, None): _built(settings, config, policy, None) for policy in policies}
-    for policy in policies:
-        if "mask" in recipes[policy, None].graph.names:
-            recipes |= {(policy, share): _built(settings, config, policy, share) for share in settings.guidance}
-    if settings.guidance and len(recipes) == len(policies):
+    settings, metric, protocol = _about(settings, policies[0])
+    arms = [_arm(settings, policy, None) for policy in policies]
+    guided = [_arm(settings, arm.policy, share) for arm in arms if arm.learned for share in settings.guidance]
+    if settings.guidance and not guided:
         raise SettingError("guidance", settings.guidance, "a policy among policies whose masks are learned")
+    arms += guided
+    for name, own in settings.arms.items():
+        policy = compose_config([*settings.settings, *own]).mask.policy
+        arms.append(_arm(settings, policy, None, name, own))
+    steps = equal_updates([arm.updates_per_step for arm in arms], config.steps)
     if settings.transfer:
         transfer_config(config, settings.transfer)
-    per_step = [updates_per_step(recipe.graph) for recipe in recipes.values()]
-    steps = equal_updates(per_step, config.steps)
-    share = OmegaConf.select(config, "mask.guidance", default=1.0)
-    arms = []
-    for (policy, guidance), recipe, count, number in zip(recipes, recipes.values(), per_step, steps, strict=True):
-        learned = "mask" in recipe.graph.names
-        guided = 0.0 if not learned else share if guidance is None else guidance
-        arms.append(Arm(arm_name(policy, guidance), policy, guidance, learned, guided, count, number))
     jobs = settings.jobs or 1
     return Study(
         arguments=[one for one in arguments if not one.startswith("output=")],
         settings=settings.settings,
-        arms=arms,
+        arms=[replace(arm, steps=count) for arm, count in zip(arms, steps, strict=True)],
         seeds=settings.seeds or list(range(SEEDS)),
         labels=settings.labels,
         transfer=settings.transfer,
@@ -145,27 +139,45 @@ def _policies(settings: StudySettings, config: DictConfig) -> list[str]:
     policies = settings.policies or ["random", recipes_own]
     baseline = settings.baseline or policies[0]
     policies = [baseline, *(policy for policy in policies if policy != baseline)]
-    if len(policies) < 2:
+    if len(policies) + len(settings.arms) < 2:
         raise SettingError("policies", ",".join(policies), "at least two, such as random,sampled: one is the baseline")
     return policies
 
 
-def _built(settings: StudySettings, config: DictConfig, policy: str, guidance: float | None) -> Any:
+def _arm(
+    settings: StudySettings, policy: str, guidance: float | None, name: str | None = None, own: Sequence[str] = ()
+) -> Arm:
+    """An arm, the recipe of which has been built; its steps are not known yet."""
+    recipe = _built(settings, [*arm_settings(policy, guidance), *own])
+    learned = "mask" in recipe.graph.names
+    return Arm(
+        name=name or arm_name(policy, guidance),
+        policy=policy,
+        guidance=guidance,
+        learned=learned,
+        guided_share=getattr(recipe.settings.mask, "guidance", 1.0) if learned else 0.0,
+        updates_per_step=updates_per_step(recipe.graph),
+        steps=0,
+        settings=list(own),
+    )
+
+
+def _built(settings: StudySettings, own: Sequence[str]) -> Any:
     """The recipe of an arm, checked."""
     labels = [] if settings.labels == [1.0] else [f"evaluation.labels={settings.labels}".replace(" ", "")]
-    recipe: Any = build_recipe(compose_config([*settings.settings, *arm_settings(policy, guidance), *labels]))
+    recipe: Any = build_recipe(compose_config([*settings.settings, *own, *labels]))
     if getattr(recipe, "task", None) is None:
         raise DataError("the images have no labels: there is nothing that a study could compare encoders by")
     return recipe
 
 
-def _about(settings: StudySettings, config: DictConfig, policy: str) -> tuple[StudySettings, str, str]:
+def _about(settings: StudySettings, policy: str) -> tuple[StudySettings, str, str]:
     """The metric and the protocol that the verdict is about, and the settings by which every part is evaluated so.
 
     Raises:
         SettingError: a protocol that there is not, or a metric that it does not report.
     """
-    recipe = _built(settings, config, policy, None)
+    recipe = _built(settings, arm_settings(policy, None))
     evaluation, task = recipe.settings.evaluation, recipe.task
     protocols = evaluation.protocols_of(task)
     protocol = settings.protocol or protocols[0]

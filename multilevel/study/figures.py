@@ -189,7 +189,7 @@ class Figures:
     def _guidance_lines(self, where: str) -> dict[str, list[tuple[float, Mapping[str, Any]]]]:
         lines: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
         for arm in self.arms.values():
-            if arm["learned"] or arm["policy"] == "random":
+            if not arm["settings"] and (arm["learned"] or arm["policy"] == "random"):
                 name = arm["policy"]
                 lines.setdefault(name, []).extend(self._line(arm, where, [(arm["guided_share"], self.share)]))
         return {name: sorted(line, key=lambda one: one[0]) for name, line in lines.items()}

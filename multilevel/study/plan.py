@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Arm:
         guided_share: of its masks, 0 to 1; 0 where they are not learned.
         updates_per_step: pretraining updates for each update of its top level.
         steps: updates of its top level.
+        settings: of ``multilevel train``, of this arm alone.
     """
 
     name: str
@@ -38,6 +39,12 @@ class Arm:
     guided_share: float
     updates_per_step: int
     steps: int
+    settings: list[str] = field(default_factory=list)
+
+    @property
+    def overrides(self) -> list[str]:
+        """The settings of ``multilevel train`` that make the arm."""
+        return [*arm_settings(self.policy, self.guidance), *self.settings]
 
     @property
     def updates(self) -> int:
@@ -117,7 +124,7 @@ class Study:
         # What is not trained is the same for all arms of a seed: it is scored once.
         references = [] if arm == self.baseline else ["evaluation.references=false"]
         labels = [] if self.labels == [1.0] else [f"evaluation.labels={self.labels}".replace(" ", "")]
-        own = [*arm_settings(arm.policy, arm.guidance), *labels, f"seed={seed}", f"steps={arm.steps}"]
+        own = [*arm.overrides, *labels, f"seed={seed}", f"steps={arm.steps}"]
         return [*references, *self.settings, *own]
 
     def write(self, folder: Path) -> None:
@@ -148,7 +155,7 @@ class Study:
 
 
 def arm_settings(policy: str, guidance: float | None) -> list[str]:
-    """The settings that make an arm."""
+    """The settings that make an arm of a policy."""
     return [f"mask.policy={policy}", *([] if guidance is None else [f"mask.guidance={guidance}"])]
 
 

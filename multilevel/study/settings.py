@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +19,8 @@ INSTEAD = {
     "evaluation.labels": "labels=A,B",
     "evaluate": "no such setting: a study always evaluates",
 }
+#: Settings, and groups of them, in which arms may not differ: that would be another comparison.
+ARMS_SHARE = ("data", "task", "evaluation", "evaluate", "seed", "steps", "output", "resume", "experiment", "checkpoint")
 #: What may be given together with resume: none of them changes a part that has been trained.
 WITH_RESUME = ("resume", "jobs", "seeds", "hydra/launcher")
 
@@ -31,6 +35,7 @@ class StudySettings:
         seeds: of every arm; the seeds are the pairs of the comparison. None: 0 to 4, or those of a resumed study.
         labels: shares of the labels that the evaluation is given.
         guidance: values of ``mask.guidance`` for arms beside that of each learned policy.
+        arms: further arms by name, and the settings of each.
         transfer: settings of another data set to evaluate on; empty: none.
         equal: what all arms have the same of, pretraining updates or wall time.
         metric: what the verdict is about; None takes the task's own.
@@ -49,6 +54,7 @@ class StudySettings:
     seeds: list[int] | None = None
     labels: list[float] = field(default_factory=lambda: [1.0])
     guidance: list[float] = field(default_factory=list)
+    arms: dict[str, list[str]] = field(default_factory=dict)
     transfer: list[str] = field(default_factory=list)
     equal: str = "updates"
     metric: str | None = None
@@ -91,6 +97,8 @@ class StudySettings:
         parse = _PARSERS.get(setting)
         if parse is not None:
             setattr(self, setting, parse(setting, text))
+        elif setting.startswith("arm."):
+            self.arms[_arm_name(setting)] = _arm_settings(setting, text)
         elif setting == "transfer":
             self.transfer.insert(0, f"data={text}")
         elif setting.startswith("transfer."):
@@ -146,6 +154,27 @@ def _labels(setting: str, text: str) -> list[float]:
 def _guidance(setting: str, text: str) -> list[float]:
     expected = "shares of guided masks, from 0 to 1, such as 0.25,0.5"
     return numbers(setting, text, float, expected, lambda share: 0 <= share <= 1)
+
+
+def _arm_name(setting: str) -> str:
+    name = setting.removeprefix("arm.")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in POLICIES:
+        expected = f"arm.NAME, a name of letters, digits, - and _ that is no policy ({', '.join(POLICIES)})"
+        raise SettingError("arm", name, expected)
+    return name
+
+
+def _arm_settings(setting: str, text: str) -> list[str]:
+    """``"paths=direct mask.ratio=0.5"``, as on a command line."""
+    own = shlex.split(text)
+    for one in own:
+        name, sign, _ = one.partition("=")
+        if not sign or name.split(".")[0] in ARMS_SHARE:
+            shared = ", ".join(ARMS_SHARE)
+            raise SettingError(setting, one, f"SETTING=VALUE of the training; all arms share {shared}")
+    if not own:
+        raise SettingError(setting, text, "at least one SETTING=VALUE of the training")
+    return own
 
 
 def _equal(setting: str, text: str) -> str:

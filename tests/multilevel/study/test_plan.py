@@ -57,6 +57,17 @@ def test_parts_differ_in_the_arm_the_seed_and_who_scores_the_references_alone():
     assert all(config == configs[0] for config in configs)
 
 
+def test_an_arm_of_its_own_differs_in_its_settings_alone():
+    given = "arm.solved=solver=neumann solver.terms=4 levels.pretrain.steps=4 mask.policy=topk"
+    study = planned("policies=random", "steps=3", given)
+    assert [(arm.name, arm.policy, arm.learned, arm.steps, arm.updates) for arm in study.arms] == [
+        ("random", "random", False, 6, 12), ("solved", "topk", True, 3, 12)
+    ]  # fmt: skip
+    config = compose_config(study.overrides(study.arms[1], 0))
+    assert (config.solver.name, config.solver.terms, config.levels.pretrain.steps) == ("neumann", 4, 4)
+    assert study.about.name == "solved"
+
+
 def test_all_arms_make_the_same_number_of_pretraining_updates():
     study = planned("steps=5", "levels.finetune.steps=3")
     assert [(arm.name, arm.steps, arm.updates) for arm in study.arms] == [("random", 15, 30), ("sampled", 5, 30)]
@@ -98,6 +109,11 @@ CASES = [
     (["seeds=few"], "seeds: got 'few'"),
     (["labels=2"], "labels: got '2'; expected shares of the labels, above 0 and at most 1"),
     (["labels=0.1,0"], "labels: got '0'"),
+    (["arm.x=seed=3"], "arm.x: got 'seed=3'; expected SETTING=VALUE of the training; all arms share data"),
+    (["arm.x=direct"], "arm.x: got 'direct'; expected SETTING=VALUE of the training"),
+    (["arm.x= "], "arm.x: got ' '; expected at least one SETTING=VALUE of the training"),
+    (["arm.topk=paths=direct"], "arm: got 'topk'; expected arm.NAME, a name of letters, digits, - and _"),
+    (["arm.x=paths=sideways"], "paths: got 'sideways'; expected one of both, direct"),
     (["guidance=1.5"], "guidance: got '1.5'; expected shares of guided masks, from 0 to 1"),
     (["equal=cost"], "equal: got 'cost'; expected one of updates, time"),
     (["minimum_effect=0"], "minimum_effect: got '0'; expected a difference above 0"),
