@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from multilevel.levels.masked_autoencoder import MaskedAutoencoder
 from multilevel.levels.masks import MaskPolicy, MaskView
@@ -98,7 +99,10 @@ class MaskedPretrain(Problem):
         plain = (losses * hidden).sum() / hidden.sum()
         if not self._weighted:
             return plain, draws["statistics"]
-        probabilities = getattr(levels, self.mask)(images).sigmoid()
-        weights = torch.where(draws["guided"][:, None], probabilities, 1.0) * hidden
-        scale = weights.sum(1, keepdim=True) * len(images) if self.weights == "normalized" else hidden.sum()
-        return (losses * weights / scale).sum(), {"reconstruction": plain.detach(), **draws["statistics"]}
+        log_probabilities = logsigmoid(getattr(levels, self.mask)(images))
+        log_weights = torch.where(draws["guided"][:, None], log_probabilities, 0.0)
+        if self.weights == "normalized":  # in the logarithm: all of an image's probabilities may be below float32's
+            weights = log_weights.masked_fill(hidden == 0, -torch.inf).softmax(1) / len(images)
+        else:
+            weights = log_weights.exp() * hidden / hidden.sum()
+        return (losses * weights).sum(), {"reconstruction": plain.detach(), **draws["statistics"]}
