@@ -1,0 +1,93 @@
+"""The scores of `multilevel study`, kept as rows, and as a table of differences from the baseline.
+
+Rows of one comparison can come from several studies, such as other seeds on another day.
+
+    python benchmarks/study_tables.py docs/results/NAME.jsonl --add runs/STUDY    # adds the rows that are not there yet
+    python benchmarks/study_tables.py docs/results/NAME.jsonl                     # prints the table
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from multilevel.study.scores import TRAINED
+from multilevel.study.statistics import compare
+
+Row = dict[str, Any]
+Column = tuple[str, str, str]  # protocol, share of the labels, metric
+MINIMUM_EFFECT = 0.01
+
+
+def rows_of(study: Path) -> list[Row]:
+    """One row of each part of a study: its arm, seed, costs, and the scores of the trained encoder."""
+    result = json.loads((study / "study.json").read_text())
+    settings = {arm["name"]: " ".join(arm["settings"]) for arm in result["arms"]}
+    costs = ("arm", "seed", "pretraining_updates", "seconds", "peak_memory_mib")
+    return [
+        {
+            **{key: part[key] for key in costs},
+            "settings": settings[part["arm"]],
+            "scores": [
+                [one["protocol"], f"{one['labels']:g}", metric, round(value, 5)]
+                for one in part["scores"]
+                if one["encoder"] == TRAINED
+                for metric, value in one["metrics"].items()
+            ],
+            "warnings": part["warnings"],
+        }
+        for part in result["parts"]
+    ]
+
+
+def table(rows: list[Row], metrics: list[str]) -> str:
+    """Medians and ranges over seeds in percent; mean paired differences from the first arm, with 95% intervals."""
+    arms: dict[str, dict[Column, dict[int, float]]] = {}
+    for row in rows:
+        for protocol, labels, metric, value in row["scores"]:
+            if metric in metrics:
+                arms.setdefault(row["arm"], {}).setdefault((protocol, labels, metric), {})[row["seed"]] = value
+    columns = list(dict.fromkeys(column for scores in arms.values() for column in scores))
+    titles = [f"{protocol} {metric}, {float(labels):.0%} of the labels" for protocol, labels, metric in columns]
+    lines = [f"| masks | seeds | seconds | {' | '.join(titles)} |", "|---" * (len(columns) + 3) + "|"]
+    baseline = next(iter(arms))
+    for arm, scores in arms.items():
+        seconds = median(row["seconds"] for row in rows if row["arm"] == arm)
+        seeds = max(len(values) for values in scores.values())
+        cells = [_cell(scores.get(column, {}), arms[baseline][column], arm == baseline) for column in columns]
+        lines.append(f"| {arm} | {seeds} | {seconds:.0f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(values: dict[int, float], baseline: dict[int, float], is_baseline: bool) -> str:
+    if not values:
+        return ""
+    found = list(values.values())
+    text = f"{100 * median(found):.1f} ({100 * min(found):.1f} to {100 * max(found):.1f})"
+    if is_baseline or not values.keys() & baseline.keys():
+        return text
+    result = compare(values, baseline, MINIMUM_EFFECT)
+    interval = result.interval and f" ({100 * result.interval[0]:+.1f} to {100 * result.interval[1]:+.1f})"
+    return f"{text}; {100 * result.mean:+.1f}{interval or ''}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("--add", type=Path, nargs="*", default=[], help="folders of studies")
+    parser.add_argument("--metrics", nargs="*", default=["accuracy"])
+    asked = parser.parse_args()
+    rows = [json.loads(line) for line in asked.rows.read_text().splitlines()] if asked.rows.exists() else []
+    known = {(row["arm"], row["seed"]) for row in rows}
+    new = [row for study in asked.add for row in rows_of(study) if (row["arm"], row["seed"]) not in known]
+    asked.rows.parent.mkdir(parents=True, exist_ok=True)
+    with asked.rows.open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in new)
+    print(table([*rows, *new], asked.metrics))
+
+
+if __name__ == "__main__":
+    main()
