@@ -1,6 +1,7 @@
 """The scores of `multilevel study`, kept as rows, and as a table of differences from the baseline.
 
-Rows of one comparison can come from several studies, such as other seeds on another day.
+Rows of one comparison can come from several studies, such as other seeds on another day. What `multilevel evaluate`
+has scored besides, on the same encoders, is taken from their folders.
 
     python benchmarks/study_tables.py docs/results/NAME.jsonl --add runs/STUDY    # adds the rows that are not there yet
     python benchmarks/study_tables.py docs/results/NAME.jsonl                     # prints the table
@@ -23,7 +24,7 @@ MINIMUM_EFFECT = 0.01
 
 
 def rows_of(study: Path) -> list[Row]:
-    """One row of each part of a study: its arm, seed, costs, and the scores of the trained encoder."""
+    """One row of each part of a study: its arm, seed, costs, and all scores of the trained encoder."""
     result = json.loads((study / "study.json").read_text())
     settings = {arm["name"]: " ".join(arm["settings"]) for arm in result["arms"]}
     costs = ("arm", "seed", "pretraining_updates", "seconds", "peak_memory_mib")
@@ -33,7 +34,7 @@ def rows_of(study: Path) -> list[Row]:
             "settings": settings[part["arm"]],
             "scores": [
                 [one["protocol"], f"{one['labels']:g}", metric, round(value, 5)]
-                for one in part["scores"]
+                for one in [*part["scores"], *_evaluated(study / "runs" / part["name"] / "evaluation.json")]
                 if one["encoder"] == TRAINED
                 for metric, value in one["metrics"].items()
             ],
@@ -41,6 +42,10 @@ def rows_of(study: Path) -> list[Row]:
         }
         for part in result["parts"]
     ]
+
+
+def _evaluated(path: Path) -> list[Row]:
+    return json.loads(path.read_text()) if path.exists() else []
 
 
 def table(rows: list[Row], metrics: list[str]) -> str:
