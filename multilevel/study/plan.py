@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from multilevel.levels.masks import POLICIES
 from multilevel.problems import Graph
 from multilevel.run_folder import RunFolder
 from multilevel.solvers import MultilevelError, SettingError
@@ -109,8 +110,8 @@ class Study:
 
     @property
     def about(self) -> Arm:
-        """The arm that the verdict is about: the first with learned masks, or else the first beside the baseline."""
-        return next((arm for arm in self.arms[1:] if arm.learned), self.arms[1])
+        """The arm that the verdict is about: the first that the task guides, or else the first beside the baseline."""
+        return next((arm for arm in self.arms[1:] if POLICIES[arm.policy].learns_from == "downstream"), self.arms[1])
 
     def parts(self) -> list[Part]:
         """Seed by seed, so that a study that is stopped has whole pairs."""

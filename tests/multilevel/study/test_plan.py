@@ -43,6 +43,11 @@ def test_the_baseline_comes_first_and_the_verdict_is_about_the_first_learned_arm
     assert study.seeds == [3, 7]
 
 
+def test_the_verdict_is_about_masks_that_the_task_guides_where_there_are_some():
+    assert planned("policies=random,adversarial,topk").about.name == "topk"
+    assert planned("policies=random,variance,adversarial").about.name == "variance"
+
+
 def test_parts_differ_in_the_arm_the_seed_and_who_scores_the_references_alone():
     study = planned("steps=6", "mask.ratio=0.5", "seeds=2")
     configs = [compose_config(study.overrides(part.arm, part.seed)) for part in study.parts()]
