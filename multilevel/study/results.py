@@ -8,6 +8,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from math import isnan
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,7 +17,7 @@ from multilevel.levels.masks import POLICIES
 from multilevel.solvers import MultilevelError
 from multilevel.study.part import evaluation_problem, is_done, log_path, run_path, transfer_path
 from multilevel.study.plan import Arm, Part, Study, usable_cores
-from multilevel.study.scores import TRAINED, Row, score_rows, values
+from multilevel.study.scores import TRAINED, Row, values
 from multilevel.study.statistics import compare, summarize
 from multilevel.study.verdict import cost_clause, sentence
 
@@ -27,8 +28,10 @@ TITLES = {"linear_probe": "linear probe", "knn": "nearest neighbours", "finetune
 def collect(study: Study, folder: Path) -> dict[str, Any]:
     """The study in one object; parts that have failed are named and left out of every mean."""
     done = [part for part in study.parts() if is_done(study, folder, part.name)]
-    parts = [_part(study, folder, part) for part in done]
-    failed = {
+    results = [_part(study, folder, part) for part in done]
+    without_number = {part["name"]: problem for part in results if (problem := _without_number(study, part["scores"]))}
+    parts = [part for part in results if part["name"] not in without_number]
+    failed = without_number | {
         part.name: evaluation_problem(run_path(folder, part.name)) or _last_line(folder, part)
         for part in study.parts()
         if part not in done
@@ -83,8 +86,8 @@ def _part(study: Study, folder: Path, part: Part) -> dict[str, Any]:
         "peak_memory_mib": summary["peak_memory_mib"],
         "device": summary["device"],
         "warnings": _warnings(summary),
-        "scores": score_rows(summary["evaluation"]),
-        "transfer": score_rows(transfer),
+        "scores": summary["evaluation"] or [],
+        "transfer": transfer,
     }
 
 
@@ -99,6 +102,15 @@ def _warnings(summary: Mapping[str, Any]) -> list[str]:
         f"the masking network had collapsed at step {collapse['step']}{still}: nearly the same patches are hidden in "
         f"all images{advice}"
     ]
+
+
+def _without_number(study: Study, rows: Sequence[Row]) -> str | None:
+    """What the study is about, where it is not a number: there was nothing to average over."""
+    for row in rows:
+        value = row["metrics"].get(study.metric)
+        if row["encoder"] == TRAINED and row["protocol"] == study.protocol and value is not None and isnan(value):
+            return f"{score_name(study)} with {row['labels']:.0%} of the labels is not a number"
+    return None
 
 
 def _last_line(folder: Path, part: Part) -> str:

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
 from typing import Any
 
 TRAINED = "trained encoder"
 
 #: encoder, protocol, labels (the share that the protocol was fitted to), metrics ({name: value}).
 Row = dict[str, Any]
-
-
-def score_rows(evaluation: Any) -> list[Row]:
-    """Rows from an evaluation, be it a list of rows or ``{encoder: {protocol: accuracy}}``; none from None."""
-    if isinstance(evaluation, Mapping):
-        return [
-            {"encoder": encoder, "protocol": protocol, "labels": 1.0, "metrics": {"accuracy": accuracy}}
-            for encoder, protocols in evaluation.items()
-            for protocol, accuracy in protocols.items()
-        ]
-    return [asdict(row) if is_dataclass(row) and not isinstance(row, type) else dict(row) for row in evaluation or ()]
 
 
 def values(

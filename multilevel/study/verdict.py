@@ -25,7 +25,8 @@ def sentence(comparison: Comparison, arm: str, baseline: str, score: str, minimu
     seeds = f"{count} seed{'s' * (count != 1)}"
     mean, interval = comparison.mean, comparison.interval
     side = "higher" if mean > 0 else "lower"
-    found = f"{score} is {points(abs(mean))} points {side} than with {baseline} masks"
+    difference = f"{points(abs(mean))} points {side} than" if mean else "the same as"
+    found = f"{score} is {difference} with {baseline} masks"
     if interval is not None:
         found += f" (95% interval {points(interval[0])} to {points(interval[1])}, {seeds})"
     if comparison.decision == "pays":
@@ -42,6 +43,8 @@ def sentence(comparison: Comparison, arm: str, baseline: str, score: str, minimu
         needed = "one seed says nothing about chance: take at least 5"
     elif comparison.more_seeds is None:
         needed = "all seeds gave the same difference: the test images are too few, or too easy, to tell"
+        if mean:
+            needed = "all seeds gave exactly this difference, which leaves its chance unknown: take more seeds"
     else:
         needed = f"about {comparison.more_seeds} more would be needed"
     return f"Whether {arm} masks pay is not decided by {seeds}: {found}; {needed}; {cost}."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -103,7 +103,7 @@ def _metrics(summary: Mapping[str, Any] | None) -> str:
     for name, level in summary["levels"].items():
         metrics = "".join(f", {metric} {value:.4g}" for metric, value in level["last_metrics"].items())
         lines.append(f"- level `{name}`, at the end of training: loss {level['last_loss']:.4g}{metrics}")
-    scores = _scores(summary["evaluation"])
+    scores = summary["evaluation"]
     if not scores:
         return "\n".join([*lines, "\nThe run has not been evaluated.\n"])
     names = list(dict.fromkeys(name for score in scores for name in score["metrics"]))
@@ -113,17 +113,6 @@ def _metrics(summary: Mapping[str, Any] | None) -> str:
         values = [f"{score['metrics'][name]:.4f}" if name in score["metrics"] else "" for name in names]
         lines.append(_row(score["encoder"], score["protocol"], f"{score['labels']:.0%}", *values))
     return "\n".join(lines) + "\n"
-
-
-def _scores(evaluation: Any) -> Sequence[Mapping[str, Any]]:
-    """Scores as a list; runs of version 0.1 hold ``{encoder: {protocol: accuracy}}``, fitted to all labels."""
-    if not isinstance(evaluation, Mapping):
-        return evaluation or []
-    return [
-        {"encoder": encoder, "protocol": protocol, "labels": 1.0, "metrics": {"accuracy": accuracy}}
-        for encoder, scores in evaluation.items()
-        for protocol, accuracy in scores.items()
-    ]
 
 
 def _use(trained: TrainedModel) -> str:

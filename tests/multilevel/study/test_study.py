@@ -18,7 +18,6 @@ from multilevel.__main__ import main
 from multilevel.study import launch
 from multilevel.study.part import bring_to_its_end, log_path
 from multilevel.study.plan import Study
-from multilevel.study.scores import score_rows
 
 SETTINGS = [
     "model.width=16", "model.heads=2", "model.depth=1", "model.decoder_width=8", "model.decoder_heads=2",
@@ -65,7 +64,7 @@ def test_every_part_is_an_ordinary_run(finished, capsys):
     ]
     for part in result["parts"]:
         summary = json.loads((folder / "runs" / part["name"] / "summary.json").read_text())
-        assert part["scores"] == score_rows(summary["evaluation"])
+        assert part["scores"] == summary["evaluation"]
         assert part["seconds"] == summary["seconds"]
     run = folder / "runs" / "sampled-seed1"
     assert main(["train", f"resume={run}"]) == 0
@@ -245,10 +244,20 @@ def test_a_hydra_launcher_runs_parts_in_processes_of_its_own(finished, tmp_path,
     assert str(os.getpid()) not in processes
 
 
-def test_scores_are_read_in_both_forms():
-    rows = [{"encoder": "a", "protocol": "knn", "labels": 1.0, "metrics": {"accuracy": 0.5}}]
-    assert score_rows({"a": {"knn": 0.5}}) == score_rows(rows) == rows
-    assert score_rows(None) == []
+def test_a_part_whose_score_is_no_number_counts_as_failed(finished, capsys):
+    folder, _ = finished
+    path = folder / "runs" / "sampled-seed0" / "summary.json"
+    before = path.read_text()
+    summary = json.loads(before)
+    summary["evaluation"][0]["metrics"]["accuracy"] = float("nan")
+    path.write_text(json.dumps(summary))
+    try:
+        assert main(["study", f"resume={folder}"]) == 1
+    finally:
+        path.write_text(before)
+    said = capsys.readouterr()
+    assert "the part sampled-seed0 failed: linear probe accuracy with 100% of the labels is not a number" in said.err
+    assert "not decided by 1 seed" in said.out
 
 
 def test_a_collapsed_masking_network_is_told_in_the_report(finished):
