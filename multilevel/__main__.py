@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from importlib.metadata import version
 from multilevel.help import OVERVIEW, help_for
 from multilevel.solvers.errors import MultilevelError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no place on the disk, or in one's share of it
 COMMANDS = ("train", "compare", "study", "graph", "evaluate", "export", "predict", "monitor")
 
 
@@ -21,7 +23,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MultilevelError as error:
         print(f"multilevel: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"multilevel: {error.strerror}: make room, and resume: what was saved is whole", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        if stop.args:
+            print(f"multilevel: {stop}", file=sys.stderr)
+            return getattr(stop, "status", 130)
         command = "study resume=FOLDER" if given[:1] == ["study"] else "train resume=RUN"
         print(f"multilevel: stopped; multilevel {command} goes on from the last checkpoint", file=sys.stderr)
         return 130

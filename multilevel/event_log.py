@@ -13,7 +13,8 @@ from multilevel.problems import Callback, Engine, Update
 
 
 class EventLog(Callback):
-    """Appends one JSON object an update: step, level, loss, metrics, gradient norm, solves, seconds so far.
+    """Appends one JSON object an update: step, level, loss, metrics, gradient norm, solves, seconds so far. One that
+    was skipped has step, level, and under ``skipped`` the reason.
 
     Args:
         path: the file; appended to.
@@ -29,9 +30,10 @@ class EventLog(Callback):
         self._started = time.perf_counter() - self.seconds
 
     def on_update(self, engine: Engine, update: Update) -> None:
-        self.seconds = time.perf_counter() - self._started
-        record = {**asdict(update), "seconds": round(self.seconds, 3)}
-        self._file.write(json.dumps(_finite(record)) + "\n")
+        self._write(asdict(update))
+
+    def on_skip(self, engine: Engine, level: str, reason: str) -> None:
+        self._write({"level": level, "step": engine.step, "skipped": reason})
 
     def on_step(self, engine: Engine) -> None:
         self._file.flush()
@@ -39,6 +41,10 @@ class EventLog(Callback):
     def on_end(self, engine: Engine) -> None:
         self.seconds = time.perf_counter() - self._started
         self._file.close()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self.seconds = time.perf_counter() - self._started
+        self._file.write(json.dumps(_finite({**record, "seconds": round(self.seconds, 3)})) + "\n")
 
 
 def _finite(value: Any) -> Any:

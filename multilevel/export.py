@@ -11,11 +11,11 @@ from omegaconf import OmegaConf
 
 from multilevel.configuration import build_recipe, changed
 from multilevel.problems import load_weights
-from multilevel.problems.checkpoint import newest_checkpoint
+from multilevel.problems.checkpoint import WEIGHTS, newest_intact
 from multilevel.recipes.export import write_export
 from multilevel.recipes.export.card import model_card
 from multilevel.recipes.export.folder import check_export
-from multilevel.run_folder import RunFolder
+from multilevel.run_folder import RunFolder, report_damage
 from multilevel.solvers import MultilevelError, SettingError
 
 OWN = ("output", "format")
@@ -31,10 +31,11 @@ def main(arguments: Sequence[str]) -> int:
     folder = RunFolder.open("export", Path(runs[0]))
     output, format = Path(given.get("output") or folder.path / "export"), given.get("format", "transformers")
     check_export(format, output)
-    step = int(newest_checkpoint(folder.checkpoint).name.removeprefix("step-"))
+    checkpoint, _ = newest_intact(folder.checkpoint, [WEIGHTS])
+    step = int(checkpoint.name.removeprefix("step-"))
     config = changed(folder.config(), overrides)
     recipe = build_recipe(config)
-    load_weights(recipe.graph, folder.checkpoint)
+    report_damage(load_weights(recipe.graph, folder.checkpoint))
     trained = recipe.trained_model()
     if trained is None:
         raise SettingError("export", str(folder.path), f"a run with an encoder, which {config.recipe} lacks")

@@ -25,6 +25,7 @@ class Progress(Callback):
         self._losses: dict[str, float] = {}
         self._warned: set[str] = set()
         self._told: set[tuple[str, str]] = set()
+        self._skipped: dict[str, int] = {}
 
     def on_start(self, engine: Engine, steps: int) -> None:
         self._first, self._last = engine.step, engine.step + steps
@@ -46,10 +47,17 @@ class Progress(Callback):
                 self._warned.add(level)
                 tqdm.write(f"step {engine.step}: the solve of level {level} failed: {report.cause}", file=sys.stderr)
 
+    def on_skip(self, engine: Engine, level: str, reason: str) -> None:
+        count = self._skipped[level] = self._skipped.get(level, 0) + 1
+        if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...
+            tqdm.write(f"step {engine.step}: update {count} of level {level} skipped: {reason}", file=sys.stderr)
+
     def on_step(self, engine: Engine) -> None:
         speed = (engine.step - self._first) / (time.perf_counter() - self._started)
         losses = " ".join(f"{level} {loss:.4g}" for level, loss in self._losses.items())
         status = f"loss: {losses} | {speed * self.images_per_step:,.0f} images/s"
+        if self._skipped:
+            status += f" | updates skipped: {sum(self._skipped.values())}"
         self._bar.set_postfix_str(status, refresh=False)
         self._bar.update()
         if not self._live and (engine.step % max(1, self._last // LINES) == 0 or engine.step == self._last):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from multilevel.solvers import MultilevelError, SettingError
+
+SKIPPED = "skipped"
 
 
 class RunFolder:
@@ -77,14 +80,24 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The event log, one record an update; a last line that a killed run left half written is left out."""
-        return _records(self.metrics)
+        return [record for record in _records(self.metrics) if SKIPPED not in record]
+
+    def read_skipped(self) -> list[dict[str, Any]]:
+        """Updates that were skipped: step, level, and the reason under ``skipped``."""
+        return [record for record in _records(self.metrics) if SKIPPED in record]
 
     def cut(self, step: int) -> None:
         """Forget the updates of ``step`` and later ones, and diagnoses after it, which a resumed run makes again."""
-        kept = [record for record in self.read_metrics() if record["step"] < step]
+        kept = [record for record in _records(self.metrics) if record["step"] < step]
         self.write(self.metrics.name, _lines(kept))
         if self.diagnosis.exists():
             self.write(self.diagnosis.name, _lines(one for one in _records(self.diagnosis) if one["step"] <= step))
+
+
+def report_damage(lines: Iterable[str]) -> None:
+    """Say what was wrong with checkpoints that an older one stands in for."""
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
 def write_whole(path: Path, text: str) -> Path:

@@ -28,6 +28,7 @@ SHARE = 0.1  # of a level's updates, at either end, that its first and last loss
 def summarize(
     recipe: Recipe,
     records: Sequence[Mapping[str, Any]],
+    skipped: Sequence[Mapping[str, Any]],
     seconds: float,
     memory: float,
     scores: Sequence[Score] | None,
@@ -38,6 +39,7 @@ def summarize(
     Args:
         recipe: the trained recipe.
         records: the event log.
+        skipped: the updates that were skipped.
         seconds: spent on training, over all sessions of the run.
         memory: peak of the training, in MiB.
         scores: of the evaluation, if there was one.
@@ -54,7 +56,13 @@ def summarize(
         "seconds": round(seconds, 3),
         "images_per_second": round(settings.steps * recipe.images_per_step / seconds, 1) if seconds else None,
         "peak_memory_mib": round(memory, 1),
-        "levels": {name: summarize_level([one for one in records if one["level"] == name]) for name in graph.names},
+        "levels": {
+            name: {
+                **summarize_level([one for one in records if one["level"] == name]),
+                "skipped": sum(one["level"] == name for one in skipped),
+            }
+            for name in graph.names
+        },
         "solvers": {name: described(graph.problems[name].solver) for name in graph.passes(graph.top)},
         "collapse": find_collapse(records),
         **recipe.findings(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -24,13 +25,15 @@ from multilevel.configuration import (
 )
 from multilevel.diagnosis import Diagnosis
 from multilevel.event_log import EventLog
-from multilevel.problems import Checkpointing, Engine, load_checkpoint
+from multilevel.problems import CheckpointError, Checkpointing, DivergedError, Engine, load_checkpoint
+from multilevel.problems.checkpoint import newest_intact
 from multilevel.progress import Progress
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.evaluation import format_table
 from multilevel.recipes.pictures import draw_curves
-from multilevel.run_folder import RunFolder, check_free
+from multilevel.run_folder import RunFolder, check_free, report_damage
 from multilevel.solvers import MultilevelError, SettingError
+from multilevel.stopping import StopOnSignal, Stopped
 from multilevel.summary import peak_memory_mib, summarize
 
 
@@ -74,15 +77,17 @@ def resume(path: Path) -> None:
         return
     recipe = build_recipe(folder.config())
     engine = new_engine(recipe)
-    load_checkpoint(engine, folder.checkpoint)
+    damaged = load_checkpoint(engine, folder.checkpoint)
     folder.cut(engine.step)
     records = folder.read_metrics()
+    report_damage(damaged)
     print(f"{path}: resumed at step {engine.step}", file=sys.stderr)
     finish(recipe, engine, folder, seconds=records[-1]["seconds"] if records else 0.0)
 
 
 def new_engine(recipe: Recipe) -> Engine:
-    return Engine(recipe.graph, seed=recipe.settings.seed, precision=recipe.settings.precision)
+    settings = recipe.settings
+    return Engine(recipe.graph, seed=settings.seed, precision=settings.precision, max_skipped=settings.max_skipped)
 
 
 def finish(recipe: Recipe, engine: Engine, folder: RunFolder, seconds: float) -> None:
@@ -93,6 +98,10 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, seconds: float) ->
         engine: at the step to go on from.
         folder: of the run.
         seconds: spent on training before.
+
+    Raises:
+        Stopped: a signal has ended it early.
+        MultilevelError: it has diverged, or could not be evaluated.
     """
     settings = recipe.settings
     log = EventLog(folder.metrics, seconds)
@@ -104,7 +113,15 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, seconds: float) ->
         *([Diagnosis(folder.diagnosis, settings.diagnose)] if settings.diagnose else []),
         Checkpointing(folder.checkpoint, settings.checkpoint.every),
     ]
-    engine.run(settings.steps - engine.step)
+    with StopOnSignal(engine) as stop:
+        try:
+            engine.run(settings.steps - engine.step)
+        except DivergedError as error:
+            raise DivergedError(f"{error}. {_saved(folder)}") from error
+    if stop.number is not None:
+        name = signal.Signals(stop.number).name
+        text = f"stopped by {name} after step {engine.step} of {settings.steps}"
+        raise Stopped(stop.number, f"{text}; multilevel train resume={folder.path} goes on from there")
     memory = peak_memory_mib()
     records = folder.read_metrics()
     pictures = [folder.path / "curves.png"]
@@ -117,12 +134,23 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, seconds: float) ->
         scores = recipe.evaluate() if settings.evaluate else None
     except MultilevelError as error:  # what was trained is not lost
         problem = error
-    summary = folder.write_json("summary.json", summarize(recipe, records, log.seconds, memory, scores, problem))
+    summary = folder.write_json(
+        "summary.json", summarize(recipe, records, folder.read_skipped(), log.seconds, memory, scores, problem)
+    )
     if scores:
         print(format_table(scores, settings.evaluation.split, settings.evaluation.metric))
     print("\n".join(f"{path}" for path in [*pictures, summary]))
     if problem is not None:
         raise problem
+
+
+def _saved(folder: RunFolder) -> str:
+    """Which checkpoint a run that has diverged leaves."""
+    try:
+        newest, _ = newest_intact(folder.checkpoint)
+    except CheckpointError:
+        return "No checkpoint had been written yet"
+    return f"{newest} is from before"
 
 
 def sweep(overrides: Sequence[str]) -> None:

@@ -3,7 +3,15 @@
 from multilevel.problems.callbacks import Callback, Update
 from multilevel.problems.checkpoint import Checkpointing, load_checkpoint, load_weights, save_checkpoint
 from multilevel.problems.engine import Engine
-from multilevel.problems.errors import CheckpointError, GraphError, LossError, NestedChainError, ReadsError
+from multilevel.problems.errors import (
+    CheckpointError,
+    DivergedError,
+    GraphError,
+    LossError,
+    NestedChainError,
+    NotFiniteError,
+    ReadsError,
+)
 from multilevel.problems.graph import Graph
 from multilevel.problems.levels import Levels
 from multilevel.problems.problem import Problem
@@ -12,12 +20,14 @@ __all__ = [
     "Callback",
     "CheckpointError",
     "Checkpointing",
+    "DivergedError",
     "Engine",
     "Graph",
     "GraphError",
     "Levels",
     "LossError",
     "NestedChainError",
+    "NotFiniteError",
     "Problem",
     "ReadsError",
     "Update",

@@ -44,6 +44,9 @@ class Callback:
     def on_update(self, engine: Engine, update: Update) -> None:
         """After each update of any level."""
 
+    def on_skip(self, engine: Engine, level: str, reason: str) -> None:
+        """After an update of a level that could not be made: its loss or its hypergradient was not finite."""
+
     def on_step(self, engine: Engine) -> None:
         """After each update of the top level."""
 

@@ -1,15 +1,17 @@
-"""Checkpoints: written whole or not at all, and nothing unpickled when they are read.
+"""Checkpoints: written whole or not at all, checked when they are read, and nothing in them unpickled.
 
-A checkpoint folder holds one folder a checkpoint, ``step-N``: ``weights.safetensors`` (``LEVEL.PARAMETER``),
-``state.safetensors`` (the tensors of optimizers and generators) and ``state.json`` (everything else).
+A checkpoint folder holds the newest two, each a folder ``step-N``: ``weights.safetensors`` (``LEVEL.PARAMETER``),
+``state.safetensors`` (the tensors of optimizers and generators), ``state.json`` (everything else) and ``digests.json``
+(the SHA-256 of each of these files).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,12 @@ from multilevel.problems.errors import CheckpointError
 from multilevel.problems.graph import Graph
 
 WEIGHTS, STATE, STRUCTURE = "weights.safetensors", "state.safetensors", "state.json"
+DIGESTS = "digests.json"
+KEPT = 2  # one to go back to, should the disk lose the newest
 
 
 class Checkpointing(Callback):
-    """Saves a checkpoint every ``every`` steps, and after the last.
+    """Saves a checkpoint every ``every`` steps, and after the last; none while updates of a level are being skipped.
 
     Args:
         folder: the checkpoint folder.
@@ -41,7 +45,7 @@ class Checkpointing(Callback):
         self._saved = -1
 
     def on_step(self, engine: Engine) -> None:
-        if engine.step % self.every == 0:
+        if engine.step % self.every == 0 and not any(engine.skipped.values()):
             self._save(engine)
 
     def on_end(self, engine: Engine) -> None:
@@ -54,13 +58,14 @@ class Checkpointing(Callback):
 
 
 def save_checkpoint(engine: Engine, folder: Path) -> Path:
-    """Save all that the engine needs to go on from here, and remove older checkpoints.
+    """Save all that the engine needs to go on from here, and remove all checkpoints but the newest ``KEPT``.
 
     Returns:
         The new checkpoint's own folder.
 
     Raises:
-        CheckpointError: an optimizer or a scheduler holds something that is no number, text or tensor.
+        CheckpointError: an optimizer or a scheduler holds something that is no number, text or tensor; or the disk
+            does not take it. Earlier checkpoints are still there then.
     """
     state = engine.state_dict()
     modules = {level: one.pop("module") for level, one in state["levels"].items()}
@@ -68,54 +73,59 @@ def save_checkpoint(engine: Engine, folder: Path) -> Path:
     tensors: dict[str, Tensor] = {}
     structure = _encode(state, tensors, "state")
     target = folder / f"step-{engine.step}"
-    partial = folder / f".step-{engine.step}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(_storable(weights), partial / WEIGHTS)
-    save_file(_storable(tensors), partial / STATE)
-    (partial / STRUCTURE).write_text(json.dumps(structure))
-    for path in (*partial.iterdir(), partial):
-        _flush(path)
-    shutil.rmtree(target, ignore_errors=True)
-    os.rename(partial, target)
-    _flush(folder)
+    try:
+        _write(target, folder / f".step-{engine.step}.partial", weights, tensors, structure)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the checkpoint of step {engine.step} cannot be written to {folder} ({_reason(error)}); "
+            "make room and resume: what was saved before is whole"
+        ) from error
+    kept = [target, *(one for one in _checkpoints(folder) if one != target)][:KEPT]
     for other in folder.iterdir():
-        if other != target and other.name.lstrip(".").startswith("step-"):
+        if other not in kept and other.name.lstrip(".").startswith("step-"):
             shutil.rmtree(other)
     return target
 
 
-def load_checkpoint(engine: Engine, folder: Path) -> None:
-    """Bring an engine to the newest checkpoint of a folder.
+def load_checkpoint(engine: Engine, folder: Path) -> list[str]:
+    """Bring an engine to the newest intact checkpoint of a folder.
+
+    Returns:
+        What was wrong with newer ones, a line each.
 
     Raises:
-        CheckpointError: there is none, it is cut off, or it is of another graph; the engine is then unchanged.
+        CheckpointError: there is none, or it is of another graph; the engine is then unchanged.
     """
-    newest = newest_checkpoint(folder)
+    newest, damaged = newest_intact(folder)
     tensors = _read(newest / STATE)
     try:
         state = _decode(json.loads((newest / STRUCTURE).read_text()), tensors)
         levels = state["levels"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _cut_off(newest / STRUCTURE, error) from error
+        raise CheckpointError(_damage(newest / STRUCTURE, _reason(error))) from error
     weights = _read_weights(newest)
     for level, one in levels.items():
         one["module"] = weights.get(level, {})
     engine.load_state_dict(state)
+    return damaged
 
 
-def load_weights(graph: Graph, folder: Path, only: str | None = None) -> None:
-    """Give the modules of a graph the parameters and buffers of the newest checkpoint of a folder.
+def load_weights(graph: Graph, folder: Path, only: str | None = None) -> list[str]:
+    """Give the modules of a graph the parameters and buffers of the newest checkpoint whose weights are intact.
 
     Args:
         graph: whose modules they are.
         folder: of the checkpoints.
         only: one level, the other ones of the checkpoint and of the graph being left alone; None takes all.
 
+    Returns:
+        What was wrong with newer ones, a line each.
+
     Raises:
-        CheckpointError: there is none, it is cut off, or it is of another graph; nothing is changed then.
+        CheckpointError: there is none, or it is of another graph; nothing is changed then.
     """
-    weights = _read_weights(newest_checkpoint(folder))
+    newest, damaged = newest_intact(folder, [WEIGHTS])
+    weights = _read_weights(newest)
     problems = graph.problems
     if only is not None:
         weights = {only: weights.get(only, {})}
@@ -123,22 +133,80 @@ def load_weights(graph: Graph, folder: Path, only: str | None = None) -> None:
     check_match(weights, problems)
     for level, problem in problems.items():
         problem.module.load_state_dict(weights.get(level, {}))
+    return damaged
 
 
-def newest_checkpoint(folder: Path) -> Path:
-    """The folder of the checkpoint with the largest step.
+def newest_intact(folder: Path, files: Sequence[str] = (WEIGHTS, STATE, STRUCTURE)) -> tuple[Path, list[str]]:
+    """The folder of the newest checkpoint whose ``files`` are what was written, and what is wrong with newer ones.
 
     Raises:
         CheckpointError: there is none.
     """
+    damaged: list[str] = []
+    for path in _checkpoints(folder):
+        problem = _problem(path, files)
+        if problem is None:
+            return path, [f"{one}; {path.name} is used in its place" for one in damaged]
+        damaged.append(problem)
+    raise CheckpointError("; ".join(damaged) if damaged else f"{folder} holds no checkpoint (no folder step-N)")
+
+
+def write_digests(checkpoint: Path) -> None:
+    """Write down the SHA-256 of each file of a checkpoint."""
+    digests = {path.name: _digest(path) for path in sorted(checkpoint.iterdir()) if path.name != DIGESTS}
+    (checkpoint / DIGESTS).write_text(json.dumps(digests))
+
+
+def _write(
+    target: Path, partial: Path, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], structure: Any
+) -> None:
+    """A checkpoint's folder, which is there whole or not at all."""
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        save_file(_storable(weights), partial / WEIGHTS)
+        save_file(_storable(tensors), partial / STATE)
+        (partial / STRUCTURE).write_text(json.dumps(structure))
+        write_digests(partial)
+        for path in (*partial.iterdir(), partial):
+            _flush(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(target, ignore_errors=True)
+    os.rename(partial, target)
+    _flush(target.parent)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The newest first."""
     found = {
         int(path.name.removeprefix("step-")): path
         for path in (folder.iterdir() if folder.is_dir() else ())
-        if path.name.startswith("step-") and path.name.removeprefix("step-").isdigit()
+        if path.name.startswith("step-") and path.name.removeprefix("step-").isdecimal()
     }
-    if not found:
-        raise CheckpointError(f"{folder} holds no checkpoint (no folder step-N)")
-    return found[max(found)]
+    return [found[step] for step in sorted(found, reverse=True)]
+
+
+def _problem(checkpoint: Path, files: Sequence[str]) -> str | None:
+    """What is wrong with a checkpoint; None where its files are those that were written."""
+    try:
+        digests = json.loads((checkpoint / DIGESTS).read_text())
+    except (OSError, ValueError) as error:
+        return _damage(checkpoint / DIGESTS, _reason(error))
+    for name in files:
+        try:
+            intact = isinstance(digests, dict) and digests.get(name) == _digest(checkpoint / name)
+        except OSError as error:
+            return _damage(checkpoint / name, _reason(error))
+        if not intact:
+            return _damage(checkpoint / name, "its digest is another one")
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _encode(value: Any, tensors: dict[str, Tensor], place: str) -> Any:
@@ -194,11 +262,15 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise _cut_off(path, error) from error
+        raise CheckpointError(_damage(path, _reason(error))) from error
 
 
-def _cut_off(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path} is missing or cut off ({' '.join(str(error).split()) or type(error).__name__})")
+def _damage(path: Path, reason: str) -> str:
+    return f"{path} is missing, cut off or altered ({reason})"
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _flush(path: Path) -> None:

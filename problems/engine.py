@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from multilevel.problems.callbacks import Callback, Update
-from multilevel.problems.errors import CheckpointError, GraphError
+from multilevel.problems.errors import CheckpointError, DivergedError, GraphError, NotFiniteError
 from multilevel.problems.evaluation import Evaluator, Part, Record
 from multilevel.problems.graph import Graph
 from multilevel.problems.hypergradient import (
@@ -25,7 +26,7 @@ from multilevel.problems.hypergradient import (
 )
 from multilevel.problems.problem import Problem
 from multilevel.problems.randomness import RandomState
-from multilevel.solvers import Solver
+from multilevel.solvers import CotangentError, Solver
 from multilevel.solvers.update_rules import UpdateRule
 from multilevel.solvers.vectors import Tensors, flatten
 
@@ -42,6 +43,11 @@ class Engine:
             left alone.
         precision: float32 (the parameters' own dtype) or bf16 (autocast).
         callbacks: told of every update.
+        max_skipped: updates in a row of one level that may be skipped, as its loss or hypergradient is not finite.
+
+    Attributes:
+        step: updates of the top level so far.
+        skipped: of each level, the updates in a row that were skipped last.
 
     Raises:
         SettingError: an unknown precision.
@@ -49,13 +55,22 @@ class Engine:
     """
 
     def __init__(
-        self, graph: Graph, *, seed: int = 0, precision: str = "float32", callbacks: Iterable[Callback] = ()
+        self,
+        graph: Graph,
+        *,
+        seed: int = 0,
+        precision: str = "float32",
+        callbacks: Iterable[Callback] = (),
+        max_skipped: int = 10,
     ) -> None:
         self.graph = graph
         self.seed = seed
         self.evaluator = Evaluator(graph.problems, precision)
         self.callbacks = list(callbacks)
         self.step = 0
+        self.max_skipped = max_skipped
+        self.skipped = dict.fromkeys(graph.names, 0)
+        self._stopping = False
         self._random = RandomState.seeded(seed)
         self._records: dict[str, Record] = {}
         self._steps: dict[str, deque[RecordedUpdate]] = {}
@@ -70,16 +85,22 @@ class Engine:
     def run(self, steps: int) -> None:
         """Update the top level ``steps`` times, and each level below it by the schedule of ``Problem.steps``.
 
+        Ends after fewer steps where ``stop`` is called.
+
         Raises:
             GraphError: a level has no optimizer.
-            LossError: a loss is not a scalar or not finite.
+            LossError: a loss is not a scalar.
+            DivergedError: more than ``max_skipped`` updates in a row of a level would have had to be skipped.
         """
         for problem in self.graph.problems.values():
             if problem.optimizer is None:
                 raise GraphError(f"level {problem.name!r} has no optimizer: it cannot be updated")
         for callback in self.callbacks:
             callback.on_start(self, steps)
+        self._stopping = False
         for _ in range(steps):
+            if self._stopping:
+                break
             self._steps.clear()
             self._descend(len(self.graph.names) - 1)
             self.step += 1
@@ -87,6 +108,10 @@ class Engine:
                 callback.on_step(self)
         for callback in self.callbacks:
             callback.on_end(self)
+
+    def stop(self) -> None:
+        """Let ``run`` end after the step that it is in; it can be called from a callback or a signal handler."""
+        self._stopping = True
 
     def hypergradient(self, name: str) -> dict[str, Tensor]:
         """The hypergradient of a level at the current point, with the records of the last updates.
@@ -195,6 +220,35 @@ class Engine:
         self._update(self.graph.problems[self.graph.names[index]])
 
     def _update(self, problem: Problem) -> None:
+        """One update of a level, or none where its loss or hypergradient is not finite."""
+        name, before = problem.name, self._records.get(problem.name)
+        try:
+            update = self._updated(problem)
+        except (NotFiniteError, CotangentError) as error:
+            if before is not None:
+                self._records[name] = before
+            self._skip(problem, str(error))
+            return
+        self.skipped[name] = 0
+        for callback in self.callbacks:
+            callback.on_update(self, update)
+
+    def _skip(self, problem: Problem, reason: str) -> None:
+        """Leave a level as it is. Too many of these in a row end the run."""
+        self.skipped[problem.name] += 1
+        for callback in self.callbacks:
+            callback.on_skip(self, problem.name, reason)
+        count = self.skipped[problem.name]
+        if count > self.max_skipped:
+            solvers = {level: self.graph.problems[level].solver for level in self.graph.passes(problem.name)}
+            through = "".join(f", solver of {level!r}: {solver}" for level, solver in solvers.items())
+            raise DivergedError(
+                f"{count} update{'s' * (count > 1)} in a row of level {problem.name!r} had to be skipped, the last one because {reason}"
+                f"{through}"
+            )
+
+    def _updated(self, problem: Problem) -> Update:
+        """Take the update; raise NotFiniteError where it cannot be, everything but batches and buffers unchanged."""
         name = problem.name
         inputs = leaves(self.evaluator, differentiated(self.graph, name))
         batches = [self.graph.batches[name].next() for _ in range(problem.accumulate)]
@@ -214,17 +268,16 @@ class Engine:
         self._records[name] = tuple(parts)
         unused = {key for key, value in total[name].items() if value is None}
         found = self._respond(name, _mean(total, len(parts), inputs), self.evaluator)
+        used = {key: value for key, value in found.values.items() if key not in unused or value.any()}
+        norm = self._set_gradient(problem, used)
         if found.solutions:
             self._starts[name] = dict(found.solutions)
-        used = {key: value for key, value in found.values.items() if key not in unused or value.any()}
         self._keep_step(problem, set(used))
-        norm = self._apply(problem, used)
+        self._take_step(problem)
         cosine = self._cosine(name, found) if found.reports else None
         metrics = {key: sum(some[key] for _, some in values) / len(values) for key in values[0][1]}
         mean = sum(loss for loss, _ in values) / len(values)
-        update = Update(name, self.step, mean, metrics, norm, found.reports, cosine)
-        for callback in self.callbacks:
-            callback.on_update(self, update)
+        return Update(name, self.step, mean, metrics, norm, found.reports, cosine)
 
     def _respond(
         self, name: str, direct: Gradients, evaluator: Evaluator, solvers: Mapping[str, Solver] | None = None
@@ -266,21 +319,33 @@ class Engine:
         with self._random.active():
             return (self.evaluator.record(name, self.graph.batches[name].peek()),)
 
-    def _apply(self, problem: Problem, gradient: dict[str, Tensor]) -> float:
-        """Take an optimizer step along ``gradient``; returns its norm before clipping."""
+    def _set_gradient(self, problem: Problem, gradient: dict[str, Tensor]) -> float:
+        """Have the optimizer step along ``gradient``, clipped; returns its norm before that.
+
+        Raises:
+            NotFiniteError: the norm is not finite.
+        """
         assert problem.optimizer is not None
         parameters = problem.variables()
         problem.optimizer.zero_grad(set_to_none=True)
         for key, value in gradient.items():
             parameters[key].grad = value
-        trained = list(parameters.values())
         limit = float("inf") if problem.clip_norm is None else problem.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(trained, limit).item()
+        norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), limit).item()
+        if not math.isfinite(norm):
+            problem.optimizer.zero_grad(set_to_none=True)
+            raise NotFiniteError(
+                f"the hypergradient of level {problem.name!r} has norm {norm}: lower learning rates, clip gradients, "
+                "or take another solver"
+            )
+        return norm
+
+    def _take_step(self, problem: Problem) -> None:
+        assert problem.optimizer is not None
         problem.optimizer.step()
         problem.optimizer.zero_grad(set_to_none=True)
         if problem.scheduler is not None:
             problem.scheduler.step()
-        return norm
 
 
 def check_match(weights: Mapping[str, Mapping[str, Tensor]], problems: Mapping[str, Problem]) -> None:

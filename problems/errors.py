@@ -21,5 +21,13 @@ class LossError(MultilevelError):
     """A loss that is not a scalar, or not finite."""
 
 
+class NotFiniteError(LossError):
+    """A loss or a hypergradient of inf or nan: the update is skipped."""
+
+
+class DivergedError(MultilevelError):
+    """Too many updates in a row of one level had to be skipped."""
+
+
 class CheckpointError(MultilevelError):
     """A checkpoint that is not there, cut off, or of another run."""

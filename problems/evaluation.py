@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from multilevel.problems.errors import LossError
+from multilevel.problems.errors import LossError, NotFiniteError
 from multilevel.problems.levels import LevelHandle, Levels
 from multilevel.problems.problem import Problem
 from multilevel.problems.randomness import RandomState, ReplayableDropout
@@ -79,7 +79,8 @@ class Evaluator:
             shared: calls that other evaluations of one solve have made already.
 
         Raises:
-            LossError: the loss is not a scalar tensor, or not finite.
+            LossError: the loss is not a scalar tensor.
+            NotFiniteError: it is not finite.
         """
         part = self.cast(part)
         if shared is not None:
@@ -123,7 +124,7 @@ class Evaluator:
             shape = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise LossError(f"the loss of level {name!r} must be a scalar tensor; got {shape}")
         if not torch.isfinite(loss):
-            raise LossError(
+            raise NotFiniteError(
                 f"the loss of level {name!r} is {loss.item()}: lower its learning rate, clip its gradient, "
                 "or look at its data"
             )

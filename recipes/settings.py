@@ -76,6 +76,7 @@ class RunSettings:
         approximate: see ``Graph``.
         diagnose: steps between comparisons of the top level's hypergradient with a reference; 0: none.
         checkpoint: how often.
+        max_skipped: updates in a row of a level that may be skipped, as its loss or hypergradient is not finite.
         evaluate: whether a run ends with an evaluation.
         evaluation: its protocols, and the split.
     """
@@ -91,6 +92,7 @@ class RunSettings:
     approximate: bool
     diagnose: int
     checkpoint: CheckpointSettings
+    max_skipped: int = 10
     evaluate: bool
     evaluation: EvaluationSettings
 
@@ -101,6 +103,7 @@ class RunSettings:
         require("precision", self.precision, self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         every = self.checkpoint.every
         require("checkpoint.every", every, every >= 1, "a whole number of steps of at least 1")
+        require("max_skipped", self.max_skipped, self.max_skipped >= 0, "a whole number of updates of at least 0")
         require("diagnose", self.diagnose, self.diagnose >= 0, "a whole number of steps, or 0 for never")
         split, share = self.evaluation.split, self.data.validation_share
         usable = split != "validation" or share > 0

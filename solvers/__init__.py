@@ -15,7 +15,7 @@ from multilevel.solvers.base import (
     SolveReport,
     Step,
 )
-from multilevel.solvers.errors import DataError, MultilevelError, ProductError, SettingError, SolveError
+from multilevel.solvers.errors import CotangentError, DataError, MultilevelError, ProductError, SettingError, SolveError
 from multilevel.solvers.registry import discover
 
 #: Every solver by the name of its file, which is its name in configuration.
@@ -23,6 +23,7 @@ SOLVERS: dict[str, type[Solver]] = discover(sys.modules[__name__], Solver)  # ty
 
 __all__ = [
     "SOLVERS",
+    "CotangentError",
     "DataError",
     "ImplicitSolver",
     "LowerLevel",

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from multilevel.solvers.errors import SettingError, SolveError
+from multilevel.solvers.errors import CotangentError, SettingError, SolveError
 from multilevel.solvers.products import PRODUCTS, Products
 from multilevel.solvers.update_rules import UpdateRule
 from multilevel.solvers.vectors import Tensors, flatten, unflatten, zeros_like
@@ -281,10 +281,12 @@ class ImplicitSolver(Solver):
 
 
 def finite(cotangent: Tensors) -> Tensor:
-    """A cotangent as one vector [N]; SolveError where it is not finite."""
+    """A cotangent as one vector [N]; CotangentError where it is not finite."""
     vector = flatten(cotangent)
     if not torch.isfinite(vector).all():
-        raise SolveError("the cotangent of a lower level is not finite: the loss above it has a gradient of inf or nan")
+        raise CotangentError(
+            "the cotangent of a lower level is not finite: the loss above it has a gradient of inf or nan"
+        )
     return vector
 
 

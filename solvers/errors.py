@@ -31,5 +31,9 @@ class SolveError(MultilevelError):
     """A solve that failed where ``strict=true`` asks for an error."""
 
 
+class CotangentError(SolveError):
+    """A cotangent that is not finite, so that there is nothing to solve for."""
+
+
 class ProductError(SolveError):
     """An operator lacks the derivative that a product needs; the text names it and the product that would work."""

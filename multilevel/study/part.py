@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from filelock import FileLock
 
 from multilevel.configuration import compose_config
 from multilevel.solvers import MultilevelError
+from multilevel.stopping import Stopped
 from multilevel.study.plan import Study
 from multilevel.study.transfer import write_transfer
 from multilevel.train import resume, train
@@ -29,6 +31,9 @@ def main(arguments: Sequence[str]) -> int:
     except MultilevelError as error:
         print(f"multilevel: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Stopped as stop:
+        print(f"multilevel: {stop}", file=sys.stderr)
+        return stop.status
     return 0
 
 
@@ -87,9 +92,9 @@ def start(folder: Path, name: str, threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A part does not outlive the study that started it; its checkpoints are whole at any moment."""
+    """A part does not outlive the study that started it: training ends after its step, with a checkpoint."""
     os.read(0, 1)
-    os._exit(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 
 from multilevel.__main__ import main
+from multilevel.problems.checkpoint import write_digests
 
 TINY = [
     "model.width=16", "model.heads=2", "model.depth=1", "model.decoder_width=8", "model.decoder_heads=2",
@@ -90,6 +91,7 @@ def test_transfer_takes_the_trained_encoder(run, images, tmp_path):
         if name.startswith("pretrain.mae.vit."):
             tensor.zero_()
     save_file(weights, other / "checkpoint" / "step-3" / "weights.safetensors")
+    write_digests(other / "checkpoint" / "step-3")
     assert main(["evaluate", str(other), *arguments]) == 0
     scores = {one["encoder"]: one["metrics"]["accuracy"] for one in evaluation(other, "evaluation-folder.json")}
     assert scores["trained encoder"] == 0.5 < scores["untrained encoder"]

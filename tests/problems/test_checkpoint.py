@@ -1,6 +1,11 @@
 """Checkpoints: a resumed run is bit for bit the run that never stopped; broken ones are named errors."""
 
 import json
+import os
+import random
+import resource
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -91,10 +96,10 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, solver):
     assert log.seen == resumed_log.seen
 
 
-def test_checkpointing_keeps_the_newest_alone_and_saves_the_last_step(tmp_path):
+def test_checkpointing_keeps_the_newest_two_and_saves_the_last_step(tmp_path):
     (tmp_path / ".step-9.partial").mkdir()
     engine(callbacks=[Checkpointing(tmp_path, every=2)]).run(5)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-5"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-4", "step-5"]
 
 
 def test_weights_alone(tmp_path):
@@ -107,7 +112,8 @@ def test_weights_alone(tmp_path):
 
 def test_nothing_in_a_checkpoint_is_pickled(tmp_path):
     saved = save_checkpoint(engine(), tmp_path)
-    assert sorted(path.name for path in saved.iterdir()) == ["state.json", "state.safetensors", "weights.safetensors"]
+    files = ["digests.json", "state.json", "state.safetensors", "weights.safetensors"]
+    assert sorted(path.name for path in saved.iterdir()) == files
     json.loads((saved / "state.json").read_text())
 
 
@@ -135,11 +141,11 @@ def empty(folder):
     [
         (empty, "holds no checkpoint"),
         *(
-            (cut(name), f"{name} is missing or cut off")
+            (cut(name), f"{name} is missing, cut off or altered")
             for name in ("weights.safetensors", "state.safetensors", "state.json")
         ),
-        *((cut(name, 0), f"{name} is missing or cut off") for name in ("weights.safetensors", "state.json")),
-        *((remove(name), f"{name} is missing or cut off") for name in ("weights.safetensors", "state.json")),
+        *((cut(name, 0), f"{name} is missing, cut off or altered") for name in ("weights.safetensors", "state.json")),
+        *((remove(name), f"{name} is missing, cut off or altered") for name in ("weights.safetensors", "state.json")),
     ],
 )
 def test_a_broken_checkpoint_is_a_named_error_and_changes_nothing(tmp_path, change, text):
@@ -154,6 +160,106 @@ def test_a_broken_checkpoint_is_a_named_error_and_changes_nothing(tmp_path, chan
     assert "\n" not in str(caught.value)
     assert_equal(before, weights(fresh))
     assert fresh.step == 0
+
+
+def flip(name, seed):
+    """Change one bit."""
+
+    def change(checkpoint):
+        path = checkpoint / name
+        content = bytearray(path.read_bytes())
+        place = random.Random(seed).randrange(8 * len(content))
+        content[place // 8] ^= 1 << place % 8
+        path.write_bytes(content)
+
+    return change
+
+
+FILES = ("weights.safetensors", "state.safetensors", "state.json", "digests.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("seed", range(5))
+def test_after_a_flipped_bit_the_checkpoint_before_is_used_and_that_is_said(tmp_path, name, seed):
+    trained, fresh = engine(), engine()
+    trained.run(1)
+    save_checkpoint(trained, tmp_path)
+    expected = weights(trained)
+    trained.run(1)
+    flip(name, seed)(save_checkpoint(trained, tmp_path))
+    (said,) = load_checkpoint(fresh, tmp_path)
+    assert "step-2" in said
+    assert "is missing, cut off or altered" in said
+    assert said.endswith("; step-1 is used in its place")
+    assert fresh.step == 1
+    assert_equal(expected, weights(fresh))
+
+
+def test_weights_alone_need_no_other_file(tmp_path):
+    trained, fresh = engine(), engine()
+    trained.run(1)
+    flip("state.safetensors", 0)(save_checkpoint(trained, tmp_path))
+    assert load_weights(fresh.graph, tmp_path) == []
+    assert_equal(weights(trained), weights(fresh))
+
+
+@pytest.mark.parametrize("room", [100, 3000, 6000])
+def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, room):
+    """The disk is full for this process once a file has ``room`` bytes."""
+    trained = engine()
+    trained.run(1)
+    save_checkpoint(trained, tmp_path)
+    before = weights(trained)
+    trained.run(1)
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, most))
+    try:
+        with pytest.raises(CheckpointError, match=r"step 2 cannot be written.*File too large") as caught:
+            save_checkpoint(trained, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+    fresh = engine()
+    assert load_checkpoint(fresh, tmp_path) == []
+    assert_equal(before, weights(fresh))
+
+
+KILLS, STEPS = 50, 400
+
+
+def train_on(folder):
+    """As a killed run that is started again."""
+    one = engine(callbacks=[Checkpointing(folder, every=1)])
+    if list(folder.glob("step-*")):
+        load_checkpoint(one, folder)
+    one.run(STEPS - one.step)
+
+
+def test_a_run_killed_at_50_random_moments_ends_with_the_same_weights(tmp_path):
+    whole = engine()
+    whole.run(STEPS)
+    moments = random.Random(0)
+    reached = [0]
+    for _ in range(KILLS):
+        child = os.fork()
+        if child == 0:
+            train_on(tmp_path)
+            os._exit(0)
+        time.sleep(moments.uniform(0, 0.1))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        survivor = engine()
+        if list(tmp_path.glob("step-*")):
+            assert load_checkpoint(survivor, tmp_path) == []  # a kill damages nothing
+        assert survivor.step >= reached[-1]
+        reached.append(survivor.step)
+    assert len(set(reached)) > KILLS // 5  # it was killed at work
+    train_on(tmp_path)
+    survivor = engine()
+    load_checkpoint(survivor, tmp_path)
+    assert survivor.step == STEPS
+    assert_equal(weights(whole), weights(survivor))
 
 
 def test_a_folder_that_is_not_there(tmp_path):

@@ -1,0 +1,97 @@
+"""Signals and divergence: a run ends with a checkpoint, a status and a line that say so, and goes on from there."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from multilevel.__main__ import main
+
+TINY = [
+    "model.width=16", "model.heads=2", "model.depth=1", "model.decoder_width=8", "model.decoder_heads=2",
+    "model.decoder_depth=1", "data.batch_size=16", "data.limit=200", "evaluate=false",
+]  # fmt: skip
+
+
+def start(folder, *arguments):
+    command = [sys.executable, "-m", "multilevel", "train", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(process, path):
+    deadline = time.monotonic() + 120
+    while not (path.exists() and path.read_text().count("\n") > 20):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_step_and_the_run_goes_on_to_the_same_weights(tmp_path, number):
+    settings = [*TINY, "steps=80", "checkpoint.every=1000"]
+    run = start(tmp_path, *settings, "output=stopped")
+    wait_for(run, tmp_path / "stopped" / "metrics.jsonl")
+    run.send_signal(number)
+    said = run.communicate()[1]
+    assert run.returncode == 128 + number
+    (checkpoint,) = (tmp_path / "stopped" / "checkpoint").iterdir()
+    step = int(checkpoint.name.removeprefix("step-"))
+    assert 0 < step < 80
+    name = signal.Signals(number).name
+    assert f"stopped by {name} after step {step} of 80; multilevel train resume=stopped goes on from there" in said
+    assert start(tmp_path, "resume=stopped").wait() == 0
+    assert start(tmp_path, *settings, "output=whole").wait() == 0
+    one, other = (
+        load_file(tmp_path / name / "checkpoint" / "step-80" / "weights.safetensors") for name in ("whole", "stopped")
+    )
+    assert all((one[key] == other[key]).all() for key in one)
+
+
+def test_a_second_signal_ends_the_process_at_once(tmp_path):
+    """The first one is answered after a step, of which there is none to come: its updates take hours."""
+    run = start(tmp_path, *TINY, "steps=2", "levels.pretrain.steps=1000000", "output=run")
+    wait_for(run, tmp_path / "run" / "config.yaml")
+    time.sleep(3)
+    run.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert run.poll() is None
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(10) == -signal.SIGTERM
+
+
+def test_a_run_that_diverges_says_where_and_what_to_try(tmp_path, capsys):
+    settings = ["levels.pretrain.learning_rate=1e30", "levels.pretrain.warmup=0", "max_skipped=3", "steps=40"]
+    assert main(["train", *TINY, *settings, "mask.policy=random", f"output={tmp_path / 'run'}"]) == 2
+    said = capsys.readouterr().err
+    assert "update 1 of level pretrain skipped: the loss of level 'pretrain' is nan" in said
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("multilevel: 4 updates in a row of level 'pretrain' had to be skipped")
+    assert "lower its learning rate" in last
+    assert "checkpoint" in last
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sum("skipped" in one for one in records if one["level"] == "pretrain") == 4
+
+
+def test_skipped_updates_are_counted_in_the_summary(tmp_path, monkeypatch, capsys):
+    from multilevel.levels import MaskedPretrain
+
+    updates = []
+    criterion = MaskedPretrain.criterion
+
+    def now_and_then(self, *arguments):
+        loss, metrics = criterion(self, *arguments)
+        updates.append(loss)
+        return (loss * float("nan") if len(updates) in (3, 4, 9) else loss), metrics
+
+    monkeypatch.setattr(MaskedPretrain, "criterion", now_and_then)
+    assert main(["train", *TINY, "mask.policy=random", "steps=10", f"output={tmp_path / 'run'}"]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert {name: level["skipped"] for name, level in summary["levels"].items()} == {"pretrain": 3, "finetune": 0}
+    assert summary["levels"]["pretrain"]["updates"] == 17
+    assert "updates skipped: 3" in capsys.readouterr().err

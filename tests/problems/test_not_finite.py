@@ -1,0 +1,147 @@
+"""Losses and hypergradients that are not finite: the update is skipped, counted and told; too many end the run."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from multilevel import Callback, Engine, Graph, Problem
+from multilevel.problems import Checkpointing, DivergedError, LossError
+from multilevel.solvers import FiniteDifference
+
+
+class Scaled(Problem):
+    """A quadratic whose loss is multiplied by what the batch says, and its gradient too if asked for."""
+
+    def __init__(self, *arguments, gradient_alone=False, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.gradient_alone = gradient_alone
+
+    def loss(self, levels, batch, draws):
+        value = (getattr(levels, self.name).weight - levels.top.weight).square().sum()
+        if self.gradient_alone:  # a root at 0 has an infinite slope, times a factor of 0
+            return value + (batch * getattr(levels, self.name).weight.sum() ** 2).clamp(min=0).sqrt() * 0
+        return value * batch
+
+
+class Top(Problem):
+    def loss(self, levels, batch, draws):
+        return (levels.low.weight * batch).square().sum() + levels.top.weight.square().sum()
+
+
+class Seen(Callback):
+    def __init__(self):
+        self.updates, self.skips = [], []
+
+    def on_update(self, engine, update):
+        self.updates.append((update.level, update.step))
+
+    def on_skip(self, engine, level, reason):
+        self.skips.append((level, engine.step, reason))
+
+
+def engine(low=(1.0,), top=(1.0,), **keywords):
+    torch.manual_seed(0)
+    modules = {name: nn.Linear(2, 1, bias=False) for name in ("low", "top")}
+    sgd = {name: torch.optim.SGD(module.parameters(), 0.1) for name, module in modules.items()}
+    gradient_alone = keywords.pop("gradient_alone", False)
+    numbers = {"low": [torch.tensor(one) for one in low], "top": [torch.tensor(one) for one in top]}
+    graph = Graph(
+        Scaled(
+            "low",
+            modules["low"],
+            gradient_alone=gradient_alone,
+            optimizer=sgd["low"],
+            data=numbers["low"],
+            solver=FiniteDifference(),
+        ),
+        Top("top", modules["top"], optimizer=sgd["top"], data=numbers["top"]),
+    )
+    return Engine(graph, **keywords)
+
+
+def weights(of, name):
+    return of.graph.problems[name].module.weight.detach().clone()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_update_with_a_loss_that_is_not_finite_is_skipped(value):
+    seen = Seen()
+    one = engine(low=(1.0, value, 1.0), callbacks=[seen])
+    one.run(1)
+    before = weights(one, "low")
+    one.run(1)
+    assert torch.equal(weights(one, "low"), before)
+    assert one.skipped == {"low": 1, "top": 0}
+    one.run(1)
+    assert not torch.equal(weights(one, "low"), before)
+    assert one.skipped == {"low": 0, "top": 0}
+    assert seen.updates == [("low", 0), ("top", 0), ("top", 1), ("low", 2), ("top", 2)]
+    assert [skip[:2] for skip in seen.skips] == [("low", 1)]
+    assert f"the loss of level 'low' is {value}" in seen.skips[0][2]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e25])
+def test_a_gradient_that_is_not_finite_reaches_no_level(value):
+    """1e25 is finite and its square is not: the loss itself overflows in float32."""
+    seen = Seen()
+    one = engine(top=(1.0, value, 1.0), callbacks=[seen])
+    one.run(1)
+    before = weights(one, "top")
+    one.run(1)
+    assert torch.equal(weights(one, "top"), before)
+    assert [skip[:2] for skip in seen.skips] == [("top", 1)]
+    one.run(1)
+    assert not torch.equal(weights(one, "top"), before)
+    assert weights(one, "low").isfinite().all()
+
+
+def test_a_gradient_of_nan_under_a_finite_loss_is_skipped():
+    seen = Seen()
+    one = engine(low=(1.0, 0.0, 1.0), gradient_alone=True, callbacks=[seen])
+    one.run(1)
+    before = weights(one, "low")
+    one.run(1)
+    assert torch.equal(weights(one, "low"), before)
+    assert "the hypergradient of level 'low' has norm nan" in seen.skips[0][2]
+    one.run(1)
+    assert not torch.equal(weights(one, "low"), before)
+
+
+def test_too_many_in_a_row_end_the_run_with_what_to_try(tmp_path):
+    one = engine(
+        top=(1.0, 1.0, math.nan, math.nan, math.nan, math.nan),
+        callbacks=[Checkpointing(tmp_path, every=1)],
+        max_skipped=2,
+    )
+    with pytest.raises(DivergedError, match="3 updates in a row of level 'top' had to be skipped") as caught:
+        one.run(6)
+    assert "lower its learning rate" in str(caught.value)
+    assert "solver of 'low': FiniteDifference(" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-1", "step-2"]  # from before
+
+
+def test_none_may_be_skipped_where_that_is_asked_for():
+    with pytest.raises(DivergedError, match="1 update in a row"):
+        engine(low=(1.0, math.nan), max_skipped=0).run(2)
+
+
+def test_a_loss_that_is_no_scalar_is_an_error_all_the_same():
+    with pytest.raises(LossError, match="must be a scalar"):
+        engine(low=([1.0, 2.0],)).run(1)
+
+
+def test_an_engine_that_is_stopped_ends_after_its_step():
+    class Stop(Callback):
+        def on_update(self, engine, update):
+            if (update.level, update.step) == ("low", 2):
+                engine.stop()
+
+    one = engine(callbacks=[Stop()])
+    one.run(10)
+    assert one.step == 3
+    one.callbacks.clear()
+    one.run(2)
+    assert one.step == 5
