@@ -242,10 +242,8 @@ class Engine:
         if count > self.max_skipped:
             solvers = {level: self.graph.problems[level].solver for level in self.graph.passes(problem.name)}
             through = "".join(f", solver of {level!r}: {solver}" for level, solver in solvers.items())
-            raise DivergedError(
-                f"{count} update{'s' * (count > 1)} in a row of level {problem.name!r} had to be skipped, the last one because {reason}"
-                f"{through}"
-            )
+            updates = f"{count} update{'s' * (count > 1)} in a row of level {problem.name!r}"
+            raise DivergedError(f"{updates} had to be skipped, the last one because {reason}{through}")
 
     def _updated(self, problem: Problem) -> Update:
         """Take the update; raise NotFiniteError where it cannot be, everything but batches and buffers unchanged."""
