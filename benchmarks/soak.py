@@ -73,6 +73,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=10_000)
     asked = parser.parse_args()
+    if asked.steps < 2 * TENTHS * EVERY:
+        parser.error(f"--steps: got {asked.steps}; expected at least {2 * TENTHS * EVERY}, two looks in each tenth")
     torch.set_num_threads(1)
     watch = Watch()
     with tempfile.TemporaryDirectory() as folder:

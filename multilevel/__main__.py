@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from multilevel.exit_status import exit_status
 from multilevel.help import OVERVIEW, help_for
 from multilevel.solvers.errors import MultilevelError
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no place on the disk, or in one's share of it
 COMMANDS = ("train", "compare", "study", "graph", "evaluate", "export", "predict", "monitor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; wrong input ends in one line on standard error and exit status 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        return _run(given)
-    except MultilevelError as error:
-        print(f"multilevel: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        print(f"multilevel: {error.strerror}: make room, and resume: what was saved is whole", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        if stop.args:
-            print(f"multilevel: {stop}", file=sys.stderr)
-            return getattr(stop, "status", 130)
-        command = "study resume=FOLDER" if given[:1] == ["study"] else "train resume=RUN"
-        print(f"multilevel: stopped; multilevel {command} goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    resumed = "study resume=FOLDER" if given[:1] == ["study"] else "train resume=RUN"
+    return exit_status(lambda: _run(given), f"multilevel {resumed} goes on from the last checkpoint")
 
 
 def _run(given: list[str]) -> int:

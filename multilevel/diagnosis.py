@@ -8,8 +8,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from multilevel.problems import Callback, Engine
+from multilevel.problems import Callback, Engine, NotFiniteError
 from multilevel.problems.reference import agreement, largest_residual, reference_hypergradient
+from multilevel.solvers import CotangentError
 
 
 class Diagnosis(Callback):
@@ -32,9 +33,13 @@ class Diagnosis(Callback):
         passes = engine.graph.passes(top)
         if engine.step % self.every or not passes:
             return
-        own = engine.solve_hypergradient(top)
         dampings = {level: getattr(engine.graph.problems[level].solver, "damping", 0.0) for level in passes}
-        reference = reference_hypergradient(engine, top, dampings)
+        try:
+            own = engine.solve_hypergradient(top)
+            reference = reference_hypergradient(engine, top, dampings)
+        except (NotFiniteError, CotangentError) as reason:  # the engine skips such an update; so does this
+            tqdm.write(f"step {engine.step}: hypergradient of {top} not compared: {reason}", file=sys.stderr)
+            return
         error, cosine = agreement(own.values, reference.values) if reference.usable else (None, None)
         record = {
             "step": engine.step,

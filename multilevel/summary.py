@@ -73,7 +73,10 @@ def summarize(
 
 
 def summarize_level(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """First and last loss, last metrics, and what the solves that its hypergradient went through came to."""
+    """First and last loss, last metrics, and what the solves that its hypergradient went through came to.
+
+    Losses are None, and metrics empty, where every update was skipped.
+    """
     count = max(1, round(SHARE * len(records)))
     last = records[-count:]
     solves: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
@@ -82,9 +85,11 @@ def summarize_level(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             solves[level].append(report)
     return {
         "updates": len(records),
-        "first_loss": fmean(record["loss"] for record in records[:count]),
-        "last_loss": fmean(record["loss"] for record in last),
-        "last_metrics": {key: fmean(record["metrics"][key] for record in last) for key in last[0]["metrics"]},
+        "first_loss": fmean(record["loss"] for record in records[:count]) if records else None,
+        "last_loss": fmean(record["loss"] for record in last) if records else None,
+        "last_metrics": {
+            key: fmean(record["metrics"][key] for record in last) for key in (last[0]["metrics"] if last else ())
+        },
         "solves": {level: summarize_solves(reports) for level, reports in solves.items()},
     }
 

@@ -108,10 +108,11 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, seconds: float) ->
     # The log is flushed before a checkpoint is written: a resumed run finds every line that it does not write again.
     engine.callbacks += [
         log,
-        Progress(recipe.images_per_step),
-        CollapseReport(),
         *([Diagnosis(folder.diagnosis, settings.diagnose)] if settings.diagnose else []),
         Checkpointing(folder.checkpoint, settings.checkpoint.every),
+        # What only speaks comes last: where nobody listens any more, nothing is lost.
+        CollapseReport(),
+        Progress(recipe.images_per_step),
     ]
     with StopOnSignal(engine) as stop:
         try:
@@ -121,7 +122,7 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, seconds: float) ->
     if stop.number is not None:
         name = signal.Signals(stop.number).name
         text = f"stopped by {name} after step {engine.step} of {settings.steps}"
-        raise Stopped(stop.number, f"{text}; multilevel train resume={folder.path} goes on from there")
+        raise Stopped(f"{text}; multilevel train resume={folder.path} goes on from there", 128 + stop.number)
     memory = peak_memory_mib()
     records = folder.read_metrics()
     pictures = [folder.path / "curves.png"]
@@ -150,7 +151,7 @@ def _saved(folder: RunFolder) -> str:
         newest, _ = newest_intact(folder.checkpoint)
     except CheckpointError:
         return "No checkpoint had been written yet"
-    return f"{newest} is from before"
+    return f"The newest checkpoint is {newest}"
 
 
 def sweep(overrides: Sequence[str]) -> None:
@@ -167,6 +168,9 @@ def sweep(overrides: Sequence[str]) -> None:
             train(plain(config), Path(HydraConfig.get().runtime.output_dir))
         except MultilevelError as error:  # the other runs go on
             failures.append(f"{', '.join(HydraConfig.get().overrides.task)}: {error}")
+        except Stopped as stop:
+            earlier = f"; {len(failures)} before it failed, the first with {failures[0]}" if failures else ""
+            raise Stopped(f"{stop}; the runs after it were not started{earlier}", stop.status) from stop
 
     register_solvers()
     several = swept(expanded)

@@ -7,6 +7,7 @@ A checkpoint folder holds the newest two, each a folder ``step-N``: ``weights.sa
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -32,7 +33,10 @@ KEPT = 2  # one to go back to, should the disk lose the newest
 
 
 class Checkpointing(Callback):
-    """Saves a checkpoint every ``every`` steps, and after the last; none while updates of a level are being skipped.
+    """Saves a checkpoint every ``every`` steps, and after the last.
+
+    While updates of a level are being skipped it waits for the next one that is made, so that what was saved before
+    is not pushed out.
 
     Args:
         folder: the checkpoint folder.
@@ -42,10 +46,13 @@ class Checkpointing(Callback):
     def __init__(self, folder: Path, every: int) -> None:
         self.folder = folder
         self.every = every
-        self._saved = -1
+        self._saved = 0
+
+    def on_start(self, engine: Engine, steps: int) -> None:
+        self._saved = engine.step
 
     def on_step(self, engine: Engine) -> None:
-        if engine.step % self.every == 0 and not any(engine.skipped.values()):
+        if engine.step - self._saved >= self.every and not any(engine.skipped.values()):
             self._save(engine)
 
     def on_end(self, engine: Engine) -> None:
@@ -80,7 +87,8 @@ def save_checkpoint(engine: Engine, folder: Path) -> Path:
             f"the checkpoint of step {engine.step} cannot be written to {folder} ({_reason(error)}); "
             "make room and resume: what was saved before is whole"
         ) from error
-    kept = [target, *(one for one in _checkpoints(folder) if one != target)][:KEPT]
+    older = [one for one in _checkpoints(folder) if _step(one) < engine.step]
+    kept = [target, *older[: KEPT - 1]]
     for other in folder.iterdir():
         if other not in kept and other.name.lstrip(".").startswith("step-"):
             shutil.rmtree(other)
@@ -101,12 +109,19 @@ def load_checkpoint(engine: Engine, folder: Path) -> list[str]:
     try:
         state = _decode(json.loads((newest / STRUCTURE).read_text()), tensors)
         levels = state["levels"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        weights = _read_weights(newest)
+        for level, one in levels.items():
+            one["module"] = weights.get(level, {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(_damage(newest / STRUCTURE, _reason(error))) from error
-    weights = _read_weights(newest)
-    for level, one in levels.items():
-        one["module"] = weights.get(level, {})
-    engine.load_state_dict(state)
+    before = copy.deepcopy(engine.state_dict())
+    try:
+        engine.load_state_dict(state)
+    except CheckpointError:
+        raise
+    except Exception as error:  # whoever edited it can have made torch raise anything
+        engine.load_state_dict(before)
+        raise CheckpointError(_damage(newest / STRUCTURE, _reason(error))) from error
     return damaged
 
 
@@ -180,18 +195,21 @@ def _write(
 
 def _checkpoints(folder: Path) -> list[Path]:
     """The newest first."""
-    found = {
-        int(path.name.removeprefix("step-")): path
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if path.name.startswith("step-") and path.name.removeprefix("step-").isdecimal()
-    }
-    return [found[step] for step in sorted(found, reverse=True)]
+    names = (path for path in (folder.iterdir() if folder.is_dir() else ()) if path.name.startswith("step-"))
+    return sorted((path for path in names if path.name[5:].isdecimal()), key=_step, reverse=True)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _problem(checkpoint: Path, files: Sequence[str]) -> str | None:
-    """What is wrong with a checkpoint; None where its files are those that were written."""
+    """What is wrong with a checkpoint; None where its files are those that were written, or it is of before digests."""
     try:
         digests = json.loads((checkpoint / DIGESTS).read_text())
+    except FileNotFoundError:
+        missing = [name for name in files if not (checkpoint / name).is_file()]
+        return _damage(checkpoint / missing[0], "not there") if missing else None
     except (OSError, ValueError) as error:
         return _damage(checkpoint / DIGESTS, _reason(error))
     for name in files:

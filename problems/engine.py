@@ -71,6 +71,7 @@ class Engine:
         self.max_skipped = max_skipped
         self.skipped = dict.fromkeys(graph.names, 0)
         self._stopping = False
+        self._updated_now: set[str] = set()  # levels with an update in the step that is under way
         self._random = RandomState.seeded(seed)
         self._records: dict[str, Record] = {}
         self._steps: dict[str, deque[RecordedUpdate]] = {}
@@ -97,15 +98,16 @@ class Engine:
                 raise GraphError(f"level {problem.name!r} has no optimizer: it cannot be updated")
         for callback in self.callbacks:
             callback.on_start(self, steps)
-        self._stopping = False
         for _ in range(steps):
             if self._stopping:
                 break
             self._steps.clear()
+            self._updated_now.clear()
             self._descend(len(self.graph.names) - 1)
             self.step += 1
             for callback in self.callbacks:
                 callback.on_step(self)
+        self._stopping = False
         for callback in self.callbacks:
             callback.on_end(self)
 
@@ -156,6 +158,7 @@ class Engine:
         """
         return {
             "step": self.step,
+            "skipped": dict(self.skipped),
             "starts": self._starts,
             "last": self._last,
             "random": self._random.state_dict(),
@@ -187,8 +190,9 @@ class Engine:
             self.graph.batches[name].load_state_dict(levels[name]["data"])
         self.step = state["step"]
         self._random = RandomState.from_state_dict(state["random"])
-        # Not in checkpoints written before solvers had warm starts.
+        # Not in older checkpoints.
         self._starts, self._last = state.get("starts", {}), state.get("last", {})
+        self.skipped = {name: state.get("skipped", {}).get(name, 0) for name in self.graph.names}
         self._records, self._steps = {}, {}
 
     def records(self) -> dict[str, Any]:
@@ -220,16 +224,23 @@ class Engine:
         self._update(self.graph.problems[self.graph.names[index]])
 
     def _update(self, problem: Problem) -> None:
-        """One update of a level, or none where its loss or hypergradient is not finite."""
+        """One update of a level, or none where its loss or hypergradient is not finite, or would go through a level
+        that has had no update in this step."""
         name, before = problem.name, self._records.get(problem.name)
+        missing = [level for level in self.graph.passes(name) if level not in self._updated_now]
         try:
+            if missing:
+                raise NotFiniteError(f"level {missing[0]!r} below it has had no update in this step")
             update = self._updated(problem)
         except (NotFiniteError, CotangentError) as error:
-            if before is not None:
+            if before is None:
+                self._records.pop(name, None)
+            else:
                 self._records[name] = before
             self._skip(problem, str(error))
             return
         self.skipped[name] = 0
+        self._updated_now.add(name)
         for callback in self.callbacks:
             callback.on_update(self, update)
 

@@ -4,6 +4,7 @@ FUZZ_EXAMPLES=5000 tries more of each.
 """
 
 import io
+import json
 import os
 import shutil
 import tempfile
@@ -93,6 +94,43 @@ def test_an_edited_checkpoint_is_refused_in_one_line_or_loads(saved, data, diges
         if refused is None:
             assert digests or not changed or path.name == "digests.json"
         else:
+            assert "\n" not in refused
+            assert torch.equal(one.graph.problems["fit"].module.weight, weight)
+
+
+def places(value, at=()):
+    """The place of every value inside a JSON value."""
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, one in children:
+        yield (*at, key)
+        yield from places(one, (*at, key))
+
+
+ODD = st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=5), st.just([]), st.just({"dict": []}))
+
+
+@fuzzed
+@given(data=st.data())
+def test_a_checkpoint_of_another_structure_is_refused_in_one_line_or_loads(saved, data):
+    """A value of state.json replaced by another one, or taken out: JSON all the same, and digests that fit."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / saved.name
+        shutil.copytree(saved, copy)
+        structure = json.loads((copy / "state.json").read_text())
+        *way, last = data.draw(st.sampled_from(list(places(structure))))
+        inside = structure
+        for key in way:
+            inside = inside[key]
+        if data.draw(st.booleans()):
+            inside[last] = data.draw(ODD)
+        else:
+            del inside[last]
+        (copy / "state.json").write_text(json.dumps(structure))
+        write_digests(copy)
+        one = engine()
+        weight = one.graph.problems["fit"].module.weight.clone()
+        refused = error_of(lambda: load_checkpoint(one, Path(folder)), CheckpointError)
+        if refused is not None:
             assert "\n" not in refused
             assert torch.equal(one.graph.problems["fit"].module.weight, weight)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -16,25 +15,23 @@ import torch
 from filelock import FileLock
 
 from multilevel.configuration import compose_config
-from multilevel.solvers import MultilevelError
-from multilevel.stopping import Stopped
+from multilevel.exit_status import exit_status
+from multilevel.stopping import stop_once
 from multilevel.study.plan import Study
 from multilevel.study.transfer import write_transfer
 from multilevel.train import resume, train
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Bring a part to its end; wrong input ends in one line and exit status 2."""
+    """Bring a part to its end."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        bring_to_its_end(Path(arguments[0]), arguments[1])
-    except MultilevelError as error:
-        print(f"multilevel: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except Stopped as stop:
-        print(f"multilevel: {stop}", file=sys.stderr)
-        return stop.status
-    return 0
+    folder, name = Path(arguments[0]), arguments[1]
+
+    def command() -> int:
+        bring_to_its_end(folder, name)
+        return 0
+
+    return exit_status(command, f"multilevel study resume={folder} goes on from the last checkpoint")
 
 
 def bring_to_its_end(folder: Path, name: str) -> None:
@@ -94,7 +91,7 @@ def start(folder: Path, name: str, threads: int) -> None:
 def _end_with_parent() -> None:
     """A part does not outlive the study that started it: training ends after its step, with a checkpoint."""
     os.read(0, 1)
-    os.kill(os.getpid(), signal.SIGTERM)
+    stop_once()
 
 
 if __name__ == "__main__":

@@ -28,10 +28,8 @@ TITLES = {"linear_probe": "linear probe", "knn": "nearest neighbours", "finetune
 def collect(study: Study, folder: Path) -> dict[str, Any]:
     """The study in one object; parts that have failed are named and left out of every mean."""
     done = [part for part in study.parts() if is_done(study, folder, part.name)]
-    results = [_part(study, folder, part) for part in done]
-    without_number = {part["name"]: problem for part in results if (problem := _without_number(study, part["scores"]))}
-    parts = [part for part in results if part["name"] not in without_number]
-    failed = without_number | {
+    parts = [_part(study, folder, part) for part in done]
+    failed = {
         part.name: evaluation_problem(run_path(folder, part.name)) or _last_line(folder, part)
         for part in study.parts()
         if part not in done
@@ -76,6 +74,8 @@ def _part(study: Study, folder: Path, part: Part) -> dict[str, Any]:
     run = run_path(folder, part.name)
     summary = json.loads((run / "summary.json").read_text())
     transfer = json.loads(transfer_path(run).read_text()) if study.transfer else []
+    scores, lost = _numbers(summary["evaluation"] or [])
+    moved, lost_there = _numbers(transfer)
     return {
         "name": part.name,
         "arm": part.arm.name,
@@ -85,32 +85,41 @@ def _part(study: Study, folder: Path, part: Part) -> dict[str, Any]:
         "seconds": summary["seconds"],
         "peak_memory_mib": summary["peak_memory_mib"],
         "device": summary["device"],
-        "warnings": _warnings(summary),
-        "scores": summary["evaluation"] or [],
-        "transfer": transfer,
+        "warnings": [*_warnings(summary), *lost, *lost_there],
+        "scores": scores,
+        "transfer": moved,
     }
 
 
 def _warnings(summary: Mapping[str, Any]) -> list[str]:
     """What a run's summary says against it."""
+    skipped = {name: level["skipped"] for name, level in summary["levels"].items() if level.get("skipped")}
+    warnings = [
+        f"{count} updates of level {name} were skipped: not as many as the other arms made"
+        for name, count in skipped.items()
+    ]
     collapse = summary.get("collapse")
     if not collapse:
-        return []
+        return warnings
     still = ", and still had at the end" if collapse.get("at_the_end") else ""
     advice = f"; try {collapse['advice']}" if "advice" in collapse else ""
     return [
+        *warnings,
         f"the masking network had collapsed at step {collapse['step']}{still}: nearly the same patches are hidden in "
-        f"all images{advice}"
+        f"all images{advice}",
     ]
 
 
-def _without_number(study: Study, rows: Sequence[Row]) -> str | None:
-    """What the study is about, where it is not a number: there was nothing to average over."""
-    for row in rows:
-        value = row["metrics"].get(study.metric)
-        if row["encoder"] == TRAINED and row["protocol"] == study.protocol and value is not None and isnan(value):
-            return f"{score_name(study)} with {row['labels']:.0%} of the labels is not a number"
-    return None
+def _numbers(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """Rows without the metrics that are not a number, and which those are."""
+    kept = [{**row, "metrics": {key: one for key, one in row["metrics"].items() if not isnan(one)}} for row in rows]
+    lost = [
+        f"{row['protocol']} {key} with {row['labels']:.0%} of the labels is not a number"
+        for row in rows
+        for key, one in row["metrics"].items()
+        if isnan(one) and row["encoder"] == TRAINED
+    ]
+    return kept, lost
 
 
 def _last_line(folder: Path, part: Part) -> str:

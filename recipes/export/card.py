@@ -102,7 +102,8 @@ def _metrics(summary: Mapping[str, Any] | None) -> str:
     lines = ["## Metrics\n"]
     for name, level in summary["levels"].items():
         metrics = "".join(f", {metric} {value:.4g}" for metric, value in level["last_metrics"].items())
-        lines.append(f"- level `{name}`, at the end of training: loss {level['last_loss']:.4g}{metrics}")
+        loss = "no update was made" if level["last_loss"] is None else f"loss {level['last_loss']:.4g}"
+        lines.append(f"- level `{name}`, at the end of training: {loss}{metrics}")
     scores = summary["evaluation"]
     if not scores:
         return "\n".join([*lines, "\nThe run has not been evaluated.\n"])

@@ -11,10 +11,12 @@ import pytest
 from safetensors.torch import load_file
 
 from multilevel.__main__ import main
+from multilevel.study.command import plan
+from multilevel.study.settings import StudySettings
 
 TINY = [
     "model.width=16", "model.heads=2", "model.depth=1", "model.decoder_width=8", "model.decoder_heads=2",
-    "model.decoder_depth=1", "data.batch_size=16", "data.limit=200", "evaluate=false",
+    "model.decoder_depth=1", "data.batch_size=16", "data.limit=200",
 ]  # fmt: skip
 
 
@@ -24,9 +26,9 @@ def start(folder, *arguments):
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(process, path):
+def wait_for(process, path, lines=20):
     deadline = time.monotonic() + 120
-    while not (path.exists() and path.read_text().count("\n") > 20):
+    while not (path.exists() and path.read_text().count("\n") >= lines):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)
@@ -34,7 +36,7 @@ def wait_for(process, path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_step_and_the_run_goes_on_to_the_same_weights(tmp_path, number):
-    settings = [*TINY, "steps=80", "checkpoint.every=1000"]
+    settings = [*TINY, "steps=80", "checkpoint.every=1000", "evaluate=false"]
     run = start(tmp_path, *settings, "output=stopped")
     wait_for(run, tmp_path / "stopped" / "metrics.jsonl")
     run.send_signal(number)
@@ -55,14 +57,43 @@ def test_a_signal_ends_the_step_and_the_run_goes_on_to_the_same_weights(tmp_path
 
 def test_a_second_signal_ends_the_process_at_once(tmp_path):
     """The first one is answered after a step, of which there is none to come: its updates take hours."""
-    run = start(tmp_path, *TINY, "steps=2", "levels.pretrain.steps=1000000", "output=run")
-    wait_for(run, tmp_path / "run" / "config.yaml")
-    time.sleep(3)
+    run = start(tmp_path, *TINY, "steps=2", "evaluate=false", "levels.pretrain.steps=1000000", "output=run")
+    try:
+        wait_for(run, tmp_path / "run" / "metrics.jsonl", lines=0)
+        run.send_signal(signal.SIGTERM)
+        while "SIGTERM: ending after this step" not in run.stderr.readline():
+            assert run.poll() is None
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(60) == -signal.SIGTERM
+    finally:
+        run.kill()
+
+
+def test_nobody_listening_any_more_loses_nothing(tmp_path):
+    run = start(tmp_path, *TINY, "steps=10000", "checkpoint.every=100000", "output=run")
+    wait_for(run, tmp_path / "run" / "metrics.jsonl")
+    run.stderr.close()
     run.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
-    assert run.poll() is None
-    run.send_signal(signal.SIGTERM)
-    assert run.wait(10) == -signal.SIGTERM
+    run.wait(60)
+    assert list((tmp_path / "run" / "checkpoint").glob("step-*"))
+
+
+def test_a_part_ends_its_step_when_its_study_is_gone(tmp_path):
+    """Signalled by the group as well, as when a whole service is stopped: that is no second signal."""
+    study = plan(StudySettings.parsed([*TINY, "steps=1000", "checkpoint.every=100000"]), [])
+    (tmp_path / "runs").mkdir()
+    study.write(tmp_path)
+    command = [sys.executable, "-m", "multilevel.study.part", str(tmp_path), "sampled-seed0"]
+    part = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(part, tmp_path / "runs" / "sampled-seed0" / "metrics.jsonl")
+        part.send_signal(signal.SIGTERM)
+        part.stdin.close()
+        assert "stopped by SIGTERM after step" in part.stderr.read()
+        assert part.wait(60) == 128 + signal.SIGTERM
+    finally:
+        part.kill()
+    assert list((tmp_path / "runs" / "sampled-seed0" / "checkpoint").glob("step-*"))
 
 
 def test_a_run_that_diverges_says_where_and_what_to_try(tmp_path, capsys):
@@ -90,8 +121,25 @@ def test_skipped_updates_are_counted_in_the_summary(tmp_path, monkeypatch, capsy
         return (loss * float("nan") if len(updates) in (3, 4, 9) else loss), metrics
 
     monkeypatch.setattr(MaskedPretrain, "criterion", now_and_then)
-    assert main(["train", *TINY, "mask.policy=random", "steps=10", f"output={tmp_path / 'run'}"]) == 0
+    assert main(["train", *TINY, "mask.policy=random", "steps=10", "evaluate=false", f"output={tmp_path / 'run'}"]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert {name: level["skipped"] for name, level in summary["levels"].items()} == {"pretrain": 3, "finetune": 0}
     assert summary["levels"]["pretrain"]["updates"] == 17
     assert "updates skipped: 3" in capsys.readouterr().err
+
+
+def test_a_run_without_a_single_update_has_a_summary(tmp_path, monkeypatch):
+    from multilevel.levels import MaskedPretrain
+
+    criterion, calls = MaskedPretrain.criterion, []
+
+    def never(self, *arguments):
+        loss, metrics = criterion(self, *arguments)
+        calls.append(loss)
+        return loss * (float("nan") if len(calls) > 1 else 1), metrics  # the first finds out what the level reads
+
+    monkeypatch.setattr(MaskedPretrain, "criterion", never)
+    given = ["mask.policy=random", "steps=4", "max_skipped=100", "evaluate=false", f"output={tmp_path / 'run'}"]
+    assert main(["train", *TINY, *given]) == 0
+    level = json.loads((tmp_path / "run" / "summary.json").read_text())["levels"]["pretrain"]
+    assert (level["updates"], level["skipped"], level["last_loss"]) == (0, 8, None)

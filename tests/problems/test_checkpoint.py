@@ -225,40 +225,53 @@ def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, room):
     assert_equal(before, weights(fresh))
 
 
-KILLS, STEPS = 50, 400
+def test_an_older_checkpoint_that_was_gone_back_to_outlives_the_damaged_newer_one(tmp_path):
+    trained = engine(callbacks=[Checkpointing(tmp_path, every=2)])
+    trained.run(4)
+    flip("state.safetensors", 0)(tmp_path / "step-4")
+    again = engine()
+    load_checkpoint(again, tmp_path)
+    again.run(1)
+    save_checkpoint(again, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2", "step-3"]
 
 
-def train_on(folder):
-    """As a killed run that is started again."""
+KILLS = 50
+
+
+def endless(folder):
+    """A run that is started again, and never ends by itself."""
     one = engine(callbacks=[Checkpointing(folder, every=1)])
     if list(folder.glob("step-*")):
         load_checkpoint(one, folder)
-    one.run(STEPS - one.step)
+    one.run(10**9)
 
 
-def test_a_run_killed_at_50_random_moments_ends_with_the_same_weights(tmp_path):
-    whole = engine()
-    whole.run(STEPS)
-    moments = random.Random(0)
-    reached = [0]
+def test_a_run_killed_at_50_random_moments_has_the_weights_of_one_that_was_not(tmp_path):
+    timed = engine(callbacks=[Checkpointing(tmp_path / "timed", every=1)])
+    started = time.perf_counter()
+    timed.run(10)
+    a_step = (time.perf_counter() - started) / 10
+    folder, moments, reached = tmp_path / "killed", random.Random(0), [0]
     for _ in range(KILLS):
         child = os.fork()
         if child == 0:
-            train_on(tmp_path)
-            os._exit(0)
-        time.sleep(moments.uniform(0, 0.1))
+            try:
+                endless(folder)
+            finally:
+                os._exit(1)
+        time.sleep(a_step * moments.uniform(0, 10))
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL  # it had not ended
         survivor = engine()
-        if list(tmp_path.glob("step-*")):
-            assert load_checkpoint(survivor, tmp_path) == []  # a kill damages nothing
+        if list(folder.glob("step-*")):
+            assert load_checkpoint(survivor, folder) == []  # a kill damages nothing
         assert survivor.step >= reached[-1]
         reached.append(survivor.step)
-    assert len(set(reached)) > KILLS // 5  # it was killed at work
-    train_on(tmp_path)
-    survivor = engine()
-    load_checkpoint(survivor, tmp_path)
-    assert survivor.step == STEPS
+    assert len(set(reached)) > KILLS // 5  # it was at work when it was killed
+    survivor.run(3)
+    whole = engine()
+    whole.run(survivor.step)
     assert_equal(weights(whole), weights(survivor))
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from multilevel import Callback, Engine, Graph, Problem
-from multilevel.problems import Checkpointing, DivergedError, LossError
-from multilevel.solvers import FiniteDifference
+from multilevel.problems import Checkpointing, DivergedError, LossError, load_checkpoint, save_checkpoint
+from multilevel.solvers import SOLVERS, FiniteDifference
 
 
 class Scaled(Problem):
@@ -46,6 +46,7 @@ def engine(low=(1.0,), top=(1.0,), **keywords):
     modules = {name: nn.Linear(2, 1, bias=False) for name in ("low", "top")}
     sgd = {name: torch.optim.SGD(module.parameters(), 0.1) for name, module in modules.items()}
     gradient_alone = keywords.pop("gradient_alone", False)
+    solver = keywords.pop("solver", FiniteDifference())
     numbers = {"low": [torch.tensor(one) for one in low], "top": [torch.tensor(one) for one in top]}
     graph = Graph(
         Scaled(
@@ -54,7 +55,7 @@ def engine(low=(1.0,), top=(1.0,), **keywords):
             gradient_alone=gradient_alone,
             optimizer=sgd["low"],
             data=numbers["low"],
-            solver=FiniteDifference(),
+            solver=solver,
         ),
         Top("top", modules["top"], optimizer=sgd["top"], data=numbers["top"]),
     )
@@ -73,12 +74,12 @@ def test_an_update_with_a_loss_that_is_not_finite_is_skipped(value):
     before = weights(one, "low")
     one.run(1)
     assert torch.equal(weights(one, "low"), before)
-    assert one.skipped == {"low": 1, "top": 0}
+    assert one.skipped == {"low": 1, "top": 1}
     one.run(1)
     assert not torch.equal(weights(one, "low"), before)
     assert one.skipped == {"low": 0, "top": 0}
-    assert seen.updates == [("low", 0), ("top", 0), ("top", 1), ("low", 2), ("top", 2)]
-    assert [skip[:2] for skip in seen.skips] == [("low", 1)]
+    assert seen.updates == [("low", 0), ("top", 0), ("low", 2), ("top", 2)]
+    assert [skip[:2] for skip in seen.skips] == [("low", 1), ("top", 1)]
     assert f"the loss of level 'low' is {value}" in seen.skips[0][2]
 
 
@@ -120,7 +121,7 @@ def test_too_many_in_a_row_end_the_run_with_what_to_try(tmp_path):
     assert "lower its learning rate" in str(caught.value)
     assert "solver of 'low': FiniteDifference(" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-1", "step-2"]  # from before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-1", "step-2"]  # none while it skips
 
 
 def test_none_may_be_skipped_where_that_is_asked_for():
@@ -131,6 +132,45 @@ def test_none_may_be_skipped_where_that_is_asked_for():
 def test_a_loss_that_is_no_scalar_is_an_error_all_the_same():
     with pytest.raises(LossError, match="must be a scalar"):
         engine(low=([1.0, 2.0],)).run(1)
+
+
+@pytest.mark.parametrize("solver", ["finite_difference", "unrolled", "conjugate_gradient"])
+def test_no_hypergradient_goes_through_a_level_without_an_update_in_its_step(tmp_path, solver):
+    """So that a run that goes on from a checkpoint does what the one that was not stopped does."""
+    low = (1.0, 1.5, math.nan, 2.0, 3.0)
+    seen = Seen()
+    whole = engine(low=low, solver=SOLVERS[solver](), callbacks=[seen])
+    whole.run(2)
+    save_checkpoint(whole, tmp_path)
+    whole.run(3)
+    assert [skip[:2] for skip in seen.skips] == [("low", 2), ("top", 2)]
+    assert "level 'low' below it has had no update in this step" in seen.skips[1][2]
+    resumed = engine(low=low, solver=SOLVERS[solver]())
+    load_checkpoint(resumed, tmp_path)
+    resumed.run(3)
+    for name in ("low", "top"):
+        assert torch.equal(weights(whole, name), weights(resumed, name))
+
+
+def test_skips_in_a_row_are_counted_across_a_resumed_run(tmp_path):
+    one = engine(top=(1.0, math.nan, math.nan, math.nan), max_skipped=2, callbacks=[Checkpointing(tmp_path, every=1)])
+    one.run(3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-1", "step-3"]
+    resumed = engine(top=(1.0, math.nan, math.nan, math.nan), max_skipped=2)
+    load_checkpoint(resumed, tmp_path)
+    assert resumed.skipped == {"low": 0, "top": 2}
+    with pytest.raises(DivergedError, match="3 updates in a row"):
+        resumed.run(1)
+
+
+def test_a_stop_before_the_first_step_is_heard():
+    class Stop(Callback):
+        def on_start(self, engine, steps):
+            engine.stop()
+
+    one = engine(callbacks=[Stop()])
+    one.run(5)
+    assert one.step == 0
 
 
 def test_an_engine_that_is_stopped_ends_after_its_step():

@@ -1,0 +1,34 @@
+"""What a command ends with: one line on standard error, and a status that says what it was."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+
+from multilevel.solvers.errors import MultilevelError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no place on the disk, or in one's share of it
+WRONG, INTERRUPTED = 2, 130
+
+
+def exit_status(command: Callable[[], int], resumed: str) -> int:
+    """A command's own status; 2 for what a user can mend, 128 + its number for a signal.
+
+    Args:
+        command: what to do.
+        resumed: how to go on after an interruption.
+    """
+    try:
+        return command()
+    except MultilevelError as error:
+        print(f"multilevel: {' '.join(str(error).split())}", file=sys.stderr)
+        return WRONG
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"multilevel: {error.strerror}: make room; what had been saved is whole, and {resumed}", file=sys.stderr)
+        return WRONG
+    except KeyboardInterrupt as stop:
+        print(f"multilevel: {stop if stop.args else f'stopped; {resumed}'}", file=sys.stderr)
+        return getattr(stop, "status", INTERRUPTED)
