@@ -34,13 +34,15 @@ metrics.jsonl, summary.json, checkpoint/, curves.png, masks.png.
   multilevel train --multirun mask.policy=random,topk,sampled  a run for each
   multilevel train experiment=cifar10_small data.path=DIR      published settings, and small ones; yours win
   multilevel train init=facebook/vit-mae-base data=folder data.path=DIR data.image_size=224    from a released MAE
-  multilevel train resume=RUN                                  go on where the last checkpoint stands
+  multilevel train resume=RUN                                  go on where the last checkpoint stands (Ctrl-C and SIGTERM
+                                                               write one after the step; a second one ends at once)
 
 Settings (all: the config.yaml of any run)
   steps               updates of the top level
   output              the run folder (runs/RECIPE-DATA-TIME)
   diagnose=N          compare with a reference hypergradient every N steps (diagnosis.jsonl)
   seed, device, precision=float32|bf16, checkpoint.every, evaluate=true|false
+  max_skipped (updates in a row that may be skipped where a loss or hypergradient is not finite)
   data.batch_size, data.limit (use only so many training images), data.image_size, data.mask_share,
   data.fit=crop|stretch (how an image becomes a square),
   data.validation_share (held out, to choose settings by: evaluation.split=validation)
