@@ -34,8 +34,8 @@ metrics.jsonl, summary.json, checkpoint/, curves.png, masks.png.
   multilevel train --multirun mask.policy=random,topk,sampled  a run for each
   multilevel train experiment=cifar10_small data.path=DIR      published settings, and small ones; yours win
   multilevel train init=facebook/vit-mae-base data=folder data.path=DIR data.image_size=224    from a released MAE
-  multilevel train resume=RUN                                  go on where the last checkpoint stands (Ctrl-C and SIGTERM
-                                                               write one after the step; a second one ends at once)
+  multilevel train resume=RUN                                  go on where the last checkpoint stands; Ctrl-C or SIGTERM
+                                                               writes one after the step, a second one ends at once
 
 Settings (all: the config.yaml of any run)
   steps               updates of the top level

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from multilevel.recipes.pictures.curves import moving_mean
 from multilevel.recipes.pictures.figures import new_figure, save_figure
@@ -133,20 +134,24 @@ def draw_over_time(
     names = list(dict.fromkeys([*ends, *curves]))
     figure = new_figure(8.2, 4.2)
     axis = figure.subplots()
-    for name, colour in arm_colours(names).items():
+    colours = arm_colours(names)
+    levels: dict[str, Any] = {}
+    for name, colour in colours.items():
         for level, (seconds, values) in curves.get(name, {}).items():
-            style = "-" if level == "finetune" else ":"
+            style = levels[level] = "-" if level == "finetune" else ":"
             smooth = 100 * moving_mean(np.asarray(values, dtype=float))
-            axis.plot(seconds, smooth, style, color=colour, linewidth=1.3, label=f"{name}: {level} batches")
+            axis.plot(seconds, smooth, style, color=colour, linewidth=1.3)
         if ends.get(name):
             seconds, scores = np.array(ends[name], dtype=float).T
-            axis.scatter(
-                seconds, 100 * scores, s=70, color=colour, marker="*", zorder=4, label=f"{name}: test, at the end"
-            )
+            axis.scatter(seconds, 100 * scores, s=70, color=colour, marker="*", zorder=4)
+    # An entry for each colour and each line: one for each of both together would not fit beside the axes.
+    legend = [Line2D([], [], color=colour, linewidth=4, label=name) for name, colour in colours.items()]
+    legend += [Line2D([], [], color="black", linestyle=style, label=f"{one} batches") for one, style in levels.items()]
+    legend.append(Line2D([], [], color="black", linestyle="", marker="*", markersize=9, label="scored, at the end"))
     axis.set_xlabel("seconds of training")
     axis.set_ylabel("%")
     axis.grid(alpha=0.3)
-    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
+    axis.legend(handles=legend, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
     save_figure(figure, path)
 
 
