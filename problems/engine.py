@@ -228,9 +228,10 @@ class Engine:
         that has had no update in this step."""
         name, before = problem.name, self._records.get(problem.name)
         missing = [level for level in self.graph.passes(name) if level not in self._updated_now]
+        if missing:
+            self._skip(problem, f"level {missing[0]!r} below it has had no update in this step")
+            return
         try:
-            if missing:
-                raise NotFiniteError(f"level {missing[0]!r} below it has had no update in this step")
             update = self._updated(problem)
         except (NotFiniteError, CotangentError) as error:
             if before is None:
