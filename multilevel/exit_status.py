@@ -12,15 +12,15 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no place on the disk, or in 
 WRONG, INTERRUPTED = 2, 130
 
 
-def exit_status(command: Callable[[], int], resumed: str) -> int:
-    """A command's own status; 2 for what a user can mend, 128 + its number for a signal.
+def exit_status(command: Callable[[], int | None], resumed: str) -> int:
+    """A command's own status, or 0 where it has none; 2 for what a user can mend, 128 + its number for a signal.
 
     Args:
         command: what to do.
         resumed: how to go on after an interruption.
     """
     try:
-        return command()
+        return command() or 0
     except MultilevelError as error:
         print(f"multilevel: {' '.join(str(error).split())}", file=sys.stderr)
         return WRONG

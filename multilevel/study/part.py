@@ -26,12 +26,8 @@ def main(arguments: Sequence[str]) -> int:
     """Bring a part to its end."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     folder, name = Path(arguments[0]), arguments[1]
-
-    def command() -> int:
-        bring_to_its_end(folder, name)
-        return 0
-
-    return exit_status(command, f"multilevel study resume={folder} goes on from the last checkpoint")
+    resumed = f"multilevel study resume={folder} goes on from the last checkpoint"
+    return exit_status(lambda: bring_to_its_end(folder, name), resumed)
 
 
 def bring_to_its_end(folder: Path, name: str) -> None:
