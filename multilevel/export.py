@@ -10,8 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from multilevel.configuration import build_recipe, changed
-from multilevel.problems import load_weights
-from multilevel.problems.checkpoint import WEIGHTS, newest_intact
+from multilevel.problems.checkpoint import WEIGHTS, newest_intact, take_weights
 from multilevel.recipes.export import write_export
 from multilevel.recipes.export.card import model_card
 from multilevel.recipes.export.folder import check_export
@@ -31,11 +30,12 @@ def main(arguments: Sequence[str]) -> int:
     folder = RunFolder.open("export", Path(runs[0]))
     output, format = Path(given.get("output") or folder.path / "export"), given.get("format", "transformers")
     check_export(format, output)
-    checkpoint, _ = newest_intact(folder.checkpoint, [WEIGHTS])
+    checkpoint, damaged = newest_intact(folder.checkpoint, [WEIGHTS])
+    report_damage(damaged)
     step = int(checkpoint.name.removeprefix("step-"))
     config = changed(folder.config(), overrides)
     recipe = build_recipe(config)
-    report_damage(load_weights(recipe.graph, folder.checkpoint))
+    take_weights(recipe.graph, checkpoint)
     trained = recipe.trained_model()
     if trained is None:
         raise SettingError("export", str(folder.path), f"a run with an encoder, which {config.recipe} lacks")

@@ -80,11 +80,12 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The event log, one record an update; a last line that a killed run left half written is left out."""
-        return [record for record in _records(self.metrics) if SKIPPED not in record]
+        return self.read_updates()[0]
 
-    def read_skipped(self) -> list[dict[str, Any]]:
-        """Updates that were skipped: step, level, and the reason under ``skipped``."""
-        return [record for record in _records(self.metrics) if SKIPPED in record]
+    def read_updates(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """``read_metrics``, and the updates that were skipped: step, level, and the reason under ``skipped``."""
+        records = _records(self.metrics)
+        return [one for one in records if SKIPPED not in one], [one for one in records if SKIPPED in one]
 
     def cut(self, step: int) -> None:
         """Forget the updates of ``step`` and later ones, and diagnoses after it, which a resumed run makes again."""

@@ -124,7 +124,7 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, seconds: float) ->
         text = f"stopped by {name} after step {engine.step} of {settings.steps}"
         raise Stopped(f"{text}; multilevel train resume={folder.path} goes on from there", 128 + stop.number)
     memory = peak_memory_mib()
-    records = folder.read_metrics()
+    records, skipped = folder.read_updates()
     pictures = [folder.path / "curves.png"]
     draw_curves(pictures[0], records)
     pictures += recipe.write_pictures(folder.path)
@@ -136,7 +136,7 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, seconds: float) ->
     except MultilevelError as error:  # what was trained is not lost
         problem = error
     summary = folder.write_json(
-        "summary.json", summarize(recipe, records, folder.read_skipped(), log.seconds, memory, scores, problem)
+        "summary.json", summarize(recipe, records, skipped, log.seconds, memory, scores, problem)
     )
     if scores:
         print(format_table(scores, settings.evaluation.split, settings.evaluation.metric))

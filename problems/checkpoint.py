@@ -140,7 +140,13 @@ def load_weights(graph: Graph, folder: Path, only: str | None = None) -> list[st
         CheckpointError: there is none, or it is of another graph; nothing is changed then.
     """
     newest, damaged = newest_intact(folder, [WEIGHTS])
-    weights = _read_weights(newest)
+    take_weights(graph, newest, only)
+    return damaged
+
+
+def take_weights(graph: Graph, checkpoint: Path, only: str | None = None) -> None:
+    """``load_weights`` from one checkpoint's own folder, as ``newest_intact`` gives it."""
+    weights = _read_weights(checkpoint)
     problems = graph.problems
     if only is not None:
         weights = {only: weights.get(only, {})}
@@ -148,7 +154,6 @@ def load_weights(graph: Graph, folder: Path, only: str | None = None) -> list[st
     check_match(weights, problems)
     for level, problem in problems.items():
         problem.module.load_state_dict(weights.get(level, {}))
-    return damaged
 
 
 def newest_intact(folder: Path, files: Sequence[str] = (WEIGHTS, STATE, STRUCTURE)) -> tuple[Path, list[str]]:
