@@ -1,6 +1,7 @@
 """Losses and hypergradients that are not finite: the update is skipped, counted and told; too many end the run."""
 
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -66,17 +67,24 @@ def weights(of, name):
     return of.graph.problems[name].module.weight.detach().clone()
 
 
+@contextmanager
+def left_alone_by_the_second_of_three_steps(one, name):
+    """Three steps; what is inside is run after the second."""
+    one.run(1)
+    before = weights(one, name)
+    one.run(1)
+    assert torch.equal(weights(one, name), before)
+    yield
+    one.run(1)
+    assert not torch.equal(weights(one, name), before)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_an_update_with_a_loss_that_is_not_finite_is_skipped(value):
     seen = Seen()
     one = engine(low=(1.0, value, 1.0), callbacks=[seen])
-    one.run(1)
-    before = weights(one, "low")
-    one.run(1)
-    assert torch.equal(weights(one, "low"), before)
-    assert one.skipped == {"low": 1, "top": 1}
-    one.run(1)
-    assert not torch.equal(weights(one, "low"), before)
+    with left_alone_by_the_second_of_three_steps(one, "low"):
+        assert one.skipped == {"low": 1, "top": 1}
     assert one.skipped == {"low": 0, "top": 0}
     assert seen.updates == [("low", 0), ("top", 0), ("low", 2), ("top", 2)]
     assert [skip[:2] for skip in seen.skips] == [("low", 1), ("top", 1)]
@@ -88,26 +96,16 @@ def test_a_gradient_that_is_not_finite_reaches_no_level(value):
     """1e25 is finite and its square is not: the loss itself overflows in float32."""
     seen = Seen()
     one = engine(top=(1.0, value, 1.0), callbacks=[seen])
-    one.run(1)
-    before = weights(one, "top")
-    one.run(1)
-    assert torch.equal(weights(one, "top"), before)
-    assert [skip[:2] for skip in seen.skips] == [("top", 1)]
-    one.run(1)
-    assert not torch.equal(weights(one, "top"), before)
+    with left_alone_by_the_second_of_three_steps(one, "top"):
+        assert [skip[:2] for skip in seen.skips] == [("top", 1)]
     assert weights(one, "low").isfinite().all()
 
 
 def test_a_gradient_of_nan_under_a_finite_loss_is_skipped():
     seen = Seen()
     one = engine(low=(1.0, 0.0, 1.0), gradient_alone=True, callbacks=[seen])
-    one.run(1)
-    before = weights(one, "low")
-    one.run(1)
-    assert torch.equal(weights(one, "low"), before)
-    assert "the hypergradient of level 'low' has norm nan" in seen.skips[0][2]
-    one.run(1)
-    assert not torch.equal(weights(one, "low"), before)
+    with left_alone_by_the_second_of_three_steps(one, "low"):
+        assert "the hypergradient of level 'low' has norm nan" in seen.skips[0][2]
 
 
 def test_too_many_in_a_row_end_the_run_with_what_to_try(tmp_path):
