@@ -80,7 +80,8 @@ def test_nobody_listening_any_more_loses_nothing(tmp_path):
 
 def test_a_part_ends_its_step_when_its_study_is_gone(tmp_path):
     """Signalled by the group as well, as when a whole service is stopped: that is no second signal."""
-    study = plan(StudySettings.parsed([*TINY, "steps=1000", "checkpoint.every=100000"]), [])
+    long = ["steps=1000", "levels.pretrain.steps=100"]  # so that both come within one step
+    study = plan(StudySettings.parsed([*TINY, *long, "checkpoint.every=100000"]), [])
     (tmp_path / "runs").mkdir()
     study.write(tmp_path)
     command = [sys.executable, "-m", "multilevel.study.part", str(tmp_path), "sampled-seed0"]
