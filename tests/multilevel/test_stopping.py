@@ -23,7 +23,14 @@ TINY = [
 def start(folder, *arguments):
     command = [sys.executable, "-m", "multilevel", "train", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
+    )
+
+
+def hear_interrupts():
+    """A shell has what it starts in the background ignore SIGINT, and so would the run."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(process, path, lines=20):
