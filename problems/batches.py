@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
+from multilevel.problems import replicas
 from multilevel.problems.randomness import RandomState
 from multilevel.solvers import DataError
 
@@ -22,6 +24,9 @@ class Batches:
     is enough to go on from. Data with an ``iterate_from(position)`` method is asked for the rest of an epoch;
     other data is iterated up to it.
 
+    With several ranks each takes its share of every batch, without overlap: data with a method
+    ``batch_share(rank, count)`` is asked for it; of other data each tensor is cut along its first dimension.
+
     Args:
         level: the level's name.
         data: any iterable of batches; None gives None as every batch.
@@ -31,7 +36,9 @@ class Batches:
 
     def __init__(self, level: str, data: Iterable[Any] | None, device: torch.device, seed: int = 0) -> None:
         self.level = level
-        self.data = data
+        several, shares = replicas.count() > 1, hasattr(data, "batch_share")
+        self._cut = several and not shares
+        self.data: Any = data.batch_share(replicas.rank(), replicas.count()) if several and shares else data
         self.device = device
         self.restart(seed)
 
@@ -78,7 +85,7 @@ class Batches:
             batch = self._advance()
         if batch is _END:
             raise DataError(f"the data of level {self.level!r} is empty, or an iterator that cannot start again")
-        return to_device(batch, self.device)
+        return to_device(own_share(batch, self.level) if self._cut else batch, self.device)
 
     def _start_epoch(self) -> None:
         assert self.data is not None
@@ -99,6 +106,31 @@ class Batches:
 
 
 _END = object()
+
+
+def own_share(batch: Any, level: str) -> Any:
+    """This rank's rows of every tensor in nested tuples, lists and dicts.
+
+    Raises:
+        DataError: rows that the ranks cannot share evenly, or something other than tensors.
+    """
+
+    def cut(value: Any) -> Any:
+        if value is None or (isinstance(value, Tensor) and value.ndim == 0):
+            return value
+        if not isinstance(value, Tensor):
+            raise DataError(
+                f"a batch of level {level!r} holds a {type(value).__name__}, which cannot be shared out over ranks: "
+                "give the data a method batch_share(rank, count)"
+            )
+        rows, rest = divmod(len(value), replicas.count())
+        if rest:
+            raise DataError(
+                f"a batch of level {level!r} has {len(value)} rows, which {replicas.count()} ranks cannot share evenly"
+            )
+        return value[replicas.rank() * rows :][:rows]
+
+    return tree_map(cut, batch)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -22,10 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from multilevel.problems import replicas
 from multilevel.problems.callbacks import Callback
-from multilevel.problems.engine import Engine, check_match
+from multilevel.problems.engine import Engine
 from multilevel.problems.errors import CheckpointError
-from multilevel.problems.graph import Graph
+from multilevel.problems.graph import Graph, check_match
 
 WEIGHTS, STATE, STRUCTURE = "weights.safetensors", "state.safetensors", "state.json"
 DIGESTS = "digests.json"
@@ -67,6 +68,8 @@ class Checkpointing(Callback):
 def save_checkpoint(engine: Engine, folder: Path) -> Path:
     """Save all that the engine needs to go on from here, and remove all checkpoints but the newest ``KEPT``.
 
+    With several ranks all of them must call this; rank 0 writes.
+
     Returns:
         The new checkpoint's own folder.
 
@@ -74,12 +77,14 @@ def save_checkpoint(engine: Engine, folder: Path) -> Path:
         CheckpointError: an optimizer or a scheduler holds something that is no number, text or tensor; or the disk
             does not take it. Earlier checkpoints are still there then.
     """
+    target = folder / f"step-{engine.step}"
     state = engine.state_dict()
+    if replicas.rank() > 0:
+        return target
     modules = {level: one.pop("module") for level, one in state["levels"].items()}
     weights = {f"{level}.{name}": tensor for level, module in modules.items() for name, tensor in module.items()}
     tensors: dict[str, Tensor] = {}
     structure = _encode(state, tensors, "state")
-    target = folder / f"step-{engine.step}"
     try:
         _write(target, folder / f".step-{engine.step}.partial", weights, tensors, structure)
     except (OSError, SafetensorError) as error:
@@ -122,6 +127,9 @@ def load_checkpoint(engine: Engine, folder: Path) -> list[str]:
     except Exception as error:  # whoever edited it can have made torch raise anything
         engine.load_state_dict(before)
         raise CheckpointError(_damage(newest / STRUCTURE, _reason(error))) from error
+    steps = sorted(set(replicas.gather(engine.step)))
+    if len(steps) > 1:
+        raise CheckpointError(f"the ranks found checkpoints of steps {steps}: {folder} must be one folder for all")
     return damaged
 
 

@@ -5,21 +5,27 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from multilevel.problems import replicas
 from multilevel.problems.callbacks import Callback, Update
-from multilevel.problems.errors import CheckpointError, DivergedError, GraphError, NotFiniteError
-from multilevel.problems.evaluation import Evaluator, Part, Record
-from multilevel.problems.graph import Graph
+from multilevel.problems.errors import DivergedError, GraphError, NotFiniteError
+from multilevel.problems.evaluation import Evaluator, Part, Record, check_finite
+from multilevel.problems.graph import Graph, check_match
 from multilevel.problems.hypergradient import (
     Gradients,
     Hypergradient,
     Memory,
     RecordedUpdate,
+    Total,
+    added,
+    averaged,
     differentiated,
+    filled,
     gradients,
     leaves,
     respond,
@@ -29,9 +35,6 @@ from multilevel.problems.randomness import RandomState
 from multilevel.solvers import CotangentError, Solver
 from multilevel.solvers.update_rules import UpdateRule
 from multilevel.solvers.vectors import Tensors, flatten
-
-#: Gradients by level and variable; None where the loss does not depend on one.
-Total = dict[str, dict[str, Tensor | None]]
 
 
 class Engine:
@@ -72,7 +75,7 @@ class Engine:
         self.skipped = dict.fromkeys(graph.names, 0)
         self._stopping = False
         self._updated_now: set[str] = set()  # levels with an update in the step that is under way
-        self._random = RandomState.seeded(seed)
+        self._random = RandomState.seeded(replicas.own_seed(str(seed), seed))
         self._records: dict[str, Record] = {}
         self._steps: dict[str, deque[RecordedUpdate]] = {}
         #: Updates of every level to record, where a solver does not ask for more.
@@ -81,6 +84,8 @@ class Engine:
         self._last: dict[str, Tensors] = {}
         for batches in graph.batches.values():
             batches.restart(seed)
+        modules = [problem.module for problem in graph.problems.values()]
+        replicas.broadcast(tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
         _ = graph.reads  # a graph that does not fit together is refused here, before any work
 
     def run(self, steps: int) -> None:
@@ -99,7 +104,7 @@ class Engine:
         for callback in self.callbacks:
             callback.on_start(self, steps)
         for _ in range(steps):
-            if self._stopping:
+            if any(replicas.gather(self._stopping)):
                 break
             self._steps.clear()
             self._updated_now.clear()
@@ -147,21 +152,26 @@ class Engine:
         inputs = leaves(evaluator, differentiated(self.graph, name))
         total: Total | None = None
         for part in record:
-            total = _sum(total, gradients(evaluator.replay(name, part, inputs), inputs))
+            with part.state.active():
+                total = added(total, gradients(evaluator.loss(name, part, inputs)[0], inputs))
         assert total is not None
-        return self._respond(name, _mean(total, len(record), inputs), evaluator, solvers)
+        direct = filled(averaged(total, len(record), inputs), inputs)
+        return self._respond(name, direct, evaluator, solvers)
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on from here with the same result, nested dicts of numbers and tensors.
 
-        The records of the last updates are left out: the next step renews them before it uses them.
+        The records of the last updates are left out: the next step renews them before it uses them. With several
+        ranks, all of them must ask for it together, and get the same.
         """
+        random, *others = replicas.gather(self._random.state_dict())
         return {
             "step": self.step,
             "skipped": dict(self.skipped),
             "starts": self._starts,
             "last": self._last,
-            "random": self._random.state_dict(),
+            "random": random,
+            "others": others,
             "levels": {
                 name: {
                     "module": problem.module.state_dict(),
@@ -174,7 +184,7 @@ class Engine:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a state that ``state_dict`` gave.
+        """Go to a state that ``state_dict`` gave, on any number of ranks; one that it knows nothing of draws anew.
 
         Raises:
             CheckpointError: it is of other levels, or of modules with other parameters; nothing is changed then.
@@ -189,7 +199,11 @@ class Engine:
                 problem.scheduler.load_state_dict(levels[name]["scheduler"])
             self.graph.batches[name].load_state_dict(levels[name]["data"])
         self.step = state["step"]
-        self._random = RandomState.from_state_dict(state["random"])
+        known = [state["random"], *state.get("others", ())]
+        if replicas.rank() < len(known):
+            self._random = RandomState.from_state_dict(known[replicas.rank()])
+        else:
+            self._random = RandomState.seeded(replicas.own_seed(f"{self.seed}/{self.step}", self.seed))
         # Not in older checkpoints.
         self._starts, self._last = state.get("starts", {}), state.get("last", {})
         self.skipped = {name: state.get("skipped", {}).get(name, 0) for name in self.graph.names}
@@ -269,15 +283,18 @@ class Engine:
             for batch in batches:
                 part = self.evaluator.record(name, batch)
                 loss, metrics = self.evaluator.loss(name, part, inputs, move_buffers=True)
-                total = _sum(total, gradients(loss, inputs))
+                total = added(total, gradients(loss, inputs))
                 parts.append(part)
                 values.append((float(loss.detach()), {key: float(value) for key, value in metrics.items()}))
                 del loss
             self._random = RandomState.capture()
         assert total is not None
+        mean, metrics = _means(values)
+        check_finite(name, mean)
         self._records[name] = tuple(parts)
+        total = averaged(total, len(parts), inputs)
         unused = {key for key, value in total[name].items() if value is None}
-        found = self._respond(name, _mean(total, len(parts), inputs), self.evaluator)
+        found = self._respond(name, filled(total, inputs), self.evaluator)
         used = {key: value for key, value in found.values.items() if key not in unused or value.any()}
         norm = self._set_gradient(problem, used)
         if found.solutions:
@@ -285,8 +302,6 @@ class Engine:
         self._keep_step(problem, set(used))
         self._take_step(problem)
         cosine = self._cosine(name, found) if found.reports else None
-        metrics = {key: sum(some[key] for _, some in values) / len(values) for key in values[0][1]}
-        mean = sum(loss for loss, _ in values) / len(values)
         return Update(name, self.step, mean, metrics, norm, found.reports, cosine)
 
     def _respond(
@@ -358,39 +373,8 @@ class Engine:
             problem.scheduler.step()
 
 
-def check_match(weights: Mapping[str, Mapping[str, Tensor]], problems: Mapping[str, Problem]) -> None:
-    """Raise CheckpointError unless saved weights, ``{level: {name: tensor}}``, fit the modules of a graph."""
-    present = {
-        f"{level}.{name}": list(tensor.shape)
-        for level, problem in problems.items()
-        for name, tensor in problem.module.state_dict().items()
-    }
-    saved = {f"{level}.{name}": list(tensor.shape) for level, some in weights.items() for name, tensor in some.items()}
-    for key in [*present, *saved]:
-        if saved.get(key) != present.get(key):
-            raise CheckpointError(
-                f"the checkpoint is of another recipe: {key} has shape {saved.get(key, 'none')} in it, "
-                f"and {present.get(key, 'none')} here"
-            )
-
-
-def _sum(total: Total | None, term: Total) -> Total:
-    """Sum over the parts of a batch; None where no part depends on a variable."""
-    if total is None:
-        return term
-    for level, tensors in term.items():
-        for key, value in tensors.items():
-            before = total[level][key]
-            total[level][key] = value if before is None else before if value is None else before + value
-    return total
-
-
-def _mean(total: Total, count: int, like: Gradients) -> Gradients:
-    """A sum over ``count`` parts divided by it, 0 standing for a variable that is not used."""
-    return {
-        level: {
-            key: torch.zeros_like(like[level][key]) if value is None else value / count if count > 1 else value
-            for key, value in tensors.items()
-        }
-        for level, tensors in total.items()
-    }
+def _means(values: list[tuple[float, dict[str, float]]]) -> tuple[float, dict[str, float]]:
+    """Mean loss and metrics over the parts of a batch and over ranks; a metric that some lack, over the others."""
+    every = [one for own in replicas.gather(values) for one in own]
+    keys = dict.fromkeys(key for _, metrics in every for key in metrics)
+    return fmean(loss for loss, _ in every), {key: fmean(some[key] for _, some in every if key in some) for key in keys}

@@ -31,3 +31,7 @@ class DivergedError(MultilevelError):
 
 class CheckpointError(MultilevelError):
     """A checkpoint that is not there, cut off, or of another run."""
+
+
+class ReplicaError(MultilevelError):
+    """Ranks that train together and have lost each other."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from multilevel.problems import replicas
 from multilevel.problems.errors import LossError, NotFiniteError
 from multilevel.problems.levels import LevelHandle, Levels
 from multilevel.problems.problem import Problem
@@ -89,14 +91,13 @@ class Evaluator:
         with ReplayableDropout(), self._autocast(name):
             value = self.problems[name].loss(levels, part.batch, part.draws)
         loss, metrics = self._checked(name, value)
-        for buffer, moved in own_buffers:
-            buffer.copy_(moved)
+        _move(own_buffers)
         return loss, metrics
 
     def outputs(self, name: str, part: Part, parameters: Mapping[str, Tensors]) -> tuple[list[Tensor], RandomState]:
         """What a level computes on a recorded part, and the generators' state that its criterion starts from."""
         part = self.cast(part)
-        levels, _ = self._levels(parameters, None)
+        levels, _ = self._levels(replicated(parameters), None)
         with part.state.active(), ReplayableDropout(), self._autocast(name):
             found = self.problems[name].outputs(levels, part.batch, part.draws)
             after = RandomState.capture()
@@ -107,7 +108,7 @@ class Evaluator:
     ) -> Tensor:
         """The loss of a level's outputs."""
         part = self.cast(part)
-        levels, _ = self._levels(parameters, None)
+        levels, _ = self._levels(replicated(parameters), None)
         given = outputs[0] if len(outputs) == 1 else list(outputs)
         with state.active(), ReplayableDropout(), self._autocast(name):
             return self._checked(name, self.problems[name].criterion(given, levels, part.batch, part.draws))[0]
@@ -123,19 +124,19 @@ class Evaluator:
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             shape = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise LossError(f"the loss of level {name!r} must be a scalar tensor; got {shape}")
-        if not torch.isfinite(loss):
-            raise NotFiniteError(
-                f"the loss of level {name!r} is {loss.item()}: lower its learning rate, clip its gradient, "
-                "or look at its data"
-            )
+        if replicas.count() == 1:  # what one of several ranks alone saw all of them see in the means
+            check_finite(name, loss.item())
         return loss, dict(metrics)
 
     def replay(
         self, name: str, part: Part, parameters: Mapping[str, Tensors], shared: SharedCalls | None = None
     ) -> Tensor:
-        """The loss of a recorded part, its random draws repeated; no generator and no buffer moves."""
+        """The loss of a recorded part, its random draws repeated; no generator and no buffer moves.
+
+        With several ranks it is this rank's own, and its derivatives in ``parameters`` are those of the ranks' mean.
+        """
         with part.state.active():
-            return self.loss(name, part, parameters, shared=shared)[0]
+            return self.loss(name, part, replicated(parameters, shared), shared=shared)[0]
 
     def record(self, name: str, batch: Any) -> Part:
         """Draw what the loss of ``batch`` needs from the generators as they stand, and record it."""
@@ -184,6 +185,35 @@ class Evaluator:
         if self.precision != "bf16":
             return nullcontext()
         return torch.autocast(self.device(name).type, dtype=torch.bfloat16)
+
+
+def check_finite(name: str, loss: float) -> None:
+    """Raise NotFiniteError for a loss of level ``name`` that is inf or nan."""
+    if not math.isfinite(loss):
+        raise NotFiniteError(
+            f"the loss of level {name!r} is {loss}: lower its learning rate, clip its gradient, or look at its data"
+        )
+
+
+def replicated(parameters: Mapping[str, Tensors], shared: SharedCalls | None = None) -> Mapping[str, Tensors]:
+    """``averaging`` of each level's parameters; within a solve once, for it to share the calls that take them."""
+    if replicas.count() == 1:
+        return parameters
+    return {
+        level: replicas.averaging(tensors) if shared is None else shared.once(level, tensors, replicas.averaging)
+        for level, tensors in parameters.items()
+    }
+
+
+def _move(buffers: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Give buffers their new values, means over the ranks where they are no whole numbers."""
+    fractions = [pair for pair in buffers if pair[1].is_floating_point()]
+    means = replicas.mean([moved for _, moved in fractions])
+    for (buffer, _), moved in zip(fractions, means, strict=True):
+        buffer.copy_(moved)
+    for buffer, moved in buffers:
+        if not moved.is_floating_point():
+            buffer.copy_(moved)
 
 
 def _doubled(value: Any) -> Any:

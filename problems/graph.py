@@ -8,9 +8,10 @@ from functools import cached_property
 from graphlib import TopologicalSorter
 
 import torch
+from torch import Tensor
 
 from multilevel.problems.batches import Batches
-from multilevel.problems.errors import GraphError, NestedChainError, ReadsError
+from multilevel.problems.errors import CheckpointError, GraphError, NestedChainError, ReadsError
 from multilevel.problems.evaluation import Evaluator, module_device
 from multilevel.problems.problem import Problem
 from multilevel.problems.randomness import RandomState
@@ -199,3 +200,19 @@ def _reachable(start: str, edges: Mapping[str, Sequence[str]], within: set[str])
 
 def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(names) or "no level"
+
+
+def check_match(weights: Mapping[str, Mapping[str, Tensor]], problems: Mapping[str, Problem]) -> None:
+    """Raise CheckpointError unless saved weights, ``{level: {name: tensor}}``, fit the modules of a graph."""
+    present = {
+        f"{level}.{name}": list(tensor.shape)
+        for level, problem in problems.items()
+        for name, tensor in problem.module.state_dict().items()
+    }
+    saved = {f"{level}.{name}": list(tensor.shape) for level, some in weights.items() for name, tensor in some.items()}
+    for key in [*present, *saved]:
+        if saved.get(key) != present.get(key):
+            raise CheckpointError(
+                f"the checkpoint is of another recipe: {key} has shape {saved.get(key, 'none')} in it, "
+                f"and {present.get(key, 'none')} here"
+            )

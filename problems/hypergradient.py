@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from multilevel.problems import replicas
 from multilevel.problems.evaluation import Evaluator, Part, Record
 from multilevel.problems.graph import Graph
 from multilevel.problems.nested import NestedSystem
@@ -18,6 +19,8 @@ from multilevel.solvers.update_rules import UpdateRule
 from multilevel.solvers.vectors import Tensors, zeros_like
 
 Gradients = dict[str, dict[str, Tensor]]
+#: The same, None where the loss does not depend on a variable.
+Total = dict[str, dict[str, Tensor | None]]
 
 
 def differentiated(graph: Graph, name: str) -> tuple[str, ...]:
@@ -32,7 +35,7 @@ def leaves(evaluator: Evaluator, levels: tuple[str, ...]) -> Gradients:
     }
 
 
-def gradients(loss: Tensor, inputs: Gradients) -> dict[str, dict[str, Tensor | None]]:
+def gradients(loss: Tensor, inputs: Gradients) -> Total:
     """Derivative of ``loss`` in every tensor of ``inputs``; None where it does not depend on one."""
     flat = [leaf for tensors in inputs.values() for leaf in tensors.values()]
     if not loss.requires_grad:
@@ -40,6 +43,37 @@ def gradients(loss: Tensor, inputs: Gradients) -> dict[str, dict[str, Tensor | N
     else:
         values = iter(torch.autograd.grad(loss, flat, allow_unused=True))
     return {level: {key: next(values) for key in tensors} for level, tensors in inputs.items()}
+
+
+def added(total: Total | None, term: Total) -> Total:
+    """Sum over the parts of a batch; None where no part depends on a variable."""
+    if total is None:
+        return term
+    for level, tensors in term.items():
+        for key, value in tensors.items():
+            before = total[level][key]
+            total[level][key] = value if before is None else before if value is None else before + value
+    return total
+
+
+def averaged(total: Total, count: int, like: Gradients) -> Total:
+    """The mean over ``count`` parts, from their sum, and over ranks; None where nothing depends on a variable."""
+    values = [
+        value / count if value is not None and count > 1 else value
+        for tensors in total.values()
+        for value in tensors.values()
+    ]
+    forms = replicas.forms(one for tensors in like.values() for one in tensors.values())
+    means = iter(replicas.mean_present(values, forms))
+    return {level: {key: next(means) for key in tensors} for level, tensors in total.items()}
+
+
+def filled(total: Total, like: Gradients) -> Gradients:
+    """0 in place of None."""
+    return {
+        level: {key: torch.zeros_like(like[level][key]) if value is None else value for key, value in tensors.items()}
+        for level, tensors in total.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from multilevel.problems.errors import GraphError
 from multilevel.problems.levels import Levels
@@ -35,7 +36,7 @@ class Problem:
     Raises:
         SettingError: steps, clip_norm or accumulate out of range.
         GraphError: no loss, a name that is no identifier, an optimizer over parameters that the module has not, or an
-            embedding with max_norm.
+            embedding with max_norm, or a module that is sharded or replicated over ranks by other means.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Problem:
                     f"level {name!r}: the embedding {key!r} has max_norm, which writes to its weights whenever it is "
                     "evaluated; divide by the norm in the loss instead"
                 )
+        check_whole(name, module)
         own = {id(parameter) for parameter in module.parameters()}
         if optimizer is not None and not {id(parameter) for parameter in self._optimized()} <= own:
             raise GraphError(f"the optimizer of level {name!r} holds parameters that are not in its module")
@@ -121,6 +123,21 @@ class Problem:
     def _optimized(self) -> list[Tensor]:
         assert self.optimizer is not None
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+def check_whole(name: str, module: nn.Module) -> None:
+    """Raise GraphError for a module that another engine spreads over ranks.
+
+    Losses are evaluated at substituted parameters: the shards of ``fully_shard`` would be gathered by hooks of its own,
+    whatever stands in their place, and ``DistributedDataParallel`` would average gradients that are averaged already.
+    """
+    if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+        raise GraphError(
+            f"level {name!r}: its parameters are sharded (fully_shard), and losses cannot be evaluated at other values "
+            "of shards; give the module whole: torchrun has every rank hold all of it and average derivatives"
+        )
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        raise GraphError(f"level {name!r}: give the module itself, not DistributedDataParallel: the engine averages")
 
 
 def _check_count(setting: str, value: int) -> None:

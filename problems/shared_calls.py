@@ -46,6 +46,7 @@ class SharedCalls:
         self.active = False
         self._given: set[int] = set()
         self._calls: list[_Call] = []
+        self._made: list[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]] = []
 
     @property
     def holds_graph(self) -> bool:
@@ -65,6 +66,20 @@ class SharedCalls:
         finally:
             self.active = False
             self._calls.clear()
+            self._made.clear()
+
+    def once(
+        self, level: str, tensors: Mapping[str, Tensor], make: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+    ) -> Mapping[str, Tensor]:
+        """``make(tensors)``; while calls are shared the first result for the same tensors of a level, for its calls to
+        be the same."""
+        if not self.active or level == self.level:
+            return make(tensors)
+        for given, made in self._made:
+            if _same(given, tensors):
+                return made
+        self._made.append((tensors, make(tensors)))
+        return self._made[-1][1]
 
     def call(
         self,

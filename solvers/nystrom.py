@@ -59,6 +59,10 @@ class Nystrom(ImplicitSolver):
         sketch = torch.randn(len(cotangent), rank, generator=generator, dtype=torch.float64)
         sketch = torch.linalg.qr(sketch)[0].to(cotangent)
         damped = torch.stack([system.product(column) for column in sketch.T], dim=1)
+        if rank == len(cotangent):  # the sketch is a basis: nothing to approximate, and no shift to lose digits by
+            core = sketch.T @ damped
+            values, rotation = torch.linalg.eigh((core + core.T) / 2)
+            return values, sketch @ rotation
         # The approximation is of the Hessian alone, shifted so that a sketch beyond its rank can be inverted.
         shift = torch.finfo(damped.dtype).eps ** 0.5 * damped.norm()
         image = damped + (shift - self.damping) * sketch

@@ -85,6 +85,11 @@ class Geometry:
     crops: Tensor | None
     mirrored: Tensor | None
 
+    def __getitem__(self, images: slice) -> Geometry:
+        """What was drawn for some of the images."""
+        crops, mirrored = self.crops, self.mirrored
+        return Geometry(None if crops is None else crops[images], None if mirrored is None else mirrored[images])
+
     def images(self, images: Tensor) -> Tensor:
         """uint8 tensor ``[B, C, S, S]`` to the same scale: float32 after a crop, otherwise uint8."""
         if self.crops is not None:

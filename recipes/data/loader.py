@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import weakref
 from collections import deque
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from multilevel.recipes.data.augment import draw_geometry
 from multilevel.recipes.data.splits import Part
-from multilevel.solvers.errors import DataError
+from multilevel.solvers.errors import DataError, SettingError
 
 Batch = tuple[Tensor, Tensor]
 
@@ -64,6 +65,21 @@ class ImageLoader:
         self.crop_scale = crop_scale
         self.drop_last = drop_last
         self.shuffle = shuffle
+        self.share = slice(0, batch_size)
+
+    def batch_share(self, rank: int, count: int) -> ImageLoader:
+        """A loader of the images of each batch that are rank ``rank``'s of ``count``, shuffled and augmented as in the
+        whole batch; the others are not read.
+
+        Raises:
+            SettingError: a batch size that is no multiple of ``count``.
+        """
+        size, rest = divmod(self.batch_size, count)
+        if rest:
+            raise SettingError("data.batch_size", self.batch_size, f"a multiple of the number of ranks, {count}")
+        loader = copy.copy(self)
+        loader.share = slice(rank * size, (rank + 1) * size)
+        return loader
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -104,8 +120,9 @@ class ImageLoader:
         positions = order[number * self.batch_size : (number + 1) * self.batch_size]
         generator = torch.Generator().manual_seed(mixed_seed(seed, number))
         with torch.no_grad():
+            geometry = draw_geometry(len(positions), self.part.images.image_size, self.flip, self.crop_scale, generator)
+            geometry, positions = geometry[self.share], positions[self.share]
             pixels = self.part.pixels(positions)
-            geometry = draw_geometry(len(pixels), pixels.shape[-1], self.flip, self.crop_scale, generator)
             return self.normalize(geometry.images(pixels)), self.part.targets(positions, geometry)
 
 

@@ -1,0 +1,225 @@
+"""Data parallelism: every rank has a replica of the levels and a share of each batch; derivatives are averaged.
+
+The ranks are those of torch.distributed's default process group; without one there is a single rank, and nothing here
+communicates. The loss that is trained on is the mean of the ranks' losses, so what depends on a share of the data
+(losses, outputs) differs by rank, and what does not (parameters, cotangents, hypergradients) is the same on all.
+Every rank must make the same evaluations in the same order.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from multilevel.problems.errors import ReplicaError
+from multilevel.solvers import MultilevelError
+from multilevel.solvers.vectors import Tensors
+
+BUCKET = 2**23  # numbers that one message carries: enough for its latency not to matter, little beside a model
+
+
+class Form(NamedTuple):
+    """What a tensor looks like."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    def zeros(self) -> Tensor:
+        return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+
+
+def forms(tensors: Iterable[Tensor]) -> list[Form]:
+    return [Form(one.shape, one.dtype, one.device) for one in tensors]
+
+
+def count() -> int:
+    """How many ranks there are."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which one this process is, from 0."""
+    return dist.get_rank() if count() > 1 else 0
+
+
+def own_seed(text: str, first: int) -> int:
+    """A seed of this rank's own, for what differs by rank: ``first`` on rank 0, one derived from ``text`` on others."""
+    return first if rank() == 0 else zlib.crc32(f"{text}/rank/{rank()}".encode())
+
+
+def mean(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The mean over ranks of each tensor, any shapes and floating-point dtypes; the same bits on every rank."""
+    if count() == 1:
+        return list(tensors)
+    means: list[Tensor] = [torch.empty(0)] * len(tensors)
+    for places in _buckets(tensors):
+        flat = torch.cat([tensors[place].detach().reshape(-1) for place in places])
+        with _connected():
+            dist.all_reduce(flat)
+        flat /= count()
+        for place, part in zip(places, flat.split([tensors[place].numel() for place in places]), strict=True):
+            means[place] = part.view(tensors[place].shape)
+    return means
+
+
+def mean_present(tensors: Sequence[Tensor | None], like: Sequence[Form]) -> list[Tensor | None]:
+    """``mean`` of tensors that may be missing: None where one is missing on every rank, 0 where on this one alone.
+
+    Args:
+        tensors: of the forms of ``like``.
+        like: what a missing one would look like.
+    """
+    if count() == 1:
+        return list(tensors)
+    flags = [one is not None for one in tensors]
+    present, *means = _Averaged.apply(
+        torch.tensor(flags, dtype=like[0].dtype, device=like[0].device), *_filled(tensors, like)
+    )
+    return [one if used else None for one, used in zip(means, present.tolist(), strict=True)]
+
+
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Give every rank rank 0's values, in place."""
+    if count() == 1:
+        return
+    for tensor in tensors:
+        with torch.no_grad(), _connected():
+            sent = tensor.detach().contiguous()
+            dist.broadcast(sent, 0)
+            tensor.copy_(sent)
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's value, which is pickled, by rank."""
+    if count() == 1:
+        return [value]
+    values: list[Any] = [None] * count()
+    with _connected():
+        dist.all_gather_object(values, value)
+    return values
+
+
+def spread(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
+    """The results of tasks that need no other rank, each done by one of them, in order.
+
+    Raises:
+        MultilevelError: the first of those that tasks raised, on every rank.
+    """
+    if count() == 1:
+        return [task() for task in tasks]
+    own: dict[int, Any] = {}
+    error: MultilevelError | None = None
+    try:
+        for place in range(rank(), len(tasks), count()):
+            own[place] = tasks[place]()
+    except MultilevelError as raised:
+        error = raised
+    found: dict[int, Any] = {}
+    for theirs, problem in gather((own, error)):
+        if problem is not None:
+            raise problem
+        found |= theirs
+    return [found[place] for place in range(len(tasks))]
+
+
+def averaging(parameters: Tensors) -> dict[str, Tensor]:
+    """Parameters, the same on every rank, as a loss on this rank's share of the data is to take them.
+
+    A derivative of that loss in ``parameters``, of any order and in either mode, is then that of the mean loss: in
+    reverse mode the ranks' gradients are averaged where they arrive at the parameters, all of them in one message; a
+    cotangent or tangent that comes from outside is the same on every rank and stays what it is.
+    """
+    if count() == 1 or not parameters:
+        return dict(parameters)
+    return dict(zip(parameters, _Replicated.apply(*parameters.values()), strict=True))
+
+
+class _Replicated(torch.autograd.Function):
+    """Identity; the gradients that arrive are averaged over ranks."""
+
+    @staticmethod
+    def forward(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.forms = forms(inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        if not torch._C._are_functorch_transforms_active():
+            return tuple(mean_present(gradients, ctx.forms))
+        # torch.func has no gradient that is missing, and no tensor whose numbers could be looked at
+        return tuple(_Averaged.apply(*_filled(gradients, ctx.forms)))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tuple(one if one is None else one.view_as(one) for one in tangents)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Any, Any]:
+        return _Replicated.apply(*tensors), in_dims
+
+
+class _Averaged(torch.autograd.Function):
+    """The mean over ranks. What is derived from it is the same on every rank, and so are the cotangents that arrive:
+    each rank goes on with its own term, whose gradient ``_Replicated`` averages."""
+
+    @staticmethod
+    def forward(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(mean(tensors))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.forms = forms(inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        return cotangents
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+        return tuple(_Averaged.apply(*_filled(tangents, ctx.forms)))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Any, Any]:
+        return _Averaged.apply(*tensors), in_dims
+
+
+def _filled(tensors: Sequence[Tensor | None], forms: Sequence[Form]) -> list[Tensor]:
+    """0 in place of what is missing."""
+    return [form.zeros() if one is None else one for one, form in zip(tensors, forms, strict=True)]
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Positions of tensors that travel together: of one dtype, up to ``BUCKET`` numbers or a single tensor."""
+    places: dict[torch.dtype, list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        places.setdefault(tensor.dtype, []).append(place)
+    for some in places.values():
+        bucket, size = [], 0
+        for place in some:
+            if bucket and size + tensors[place].numel() > BUCKET:
+                yield bucket
+                bucket, size = [], 0
+            bucket.append(place)
+            size += tensors[place].numel()
+        yield bucket
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ReplicaError(f"rank {rank()} has lost the other ranks ({reason[:200]})") from error

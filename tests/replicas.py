@@ -1,0 +1,149 @@
+"""A three-level problem on shares of its data, evaluated on this rank: ``python -m replicas FILE RANK COUNT OUTPUT``."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from solver_table import ROWS
+from toy import flat
+from torch import nn
+
+from multilevel import Engine, Graph, Problem
+from multilevel.solvers import SOLVERS
+
+ROWS_OF_DATA = 8
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def dataset(dtype, seed):
+    """Batches of inputs, targets and one number a sample that stands for a random draw."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((ROWS_OF_DATA, 2), (ROWS_OF_DATA,), (ROWS_OF_DATA, 2))
+    return [tuple(torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)] * 2
+
+
+class Model(nn.Module):
+    """A network of two layers, with a running mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = nn.Linear(2, 2)
+        self.last = nn.Linear(2, 1, bias=False)
+        self.unused = nn.Linear(1, 1, bias=False)
+        self.register_buffer("mean", torch.zeros(2))
+
+    def forward(self, inputs):
+        self.mean.lerp_(inputs.detach().mean(0), 0.5)
+        return self.last(torch.tanh(self.hidden(inputs)))[:, 0]
+
+
+class Level(Problem):
+    def draw(self, levels, batch):
+        return 0.1 * batch[2]
+
+    def outputs(self, levels, batch, draws):
+        return getattr(levels, self.name)(batch[0] + draws)
+
+    def criterion(self, outputs, levels, batch, draws):
+        error = (outputs - batch[1]).square()
+        return (error * self.weights(levels, batch)).mean() + self.penalty(levels)
+
+    def weights(self, levels, batch):
+        return torch.ones_like(batch[1])
+
+    def penalty(self, levels):
+        return 0.0
+
+
+class Bottom(Level):
+    def outputs(self, levels, batch, draws):
+        fitted = levels.bottom(batch[0] + draws)
+        shrunk = [getattr(part, name) for part in (levels.bottom.hidden, levels.bottom.last) for name in ("weight",)]
+        return [fitted, *shrunk]
+
+    def criterion(self, outputs, levels, batch, draws):
+        weights = torch.sigmoid(levels.top(batch[0]))
+        strength = levels.top.hidden.weight.exp()
+        fit = ((outputs[0] - batch[1]).square() * weights).mean()
+        return fit + 0.5 * (strength * outputs[1].square()).sum() + outputs[2].square().sum()
+
+
+class Middle(Level):
+    def outputs(self, levels, batch, draws):
+        return levels.middle(batch[0] + draws) + levels.bottom(batch[0])
+
+    def weights(self, levels, batch):
+        return torch.sigmoid(levels.top(batch[0]))
+
+    def penalty(self, levels):
+        return sum(one.square().sum() for one in (levels.middle.hidden.weight, levels.middle.last.weight))
+
+
+class Top(Level):
+    def outputs(self, levels, batch, draws):
+        return levels.middle(batch[0]) + levels.bottom(batch[0])
+
+
+class NestedMiddle(Middle):
+    """Read by the bottom level too."""
+
+
+class NestedBottom(Bottom):
+    def criterion(self, outputs, levels, batch, draws):
+        pull = levels.middle.last.weight.square().sum()
+        return super().criterion(outputs, levels, batch, draws) + pull * outputs[2].square().sum()
+
+
+def problem(dtype, solver, middle=Middle, bottom=Bottom, accumulate=1):
+    torch.manual_seed(0)
+    levels = []
+    for seed, (name, level) in enumerate([("bottom", bottom), ("middle", middle), ("top", Top)]):
+        module = Model().to(dtype)
+        optimizer = torch.optim.Adam(module.parameters(), 0.05)
+        data = dataset(dtype, seed)
+        steps = 1 if name == "top" else 2
+        levels.append(
+            level(name, module, optimizer=optimizer, data=data, solver=solver, steps=steps, accumulate=accumulate)
+        )
+    return Graph(*levels)
+
+
+def cases(dtype):
+    """A graph to train for a step and to differentiate, by name."""
+    for row in ROWS:
+        options = {"damping": 0.5} if hasattr(row.solver(), "damping") else {}
+        yield str(row), lambda row=row, options=options: problem(dtype, row.solver(**options))
+    for product in ("reverse", "forward"):
+        solver = SOLVERS["conjugate_gradient"](product=product, damping=0.5, curvature="gauss_newton")
+        yield f"gauss_newton-{product}-accumulated", lambda solver=solver: problem(dtype, solver, accumulate=2)
+        nested = SOLVERS["conjugate_gradient"](product=product, damping=0.5, iterations=5)
+        yield f"nested-{product}", lambda solver=nested: problem(dtype, solver, NestedMiddle, NestedBottom)
+
+
+def evaluated(dtype):
+    """Of each case after a step: all parameters and buffers, the top level's hypergradient, and the levels' losses."""
+    found = {}
+    for name, make in cases(DTYPES[dtype]):
+        engine = Engine(make())
+        losses = []
+        engine.callbacks.append(type("Log", (), {**NOTHING, "on_update": lambda _, __, one: losses.append(one.loss)})())
+        engine.run(1)
+        state = [one for part in engine.graph.problems.values() for one in part.module.state_dict().values()]
+        found[name] = {
+            "state": torch.cat([one.double().reshape(-1) for one in state]),
+            "hypergradient": flat(engine.hypergradient("top")).double(),
+            "losses": torch.tensor(losses, dtype=torch.float64),
+        }
+    return found
+
+
+NOTHING = {name: lambda *_: None for name in ("on_start", "on_skip", "on_step", "on_end")}
+
+
+if __name__ == "__main__":
+    file, rank, count, output = sys.argv[1:]
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=int(rank), world_size=int(count))
+    torch.save({dtype: evaluated(dtype) for dtype in DTYPES}, Path(output))
+    dist.destroy_process_group()
