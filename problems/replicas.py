@@ -221,5 +221,5 @@ def _connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ReplicaError(f"rank {rank()} has lost the other ranks ({reason[:200]})") from error
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise ReplicaError(f"rank {rank()} has lost the other ranks ({reason})") from error

@@ -6,24 +6,31 @@ import sys
 from pathlib import Path
 
 import pytest
-import replicas
+import several_ranks
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from toy import relative_error
+
+from multilevel.problems import GraphError
+from multilevel.problems.batches import own_share
+from multilevel.solvers import DataError
 
 #: Largest relative difference of a hypergradient, by dtype: exact products, finite differences.
 TOLERANCE = {"float32": (1e-5, 1e-2), "float64": (1e-10, 1e-8)}
-NAMES = [name for name, _ in replicas.cases(torch.float32)]
+NAMES = [name for name, _ in several_ranks.cases(torch.float32)]
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What each of two ranks found."""
     folder = tmp_path_factory.mktemp("ranks")
-    tests = Path(replicas.__file__).parent
+    tests = Path(several_ranks.__file__).parent
     environment = {**os.environ, "PYTHONPATH": str(tests), "OMP_NUM_THREADS": "1"}
     outputs = [folder / f"{rank}.pt" for rank in range(2)]
     commands = [
-        [sys.executable, "-m", "replicas", str(folder / "store"), str(rank), "2", str(output)]
+        [sys.executable, "-m", "several_ranks", str(folder / "store"), str(rank), "2", str(output)]
         for rank, output in enumerate(outputs)
     ]
     processes = [subprocess.Popen(command, env=environment, cwd=tests.parent) for command in commands]
@@ -33,7 +40,76 @@ def ranks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def single():
-    return {dtype: replicas.evaluated(dtype) for dtype in TOLERANCE}
+    return {dtype: several_ranks.evaluated(dtype) for dtype in TOLERANCE}
+
+
+def test_draws_differ_by_rank(ranks):
+    one, other = (rank["drawn"] for rank in ranks)
+    assert torch.equal(one, several_ranks.drawn())
+    assert not torch.isclose(one, other).any()
+
+
+def test_what_is_not_finite_on_one_rank_is_skipped_on_all(ranks):
+    for rank in ranks:
+        count, before, later, after = rank["skipped"]
+        assert (count, later) == (1, 0)
+        assert before.isfinite().all()
+        assert after.isfinite().all()
+        assert not torch.equal(before, after)
+        assert torch.equal(after, ranks[0]["skipped"][3])
+
+
+def test_tasks_are_spread_and_their_errors_reach_all(ranks):
+    for rank in ranks:
+        assert rank["spread"] == ([(0, 0), (1, 1), (2, 0), (3, 1), (4, 0)], "the fourth task")
+
+
+@pytest.fixture
+def group():
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_sharded_modules_are_refused(group):
+    module = torch.nn.Linear(4, 4)
+    fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
+    with pytest.raises(GraphError, match=r"level 'one': its parameters are sharded \(fully_shard\)"):
+        several_ranks.Level("one", module)
+
+
+def test_replicated_modules_are_refused(group):
+    module = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 4))
+    with pytest.raises(GraphError, match="give the module itself, not DistributedDataParallel"):
+        several_ranks.Level("one", module)
+
+
+@pytest.fixture
+def second_of_three(monkeypatch):
+    monkeypatch.setattr("multilevel.problems.replicas.count", lambda: 3)
+    monkeypatch.setattr("multilevel.problems.replicas.rank", lambda: 1)
+
+
+def test_a_share_is_the_rows_of_a_rank(second_of_three):
+    batch = {"rows": torch.arange(6), "pair": (torch.arange(12).reshape(6, 2), None), "scale": torch.tensor(2.0)}
+    share = own_share(batch, "one")
+    assert share["rows"].tolist() == [2, 3]
+    assert share["pair"][0].tolist() == [[4, 5], [6, 7]]
+    assert share["pair"][1] is None
+    assert share["scale"] == 2
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (torch.zeros(7, 2), "a batch of level 'one' has 7 rows, which 3 ranks cannot share evenly"),
+        ([torch.zeros(6), ["a", "b"]], r"holds a str, which cannot be shared out over ranks: give .* batch_share"),
+    ],
+)
+def test_what_cannot_be_shared_is_named(batch, message, second_of_three):
+    with pytest.raises(DataError, match=message):
+        own_share(batch, "one")
 
 
 def approximate(name):

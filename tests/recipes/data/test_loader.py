@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from multilevel.recipes.data import ImageLoader, Images, Part, load_data
 from multilevel.recipes.data.augment import draw_boxes
 from multilevel.recipes.data.loader import mixed_seed
-from multilevel.solvers.errors import DataError
+from multilevel.solvers.errors import DataError, SettingError
 
 
 class Numbered(Images):
@@ -266,3 +266,22 @@ def test_crop_of_a_constant_image_is_constant():
     part.images.everything[:] = 128
     ((images, _),) = list(loader_of(part, crop_scale=0.2))
     torch.testing.assert_close(images, F.pad(normalize(torch.full((8, 3, 4, 4), 128)), (0, 0)))
+
+
+def test_shares_of_batches_are_the_batches_and_the_rest_is_not_read():
+    torch.manual_seed(0)
+    whole = list(loader_of(flip=True, crop_scale=0.5))
+    shares, asked = [], []
+    for rank in range(4):
+        torch.manual_seed(0)
+        part = part_of()
+        shares.append(list(loader_of(part, flip=True, crop_scale=0.5).batch_share(rank, 4)))
+        asked += part.images.asked
+    joined = [tuple(torch.cat(parts) for parts in zip(*some, strict=True)) for some in zip(*shares, strict=True)]
+    assert same(joined, whole)
+    assert len(asked) == len(set(asked)) == 48
+
+
+def test_ranks_that_cannot_share_a_batch_evenly():
+    with pytest.raises(SettingError, match=r"data\.batch_size: got 8; expected a multiple of the number of ranks, 3"):
+        loader_of().batch_share(0, 3)

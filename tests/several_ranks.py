@@ -1,16 +1,18 @@
-"""A three-level problem on shares of its data, evaluated on this rank: ``python -m replicas FILE RANK COUNT OUTPUT``."""
+"""Problems of three levels, evaluated on one of several ranks: ``python -m several_ranks FILE RANK COUNT OUTPUT``."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from solver_table import ROWS
-from toy import flat
 from torch import nn
+from toy import flat
 
 from multilevel import Engine, Graph, Problem
-from multilevel.solvers import SOLVERS
+from multilevel.problems import Callback, replicas
+from multilevel.solvers import SOLVERS, DataError
 
 ROWS_OF_DATA = 8
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -82,6 +84,11 @@ class Middle(Level):
 
 class Top(Level):
     def outputs(self, levels, batch, draws):
+        return levels.bottom(batch[0])
+
+
+class TopOfThree(Level):
+    def outputs(self, levels, batch, draws):
         return levels.middle(batch[0]) + levels.bottom(batch[0])
 
 
@@ -95,30 +102,48 @@ class NestedBottom(Bottom):
         return super().criterion(outputs, levels, batch, draws) + pull * outputs[2].square().sum()
 
 
-def problem(dtype, solver, middle=Middle, bottom=Bottom, accumulate=1):
+TWO = {"bottom": Bottom, "top": Top}
+THREE = {"bottom": Bottom, "middle": Middle, "top": TopOfThree}
+NESTED = {"bottom": NestedBottom, "middle": NestedMiddle, "top": TopOfThree}
+
+
+def problem(dtype, levels, solver, accumulate=1):
     torch.manual_seed(0)
-    levels = []
-    for seed, (name, level) in enumerate([("bottom", bottom), ("middle", middle), ("top", Top)]):
+    made = []
+    for seed, (name, level) in enumerate(levels.items()):
         module = Model().to(dtype)
-        optimizer = torch.optim.Adam(module.parameters(), 0.05)
-        data = dataset(dtype, seed)
-        steps = 1 if name == "top" else 2
-        levels.append(
-            level(name, module, optimizer=optimizer, data=data, solver=solver, steps=steps, accumulate=accumulate)
+        made.append(
+            level(
+                name,
+                module,
+                optimizer=torch.optim.Adam(module.parameters(), 0.05),
+                data=dataset(dtype, seed),
+                solver=solver,
+                steps=1 if name == "top" else 2,
+                accumulate=accumulate,
+            )
         )
-    return Graph(*levels)
+    return Graph(*made)
 
 
 def cases(dtype):
-    """A graph to train for a step and to differentiate, by name."""
+    """What makes a graph to train for a step and to differentiate, by name."""
     for row in ROWS:
         options = {"damping": 0.5} if hasattr(row.solver(), "damping") else {}
-        yield str(row), lambda row=row, options=options: problem(dtype, row.solver(**options))
+        yield str(row), partial(problem, dtype, TWO, row.solver(**options))
     for product in ("reverse", "forward"):
         solver = SOLVERS["conjugate_gradient"](product=product, damping=0.5, curvature="gauss_newton")
-        yield f"gauss_newton-{product}-accumulated", lambda solver=solver: problem(dtype, solver, accumulate=2)
-        nested = SOLVERS["conjugate_gradient"](product=product, damping=0.5, iterations=5)
-        yield f"nested-{product}", lambda solver=nested: problem(dtype, solver, NestedMiddle, NestedBottom)
+        yield f"gauss_newton-{product}-accumulated", partial(problem, dtype, THREE, solver, accumulate=2)
+        solver = SOLVERS["conjugate_gradient"](product=product, damping=0.5, iterations=3)
+        yield f"nested-{product}", partial(problem, dtype, NESTED, solver)
+
+
+class Losses(Callback):
+    def __init__(self):
+        self.values = []
+
+    def on_update(self, engine, update):
+        self.values.append(update.loss)
 
 
 def evaluated(dtype):
@@ -126,24 +151,67 @@ def evaluated(dtype):
     found = {}
     for name, make in cases(DTYPES[dtype]):
         engine = Engine(make())
-        losses = []
-        engine.callbacks.append(type("Log", (), {**NOTHING, "on_update": lambda _, __, one: losses.append(one.loss)})())
+        losses = Losses()
+        engine.callbacks.append(losses)
         engine.run(1)
         state = [one for part in engine.graph.problems.values() for one in part.module.state_dict().values()]
         found[name] = {
             "state": torch.cat([one.double().reshape(-1) for one in state]),
             "hypergradient": flat(engine.hypergradient("top")).double(),
-            "losses": torch.tensor(losses, dtype=torch.float64),
+            "losses": torch.tensor(losses.values, dtype=torch.float64),
         }
     return found
 
 
-NOTHING = {name: lambda *_: None for name in ("on_start", "on_skip", "on_step", "on_end")}
+def drawn():
+    """What a level draws."""
+
+    class Drawing(Level):
+        def draw(self, levels, batch):
+            drawings.append(torch.rand(3))
+            return super().draw(levels, batch)
+
+    drawings = []
+    module = Model()
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    Engine(Graph(Drawing("only", module, optimizer=optimizer, data=dataset(torch.float32, 0)))).run(1)
+    return drawings[-1]  # the first one was to find out what the loss reads
+
+
+def skipped(rank):
+    """What an update comes to where the data of rank 1 alone is not finite: updates skipped, and the weights."""
+    batch = dataset(torch.float32, 0)[0]
+    broken = tuple(one.clone() for one in batch)
+    broken[0][ROWS_OF_DATA // 2 :] = float("nan")
+    torch.manual_seed(0)
+    module = Model()
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    engine = Engine(Graph(Level("only", module, optimizer=optimizer, data=[broken, batch])))
+    engine.run(1)
+    count, first = engine.skipped["only"], flat(dict(module.named_parameters())).detach().clone()
+    engine.run(1)
+    return count, first, engine.skipped["only"], flat(dict(module.named_parameters())).detach()
+
+
+def spread(rank):
+    """Which rank did each of five tasks, and the error where the fourth fails."""
+    tasks = [lambda place=place: (place, rank) for place in range(5)]
+    done = replicas.spread(tasks)
+    try:
+        replicas.spread([*tasks[:3], fail, tasks[4]])
+    except DataError as error:
+        return done, str(error)
+    return done, None
+
+
+def fail():
+    raise DataError("the fourth task")
 
 
 if __name__ == "__main__":
     file, rank, count, output = sys.argv[1:]
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=int(rank), world_size=int(count))
-    torch.save({dtype: evaluated(dtype) for dtype in DTYPES}, Path(output))
+    found = {dtype: evaluated(dtype) for dtype in DTYPES}
+    torch.save({**found, "drawn": drawn(), "skipped": skipped(int(rank)), "spread": spread(int(rank))}, Path(output))
     dist.destroy_process_group()
