@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from multilevel.distributed import launched
 from multilevel.exit_status import exit_status
 from multilevel.help import OVERVIEW, help_for
 from multilevel.solvers.errors import MultilevelError
@@ -34,6 +35,8 @@ def _run(given: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(help_for(command))
         return 0
+    if launched() and command != "train":
+        raise MultilevelError(f"torchrun starts multilevel train alone; multilevel {command} runs without it")
     return importlib.import_module(f"multilevel.{command}").main(arguments)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from multilevel.problems import Callback, Engine, NotFiniteError
+from multilevel.problems import Callback, Engine, NotFiniteError, replicas
 from multilevel.problems.reference import agreement, largest_residual, reference_hypergradient
 from multilevel.solvers import CotangentError
 
@@ -50,6 +50,8 @@ class Diagnosis(Callback):
             "reference": dict(reference.solver),
             "reference_residual": reference.residual,
         }
+        if replicas.rank() > 0:
+            return
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         if error is None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 
-from multilevel.solvers.errors import MultilevelError
+from multilevel.problems.errors import ReplicaError
+from multilevel.solvers.errors import DataError, MultilevelError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no place on the disk, or in one's share of it
 WRONG, INTERRUPTED = 2, 130
@@ -22,7 +24,9 @@ def exit_status(command: Callable[[], int | None], resumed: str) -> int:
     try:
         return command() or 0
     except MultilevelError as error:
-        print(f"multilevel: {' '.join(str(error).split())}", file=sys.stderr)
+        # What is wrong on every rank is said by one.
+        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, DataError | ReplicaError):
+            print(f"multilevel: {' '.join(str(error).split())}", file=sys.stderr)
         return WRONG
     except OSError as error:
         if error.errno not in FULL:
@@ -30,5 +34,6 @@ def exit_status(command: Callable[[], int | None], resumed: str) -> int:
         print(f"multilevel: {error.strerror}: make room; what had been saved is whole, and {resumed}", file=sys.stderr)
         return WRONG
     except KeyboardInterrupt as stop:
-        print(f"multilevel: {stop if stop.args else f'stopped; {resumed}'}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"multilevel: {stop if stop.args else f'stopped; {resumed}'}", file=sys.stderr)
         return getattr(stop, "status", INTERRUPTED)

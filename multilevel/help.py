@@ -36,6 +36,9 @@ metrics.jsonl, summary.json, checkpoint/, curves.png, masks.png.
   multilevel train init=facebook/vit-mae-base data=folder data.path=DIR data.image_size=224    from a released MAE
   multilevel train resume=RUN                                  go on where the last checkpoint stands; Ctrl-C or SIGTERM
                                                                writes one after the step, a second one ends at once
+  torchrun --standalone --nproc-per-node=2 -m multilevel train SETTING=VALUE ...   data-parallel: each rank takes its
+                                                               share of every batch; with --max-restarts=3 and
+                                                               output=FOLDER a lost rank is started again
 
 Settings (all: the config.yaml of any run)
   steps               updates of the top level

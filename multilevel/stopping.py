@@ -9,7 +9,7 @@ import threading
 from types import FrameType
 from typing import Any, ClassVar
 
-from multilevel.problems import Engine
+from multilevel.problems import Engine, replicas
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -66,6 +66,8 @@ class StopOnSignal:
             return
         self.number = number
         self.engine.stop()
+        if replicas.rank() > 0:
+            return
         with contextlib.suppress(OSError):  # whoever read it may be gone
             # Not print, which may be in the middle of a write of its own.
             os.write(2, f"\n{signal.Signals(number).name}: ending after this step\n".encode())

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any, TextIO
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -24,14 +25,15 @@ from multilevel.configuration import (
     swept,
 )
 from multilevel.diagnosis import Diagnosis
+from multilevel.distributed import joined, launched, restarted, restarts
 from multilevel.event_log import EventLog
-from multilevel.problems import CheckpointError, Checkpointing, DivergedError, Engine, load_checkpoint
+from multilevel.problems import CheckpointError, Checkpointing, DivergedError, Engine, load_checkpoint, replicas
 from multilevel.problems.checkpoint import newest_intact
 from multilevel.progress import Progress
 from multilevel.recipes.base import Recipe
-from multilevel.recipes.evaluation import format_table
+from multilevel.recipes.evaluation import Score, format_table
 from multilevel.recipes.pictures import draw_curves
-from multilevel.run_folder import RunFolder, check_free, report_damage
+from multilevel.run_folder import RunFolder, check_free
 from multilevel.solvers import MultilevelError, SettingError
 from multilevel.stopping import StopOnSignal, Stopped
 from multilevel.summary import peak_memory_mib, summarize
@@ -39,19 +41,37 @@ from multilevel.summary import peak_memory_mib, summarize
 
 def main(arguments: Sequence[str]) -> int:
     """Train as the command line says; 0 when it has ended well."""
+    with joined():
+        start(arguments)
+    return 0
+
+
+def start(arguments: Sequence[str]) -> None:
+    """A new run, one to go on with, or several."""
     overrides = [argument for argument in arguments if argument not in ("--multirun", "-m")]
     resumed = [argument.partition("=")[2] for argument in overrides if argument.startswith("resume=")]
     if len(overrides) < len(arguments):
+        if launched():
+            raise SettingError("--multirun", "torchrun", "one run with torchrun, or --multirun without it")
         sweep(overrides)
     elif not resumed:
         config = compose_config(overrides)
-        train(config, output_folder(config))
+        if restarts() and not config.output:
+            raise SettingError("output", None, "a folder, with torchrun --max-restarts: a restart goes on in it")
+        if restarted() and (Path(config.output) / "config.yaml").exists():
+            resume(Path(config.output))
+        else:
+            train(config, led(lambda: output_folder(config)))
     elif len(overrides) > 1:
         other = next(argument for argument in overrides if not argument.startswith("resume="))
         raise SettingError("resume", other, "no other setting: a run goes on with those in its config.yaml")
     else:
         resume(Path(resumed[0]))
-    return 0
+
+
+def led(task: Callable[[], Any]) -> Any:
+    """The result of what rank 0 alone does, on every rank; its error too."""
+    return replicas.spread([task])[0]
 
 
 def train(config: DictConfig, output: Path) -> None:
@@ -61,11 +81,11 @@ def train(config: DictConfig, output: Path) -> None:
         config: all its settings.
         output: its folder, made once everything that can be wrong beforehand has been checked.
     """
-    check_free(output)
+    led(lambda: check_free(output))
     recipe = build_recipe(config)
     engine = new_engine(recipe)
-    folder = RunFolder.create(output, config)
-    print("\n".join([*recipe.notes, recipe.graph.describe()]), file=sys.stderr)
+    folder = led(lambda: RunFolder.create(output, config))
+    tell(*recipe.notes, recipe.graph.describe())
     finish(recipe, engine, folder, seconds=0.0)
 
 
@@ -73,15 +93,15 @@ def resume(path: Path) -> None:
     """Go on with a run where its newest checkpoint stands."""
     folder = RunFolder.open("resume", path)
     if (path / "summary.json").exists():
-        print(f"{path} has ended; its summary: {path / 'summary.json'}")
+        tell(f"{path} has ended; its summary: {path / 'summary.json'}", file=sys.stdout)
         return
     recipe = build_recipe(folder.config())
     engine = new_engine(recipe)
-    damaged = load_checkpoint(engine, folder.checkpoint)
-    folder.cut(engine.step)
+    if not restarted() or any(folder.checkpoint.glob("step-*")):
+        tell(*load_checkpoint(engine, folder.checkpoint))
+    led(lambda: folder.cut(engine.step))
     records = folder.read_metrics()
-    report_damage(damaged)
-    print(f"{path}: resumed at step {engine.step}", file=sys.stderr)
+    tell(f"{path}: resumed at step {engine.step}")
     finish(recipe, engine, folder, seconds=records[-1]["seconds"] if records else 0.0)
 
 
@@ -91,7 +111,7 @@ def new_engine(recipe: Recipe) -> Engine:
 
 
 def finish(recipe: Recipe, engine: Engine, folder: RunFolder, seconds: float) -> None:
-    """Train to the last step, draw, evaluate, and write the summary.
+    """Train to the last step, evaluate, draw, and write the summary.
 
     Args:
         recipe: whose graph the engine trains.
@@ -103,46 +123,63 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, seconds: float) ->
         Stopped: a signal has ended it early.
         MultilevelError: it has diverged, or could not be evaluated.
     """
-    settings = recipe.settings
+    settings, first = recipe.settings, replicas.rank() == 0
     log = EventLog(folder.metrics, seconds)
     # The log is flushed before a checkpoint is written: a resumed run finds every line that it does not write again.
     engine.callbacks += [
-        log,
+        *([log] if first else []),
         *([Diagnosis(folder.diagnosis, settings.diagnose)] if settings.diagnose else []),
         Checkpointing(folder.checkpoint, settings.checkpoint.every),
         # What only speaks comes last: where nobody listens any more, nothing is lost.
-        CollapseReport(),
-        Progress(recipe.images_per_step),
+        *([CollapseReport(), Progress(recipe.images_per_step)] if first else []),
     ]
     with StopOnSignal(engine) as stop:
         try:
             engine.run(settings.steps - engine.step)
         except DivergedError as error:
             raise DivergedError(f"{error}. {_saved(folder)}") from error
-    if stop.number is not None:
-        name = signal.Signals(stop.number).name
-        text = f"stopped by {name} after step {engine.step} of {settings.steps}"
-        raise Stopped(f"{text}; multilevel train resume={folder.path} goes on from there", 128 + stop.number)
-    memory = peak_memory_mib()
-    records, skipped = folder.read_updates()
-    pictures = [folder.path / "curves.png"]
-    draw_curves(pictures[0], records)
-    pictures += recipe.write_pictures(folder.path)
+    for number in replicas.gather(stop.number):
+        if number is not None:
+            text = f"stopped by {signal.Signals(number).name} after step {engine.step} of {settings.steps}"
+            raise Stopped(f"{text}; multilevel train resume={folder.path} goes on from there", 128 + number)
+    memory = max(replicas.gather(peak_memory_mib()))
     if settings.evaluate:
-        print(f"evaluating the encoder on the {settings.evaluation.split} split", file=sys.stderr, flush=True)
+        tell(f"evaluating the encoder on the {settings.evaluation.split} split")
     scores, problem = None, None
     try:
         scores = recipe.evaluate() if settings.evaluate else None
     except MultilevelError as error:  # what was trained is not lost
         problem = error
-    summary = folder.write_json(
-        "summary.json", summarize(recipe, records, skipped, log.seconds, memory, scores, problem)
-    )
+    if first:
+        conclude(recipe, folder, log.seconds, memory, scores, problem)
+    if problem is not None:
+        raise problem
+
+
+def conclude(
+    recipe: Recipe,
+    folder: RunFolder,
+    seconds: float,
+    memory: float,
+    scores: list[Score] | None,
+    problem: MultilevelError | None,
+) -> None:
+    """Draw, write the summary, and print what there is to look at; for the arguments see ``summarize``."""
+    settings = recipe.settings
+    records, skipped = folder.read_updates()
+    pictures = [folder.path / "curves.png"]
+    draw_curves(pictures[0], records)
+    pictures += recipe.write_pictures(folder.path)
+    summary = folder.write_json("summary.json", summarize(recipe, records, skipped, seconds, memory, scores, problem))
     if scores:
         print(format_table(scores, settings.evaluation.split, settings.evaluation.metric))
     print("\n".join(f"{path}" for path in [*pictures, summary]))
-    if problem is not None:
-        raise problem
+
+
+def tell(*lines: str, file: TextIO = sys.stderr) -> None:
+    """Print lines, on one rank."""
+    if replicas.rank() == 0 and lines:
+        print("\n".join(lines), file=file, flush=True)
 
 
 def _saved(folder: RunFolder) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 from tqdm import tqdm
 
+from multilevel.problems import replicas
 from multilevel.recipes.data import ImageData, Part
 from multilevel.recipes.data.strata import limit_rows, random_for, rows_by_class
 from multilevel.recipes.evaluation.protocols import Candidate, Encoder, EvaluationProtocol, Setup, Trial
@@ -50,18 +51,24 @@ def evaluate_features(candidates: Sequence[Candidate], setup: Setup, settings: E
     scores = []
     for candidate in candidates:
         frozen = _frozen_features(candidate, setup, settings, _subset(setup.data.train, pool), scored)
-        for share, part in fitted.items():
-            trial = Trial(candidate, setup, settings, part, scored, _chosen(frozen, shares[share]))
-            for name, protocol in protocols.items():
-                if candidate.module is not None or not protocol.needs_module:
-                    found = shown_first(protocol.metrics(trial), metric)
-                    scores.append(Score(candidate.name, name, share, found))
+        tasks = [
+            partial(_score, name, share, protocol, metric, trial)
+            for share, part in fitted.items()
+            for trial in [Trial(candidate, setup, settings, part, scored, _chosen(frozen, shares[share]))]
+            for name, protocol in protocols.items()
+            if candidate.module is not None or not protocol.needs_module
+        ]
+        scores += replicas.spread(tasks)
     for share, part in fitted.items():
         for name, protocol in protocols.items():
             if protocol.needs_classes or setup.task.soft_targets:
                 found = shown_first(_majority_metrics(part, scored), metric)
                 scores.append(Score("majority class", name, share, found))
     return scores
+
+
+def _score(name: str, share: float, protocol: EvaluationProtocol, metric: str, trial: Trial) -> Score:
+    return Score(trial.candidate.name, name, share, shown_first(protocol.metrics(trial), metric))
 
 
 def raw_pixels(images: Tensor) -> Tensor:
