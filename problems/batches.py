@@ -36,9 +36,10 @@ class Batches:
 
     def __init__(self, level: str, data: Iterable[Any] | None, device: torch.device, seed: int = 0) -> None:
         self.level = level
-        several, shares = replicas.count() > 1, hasattr(data, "batch_share")
-        self._cut = several and not shares
-        self.data: Any = data.batch_share(replicas.rank(), replicas.count()) if several and shares else data
+        several = replicas.count() > 1
+        share = getattr(data, "batch_share", None) if several else None
+        self.data: Any = data if share is None else share(replicas.rank(), replicas.count())
+        self._cut = several and share is None
         self.device = device
         self.restart(seed)
 

@@ -206,7 +206,8 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
     for place, tensor in enumerate(tensors):
         places.setdefault(tensor.dtype, []).append(place)
     for some in places.values():
-        bucket, size = [], 0
+        bucket: list[int] = []
+        size = 0
         for place in some:
             if bucket and size + tensors[place].numel() > BUCKET:
                 yield bucket
