@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from multilevel.problems import replicas
+from multilevel.problems.autocast import AutocastAttention
 from multilevel.problems.errors import LossError, NotFiniteError
 from multilevel.problems.levels import LevelHandle, Levels
 from multilevel.problems.problem import Problem
@@ -181,10 +182,13 @@ class Evaluator:
     def _own(self, tensor: Tensor) -> Tensor:
         return _doubled(tensor) if self.precision == REFERENCE_PRECISION else tensor
 
-    def _autocast(self, name: str) -> AbstractContextManager[Any]:
+    @contextmanager
+    def _autocast(self, name: str) -> Iterator[None]:
         if self.precision != "bf16":
-            return nullcontext()
-        return torch.autocast(self.device(name).type, dtype=torch.bfloat16)
+            yield
+            return
+        with torch.autocast(self.device(name).type, dtype=torch.bfloat16), AutocastAttention():
+            yield
 
 
 def check_finite(name: str, loss: float) -> None:

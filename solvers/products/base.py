@@ -117,9 +117,14 @@ class Products(ABC):
                 yield
         except (NotImplementedError, RuntimeError) as error:
             operator = lacking_operator(error)
-            if operator is None:
-                raise
-            raise ProductError(f"{operator} has no {self.lacks}: {self.remedy}") from error
+            if operator is not None:
+                raise ProductError(f"{operator} has no {self.lacks}: {self.remedy}") from error
+            if self.lower.arithmetic == torch.bfloat16 and any(text in str(error) for text in _MIXED):
+                raise ProductError(
+                    f"under precision=bf16 an operator's {self.lacks} mixes dtypes: {self.remedy}; "
+                    "precision=float32 works with every product"
+                ) from error
+            raise
 
 
 def lacking_operator(error: Exception) -> str | None:
@@ -141,6 +146,10 @@ _MESSAGES = (
     ("derivative for '", "' is not implemented"),
     ("derivative for ", " is not implemented"),
 )
+
+
+#: What torch says where dtypes meet that an operator does not take together.
+_MIXED = ("expected scalar type", "to have the same dtype")
 
 
 def gradient_of(value: Tensor, leaves: Mapping[Any, Tensor]) -> list[Tensor]:

@@ -1,0 +1,72 @@
+"""The state of autocast, to restore where a computation is repeated, and attention under it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+ATTENTION = ("scaled_dot_product_attention", "multi_head_attention_forward")
+
+
+@dataclass(frozen=True)
+class AutocastState:
+    """Whether each kind of device computes under autocast, and in which dtype.
+
+    Attributes:
+        kinds: by the kind of device (cpu, cuda), whether autocast is on and its dtype.
+        caches: whether casts of parameters are kept for as long as autocast lasts.
+    """
+
+    kinds: Mapping[str, tuple[bool, torch.dtype]]
+    caches: bool
+
+    @classmethod
+    def capture(cls, tensors: Iterable[Tensor]) -> AutocastState:
+        """The state on the devices of ``tensors``."""
+        kinds = sorted({tensor.device.type for tensor in tensors})
+        states = {
+            kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+            for kind in kinds
+            if torch.amp.is_autocast_available(kind)
+        }
+        return cls(states, torch.is_autocast_cache_enabled())
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Within the block autocast is as it was captured."""
+        with ExitStack() as stack:
+            for kind, (enabled, dtype) in self.kinds.items():
+                stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=self.caches))
+            yield
+
+
+class AutocastAttention(TorchFunctionMode):
+    """Has attention compute under autocast and torch.func together as it does under autocast alone.
+
+    Within a transform of torch.func autocast casts between the steps of the plain attention kernel as well, and its
+    backward pass then meets dtypes that do not fit (torch 2.6 to 2.13).
+    """
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        keywords = dict(keywords or {})
+        name = getattr(function, "__name__", "")
+        if name not in ATTENTION or not torch._C._are_functorch_transforms_active():
+            return function(*arguments, **keywords)
+        tensors = [one for one in (*arguments, *keywords.values()) if isinstance(one, Tensor)]
+        kind = tensors[0].device.type
+        if not torch.is_autocast_enabled(kind):
+            return function(*arguments, **keywords)
+        dtype = torch.get_autocast_dtype(kind)
+
+        def cast(value: Any) -> Any:
+            floating = isinstance(value, Tensor) and value.is_floating_point()
+            return value.to(dtype) if floating and value.dtype != torch.float64 else value
+
+        with torch.autocast(kind, enabled=False):
+            return function(*map(cast, arguments), **{key: cast(value) for key, value in keywords.items()})
