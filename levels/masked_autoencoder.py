@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from multilevel.levels.precision import at_least_float32
+from multilevel.problems.rematerialization import rematerialize
 
 
 class MaskedAutoencoder(nn.Module):
@@ -57,6 +58,11 @@ class MaskedAutoencoder(nn.Module):
         mae = ViTMAEForPreTraining(config)
         initialize(mae)
         return cls(mae)
+
+    def rematerialize_blocks(self) -> None:
+        """Have every transformer block compute its activations again when it is differentiated; call it once."""
+        for block in (*self.mae.vit.layers, *self.mae.decoder.decoder_layers):
+            rematerialize(block)
 
     def reconstruct(self, images: Tensor, scores: Tensor, gate: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Hide the patches with the largest scores and predict them.

@@ -45,6 +45,7 @@ Settings (all: the config.yaml of any run)
   output              the run folder (runs/RECIPE-DATA-TIME)
   diagnose=N          compare with a reference hypergradient every N steps (diagnosis.jsonl)
   seed, device, precision=float32|bf16, checkpoint.every, evaluate=true|false
+  checkpointing=true (activations are computed again instead of being kept: less memory, more time, the same result)
   max_skipped (updates in a row that may be skipped where a loss or hypergradient is not finite)
   data.batch_size, data.limit (use only so many training images), data.image_size, data.mask_share,
   data.fit=crop|stretch (how an image becomes a square),

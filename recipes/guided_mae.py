@@ -122,6 +122,7 @@ class GuidedMaeSettings(RunSettings):
     """See ``config/recipe/guided_mae.yaml`` for what each setting means."""
 
     model: ModelSettings
+    checkpointing: bool = False
     init: str | None = None
     task: Any = field(default_factory=lambda: {"name": "classification"})
     mask: MaskSettings
@@ -266,9 +267,13 @@ class GuidedMae(Recipe):
     def _new_autoencoder(self, image_size: int, channels: int) -> MaskedAutoencoder:
         init, ratio = self.settings.init, self.settings.mask.ratio
         if init is not None:
-            return MaskedAutoencoder(load_autoencoder(init, image_size, ratio))
-        sizes = self.settings.model.sizes()
-        return MaskedAutoencoder.of_size(image_size=image_size, channels=channels, **sizes, mask_ratio=ratio)
+            autoencoder = MaskedAutoencoder(load_autoencoder(init, image_size, ratio))
+        else:
+            sizes = self.settings.model.sizes()
+            autoencoder = MaskedAutoencoder.of_size(image_size=image_size, channels=channels, **sizes, mask_ratio=ratio)
+        if self.settings.checkpointing:
+            autoencoder.rematerialize_blocks()
+        return autoencoder
 
     def _pretrain(self) -> Problem:
         mask = self.settings.mask

@@ -44,6 +44,7 @@ CASES = [
     (["train", "seed=-1"], "seed: got -1"),
     (["train", "diagnose=-1"], "diagnose: got -1"),
     (["train", "diagnose=often"], "diagnose: got 'often'; expected a whole number"),
+    (["train", "checkpointing=perhaps"], "checkpointing: got 'perhaps'; expected true or false"),
     (["train", "approximate=perhaps"], "approximate: got 'perhaps'; expected true or false"),
     (["train", "checkpoint.every=0"], "checkpoint.every: got 0"),
     (["train", "evaluation.neighbours=0"], "evaluation.neighbours: got 0"),

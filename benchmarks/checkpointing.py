@@ -1,0 +1,76 @@
+"""What checkpointing saves and costs: live memory and time of the masking network's hypergradient, with it and without.
+
+Memory is the largest size of tensors that the hypergradient makes and that live at one time (``MemoryTracker``). Time
+is that of the processor over all threads, both sides taking turns, the median of the ratios.
+
+    python benchmarks/checkpointing.py data.path=DIR
+    python benchmarks/checkpointing.py --solvers "identity product=forward" data.path=DIR model.depth=12
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from multilevel.configuration import build_recipe, compose_config
+from multilevel.memory import MemoryTracker
+from multilevel.problems import Engine
+from multilevel.solvers.vectors import flatten
+
+MIB = 2**20
+SOLVERS = (
+    "identity product=reverse",
+    "identity product=forward",
+    "finite_difference",
+    "conjugate_gradient product=reverse iterations=3 damping=100",
+    "conjugate_gradient product=forward iterations=3 damping=100",
+    "conjugate_gradient product=reverse iterations=3 damping=100 curvature=gauss_newton",
+    "unrolled product=reverse",
+)
+
+
+def engine_of(solver: str, overrides: list[str], checkpointing: bool) -> Engine:
+    """An engine after one step."""
+    name, *options = solver.split()
+    chosen = [f"solver={name}", *(f"solver.{option}" for option in options)]
+    settings = ["data=cifar10", "data.limit=2000", "model=small", *chosen, *overrides]
+    recipe = build_recipe(compose_config([*settings, f"checkpointing={str(checkpointing).lower()}"]))
+    engine = Engine(recipe.graph, precision=recipe.settings.precision)
+    engine.run(1)
+    return engine
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="timed hypergradients of each side (default 3)")
+    parser.add_argument("--solvers", nargs="+", default=SOLVERS, help="each a name and options, in quotes")
+    parser.add_argument("overrides", nargs="*", metavar="SETTING=VALUE", help="as for multilevel train")
+    options = parser.parse_intermixed_args()
+    print(f"{torch.get_num_threads()} threads, {options.rounds} rounds, {' '.join(options.overrides)}")
+    for solver in options.solvers:
+        engines = [engine_of(solver, options.overrides, checkpointing) for checkpointing in (False, True)]
+        peaks, found = [], []
+        for engine in engines:
+            with MemoryTracker(engine.evaluator.device("mask")) as tracker:
+                found.append(flatten(engine.hypergradient("mask")))
+            peaks.append(tracker.peak / MIB)
+        error = ((found[0] - found[1]).norm() / found[0].norm()).item()
+        seconds: list[list[float]] = [[], []]
+        for _ in range(options.rounds):
+            for engine, taken in zip(engines, seconds, strict=True):
+                start = time.process_time()
+                engine.hypergradient("mask")
+                taken.append(time.process_time() - start)
+        factor = statistics.median(one / plain for plain, one in zip(*seconds, strict=True))
+        print(
+            f"{solver}: {peaks[0]:.0f} MiB without, {peaks[1]:.0f} MiB with ({peaks[1] / peaks[0]:.2f}x); "
+            f"{statistics.median(seconds[0]):.2f} s without, {factor:.2f}x with; relative difference {error:.1e}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
