@@ -15,22 +15,16 @@ With --other, the engine's sides run once more with those settings, as ``direct 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
+from side_by_side import Iterate, Spread, add_clock, alternate, conditions, in_own_process, ratio, resident_growth
 from torch.nn import functional as F
 
 from multilevel.configuration import build_recipe, compose_config
-from multilevel.problems import Engine
 from multilevel.problems.levels import Levels
 from multilevel.recipes.guided_mae import GuidedMae
+from multilevel.train import new_engine
 
 SIDES = ("plain", "direct", "both")
 
@@ -41,13 +35,13 @@ def recipe_of(overrides: list[str], paths: str) -> GuidedMae:
     return recipe
 
 
-def engine_iteration(recipe: GuidedMae) -> Callable[[], None]:
+def engine_iteration(recipe: GuidedMae) -> Iterate:
     """The iteration as multilevel does it."""
-    engine = Engine(recipe.graph, precision=recipe.settings.precision)
+    engine = new_engine(recipe)
     return lambda: engine.run(1)
 
 
-def plain_iteration(recipe: GuidedMae) -> Callable[[], None]:
+def plain_iteration(recipe: GuidedMae) -> Iterate:
     """The iteration with no hypergradient."""
     levels, batches = recipe.graph.problems, recipe.graph.batches
     mae, head = recipe.modules["pretrain"], recipe.modules["finetune"]
@@ -92,7 +86,7 @@ def plain_iteration(recipe: GuidedMae) -> Callable[[], None]:
     return iterate
 
 
-def iteration(side: str, recipe: GuidedMae) -> Callable[[], None]:
+def iteration(side: str, recipe: GuidedMae) -> Iterate:
     return plain_iteration(recipe) if side == "plain" else engine_iteration(recipe)
 
 
@@ -101,42 +95,16 @@ def recipe_for(side: str, overrides: list[str], other: list[str]) -> GuidedMae:
     return recipe_of(overrides + (other if changed else []), "both" if paths == "plain" else paths)
 
 
-def measure_growth(side: str, overrides: list[str], other: list[str], iterations: int) -> float:
-    """Largest resident size over some iterations, less the resident size before the engine is made, in MiB (Linux)."""
-    recipe = recipe_for(side, overrides, other)
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    before = resident_mib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the largest size so far
-    iterate = iteration(side, recipe)
-    for _ in range(iterations):
-        iterate()
-    return resident_mib("VmHWM") - before
-
-
-def resident_mib(field: str) -> float:
-    """A size of this process as the kernel keeps it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**10
-
-
 def peak_memory(side: str, overrides: list[str], other: list[str], iterations: int) -> float:
     """Growth of a fresh process's largest resident size over its iterations, in MiB."""
     given = ["--memory-of", side, "--other", " ".join(other), "--rounds", str(iterations)]
-    command = [sys.executable, __file__, *given, *overrides]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return in_own_process(__file__, [*given, *overrides])
 
 
-def times(sides: Sequence[str], overrides: list[str], other: list[str], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each side's iterations, the sides taking turns; the first round warms up and does not count."""
-    iterations = {side: iteration(side, recipe_for(side, overrides, other)) for side in sides}
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
-    for round_number in range(rounds + 1):
-        for side, iterate in iterations.items():
-            start = time.perf_counter()
-            iterate()
-            if round_number:
-                seconds[side].append(time.perf_counter() - start)
-    return seconds
+def measure_growth(side: str, overrides: list[str], other: list[str], iterations: int) -> float:
+    """The same for this process, from before the engine is made."""
+    recipe = recipe_for(side, overrides, other)
+    return resident_growth(lambda: iteration(side, recipe), iterations)
 
 
 def main() -> None:
@@ -144,6 +112,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="timed iterations of each side (default 9)")
     parser.add_argument("--other", default="", help="settings of the sides to run beside the first ones")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    add_clock(parser)
     parser.add_argument("overrides", nargs="*", metavar="SETTING=VALUE", help="as for multilevel train")
     options = parser.parse_args()
     other = options.other.split()
@@ -152,19 +121,20 @@ def main() -> None:
         return
     sides = [*SIDES, *(["direct other", "both other"] if other else [])]
     memory = {side: peak_memory(side, options.overrides, other, 4) for side in sides}
-    seconds = times(sides, options.overrides, other, options.rounds)
-    print(f"{torch.get_num_threads()} threads, {options.rounds} rounds, {' '.join(options.overrides)}")
+    iterations = {side: iteration(side, recipe_for(side, options.overrides, other)) for side in sides}
+    seconds = alternate(iterations, options.rounds, options.clock)
+    print(conditions(options.rounds, options.clock, options.overrides))
     for side in sides:
-        ratios = sorted(one / plain for one, plain in zip(seconds[side], seconds["plain"], strict=True))
+        to_plain = ratio(seconds[side], seconds["plain"])
         print(
-            f"{side:<12} {statistics.median(seconds[side]):6.2f} s, {statistics.median(ratios):.2f}x the plain steps "
-            f"(rounds {ratios[0]:.2f} to {ratios[-1]:.2f}); peak memory {memory[side]:6.0f} MiB, "
+            f"{side:<12} {Spread.of(seconds[side]).median:6.2f} s, {to_plain.median:.2f}x the plain steps "
+            f"(rounds {to_plain.least:.2f} to {to_plain.largest:.2f}); peak memory {memory[side]:6.0f} MiB, "
             f"{memory[side] / memory['plain']:.2f}x"
         )
     for side in ("direct", "both") if other else ():
-        ratios = sorted(one / before for one, before in zip(seconds[f"{side} other"], seconds[side], strict=True))
-        spread = f"(rounds {ratios[0]:.2f} to {ratios[-1]:.2f})"
-        print(f"{side}: {options.other} takes {statistics.median(ratios):.2f}x {spread}")
+        changed = ratio(seconds[f"{side} other"], seconds[side])
+        spread = f"(rounds {changed.least:.2f} to {changed.largest:.2f})"
+        print(f"{side}: {options.other} takes {changed.median:.2f}x {spread}")
 
 
 if __name__ == "__main__":

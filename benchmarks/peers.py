@@ -2,6 +2,8 @@
 
 pip install --no-deps --ignore-requires-python betty-ml==0.2.1
 pip install --no-deps torchopt graphviz
+
+With ``--target FOLDER`` they stay outside of the environment, and PYTHONPATH=FOLDER has them found.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from torch import Tensor
 
 #: A peer: (loss of two vectors, parameters, upper vector, cotangent, budget, step size) to its contribution.
 Peer = Callable[[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor, Tensor, int, float], Tensor]
+
+BETTY_COMMAND = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
 
 
 def available() -> tuple[dict[str, tuple[str, Peer]], list[str]]:
@@ -36,9 +40,7 @@ def available() -> tuple[dict[str, tuple[str, Peer]], list[str]]:
         }
         peers |= {f"betty {name}": (kind, betty(one, options)) for name, (kind, one, options) in kinds.items()}
     except ImportError as error:
-        absent.append(
-            f"betty-ml is not installed ({error}): pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
-        )
+        absent.append(f"betty-ml is not installed ({error}): {BETTY_COMMAND}")
     try:
         from torchopt.linear_solve import solve_cg, solve_inv, solve_normal_cg
 
