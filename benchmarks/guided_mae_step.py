@@ -15,7 +15,7 @@ With --other, the engine's sides run once more with those settings, as ``direct 
 from __future__ import annotations
 
 import argparse
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from side_by_side import Iterate, Spread, add_clock, alternate, conditions, in_own_process, ratio, resident_growth
@@ -41,53 +41,61 @@ def engine_iteration(recipe: GuidedMae) -> Iterate:
     return lambda: engine.run(1)
 
 
-def plain_iteration(recipe: GuidedMae) -> Iterate:
-    """The iteration with no hypergradient."""
-    levels, batches = recipe.graph.problems, recipe.graph.batches
-    mae, head = recipe.modules["pretrain"], recipe.modules["finetune"]
-    mixed = recipe.settings.precision == "bf16"
-    # The handles that a loss is given; here they are the modules themselves.
-    handles = Levels(lambda name: recipe.modules[name], recipe.graph.names)
+class PlainSteps:
+    """The steps with no hypergradient."""
 
-    def autocast():
-        return torch.autocast(recipe.device.type, dtype=torch.bfloat16) if mixed else nullcontext()
+    def __init__(self, recipe: GuidedMae) -> None:
+        self.levels, self.batches, self.modules = recipe.graph.problems, recipe.graph.batches, recipe.modules
+        # The handles that a loss is given; here they are the modules themselves.
+        self.handles = Levels(lambda name: recipe.modules[name], recipe.graph.names)
+        self.device = recipe.device.type
+        self.mixed = recipe.settings.precision == "bf16"
 
-    def step(name: str, loss: torch.Tensor) -> None:
-        loss.backward()
-        levels[name].optimizer.step()
-        levels[name].optimizer.zero_grad(set_to_none=True)
-        levels[name].scheduler.step()
+    def iterate(self) -> None:
+        for _ in range(self.levels["pretrain"].steps):
+            self.pretrain()
+        self.finetune()
+        self.mask()
 
-    def pretrain() -> None:
-        batch = batches["pretrain"].next()
-        recipe.modules["mask"].requires_grad_(False)
-        with autocast():
+    def pretrain(self) -> None:
+        level, batch = self.levels["pretrain"], self.batches["pretrain"].next()
+        self.modules["mask"].requires_grad_(False)
+        with self.autocast():
             with torch.no_grad():
-                draws = levels["pretrain"].draw(handles, batch)
-            loss, _ = levels["pretrain"].loss(handles, batch, draws)
-        step("pretrain", loss)
+                draws = level.draw(self.handles, batch)
+            loss, _ = level.loss(self.handles, batch, draws)
+        self.update("pretrain", loss)
 
-    def iterate() -> None:
-        for _ in range(levels["pretrain"].steps):
-            pretrain()
-        images, labels = batches["finetune"].next()
-        with autocast():
+    def finetune(self) -> None:
+        images, labels = self.batches["finetune"].next()
+        with self.autocast():
             with torch.no_grad():
-                tokens = mae.encode(images)
-            loss = F.cross_entropy(head(tokens).float(), labels)
-        step("finetune", loss)
-        images, labels = batches["mask"].next()
-        with autocast():
+                tokens = self.modules["pretrain"].encode(images)
+            loss = F.cross_entropy(self.modules["finetune"](tokens).float(), labels)
+        self.update("finetune", loss)
+
+    def mask(self) -> None:
+        """The loss of the mask level and its gradient, which nothing is done with."""
+        images, labels = self.batches["mask"].next()
+        mae, head = self.modules["pretrain"], self.modules["finetune"]
+        with self.autocast():
             loss = F.cross_entropy(head(mae.encode(images)).float(), labels)
         loss.backward()
         for module in (mae, head):
             module.zero_grad(set_to_none=True)
 
-    return iterate
+    def update(self, name: str, loss: torch.Tensor) -> None:
+        loss.backward()
+        self.levels[name].optimizer.step()
+        self.levels[name].optimizer.zero_grad(set_to_none=True)
+        self.levels[name].scheduler.step()
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device, dtype=torch.bfloat16) if self.mixed else nullcontext()
 
 
 def iteration(side: str, recipe: GuidedMae) -> Iterate:
-    return plain_iteration(recipe) if side == "plain" else engine_iteration(recipe)
+    return PlainSteps(recipe).iterate if side == "plain" else engine_iteration(recipe)
 
 
 def recipe_for(side: str, overrides: list[str], other: list[str]) -> GuidedMae:

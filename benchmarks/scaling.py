@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from guided_mae_step import plain_iteration, recipe_of
+from guided_mae_step import PlainSteps, recipe_of
 from side_by_side import Iterate, Spread, add_clock, alternate, conditions, ratio
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -84,7 +84,7 @@ def sizes(setting: str) -> Callable[[Sequence[int], list[str]], list[Point]]:
         found = []
         for value in values:
             given = [*overrides, f"{setting}={value}"]
-            found.append(Point(value, "plain", plain_iteration(recipe_of(given, "both"))))
+            found.append(Point(value, "plain", PlainSteps(recipe_of(given, "both")).iterate))
             for paths in ("direct", "both"):
                 found.append(Point.of_engine(value, paths, new_engine(recipe_of(given, paths))))
         return found

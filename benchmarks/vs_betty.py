@@ -20,7 +20,7 @@ from contextlib import nullcontext
 
 import torch
 from betty_guided_mae import BETTY_RADIUS, MISSING, BettyRun
-from guided_mae_step import engine_iteration, plain_iteration, recipe_of
+from guided_mae_step import PlainSteps, engine_iteration, recipe_of
 from peers import BETTY_COMMAND
 from side_by_side import Iterate, Spread, add_clock, alternate, conditions, in_own_process, ratio, resident_growth
 
@@ -76,7 +76,7 @@ class Sides:
         """One outer iteration of a side."""
         if side == BETTY:
             return BettyRun(recipe, self.radius).iterate
-        return plain_iteration(recipe) if side == PLAIN else engine_iteration(recipe)
+        return PlainSteps(recipe).iterate if side == PLAIN else engine_iteration(recipe)
 
     def first_iteration(self, side: str) -> tuple[Losses, torch.Tensor]:
         """The loss of each update, and the mask level's hypergradient, flat."""
