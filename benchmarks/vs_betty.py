@@ -70,7 +70,12 @@ class Sides:
         self.radius = radius
 
     def recipe(self, side: str) -> GuidedMae:
-        return recipe_of([*ADAM, *self.shared, *self.variants.get(side, "").split()], "both")
+        # Betty and the plain steps have both paths, whatever the settings of all sides say.
+        own = self.variants.get(side, "paths=both").split()
+        paths = next(
+            (one.partition("=")[2] for one in reversed([*self.shared, *own]) if one.startswith("paths=")), "both"
+        )
+        return recipe_of([*ADAM, *self.shared, *own], paths)
 
     def iterate(self, side: str, recipe: GuidedMae) -> Iterate:
         """One outer iteration of a side."""

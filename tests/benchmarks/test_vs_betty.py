@@ -30,6 +30,18 @@ def test_the_sides_of_multilevel_run_without_betty(vs_betty, tiny, capsys, monke
     assert sides_printed(text) == ["plain", "both", "both-forward", "direct-bf16", "mine"]
 
 
+def test_each_side_has_the_settings_of_its_variant(vs_betty, tiny):
+    variants = vs_betty.VARIANTS | {"mine": "solver=neumann", "last": "paths=both paths=direct"}
+    sides = vs_betty.Sides(variants, [*vs_betty.GENERATED.split(), *tiny], 0.01)
+    for side, paths in {"betty": "both", "plain": "both", "both": "both", "mine": "both"}.items():
+        assert sides.recipe(side).settings.paths == paths
+    for side in ("direct", "direct-bf16", "last"):
+        assert sides.recipe(side).settings.paths == "direct"
+    assert sides.recipe("direct-bf16").settings.precision == "bf16"
+    assert sides.recipe("both-forward").settings.solver["product"] == "forward"
+    assert sides.recipe("mine").settings.solver["name"] == "neumann"
+
+
 def test_memory_of_a_side_is_a_number(vs_betty, tiny, capsys):
     vs_betty.main(["--memory-of", "both", *tiny])
     assert float(capsys.readouterr().out) >= 0
