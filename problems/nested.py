@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.func import grad
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from multilevel.problems.evaluation import Evaluator, Record
 from multilevel.solvers import ImplicitSolver, LowerLevel, ProductError, Solver, SolveReport
 from multilevel.solvers.base import Solution, finite, report_of
+from multilevel.solvers.differentiation import higher_derivatives
 from multilevel.solvers.products import PRODUCTS, Products
 from multilevel.solvers.products.base import lacking_operator
 from multilevel.solvers.vectors import Tensors, flatten, unflatten, zeros_like
@@ -169,8 +169,7 @@ class NestedSystem:
                 levels.setdefault(level, {})[name] = value
         self.evaluations += 1
         record = self.records[self.block.name]
-        # Fused attention kernels have no second derivative.
-        with sdpa_kernel(SDPBackend.MATH):
+        with higher_derivatives():
             losses = [self.evaluator.replay(self.block.name, part, levels) for part in record]
         return torch.stack(losses).mean()
 

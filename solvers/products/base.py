@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from multilevel.solvers.differentiation import higher_derivatives
 from multilevel.solvers.errors import ProductError, SolveError
 from multilevel.solvers.vectors import Tensors
 
@@ -107,13 +107,13 @@ class Products(ABC):
     def explained(self, fused: bool = False) -> Iterator[None]:
         """Within the block an operator that lacks a derivative is named.
 
-        Attention takes its plain kernel, as fused ones have no second derivative, unless ``fused``.
+        Whatever takes more than a gradient must be formed in it, see ``higher_derivatives``.
 
         Raises:
             ProductError: an operator has no such derivative.
         """
         try:
-            with nullcontext() if fused else sdpa_kernel(SDPBackend.MATH):
+            with higher_derivatives(fused):
                 yield
         except (NotImplementedError, RuntimeError) as error:
             operator = lacking_operator(error)
