@@ -14,7 +14,7 @@ from multilevel.problems import Callback, Engine, Update
 
 class EventLog(Callback):
     """Appends one JSON object an update: step, level, loss, metrics, gradient norm, solves, seconds so far. One that
-    was skipped has step, level, and under ``skipped`` the reason.
+    was skipped has step, level, and under ``skipped`` the reason; a notice has step, and its text under ``notice``.
 
     Args:
         path: the file; appended to.
@@ -34,6 +34,9 @@ class EventLog(Callback):
 
     def on_skip(self, engine: Engine, level: str, reason: str) -> None:
         self._write({"level": level, "step": engine.step, "skipped": reason})
+
+    def on_notice(self, engine: Engine, notice: str) -> None:
+        self._write({"step": engine.step, "notice": notice})
 
     def on_step(self, engine: Engine) -> None:
         self._file.flush()

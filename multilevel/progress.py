@@ -52,6 +52,9 @@ class Progress(Callback):
         if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...
             tqdm.write(f"step {engine.step}: update {count} of level {level} skipped: {reason}", file=sys.stderr)
 
+    def on_notice(self, engine: Engine, notice: str) -> None:
+        tqdm.write(f"step {engine.step}: {notice}", file=sys.stderr)
+
     def on_step(self, engine: Engine) -> None:
         speed = (engine.step - self._first) / (time.perf_counter() - self._started)
         losses = " ".join(f"{level} {loss:.4g}" for level, loss in self._losses.items())

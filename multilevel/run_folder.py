@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from multilevel.solvers import MultilevelError, SettingError
 
 SKIPPED = "skipped"
+NOTICE = "notice"
 
 
 class RunFolder:
@@ -84,7 +85,7 @@ class RunFolder:
 
     def read_updates(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """``read_metrics``, and the updates that were skipped: step, level, and the reason under ``skipped``."""
-        records = _records(self.metrics)
+        records = [one for one in _records(self.metrics) if NOTICE not in one]
         return [one for one in records if SKIPPED not in one], [one for one in records if SKIPPED in one]
 
     def cut(self, step: int) -> None:

@@ -47,6 +47,9 @@ class Callback:
     def on_skip(self, engine: Engine, level: str, reason: str) -> None:
         """After an update of a level that could not be made: its loss or its hypergradient was not finite."""
 
+    def on_notice(self, engine: Engine, notice: str) -> None:
+        """After the updates of a step, for each line that those who train should see; each is told once."""
+
     def on_step(self, engine: Engine) -> None:
         """After each update of the top level."""
 

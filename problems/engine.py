@@ -13,6 +13,7 @@ from torch import Tensor
 
 from multilevel.problems import replicas
 from multilevel.problems.callbacks import Callback, Update
+from multilevel.problems.compilation import Backend, Compilation
 from multilevel.problems.errors import DivergedError, GraphError, NotFiniteError
 from multilevel.problems.evaluation import Evaluator, Part, Record, check_finite
 from multilevel.problems.graph import Graph, check_match
@@ -47,6 +48,8 @@ class Engine:
         precision: float32 (the parameters' own dtype) or bf16 (autocast).
         callbacks: told of every update.
         max_skipped: updates in a row of one level that may be skipped, as its loss or hypergradient is not finite.
+        compile: compile the calls on levels where that is possible, see ``Compilation``: True, or a backend of
+            torch.compile. Reference computations in another precision never are.
 
     Attributes:
         step: updates of the top level so far.
@@ -65,10 +68,11 @@ class Engine:
         precision: str = "float32",
         callbacks: Iterable[Callback] = (),
         max_skipped: int = 10,
+        compile: bool | Backend = False,
     ) -> None:
         self.graph = graph
         self.seed = seed
-        self.evaluator = Evaluator(graph.problems, precision)
+        self.evaluator = Evaluator(graph.problems, precision, Compilation.of(compile))
         self.callbacks = list(callbacks)
         self.step = 0
         self.max_skipped = max_skipped
@@ -109,6 +113,7 @@ class Engine:
             self._steps.clear()
             self._updated_now.clear()
             self._descend(len(self.graph.names) - 1)
+            self._pass_on_notices()
             self.step += 1
             for callback in self.callbacks:
                 callback.on_step(self)
@@ -236,6 +241,13 @@ class Engine:
             for _ in range(self.graph.problems[self.graph.names[index - 1]].steps):
                 self._descend(index - 1)
         self._update(self.graph.problems[self.graph.names[index]])
+
+    def _pass_on_notices(self) -> None:
+        notices = self.evaluator.compilation.notices if self.evaluator.compilation else []
+        while notices:
+            notice = notices.pop(0)
+            for callback in self.callbacks:
+                callback.on_notice(self, notice)
 
     def _update(self, problem: Problem) -> None:
         """One update of a level, or none where its loss or hypergradient is not finite, or would go through a level

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from multilevel.problems import replicas
 from multilevel.problems.autocast import AutocastAttention
+from multilevel.problems.compilation import Compilation, Value
 from multilevel.problems.errors import LossError, NotFiniteError
 from multilevel.problems.levels import LevelHandle, Levels
 from multilevel.problems.problem import Problem
@@ -53,16 +54,20 @@ class Evaluator:
         problems: the levels by name.
         precision: float32 (the parameters' own dtype), bf16 (autocast) or float64 (parameters, buffers, batches
             and draws are cast: a reference).
+        compilation: makes calls on the levels where they can be compiled; None makes all as they are.
 
     Raises:
         SettingError: an unknown precision.
     """
 
-    def __init__(self, problems: Mapping[str, Problem], precision: str = "float32") -> None:
+    def __init__(
+        self, problems: Mapping[str, Problem], precision: str = "float32", compilation: Compilation | None = None
+    ) -> None:
         if precision not in (*PRECISIONS, REFERENCE_PRECISION):
             raise SettingError("precision", precision, f"one of {', '.join(PRECISIONS)}")
         self.problems = problems
         self.precision = precision
+        self.compilation = compilation
 
     def loss(
         self,
@@ -88,9 +93,13 @@ class Evaluator:
         part = self.cast(part)
         if shared is not None:
             shared.give(part.batch, part.draws)
-        levels, own_buffers = self._levels(parameters, name if move_buffers else None, shared)
-        with ReplayableDropout(), self._autocast(name):
-            value = self.problems[name].loss(levels, part.batch, part.draws)
+
+        def evaluate(compilation: Compilation | None) -> tuple[Any, list[tuple[Tensor, Tensor]]]:
+            levels, own_buffers = self._levels(parameters, name if move_buffers else None, shared, compilation)
+            with ReplayableDropout(), self._autocast(name):
+                return self.problems[name].loss(levels, part.batch, part.draws), own_buffers
+
+        value, own_buffers = self._compiled(name, evaluate)
         loss, metrics = self._checked(name, value)
         _move(own_buffers)
         return loss, metrics
@@ -141,10 +150,13 @@ class Evaluator:
 
     def record(self, name: str, batch: Any) -> Part:
         """Draw what the loss of ``batch`` needs from the generators as they stand, and record it."""
-        levels, _ = self._levels({}, None)
-        with torch.no_grad(), self._autocast(name):
-            draws = self.problems[name].draw(levels, batch)
-        return Part(batch, draws, RandomState.capture())
+
+        def draw(compilation: Compilation | None) -> Any:
+            levels, _ = self._levels({}, None, compilation=compilation)
+            with torch.no_grad(), self._autocast(name):
+                return self.problems[name].draw(levels, batch)
+
+        return Part(batch, self._compiled(name, draw), RandomState.capture())
 
     def device(self, name: str) -> torch.device:
         """Where a level lives: the device of its first parameter or buffer."""
@@ -161,7 +173,11 @@ class Evaluator:
         return {key: self._own(parameter.detach()) for key, parameter in self.problems[name].variables().items()}
 
     def _levels(
-        self, parameters: Mapping[str, Tensors], moving: str | None, shared: SharedCalls | None = None
+        self,
+        parameters: Mapping[str, Tensors],
+        moving: str | None,
+        shared: SharedCalls | None = None,
+        compilation: Compilation | None = None,
     ) -> tuple[Levels, list[tuple[Tensor, Tensor]]]:
         """Handles on all levels, and (buffer, its substitute) for the buffers of the level that may move."""
         moved: list[tuple[Tensor, Tensor]] = []
@@ -175,9 +191,13 @@ class Evaluator:
                 if name == moving:
                     moved.append((buffer, values[key]))
             usable = shared is not None and shared.active and name != shared.level
-            return LevelHandle(module, values, parameters.get(name, {}), shared if usable else None)
+            return LevelHandle(module, values, parameters.get(name, {}), shared if usable else None, compilation)
 
         return Levels(handle, tuple(self.problems)), moved
+
+    def _compiled(self, name: str, evaluate: Callable[[Compilation | None], Value]) -> Value:
+        """``evaluate`` with what compiles its calls, where there is that."""
+        return evaluate(None) if self.compilation is None else self.compilation.attempt(name, evaluate)
 
     def _own(self, tensor: Tensor) -> Tensor:
         return _doubled(tensor) if self.precision == REFERENCE_PRECISION else tensor

@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from multilevel.problems.compilation import Compilation
+from multilevel.problems.method_call import MethodCall
 from multilevel.problems.shared_calls import SharedCalls
 
 
@@ -45,6 +46,7 @@ class LevelHandle:
         values: the tensors to use for its parameters and buffers, by name; others are the module's own.
         substituted: names of those of ``values`` that are not the module's own.
         shared: where results of calls are kept and found again; None makes every call.
+        compilation: makes the calls as compiled functions; None makes them as they are.
     """
 
     def __init__(
@@ -53,11 +55,13 @@ class LevelHandle:
         values: Mapping[str, Tensor],
         substituted: Collection[str] = (),
         shared: SharedCalls | None = None,
+        compilation: Compilation | None = None,
     ) -> None:
         self._module = module
         self._values = values
         self._substituted = substituted
         self._shared = shared
+        self._compilation = compilation
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         return self._evaluate("__call__", *arguments, **keywords)
@@ -72,30 +76,21 @@ class LevelHandle:
             prefix = f"{name}."
             inner = {key[len(prefix) :]: value for key, value in self._values.items() if key.startswith(prefix)}
             substituted = {key[len(prefix) :] for key in self._substituted if key.startswith(prefix)}
-            return LevelHandle(attribute, inner, substituted, self._shared)
+            return LevelHandle(attribute, inner, substituted, self._shared, self._compilation)
         if getattr(attribute, "__self__", None) is self._module:
             return partial(self._evaluate, name)
         return attribute
 
     def _evaluate(self, method: str, *arguments: Any, **keywords: Any) -> Any:
-        values = {f"module.{name}": value for name, value in self._values.items()}
-
         def compute() -> Any:
-            return functional_call(_MethodCall(self._module), values, (method, *arguments), keywords)
+            if self._compilation is not None:
+                return self._compilation.call(self._module, method, self._values, arguments, keywords)
+            return MethodCall(self._module, method).at(self._values, arguments, keywords)
 
         if self._shared is None:
             return compute()
+        # A compiled call's result has no second derivative.
+        target = (id(self._module), method, self._compilation is None)
         parameters = [value for name, value in self._values.items() if name in self._substituted]
         buffers = [value for name, value in self._values.items() if name in dict(self._module.named_buffers())]
-        return self._shared.call((id(self._module), method), parameters, (arguments, keywords), buffers, compute)
-
-
-class _MethodCall(nn.Module):
-    """functional_call evaluates ``forward`` alone; this makes any method of a module a ``forward``."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, method: str, *arguments: Any, **keywords: Any) -> Any:
-        return getattr(self.module, method)(*arguments, **keywords)
+        return self._shared.call(target, parameters, (arguments, keywords), buffers, compute)
