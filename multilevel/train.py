@@ -107,7 +107,13 @@ def resume(path: Path) -> None:
 
 def new_engine(recipe: Recipe) -> Engine:
     settings = recipe.settings
-    return Engine(recipe.graph, seed=settings.seed, precision=settings.precision, max_skipped=settings.max_skipped)
+    return Engine(
+        recipe.graph,
+        seed=settings.seed,
+        precision=settings.precision,
+        max_skipped=settings.max_skipped,
+        compile=settings.compile,
+    )
 
 
 def finish(recipe: Recipe, engine: Engine, folder: RunFolder, seconds: float) -> None:

@@ -77,6 +77,7 @@ class RunSettings:
         diagnose: steps between comparisons of the top level's hypergradient with a reference; 0: none.
         checkpoint: how often.
         max_skipped: updates in a row of a level that may be skipped, as its loss or hypergradient is not finite.
+        compile: whether calls on levels are compiled where they can be.
         evaluate: whether a run ends with an evaluation.
         evaluation: its protocols, and the split.
     """
@@ -93,6 +94,7 @@ class RunSettings:
     diagnose: int
     checkpoint: CheckpointSettings
     max_skipped: int = 10
+    compile: bool = False
     evaluate: bool
     evaluation: EvaluationSettings
 
