@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
+from multilevel.levels.attention import use_attention
 from multilevel.levels.precision import at_least_float32
 from multilevel.problems.rematerialization import rematerialize
 
@@ -20,6 +21,7 @@ class MaskedAutoencoder(nn.Module):
     def __init__(self, mae: ViTMAEForPreTraining) -> None:
         super().__init__()
         self.mae = mae
+        use_attention(mae.config, mae.vit.config, mae.decoder.config)
         self.patches = mae.vit.embeddings.patch_embeddings.num_patches
         self.hidden_patches = self.patches - int(self.patches * (1 - mae.config.mask_ratio))
         self.width = mae.config.hidden_size

@@ -1,0 +1,35 @@
+"""Attention of the autoencoder's blocks, by the kernel that is fast where they run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+#: Tokens up to which attention in bfloat16 on a CPU is fastest in plain steps: forward and backward take 0.17 times the
+#: fused kernel's time at 65 tokens, 0.48 at 257, 1.3 at 577 (heads of 64, torch 2.13, one core with AVX-512).
+PLAIN_TOKENS = 257
+
+
+def attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **keywords: Any
+) -> tuple[Tensor, None]:
+    """Attention as transformers' blocks ask for it: query, key and value [B, heads, L, D] to [B, L, heads, D]."""
+    slow = query.dtype == torch.bfloat16 and query.device.type == "cpu" and query.shape[2] <= PLAIN_TOKENS
+    if not slow or attention_mask is not None or keywords.get("dropout"):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **keywords)
+    weights = (query @ key.transpose(2, 3) * keywords["scaling"]).softmax(-1, dtype=torch.float32)
+    return (weights.to(value.dtype) @ value).transpose(1, 2), None
+
+
+def use_attention(*configs: PreTrainedConfig) -> None:
+    """Have the blocks with these configurations take ``attention``."""
+    for config in configs:
+        config._attn_implementation = NAME
+
+
+NAME = "multilevel"
+AttentionInterface.register(NAME, attention)
