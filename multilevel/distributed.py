@@ -6,12 +6,16 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from multilevel.problems import replicas
 from multilevel.solvers import SettingError
+
+#: That a rank waits for another, which may be evaluating; one that is gone is noticed at once.
+LONGEST = timedelta(days=1)
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> bool:
@@ -46,13 +50,14 @@ def joined() -> Iterator[None]:
     # the store outlives a restart, and the addresses of ranks that are gone stand in it
     store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=count)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=LONGEST)
     try:
         if replicas.rank() > 0:  # one bar is enough
             sys.stderr.isatty = lambda: False  # type: ignore[method-assign]
         gpus = replicas.gather(torch.cuda.is_available())
         if len(set(gpus)) > 1:
-            raise SettingError("--nproc-per-node", len(gpus), f"at most the {sum(gpus)} GPUs, or device=cpu")
+            expected = f"at most the {sum(gpus)} GPUs, or CUDA_VISIBLE_DEVICES= for the CPU"
+            raise SettingError("--nproc-per-node", len(gpus), expected)
         yield
     finally:
         dist.destroy_process_group()

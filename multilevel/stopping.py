@@ -9,6 +9,7 @@ import threading
 from types import FrameType
 from typing import Any, ClassVar
 
+from multilevel.distributed import launched
 from multilevel.problems import Engine, replicas
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -60,6 +61,8 @@ class StopOnSignal:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None and launched():
+            return  # whoever signals all processes signals torchrun too, which passes it on; it kills after 30 s itself
         if self.number is not None:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -29,6 +30,7 @@ from multilevel.distributed import joined, launched, restarted, restarts
 from multilevel.event_log import EventLog
 from multilevel.problems import CheckpointError, Checkpointing, DivergedError, Engine, load_checkpoint, replicas
 from multilevel.problems.checkpoint import newest_intact
+from multilevel.problems.errors import ReplicaError
 from multilevel.progress import Progress
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.evaluation import Score, format_table
@@ -58,7 +60,7 @@ def start(arguments: Sequence[str]) -> None:
         config = compose_config(overrides)
         if restarts() and not config.output:
             raise SettingError("output", None, "a folder, with torchrun --max-restarts: a restart goes on in it")
-        if restarted() and (Path(config.output) / "config.yaml").exists():
+        if restarted() and is_of(Path(config.output), config):
             resume(Path(config.output))
         else:
             train(config, led(lambda: output_folder(config)))
@@ -67,6 +69,11 @@ def start(arguments: Sequence[str]) -> None:
         raise SettingError("resume", other, "no other setting: a run goes on with those in its config.yaml")
     else:
         resume(Path(resumed[0]))
+
+
+def is_of(path: Path, config: DictConfig) -> bool:
+    """Whether a folder is that of the run with these settings."""
+    return (path / "config.yaml").is_file() and RunFolder(path).config() == config
 
 
 def led(task: Callable[[], Any]) -> Any:
@@ -93,6 +100,9 @@ def resume(path: Path) -> None:
     """Go on with a run where its newest checkpoint stands."""
     folder = RunFolder.open("resume", path)
     if (path / "summary.json").exists():
+        problem = json.loads((path / "summary.json").read_text())["evaluation_problem"] if restarted() else None
+        if problem is not None:  # it would be the same again
+            raise MultilevelError(problem)
         tell(f"{path} has ended; its summary: {path / 'summary.json'}", file=sys.stdout)
         return
     recipe = build_recipe(folder.config())
@@ -154,10 +164,13 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, seconds: float) ->
     scores, problem = None, None
     try:
         scores = recipe.evaluate() if settings.evaluate else None
+    except ReplicaError:
+        raise
     except MultilevelError as error:  # what was trained is not lost
         problem = error
     if first:
         conclude(recipe, folder, log.seconds, memory, scores, problem)
+    replicas.gather(None)  # an error that ends the other ranks would have torchrun end this one before it has written
     if problem is not None:
         raise problem
 

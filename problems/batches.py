@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import DistributedSampler
 
 from multilevel.problems import replicas
 from multilevel.problems.randomness import RandomState
@@ -25,7 +26,8 @@ class Batches:
     other data is iterated up to it.
 
     With several ranks each takes its share of every batch, without overlap: data with a method
-    ``batch_share(rank, count)`` is asked for it; of other data each tensor is cut along its first dimension.
+    ``batch_share(rank, count)`` is asked for it; of other data each tensor is cut along its first dimension, which
+    must be that of the samples.
 
     Args:
         level: the level's name.
@@ -37,6 +39,10 @@ class Batches:
     def __init__(self, level: str, data: Iterable[Any] | None, device: torch.device, seed: int = 0) -> None:
         self.level = level
         several = replicas.count() > 1
+        if several and _is_sharded(data):
+            raise DataError(
+                f"the data of level {level!r} has a DistributedSampler, and would be shared out twice: leave it out"
+            )
         share = getattr(data, "batch_share", None) if several else None
         self.data: Any = data if share is None else share(replicas.rank(), replicas.count())
         self._cut = several and share is None
@@ -109,12 +115,24 @@ class Batches:
 _END = object()
 
 
+def _is_sharded(data: Any) -> bool:
+    """Whether a DataLoader gives each rank its own samples already."""
+    samplers = (getattr(data, "sampler", None), getattr(getattr(data, "batch_sampler", None), "sampler", None))
+    return any(isinstance(sampler, DistributedSampler) for sampler in samplers)
+
+
 def own_share(batch: Any, level: str) -> Any:
     """This rank's rows of every tensor in nested tuples, lists and dicts.
 
     Raises:
-        DataError: rows that the ranks cannot share evenly, or something other than tensors.
+        DataError: rows that the ranks cannot share evenly, or something other than tensors of one length.
     """
+    lengths = {len(one) for one in tree_leaves(batch) if isinstance(one, Tensor) and one.ndim > 0}
+    if len(lengths) > 1:
+        raise DataError(
+            f"a batch of level {level!r} has tensors of {sorted(lengths)} rows: which of them to share out over ranks "
+            "is not clear; give the data a method batch_share(rank, count)"
+        )
 
     def cut(value: Any) -> Any:
         if value is None or (isinstance(value, Tensor) and value.ndim == 0):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from multilevel.problems.hypergradient import (
     filled,
     gradients,
     leaves,
+    mean_values,
     respond,
 )
 from multilevel.problems.problem import Problem
@@ -149,6 +149,7 @@ class Engine:
         Raises:
             GraphError: there is no such level.
             SolveError: the solver is strict and failed, or cannot solve a level of this kind.
+            NotFiniteError: a loss or the hypergradient is not finite.
         """
         if name not in self.graph.problems:
             raise GraphError(f"there is no level {name!r}; the levels are {', '.join(self.graph.names)}")
@@ -161,7 +162,10 @@ class Engine:
                 total = added(total, gradients(evaluator.loss(name, part, inputs)[0], inputs))
         assert total is not None
         direct = filled(averaged(total, len(record), inputs), inputs)
-        return self._respond(name, direct, evaluator, solvers)
+        found = self._respond(name, direct, evaluator, solvers)
+        if not all(value.isfinite().all() for value in found.values.values()):
+            raise NotFiniteError(f"the hypergradient of level {name!r} is not finite")
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on from here with the same result, nested dicts of numbers and tensors.
@@ -301,7 +305,7 @@ class Engine:
                 del loss
             self._random = RandomState.capture()
         assert total is not None
-        mean, metrics = _means(values)
+        mean, metrics = mean_values(values)
         check_finite(name, mean)
         self._records[name] = tuple(parts)
         total = averaged(total, len(parts), inputs)
@@ -323,7 +327,10 @@ class Engine:
         records = {level: self._record_of(level) for level in passes}
         # A solver other than the level's own starts from nothing.
         memory = Memory(self._steps, {} if solvers else self._starts.get(name, {}))
-        return respond(self.graph, evaluator, records, name, direct, memory, solvers or self._solvers(passes))
+        try:
+            return respond(self.graph, evaluator, records, name, direct, memory, solvers or self._solvers(passes))
+        except torch.linalg.LinAlgError as error:
+            raise NotFiniteError(f"a solve for level {name!r} met numbers that are not finite: {error}") from error
 
     def _solvers(self, levels: tuple[str, ...]) -> dict[str, Solver]:
         """Each level's own; the graph has checked that it has one."""
@@ -383,10 +390,3 @@ class Engine:
         problem.optimizer.zero_grad(set_to_none=True)
         if problem.scheduler is not None:
             problem.scheduler.step()
-
-
-def _means(values: list[tuple[float, dict[str, float]]]) -> tuple[float, dict[str, float]]:
-    """Mean loss and metrics over the parts of a batch and over ranks; a metric that some lack, over the others."""
-    every = [one for own in replicas.gather(values) for one in own]
-    keys = dict.fromkeys(key for _, metrics in every for key in metrics)
-    return fmean(loss for loss, _ in every), {key: fmean(some[key] for _, some in every if key in some) for key in keys}

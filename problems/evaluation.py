@@ -101,6 +101,8 @@ class Evaluator:
 
         value, own_buffers = self._compiled(name, evaluate)
         loss, metrics = self._checked(name, value)
+        if move_buffers and replicas.count() > 1:
+            check_finite(name, replicas.mean([loss.detach()])[0].item())
         _move(own_buffers)
         return loss, metrics
 
@@ -231,13 +233,14 @@ def replicated(parameters: Mapping[str, Tensors], shared: SharedCalls | None = N
 
 def _move(buffers: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Give buffers their new values, means over the ranks where they are no whole numbers."""
-    fractions = [pair for pair in buffers if pair[1].is_floating_point()]
-    means = replicas.mean([moved for _, moved in fractions])
-    for (buffer, _), moved in zip(fractions, means, strict=True):
-        buffer.copy_(moved)
+    if replicas.count() > 1:
+        fractions = [pair for pair in buffers if pair[1].is_floating_point()]
+        # means of differences: what has not moved stays what it is to the last bit
+        means = replicas.mean([moved - buffer for buffer, moved in fractions])
+        for (buffer, moved), difference in zip(fractions, means, strict=True):
+            moved.copy_(buffer + difference)
     for buffer, moved in buffers:
-        if not moved.is_floating_point():
-            buffer.copy_(moved)
+        buffer.copy_(moved)
 
 
 def _doubled(value: Any) -> Any:

@@ -10,6 +10,7 @@ from graphlib import TopologicalSorter
 import torch
 from torch import Tensor
 
+from multilevel.problems import replicas
 from multilevel.problems.batches import Batches
 from multilevel.problems.errors import CheckpointError, GraphError, NestedChainError, ReadsError
 from multilevel.problems.evaluation import Evaluator, module_device
@@ -128,10 +129,13 @@ class Graph:
             part = evaluator.record(name, self.batches[name].peek())
             loss, _ = evaluator.loss(name, part, leaves)
         keyed = [(level, leaf) for level, some in leaves.items() for leaf in some.values()]
-        if not loss.requires_grad:
+        found: set[str] = set()
+        if loss.requires_grad:
+            gradients = torch.autograd.grad(loss, [leaf for _, leaf in keyed], allow_unused=True)
+            found = {level for (level, _), gradient in zip(keyed, gradients, strict=True) if gradient is not None}
+        found = set().union(*replicas.gather(found))  # a loss may not use all of them on every share of the data
+        if not found:
             raise GraphError(f"the loss of level {name!r} depends on no level's parameters")
-        gradients = torch.autograd.grad(loss, [leaf for _, leaf in keyed], allow_unused=True)
-        found = {level for (level, _), gradient in zip(keyed, gradients, strict=True) if gradient is not None}
         return tuple(level for level in self.names if level in found and level != name)
 
     def _check_passes(self) -> None:

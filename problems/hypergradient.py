@@ -68,6 +68,16 @@ def averaged(total: Total, count: int, like: Gradients) -> Total:
     return {level: {key: next(means) for key in tensors} for level, tensors in total.items()}
 
 
+def mean_values(values: list[tuple[float, dict[str, float]]]) -> tuple[float, dict[str, float]]:
+    """Mean loss and metrics over the parts of a batch and over ranks; a metric that some lack, over the others."""
+    every = [one for own in replicas.gather(values) for one in own]
+    kept: dict[str, list[float]] = {}
+    for _, metrics in every:
+        for key, value in metrics.items():
+            kept.setdefault(key, []).append(value)
+    return sum(loss for loss, _ in every) / len(every), {key: sum(some) / len(some) for key, some in kept.items()}
+
+
 def filled(total: Total, like: Gradients) -> Gradients:
     """0 in place of None."""
     return {

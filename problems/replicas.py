@@ -201,10 +201,10 @@ def _filled(tensors: Sequence[Tensor | None], forms: Sequence[Form]) -> list[Ten
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Positions of tensors that travel together: of one dtype, up to ``BUCKET`` numbers or a single tensor."""
-    places: dict[torch.dtype, list[int]] = {}
+    """Positions of tensors that travel together: of one dtype and device, up to ``BUCKET`` numbers or one tensor."""
+    places: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for place, tensor in enumerate(tensors):
-        places.setdefault(tensor.dtype, []).append(place)
+        places.setdefault((tensor.dtype, tensor.device), []).append(place)
     for some in places.values():
         bucket: list[int] = []
         size = 0

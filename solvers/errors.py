@@ -22,6 +22,10 @@ class SettingError(MultilevelError, ValueError):
         self.got = got
         self.expected = expected
 
+    def __reduce__(self) -> tuple[type[SettingError], tuple[str, object, str]]:
+        """For another process to have it too, pickled."""
+        return type(self), (self.setting, self.got, self.expected)
+
 
 class DataError(MultilevelError):
     """Data that cannot be used as it is: no images, a broken file, too few of them."""

@@ -12,7 +12,7 @@ from toy import flat
 
 from multilevel import Engine, Graph, Problem
 from multilevel.problems import Callback, replicas
-from multilevel.solvers import SOLVERS, DataError
+from multilevel.solvers import SOLVERS, SettingError
 
 ROWS_OF_DATA = 8
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -188,9 +188,9 @@ def skipped(rank):
     optimizer = torch.optim.SGD(module.parameters(), 0.1)
     engine = Engine(Graph(Level("only", module, optimizer=optimizer, data=[broken, batch])))
     engine.run(1)
-    count, first = engine.skipped["only"], flat(dict(module.named_parameters())).detach().clone()
+    count, first = engine.skipped["only"], flat(module.state_dict()).clone()
     engine.run(1)
-    return count, first, engine.skipped["only"], flat(dict(module.named_parameters())).detach()
+    return count, first, engine.skipped["only"], flat(module.state_dict())
 
 
 def spread(rank):
@@ -199,13 +199,13 @@ def spread(rank):
     done = replicas.spread(tasks)
     try:
         replicas.spread([*tasks[:3], fail, tasks[4]])
-    except DataError as error:
+    except SettingError as error:
         return done, str(error)
     return done, None
 
 
 def fail():
-    raise DataError("the fourth task")
+    raise SettingError("output", "here", "another place")
 
 
 if __name__ == "__main__":

@@ -73,7 +73,10 @@ class ImageLoader:
 
         Raises:
             SettingError: a batch size that is no multiple of ``count``.
+            ValueError: the last batch may be a smaller one.
         """
+        if not self.drop_last:
+            raise ValueError("drop_last: got False; ranks can share full batches alone")
         size, rest = divmod(self.batch_size, count)
         if rest:
             raise SettingError("data.batch_size", self.batch_size, f"a multiple of the number of ranks, {count}")

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from multilevel.__main__ import main
 from multilevel.distributed import own_gpu
+from multilevel.stopping import StopOnSignal
 
 TINY = [
     "model.width=16", "model.heads=2", "model.depth=1", "model.decoder_width=8", "model.decoder_heads=2",
@@ -107,6 +109,26 @@ def test_restarts_need_a_folder_to_go_on_in(monkeypatch, capsys):
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     assert main(["train", *TINY]) == 2
     assert "output: got None; expected a folder, with torchrun --max-restarts" in capsys.readouterr().err
+
+
+def test_a_restart_goes_on_with_no_other_run(tmp_path, monkeypatch, capsys):
+    settings = [*TINY, "steps=2", "evaluate=false", f"output={tmp_path / 'run'}"]
+    assert main(["train", *settings]) == 0
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert main(["train", *settings, "seed=7"]) == 2
+    assert "expected a folder that is new or empty" in capsys.readouterr().err
+    assert main(["train", *settings]) == 0
+    assert "has ended" in capsys.readouterr().out
+
+
+def test_a_signal_that_torchrun_passes_on_is_no_second_one(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with StopOnSignal(SimpleNamespace(stop=lambda: None)) as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.number == signal.SIGTERM
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from toy import relative_error
 
 from multilevel.problems import GraphError
-from multilevel.problems.batches import own_share
+from multilevel.problems.batches import Batches, own_share
 from multilevel.solvers import DataError
 
 #: Largest relative difference of a hypergradient, by dtype: exact products, finite differences.
@@ -61,7 +61,10 @@ def test_what_is_not_finite_on_one_rank_is_skipped_on_all(ranks):
 
 def test_tasks_are_spread_and_their_errors_reach_all(ranks):
     for rank in ranks:
-        assert rank["spread"] == ([(0, 0), (1, 1), (2, 0), (3, 1), (4, 0)], "the fourth task")
+        assert rank["spread"] == (
+            [(0, 0), (1, 1), (2, 0), (3, 1), (4, 0)],
+            "output: got 'here'; expected another place",
+        )
 
 
 @pytest.fixture
@@ -104,12 +107,20 @@ def test_a_share_is_the_rows_of_a_rank(second_of_three):
     ("batch", "message"),
     [
         (torch.zeros(7, 2), "a batch of level 'one' has 7 rows, which 3 ranks cannot share evenly"),
+        ((torch.zeros(6, 2), torch.zeros(3)), r"has tensors of \[3, 6\] rows: .* batch_share"),
         ([torch.zeros(6), ["a", "b"]], r"holds a str, which cannot be shared out over ranks: give .* batch_share"),
     ],
 )
 def test_what_cannot_be_shared_is_named(batch, message, second_of_three):
     with pytest.raises(DataError, match=message):
         own_share(batch, "one")
+
+
+def test_data_that_is_sharded_already_is_refused(second_of_three):
+    samples = torch.utils.data.TensorDataset(torch.zeros(12))
+    sampler = torch.utils.data.DistributedSampler(samples, num_replicas=3, rank=1)
+    with pytest.raises(DataError, match="has a DistributedSampler"):
+        Batches("one", torch.utils.data.DataLoader(samples, 2, sampler=sampler), torch.device("cpu"))
 
 
 def approximate(name):
