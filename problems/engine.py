@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from multilevel.problems import replicas
 from multilevel.problems.callbacks import Callback, Update
+from multilevel.problems.carried_calls import CarriedCall
 from multilevel.problems.compilation import Backend, Compilation
 from multilevel.problems.errors import DivergedError, GraphError, NotFiniteError
 from multilevel.problems.evaluation import Evaluator, Part, Record, check_finite
@@ -24,6 +25,7 @@ from multilevel.problems.hypergradient import (
     Total,
     added,
     averaged,
+    carried,
     differentiated,
     filled,
     gradients,
@@ -33,6 +35,8 @@ from multilevel.problems.hypergradient import (
 )
 from multilevel.problems.problem import Problem
 from multilevel.problems.randomness import RandomState
+from multilevel.problems.shared_calls import SharedCalls
+from multilevel.problems.updates import set_gradient, take_step
 from multilevel.solvers import CotangentError, Solver
 from multilevel.solvers.update_rules import UpdateRule
 from multilevel.solvers.vectors import Tensors, flatten
@@ -50,6 +54,8 @@ class Engine:
         max_skipped: updates in a row of one level that may be skipped, as its loss or hypergradient is not finite.
         compile: compile the calls on levels where that is possible, see ``Compilation``: True, or a backend of
             torch.compile. Reference computations in another precision never are.
+        reuse: have what an update computes on a level that it reads serve the finite differences that follow it: less
+            time, and the memory of its graph until then.
 
     Attributes:
         step: updates of the top level so far.
@@ -69,6 +75,7 @@ class Engine:
         callbacks: Iterable[Callback] = (),
         max_skipped: int = 10,
         compile: bool | Backend = False,
+        reuse: bool = False,
     ) -> None:
         self.graph = graph
         self.seed = seed
@@ -76,6 +83,7 @@ class Engine:
         self.callbacks = list(callbacks)
         self.step = 0
         self.max_skipped = max_skipped
+        self.reuse = reuse
         self.skipped = dict.fromkeys(graph.names, 0)
         self._stopping = False
         self._updated_now: set[str] = set()  # levels with an update in the step that is under way
@@ -86,6 +94,7 @@ class Engine:
         self.recorded_steps = 0
         self._starts: dict[str, dict[str, Tensors]] = {}
         self._last: dict[str, Tensors] = {}
+        self._calls: dict[str, list[CarriedCall]] = {}
         for batches in graph.batches.values():
             batches.restart(seed)
         modules = [problem.module for problem in graph.problems.values()]
@@ -113,6 +122,7 @@ class Engine:
             self._steps.clear()
             self._updated_now.clear()
             self._descend(len(self.graph.names) - 1)
+            self._calls.clear()
             self._pass_on_notices()
             self.step += 1
             for callback in self.callbacks:
@@ -216,7 +226,7 @@ class Engine:
         # Not in older checkpoints.
         self._starts, self._last = state.get("starts", {}), state.get("last", {})
         self.skipped = {name: state.get("skipped", {}).get(name, 0) for name in self.graph.names}
-        self._records, self._steps = {}, {}
+        self._records, self._steps, self._calls = {}, {}, {}
 
     def records(self) -> dict[str, Any]:
         """What the last updates used, for ``load_records``: solves at this very point need it, training does not."""
@@ -239,12 +249,17 @@ class Engine:
         self._records = dict(records["records"])
         self._steps = {level: deque(steps, maxlen=len(steps)) for level, steps in records["steps"].items()}
 
-    def _descend(self, index: int) -> None:
-        """Update a level once, after the updates of the levels below it that this one asks for."""
+    def _descend(self, index: int, last: bool = False) -> None:
+        """Update a level once, after the updates of the levels below it that this one asks for.
+
+        Args:
+            index: the level's.
+            last: before an update of the next level up.
+        """
         if index > 0:
-            for _ in range(self.graph.problems[self.graph.names[index - 1]].steps):
-                self._descend(index - 1)
-        self._update(self.graph.problems[self.graph.names[index]])
+            for left in reversed(range(self.graph.problems[self.graph.names[index - 1]].steps)):
+                self._descend(index - 1, last=not left)
+        self._update(self.graph.problems[self.graph.names[index]], last)
 
     def _pass_on_notices(self) -> None:
         notices = self.evaluator.compilation.notices if self.evaluator.compilation else []
@@ -253,7 +268,7 @@ class Engine:
             for callback in self.callbacks:
                 callback.on_notice(self, notice)
 
-    def _update(self, problem: Problem) -> None:
+    def _update(self, problem: Problem, last: bool) -> None:
         """One update of a level, or none where its loss or hypergradient is not finite, or would go through a level
         that has had no update in this step."""
         name, before = problem.name, self._records.get(problem.name)
@@ -262,7 +277,7 @@ class Engine:
             self._skip(problem, f"level {missing[0]!r} below it has had no update in this step")
             return
         try:
-            update = self._updated(problem)
+            update = self._updated(problem, last)
         except (NotFiniteError, CotangentError) as error:
             if before is None:
                 self._records.pop(name, None)
@@ -287,23 +302,27 @@ class Engine:
             updates = f"{count} update{'s' * (count > 1)} in a row of level {problem.name!r}"
             raise DivergedError(f"{updates} had to be skipped, the last one because {reason}{through}")
 
-    def _updated(self, problem: Problem) -> Update:
+    def _updated(self, problem: Problem, last: bool) -> Update:
         """Take the update; raise NotFiniteError where it cannot be, everything but batches and buffers unchanged."""
         name = problem.name
         inputs = leaves(self.evaluator, differentiated(self.graph, name))
+        carry = carried(self.graph, name) if self.reuse and last else ()
+        given, shared = {**leaves(self.evaluator, carry), **inputs}, SharedCalls(name)
+        self._calls.pop(name, None)
         batches = [self.graph.batches[name].next() for _ in range(problem.accumulate)]
         parts: list[Part] = []
         values: list[tuple[float, dict[str, float]]] = []
         total: Total | None = None
-        with self._random.active():
+        with self._random.active(), shared.kept() if carry else nullcontext():
             for batch in batches:
                 part = self.evaluator.record(name, batch)
-                loss, metrics = self.evaluator.loss(name, part, inputs, move_buffers=True)
+                loss, metrics = self.evaluator.loss(name, part, given, move_buffers=True, shared=shared)
                 total = added(total, gradients(loss, inputs))
                 parts.append(part)
                 values.append((float(loss.detach()), {key: float(value) for key, value in metrics.items()}))
                 del loss
             self._random = RandomState.capture()
+            self._calls[name] = shared.carry()
         assert total is not None
         mean, metrics = mean_values(values)
         check_finite(name, mean)
@@ -312,11 +331,11 @@ class Engine:
         unused = {key for key, value in total[name].items() if value is None}
         found = self._respond(name, filled(total, inputs), self.evaluator)
         used = {key: value for key, value in found.values.items() if key not in unused or value.any()}
-        norm = self._set_gradient(problem, used)
+        norm = set_gradient(problem, used)
         if found.solutions:
             self._starts[name] = dict(found.solutions)
         self._keep_step(problem, set(used))
-        self._take_step(problem)
+        take_step(problem)
         cosine = self._cosine(name, found) if found.reports else None
         return Update(name, self.step, mean, metrics, norm, found.reports, cosine)
 
@@ -326,7 +345,7 @@ class Engine:
         passes = self.graph.passes(name)
         records = {level: self._record_of(level) for level in passes}
         # A solver other than the level's own starts from nothing.
-        memory = Memory(self._steps, {} if solvers else self._starts.get(name, {}))
+        memory = Memory(self._steps, {} if solvers else self._starts.get(name, {}), self._calls)
         try:
             return respond(self.graph, evaluator, records, name, direct, memory, solvers or self._solvers(passes))
         except torch.linalg.LinAlgError as error:
@@ -362,31 +381,3 @@ class Engine:
             return self._records[name]
         with self._random.active():
             return (self.evaluator.record(name, self.graph.batches[name].peek()),)
-
-    def _set_gradient(self, problem: Problem, gradient: dict[str, Tensor]) -> float:
-        """Have the optimizer step along ``gradient``, clipped; returns its norm before that.
-
-        Raises:
-            NotFiniteError: the norm is not finite.
-        """
-        assert problem.optimizer is not None
-        parameters = problem.variables()
-        problem.optimizer.zero_grad(set_to_none=True)
-        for key, value in gradient.items():
-            parameters[key].grad = value
-        limit = float("inf") if problem.clip_norm is None else problem.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), limit).item()
-        if not math.isfinite(norm):
-            problem.optimizer.zero_grad(set_to_none=True)
-            raise NotFiniteError(
-                f"the hypergradient of level {problem.name!r} has norm {norm}: lower learning rates, clip gradients, "
-                "or take another solver"
-            )
-        return norm
-
-    def _take_step(self, problem: Problem) -> None:
-        assert problem.optimizer is not None
-        problem.optimizer.step()
-        problem.optimizer.zero_grad(set_to_none=True)
-        if problem.scheduler is not None:
-            problem.scheduler.step()

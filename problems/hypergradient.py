@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from multilevel.problems import replicas
+from multilevel.problems.carried_calls import CarriedCall
 from multilevel.problems.evaluation import Evaluator, Part, Record
 from multilevel.problems.graph import Graph
 from multilevel.problems.nested import NestedSystem
@@ -26,6 +27,16 @@ Total = dict[str, dict[str, Tensor | None]]
 def differentiated(graph: Graph, name: str) -> tuple[str, ...]:
     """The levels in whose variables the loss of ``name`` is differentiated: its own, and those it responds through."""
     return (name, *(level for level in graph.passes(name) if level in graph.reads[name]))
+
+
+def carried(graph: Graph, name: str) -> tuple[str, ...]:
+    """The levels read by ``name`` whose calls in its update will serve a solve: one that takes first derivatives alone,
+    of a level that is directly above."""
+    if getattr(graph.problems[name].solver, "product", None) != "finite_difference":
+        return ()
+    above = graph.names[graph.names.index(name) + 1 :]
+    through = [(*graph.passes(other), other) for other in above if name in graph.passes(other)]
+    return tuple(level for level in graph.reads[name] if any(level in some for some in through))
 
 
 def leaves(evaluator: Evaluator, levels: tuple[str, ...]) -> Gradients:
@@ -103,10 +114,12 @@ class Memory:
     Attributes:
         steps: of each level whose solver goes through its updates, the last of them.
         starts: of each level, the last solution where its solver starts from it.
+        calls: of each level, what its last update has called where a solve will call it again.
     """
 
     steps: Mapping[str, Sequence[RecordedUpdate]] = field(default_factory=dict)
     starts: Mapping[str, Tensors] = field(default_factory=dict)
+    calls: Mapping[str, list[CarriedCall]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -156,7 +169,8 @@ def respond(
     def lower(level: str, wanted: Collection[str]) -> LowerLevel:
         count = solvers[level].recorded_steps
         updates = list(memory.steps.get(level, ()))[-count:] if count else []
-        return lower_level(evaluator, records[level], level, wanted, updates, memory.starts.get(level))
+        calls = memory.calls.get(level)
+        return lower_level(evaluator, records[level], level, wanted, updates, memory.starts.get(level), calls)
 
     for block in graph.blocks(name):
         exact = block.inner and graph.treats_exactly(block)
@@ -192,9 +206,10 @@ def lower_level(
     wanted: Collection[str],
     updates: Sequence[RecordedUpdate] = (),
     start: Tensors | None = None,
+    calls: list[CarriedCall] | None = None,
 ) -> LowerLevel:
     """A level as its solver sees it, at the current point, with its recorded batch, draws and generator state."""
-    shared = SharedCalls(level)
+    shared = SharedCalls(level, calls)
     problem = evaluator.problems[level]
     predictions = [_prediction(evaluator, level, evaluator.cast(part)) for part in record]
     return LowerLevel(

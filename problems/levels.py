@@ -92,5 +92,6 @@ class LevelHandle:
         # A compiled call's result has no second derivative.
         target = (id(self._module), method, self._compilation is None)
         parameters = [value for name, value in self._values.items() if name in self._substituted]
-        buffers = [value for name, value in self._values.items() if name in dict(self._module.named_buffers())]
+        moving = {name for name, _ in self._module.named_buffers()}
+        buffers = [value for name, value in self._values.items() if name in moving]
         return self._shared.call(target, parameters, (arguments, keywords), buffers, compute)

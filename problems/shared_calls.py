@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multilevel.problems.carried_calls import CarriedCall
 from multilevel.problems.randomness import RandomState
 
 
@@ -39,10 +40,12 @@ class SharedCalls:
 
     Args:
         level: the level whose parameters are perturbed.
+        carried: calls that the level's last update has made; each is taken out when it serves again.
     """
 
-    def __init__(self, level: str) -> None:
+    def __init__(self, level: str, carried: list[CarriedCall] | None = None) -> None:
         self.level = level
+        self._carried = [] if carried is None else carried
         self.active = False
         self._given: set[int] = set()
         self._calls: list[_Call] = []
@@ -67,6 +70,14 @@ class SharedCalls:
             self.active = False
             self._calls.clear()
             self._made.clear()
+
+    def carry(self) -> list[CarriedCall]:
+        """The calls made so far whose result is one tensor that depends on what was substituted."""
+        return [
+            CarriedCall(call.target, call.arguments, call.parameters, call.result, call.before, call.after)
+            for call in self._calls
+            if isinstance(call.result, Tensor) and call.result.requires_grad
+        ]
 
     def once(
         self, level: str, tensors: Mapping[str, Tensor], make: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
@@ -108,11 +119,27 @@ class SharedCalls:
                 call.after.restore()
                 return call.result
         moves = [buffer._version for buffer in buffers]
-        result = compute()
+        result = self._again(target, parameters, arguments, before)
+        if result is None:
+            result = compute()
         if moves == [buffer._version for buffer in buffers]:
             versions = _versions((arguments, result))
             self._calls.append(_Call(target, arguments, parameters, result, versions, before, RandomState.capture()))
         return result
+
+    def _again(
+        self, target: tuple[Any, ...], parameters: Sequence[Tensor], arguments: Any, before: RandomState
+    ) -> Tensor | None:
+        """The result of the same call in the level's last update; None where it made none."""
+        if not any(parameter.requires_grad for parameter in parameters):
+            return None
+        for call in self._carried:
+            same = call.target == target and _same(call.arguments, arguments) and call.before.equals(before)
+            if same and call.is_at(parameters):
+                self._carried.remove(call)
+                call.after.restore()
+                return call.again(parameters)
+        return None
 
 
 def _autocast() -> Iterator[Any]:

@@ -78,6 +78,7 @@ class RunSettings:
         checkpoint: how often.
         max_skipped: updates in a row of a level that may be skipped, as its loss or hypergradient is not finite.
         compile: whether calls on levels are compiled where they can be.
+        reuse: see ``Engine``.
         evaluate: whether a run ends with an evaluation.
         evaluation: its protocols, and the split.
     """
@@ -95,6 +96,7 @@ class RunSettings:
     checkpoint: CheckpointSettings
     max_skipped: int = 10
     compile: bool = False
+    reuse: bool = False
     evaluate: bool
     evaluation: EvaluationSettings
 

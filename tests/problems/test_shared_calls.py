@@ -106,3 +106,19 @@ def test_nothing_is_kept_after_the_solve():
         assert shared.call(("module", "call"), [], (), [], lambda: torch.zeros(1)) is value
     with shared.kept():
         assert shared.call(("module", "call"), [], (), [], lambda: torch.zeros(1)) == 0
+
+
+@pytest.mark.parametrize("kind", ["plain", "dropout", "batch norm"])
+def test_calls_of_an_update_serve_the_product_after_it_and_change_nothing(kind):
+    found, calls = [], []
+    for reuse in (False, True):
+        engine, encoder = build(kind, FiniteDifference())
+        engine.reuse = reuse
+        for problem in engine.graph.problems.values():
+            problem.optimizer = torch.optim.SGD(problem.module.parameters(), 0.1)
+        encoder.calls = 0
+        engine.run(3)
+        calls.append(encoder.calls)
+        found.append(torch.cat([one.detach().reshape(-1) for one in encoder.parameters()]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-14)
+    assert calls[1] == calls[0] - 3 if kind != "batch norm" else calls[1] <= calls[0]
