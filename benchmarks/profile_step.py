@@ -26,6 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from multilevel.levels.masked_autoencoder import MaskedAutoencoder, MaskingNetwork
 from multilevel.problems import Engine
+from multilevel.problems import engine as engine_module
 from multilevel.problems.batches import Batches
 from multilevel.problems.evaluation import Evaluator
 from multilevel.problems.randomness import RandomState
@@ -107,9 +108,9 @@ WATCHED: tuple[tuple[Any, str, Callable[..., Label]], ...] = (
     (PlainSteps, "pretrain", lambda *_: ("pretrain", None)),
     (PlainSteps, "finetune", lambda *_: ("finetune", None)),
     (PlainSteps, "mask", lambda *_: ("mask", None)),
-    (Engine, "_update", lambda engine, problem: (problem.name, None)),
-    (Engine, "_set_gradient", kind("optimizer")),
-    (Engine, "_take_step", kind("optimizer")),
+    (Engine, "_update", lambda engine, problem, last: (problem.name, None)),
+    (engine_module, "set_gradient", kind("optimizer")),
+    (engine_module, "take_step", kind("optimizer")),
     (Engine, "_cosine", kind("cosine")),
     (ImplicitSolver, "respond", lambda solver, lower, cotangent: (f"product at {lower.shared.level}", None)),
     (Evaluator, "record", kind("draws")),

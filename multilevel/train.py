@@ -196,10 +196,10 @@ def conclude(
     print("\n".join(f"{path}" for path in [*pictures, summary]))
 
 
-def tell(*lines: str, file: TextIO = sys.stderr) -> None:
-    """Print lines, on one rank."""
+def tell(*lines: str, file: TextIO | None = None) -> None:
+    """Print lines, on one rank, to standard error where nothing else is said."""
     if replicas.rank() == 0 and lines:
-        print("\n".join(lines), file=file, flush=True)
+        print("\n".join(lines), file=file or sys.stderr, flush=True)
 
 
 def _saved(folder: RunFolder) -> str:
