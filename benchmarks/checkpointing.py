@@ -10,10 +10,11 @@ is that of the processor over all threads, both sides taking turns, the median o
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
+import sys
+from collections.abc import Sequence
+from functools import partial
 
-import torch
+from side_by_side import Spread, alternate, conditions, ratio
 
 from multilevel.configuration import build_recipe, compose_config
 from multilevel.memory import MemoryTracker
@@ -43,34 +44,31 @@ def engine_of(solver: str, overrides: list[str], checkpointing: bool) -> Engine:
     return engine
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="timed hypergradients of each side (default 3)")
     parser.add_argument("--solvers", nargs="+", default=SOLVERS, help="each a name and options, in quotes")
     parser.add_argument("overrides", nargs="*", metavar="SETTING=VALUE", help="as for multilevel train")
-    options = parser.parse_intermixed_args()
-    print(f"{torch.get_num_threads()} threads, {options.rounds} rounds, {' '.join(options.overrides)}")
+    options = parser.parse_intermixed_args(arguments)
+    print(conditions(options.rounds, "cpu", options.overrides))
     for solver in options.solvers:
-        engines = [engine_of(solver, options.overrides, checkpointing) for checkpointing in (False, True)]
-        peaks, found = [], []
-        for engine in engines:
+        engines = {side: engine_of(solver, options.overrides, side == "with") for side in ("without", "with")}
+        peaks, found = {}, {}
+        for side, engine in engines.items():
             with MemoryTracker(engine.evaluator.device("mask")) as tracker:
-                found.append(flatten(engine.hypergradient("mask")))
-            peaks.append(tracker.peak / MIB)
-        error = ((found[0] - found[1]).norm() / found[0].norm()).item()
-        seconds: list[list[float]] = [[], []]
-        for _ in range(options.rounds):
-            for engine, taken in zip(engines, seconds, strict=True):
-                start = time.process_time()
-                engine.hypergradient("mask")
-                taken.append(time.process_time() - start)
-        factor = statistics.median(one / plain for plain, one in zip(*seconds, strict=True))
+                found[side] = flatten(engine.hypergradient("mask"))
+            peaks[side] = tracker.peak / MIB
+        error = ((found["without"] - found["with"]).norm() / found["without"].norm()).item()
+        sides = {side: partial(engine.hypergradient, "mask") for side, engine in engines.items()}
+        seconds = alternate(sides, options.rounds, "cpu")
+        factor = ratio(seconds["with"], seconds["without"])
         print(
-            f"{solver}: {peaks[0]:.0f} MiB without, {peaks[1]:.0f} MiB with ({peaks[1] / peaks[0]:.2f}x); "
-            f"{statistics.median(seconds[0]):.2f} s without, {factor:.2f}x with; relative difference {error:.1e}",
+            f"{solver}: {peaks['without']:.0f} MiB without, {peaks['with']:.0f} MiB with "
+            f"({peaks['with'] / peaks['without']:.2f}x); {Spread.of(seconds['without']).median:.2f} s without, "
+            f"{factor.median:.2f}x with; relative difference {error:.1e}",
             flush=True,
         )
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -8,13 +8,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-Iterate = Callable[[], None]
+Iterate = Callable[[], object]
+Side = TypeVar("Side", bound=Hashable)
 #: What times are taken with: cpu, with OMP_NUM_THREADS=1, where other work shares the cores.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -36,9 +38,9 @@ class Spread:
         return f"{self.median:.{decimals}f} ({self.least:.{decimals}f} to {self.largest:.{decimals}f})"
 
 
-def alternate(sides: Mapping[str, Iterate], rounds: int, clock: str = "wall") -> dict[str, list[float]]:
+def alternate(sides: Mapping[Side, Iterate], rounds: int, clock: str = "wall") -> dict[Side, list[float]]:
     """Seconds of each side's iterations, the sides taking turns; the first round warms up and does not count."""
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    seconds: dict[Side, list[float]] = {side: [] for side in sides}
     for round_number in range(rounds + 1):
         for side, iterate in sides.items():
             spent = timed(iterate, clock)
