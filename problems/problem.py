@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from multilevel.problems.errors import GraphError
 from multilevel.problems.levels import Levels
@@ -131,7 +131,8 @@ def check_whole(name: str, module: nn.Module) -> None:
     Losses are evaluated at substituted parameters: the shards of ``fully_shard`` would be gathered by hooks of its own,
     whatever stands in their place, and ``DistributedDataParallel`` would average gradients that are averaged already.
     """
-    if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+    sharding = sys.modules.get("torch.distributed.tensor")  # half a second to import; whoever shards has imported it
+    if sharding is not None and any(isinstance(parameter, sharding.DTensor) for parameter in module.parameters()):
         raise GraphError(
             f"level {name!r}: its parameters are sharded (fully_shard), and losses cannot be evaluated at other values "
             "of shards; give the module whole: torchrun has every rank hold all of it and average derivatives"
