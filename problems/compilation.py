@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode_temporarily
 from torch.utils._pytree import tree_leaves
 
-from multilevel.problems.method_call import MethodCall
+from multilevel.problems.module_call import ModuleCall
 from multilevel.problems.randomness import RandomState
 from multilevel.solvers.differentiation import wants_higher_derivatives
 
@@ -82,8 +82,8 @@ class Compilation:
         arguments: tuple[Any, ...],
         keywords: Mapping[str, Any],
     ) -> Any:
-        """The result of a module's method at given parameters and buffers, see ``MethodCall.at``."""
-        called = MethodCall(module, method)
+        """The result of a module's method at given parameters and buffers, see ``ModuleCall.at``."""
+        called = ModuleCall(module, getattr(module, method))
         name = type(module).__name__ + ("" if method == "__call__" else f".{method}")
         if (module, method) not in self._functions:
             self._functions[module, method] = _compiled(called, f"{name}_{len(self._functions)}", self._backend)
@@ -152,8 +152,8 @@ class _GradientGraphs(TorchFunctionMode):
         return function(*arguments, **given)
 
 
-def _compiled(called: MethodCall, name: str, backend: Backend) -> Callable[..., Any]:
-    """``MethodCall.at`` as a compiled function."""
+def _compiled(called: ModuleCall, name: str, backend: Backend) -> Callable[..., Any]:
+    """``ModuleCall.at`` as a compiled function."""
 
     def function(values: Mapping[str, Tensor], arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
         return called.at(values, arguments, keywords)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from multilevel.problems.compilation import Compilation
-from multilevel.problems.method_call import MethodCall
+from multilevel.problems.module_call import ModuleCall
 from multilevel.problems.shared_calls import SharedCalls
 
 
@@ -85,7 +85,7 @@ class LevelHandle:
         def compute() -> Any:
             if self._compilation is not None:
                 return self._compilation.call(self._module, method, self._values, arguments, keywords)
-            return MethodCall(self._module, method).at(self._values, arguments, keywords)
+            return ModuleCall(self._module, getattr(self._module, method)).at(self._values, arguments, keywords)
 
         if self._shared is None:
             return compute()

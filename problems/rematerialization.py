@@ -26,6 +26,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from multilevel.problems.autocast import AutocastState
+from multilevel.problems.module_call import ModuleCall
 from multilevel.problems.randomness import RandomState
 
 Tensors = tuple[Tensor, ...]
@@ -60,7 +61,7 @@ def rematerialized(module: nn.Module, compute: Callable[..., Any], *inputs: Any,
     Raises:
         RuntimeError: ``compute`` uses a tensor that requires a gradient and is no parameter of the module and no input.
     """
-    call = _Call(module, compute)
+    call = ModuleCall(module, compute)
     parameters = dict(call.named_parameters())
     values, arguments = tree_flatten((inputs, keywords))
     places = [place for place, value in enumerate(values) if isinstance(value, Tensor)]
@@ -120,18 +121,6 @@ class _Rematerialized(torch.autograd.Function):
         return _Rematerialized.apply(_Pushforward(context.function, len(points), moving), *points, *vectors)
 
 
-class _Call(nn.Module):
-    """functional_call evaluates ``forward`` alone; this makes it evaluate any function that calls a module."""
-
-    def __init__(self, module: nn.Module, compute: Callable[..., Any]) -> None:
-        super().__init__()
-        self.module = module
-        self.compute = compute
-
-    def forward(self, *inputs: Any, **keywords: Any) -> Any:
-        return self.compute(*inputs, **keywords)
-
-
 @dataclass(frozen=True)
 class _Surroundings:
     """All that the result of a call depends on beside parameters and inputs, as it was before the call."""
@@ -142,7 +131,7 @@ class _Surroundings:
     buffers: Mapping[str, Tensor]
 
     @classmethod
-    def capture(cls, call: _Call, points: Tensors) -> _Surroundings:
+    def capture(cls, call: ModuleCall, points: Tensors) -> _Surroundings:
         buffers = {name: buffer.clone() for name, buffer in call.named_buffers()}
         return cls(RandomState.capture(), AutocastState.capture(points), _get_current_function_mode_stack(), buffers)
 
@@ -172,7 +161,7 @@ class _Layer(_Function):
         evaluated: whether that has been.
     """
 
-    call: _Call
+    call: ModuleCall
     names: Sequence[str]
     constants: Sequence[Any]
     places: Places

@@ -1,0 +1,30 @@
+"""Any function of a module, at given parameters and buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+class ModuleCall(nn.Module):
+    """functional_call evaluates ``forward`` alone; this makes any function that calls a module a ``forward``.
+
+    Args:
+        module: the module.
+        compute: a method of it, or a function that calls it; ``module.__call__`` runs its hooks as well.
+    """
+
+    def __init__(self, module: nn.Module, compute: Callable[..., Any]) -> None:
+        super().__init__()
+        self.module = module
+        self.compute = compute
+
+    def forward(self, *inputs: Any, **keywords: Any) -> Any:
+        return self.compute(*inputs, **keywords)
+
+    def at(self, values: Mapping[str, Tensor], inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
+        """The result with ``values`` in place of the module's parameters and buffers of these names."""
+        return functional_call(self, {f"module.{name}": one for name, one in values.items()}, inputs, dict(keywords))
