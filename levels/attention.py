@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-#: Tokens up to which attention in bfloat16 on a CPU is fastest in plain steps: forward and backward take 0.17 times the
-#: fused kernel's time at 65 tokens, 0.48 at 257, 1.3 at 577 (heads of 64, torch 2.13, one core with AVX-512).
+#: Tokens up to which attention in bfloat16 on a CPU takes plain steps: the fused kernel is several times slower at 65
+#: tokens, and faster at 577 (heads of 64, torch 2.13, one core with AVX-512).
 PLAIN_TOKENS = 257
 
 

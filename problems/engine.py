@@ -15,7 +15,7 @@ from multilevel.problems.callbacks import Callback, Update
 from multilevel.problems.carried_calls import CarriedCall
 from multilevel.problems.compilation import Backend, Compilation
 from multilevel.problems.errors import DivergedError, GraphError, NotFiniteError
-from multilevel.problems.evaluation import Evaluator, Part, Record, check_finite
+from multilevel.problems.evaluation import Evaluator, Part, Record
 from multilevel.problems.graph import Graph, check_match
 from multilevel.problems.hypergradient import (
     Gradients,
@@ -325,7 +325,6 @@ class Engine:
             self._calls[name] = shared.carry()
         assert total is not None
         mean, metrics = mean_values(values)
-        check_finite(name, mean)
         self._records[name] = tuple(parts)
         total = averaged(total, len(parts), inputs)
         unused = {key for key, value in total[name].items() if value is None}

@@ -30,8 +30,8 @@ def differentiated(graph: Graph, name: str) -> tuple[str, ...]:
 
 
 def carried(graph: Graph, name: str) -> tuple[str, ...]:
-    """The levels read by ``name`` whose calls in its update will serve a solve: one that takes first derivatives alone,
-    of a level that is directly above."""
+    """The levels read by ``name`` whose calls in its update may serve the solves that go through it: they differentiate
+    in these levels' variables, and take first derivatives alone."""
     if getattr(graph.problems[name].solver, "product", None) != "finite_difference":
         return ()
     above = graph.names[graph.names.index(name) + 1 :]

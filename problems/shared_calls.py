@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from multilevel.problems.autocast import AutocastState
 from multilevel.problems.carried_calls import CarriedCall
 from multilevel.problems.randomness import RandomState
 
@@ -111,7 +112,7 @@ class SharedCalls:
         """
         if any(id(tensor) not in self._given for tensor in _tensors(arguments)):
             return compute()
-        target = (*target, torch.is_grad_enabled(), *_autocast())
+        target = (*target, torch.is_grad_enabled(), AutocastState.capture((*parameters, *_tensors(arguments))))
         before = RandomState.capture()
         for call in self._calls:
             same = call.target == target and _same(call.parameters, parameters) and _same(call.arguments, arguments)
@@ -140,13 +141,6 @@ class SharedCalls:
                 call.after.restore()
                 return call.again(parameters)
         return None
-
-
-def _autocast() -> Iterator[Any]:
-    """The state of autocast on every kind of device in use; a loss may switch it for a part of itself."""
-    for kind in ("cpu", "cuda") if torch.cuda.is_initialized() else ("cpu",):
-        yield torch.is_autocast_enabled(kind)
-        yield torch.get_autocast_dtype(kind)
 
 
 def _same(one: Any, other: Any) -> bool:
