@@ -19,12 +19,13 @@ from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from multilevel.configuration import build_recipe, compose_config
+from multilevel.distributed import tell
 from multilevel.measure import store_point
 from multilevel.problems import Engine, load_checkpoint
 from multilevel.problems.reference import LARGEST_RESIDUAL, agreement
 from multilevel.progress import Progress
 from multilevel.recipes.pictures import draw_comparison
-from multilevel.run_folder import RunFolder, check_free, report_damage
+from multilevel.run_folder import RunFolder, check_free
 from multilevel.solvers import SOLVERS, MultilevelError, SettingError
 from multilevel.solvers.products import PRODUCTS
 from multilevel.train import new_engine, now
@@ -171,7 +172,7 @@ def _engine_at_the_point(comparison: Comparison, config: DictConfig) -> Engine:
     recipe = build_recipe(config)
     engine = new_engine(recipe)
     if comparison.resume is not None:
-        report_damage(load_checkpoint(engine, Path(comparison.resume) / "checkpoint"))
+        tell(*load_checkpoint(engine, Path(comparison.resume) / "checkpoint"))
     asked = [SOLVERS[name](**options).recorded_steps for name, options in comparison.tasks()]
     engine.recorded_steps = min(max(asked), RECORDED) if comparison.warmup else 0
     engine.callbacks.append(Progress(recipe.images_per_step))

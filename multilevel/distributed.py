@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TextIO, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,23 +15,40 @@ import torch.distributed as dist
 from multilevel.problems import replicas
 from multilevel.solvers import SettingError
 
+Result = TypeVar("Result")
 #: That a rank waits for another, which may be evaluating; one that is gone is noticed at once.
 LONGEST = timedelta(days=1)
 
 
-def launched(environment: Mapping[str, str] = os.environ) -> bool:
+def launched() -> bool:
     """Whether this process is one of several that torchrun has started."""
-    return "LOCAL_RANK" in environment and int(environment.get("WORLD_SIZE", "1")) > 1
+    return "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def restarts(environment: Mapping[str, str] = os.environ) -> int:
+def first_here() -> bool:
+    """Whether this process is the only one, or the first on its machine: it says what is wrong on every rank."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def restarts() -> int:
     """How often torchrun may start the ranks again, after one of them was lost."""
-    return int(environment.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
 
 
-def restarted(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether it has."""
-    return int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def restart() -> int:
+    """Which of these it is, from 1; 0 at the first start."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def led(task: Callable[[], Result]) -> Result:
+    """The result of what rank 0 alone does, on every rank; its error too."""
+    return replicas.spread([task])[0]
+
+
+def tell(*lines: str, file: TextIO | None = None) -> None:
+    """Print lines, on one rank, to standard error where nothing else is said."""
+    if replicas.rank() == 0 and lines:
+        print("\n".join(lines), file=file or sys.stderr, flush=True)
 
 
 @contextmanager
@@ -48,7 +66,7 @@ def joined() -> Iterator[None]:
     os.environ["CUDA_VISIBLE_DEVICES"] = own_gpu(os.environ)
     store, rank, count = next(dist.rendezvous("env://"))
     # the store outlives a restart, and the addresses of ranks that are gone stand in it
-    store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    store = dist.PrefixStore(f"start-{restart()}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=LONGEST)
     try:

@@ -9,9 +9,10 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from multilevel.configuration import build_recipe, changed, with_groups
+from multilevel.distributed import tell
 from multilevel.problems import load_weights
 from multilevel.recipes.evaluation import EvaluationSettings, format_table
-from multilevel.run_folder import RunFolder, report_damage
+from multilevel.run_folder import RunFolder
 from multilevel.solvers import DataError, SettingError
 
 SHAPE = ("image_size", "channels", "patch_size")  # of the images that an encoder takes
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     config, transfer = evaluation_config(folder.config(), overrides)
     recipe = build_recipe(config)
     # Nothing but the encoder: the head that was trained is of the run's own classes.
-    report_damage(load_weights(recipe.graph, folder.checkpoint, only=recipe.encoder_level))
+    tell(*load_weights(recipe.graph, folder.checkpoint, only=recipe.encoder_level))
     scores = recipe.evaluate()
     if scores is None:
         where = config.data.path or config.data.name

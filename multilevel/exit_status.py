@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from collections.abc import Callable
 
+from multilevel.distributed import first_here
 from multilevel.problems.errors import ReplicaError
 from multilevel.solvers.errors import DataError, MultilevelError
 
@@ -24,8 +24,7 @@ def exit_status(command: Callable[[], int | None], resumed: str) -> int:
     try:
         return command() or 0
     except MultilevelError as error:
-        # What is wrong on every rank is said by one.
-        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, DataError | ReplicaError):
+        if first_here() or isinstance(error, DataError | ReplicaError):
             print(f"multilevel: {' '.join(str(error).split())}", file=sys.stderr)
         return WRONG
     except OSError as error:
@@ -34,6 +33,6 @@ def exit_status(command: Callable[[], int | None], resumed: str) -> int:
         print(f"multilevel: {error.strerror}: make room; what had been saved is whole, and {resumed}", file=sys.stderr)
         return WRONG
     except KeyboardInterrupt as stop:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if first_here():
             print(f"multilevel: {stop if stop.args else f'stopped; {resumed}'}", file=sys.stderr)
         return getattr(stop, "status", INTERRUPTED)

@@ -10,11 +10,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from multilevel.configuration import build_recipe, changed
+from multilevel.distributed import tell
 from multilevel.problems.checkpoint import WEIGHTS, newest_intact, take_weights
 from multilevel.recipes.export import write_export
 from multilevel.recipes.export.card import model_card
 from multilevel.recipes.export.folder import check_export
-from multilevel.run_folder import RunFolder, report_damage
+from multilevel.run_folder import RunFolder
 from multilevel.solvers import MultilevelError, SettingError
 
 OWN = ("output", "format")
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     output, format = Path(given.get("output") or folder.path / "export"), given.get("format", "transformers")
     check_export(format, output)
     checkpoint, damaged = newest_intact(folder.checkpoint, [WEIGHTS])
-    report_damage(damaged)
+    tell(*damaged)
     step = int(checkpoint.name.removeprefix("step-"))
     config = changed(folder.config(), overrides)
     recipe = build_recipe(config)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -94,12 +93,6 @@ class RunFolder:
         self.write(self.metrics.name, _lines(kept))
         if self.diagnosis.exists():
             self.write(self.diagnosis.name, _lines(one for one in _records(self.diagnosis) if one["step"] <= step))
-
-
-def report_damage(lines: Iterable[str]) -> None:
-    """Say what was wrong with checkpoints that an older one stands in for."""
-    for line in lines:
-        print(line, file=sys.stderr)
 
 
 def write_whole(path: Path, text: str) -> Path:

@@ -61,9 +61,9 @@ class StopOnSignal:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.number is not None and launched():
-            return  # whoever signals all processes signals torchrun too, which passes it on; it kills after 30 s itself
         if self.number is not None:
+            if launched():  # torchrun passes on what all processes got as well; it kills after 30 s itself
+                return
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return

@@ -6,10 +6,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TextIO
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -26,7 +25,7 @@ from multilevel.configuration import (
     swept,
 )
 from multilevel.diagnosis import Diagnosis
-from multilevel.distributed import joined, launched, restarted, restarts
+from multilevel.distributed import joined, launched, led, restart, restarts, tell
 from multilevel.event_log import EventLog
 from multilevel.problems import CheckpointError, Checkpointing, DivergedError, Engine, load_checkpoint, replicas
 from multilevel.problems.checkpoint import newest_intact
@@ -60,7 +59,7 @@ def start(arguments: Sequence[str]) -> None:
         config = compose_config(overrides)
         if restarts() and not config.output:
             raise SettingError("output", None, "a folder, with torchrun --max-restarts: a restart goes on in it")
-        if restarted() and is_of(Path(config.output), config):
+        if restart() and is_of(Path(config.output), config):
             resume(Path(config.output))
         else:
             train(config, led(lambda: output_folder(config)))
@@ -74,11 +73,6 @@ def start(arguments: Sequence[str]) -> None:
 def is_of(path: Path, config: DictConfig) -> bool:
     """Whether a folder is that of the run with these settings."""
     return (path / "config.yaml").is_file() and RunFolder(path).config() == config
-
-
-def led(task: Callable[[], Any]) -> Any:
-    """The result of what rank 0 alone does, on every rank; its error too."""
-    return replicas.spread([task])[0]
 
 
 def train(config: DictConfig, output: Path) -> None:
@@ -100,14 +94,14 @@ def resume(path: Path) -> None:
     """Go on with a run where its newest checkpoint stands."""
     folder = RunFolder.open("resume", path)
     if (path / "summary.json").exists():
-        problem = json.loads((path / "summary.json").read_text())["evaluation_problem"] if restarted() else None
+        problem = json.loads((path / "summary.json").read_text())["evaluation_problem"] if restart() else None
         if problem is not None:  # it would be the same again
             raise MultilevelError(problem)
         tell(f"{path} has ended; its summary: {path / 'summary.json'}", file=sys.stdout)
         return
     recipe = build_recipe(folder.config())
     engine = new_engine(recipe)
-    if not restarted() or any(folder.checkpoint.glob("step-*")):
+    if not restart() or any(folder.checkpoint.glob("step-*")):
         tell(*load_checkpoint(engine, folder.checkpoint))
     led(lambda: folder.cut(engine.step))
     records = folder.read_metrics()
@@ -194,12 +188,6 @@ def conclude(
     if scores:
         print(format_table(scores, settings.evaluation.split, settings.evaluation.metric))
     print("\n".join(f"{path}" for path in [*pictures, summary]))
-
-
-def tell(*lines: str, file: TextIO | None = None) -> None:
-    """Print lines, on one rank, to standard error where nothing else is said."""
-    if replicas.rank() == 0 and lines:
-        print("\n".join(lines), file=file or sys.stderr, flush=True)
 
 
 def _saved(folder: RunFolder) -> str:
