@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from waiting import wait_for
 
 from multilevel.__main__ import main
 from multilevel.distributed import own_gpu
@@ -27,14 +27,6 @@ def start(folder, *arguments, restarts=0):
     return subprocess.Popen(
         command, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
     )
-
-
-def wait_for(run, path, lines):
-    deadline = time.monotonic() + 120
-    while not (path.exists() and path.read_text().count("\n") >= lines):
-        assert time.monotonic() < deadline
-        assert run.poll() is None
-        time.sleep(0.02)
 
 
 def steps_of(folder):

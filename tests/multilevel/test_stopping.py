@@ -5,10 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from safetensors.torch import load_file
+from waiting import wait_for
 
 from multilevel.__main__ import main
 from multilevel.study.command import plan
@@ -31,14 +31,6 @@ def start(folder, *arguments):
 def hear_interrupts():
     """A shell has what it starts in the background ignore SIGINT, and so would the run."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def wait_for(process, path, lines=20):
-    deadline = time.monotonic() + 120
-    while not (path.exists() and path.read_text().count("\n") >= lines):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
