@@ -35,10 +35,11 @@ def steps_of(folder):
     return [record["step"] for record in records if record["level"] == "mask"]
 
 
-def test_a_run_of_two_ranks_stops_and_goes_on_with_one(tmp_path):
+@pytest.mark.parametrize("signalled", ["torchrun", "one rank"])
+def test_a_run_of_two_ranks_stops_and_goes_on_with_one(tmp_path, signalled):
     run = start(tmp_path, *TINY, "steps=60", "checkpoint.every=1000", "evaluate=false", "output=run")
     wait_for(run, tmp_path / "run" / "metrics.jsonl", lines=20)
-    run.send_signal(signal.SIGTERM)
+    os.kill(run.pid if signalled == "torchrun" else worker_of(run.pid, rank=1), signal.SIGTERM)
     said = run.communicate()[1]
     assert run.returncode != 0
     (checkpoint,) = (tmp_path / "run" / "checkpoint").iterdir()
@@ -86,8 +87,8 @@ def test_what_is_wrong_is_said_once(tmp_path):
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (["study"], "torchrun starts multilevel train alone; multilevel study runs without it"),
-        (["compare"], "torchrun starts multilevel train alone; multilevel compare runs without it"),
+        (["study", "steps=0"], "torchrun starts multilevel train alone; multilevel study runs without it"),
+        (["compare", "steps=0"], "torchrun starts multilevel train alone; multilevel compare runs without it"),
     ],
 )
 def test_other_commands_are_not_for_several_ranks(command, said, monkeypatch, capsys):
@@ -99,7 +100,7 @@ def test_other_commands_are_not_for_several_ranks(command, said, monkeypatch, ca
 
 def test_restarts_need_a_folder_to_go_on_in(monkeypatch, capsys):
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
-    assert main(["train", *TINY]) == 2
+    assert main(["train", *TINY, "steps=0"]) == 2
     assert "output: got None; expected a folder, with torchrun --max-restarts" in capsys.readouterr().err
 
 
