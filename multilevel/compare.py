@@ -25,7 +25,7 @@ from multilevel.problems import Engine, load_checkpoint
 from multilevel.problems.reference import LARGEST_RESIDUAL, agreement
 from multilevel.progress import Progress
 from multilevel.recipes.pictures import draw_comparison
-from multilevel.run_folder import RunFolder, check_free
+from multilevel.run_folder import RunFolder, check_free, title
 from multilevel.solvers import SOLVERS, MultilevelError, SettingError
 from multilevel.solvers.products import PRODUCTS
 from multilevel.train import new_engine, now
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str]) -> int:
     """Measure every solver at one point, print the table, and write it and its picture."""
     comparison = Comparison.parsed(arguments)
     config = _config(comparison)
-    output = Path(str(config.output or f"runs/compare-{config.recipe}-{config.data.name}-{now()}"))
+    output = Path(str(config.output or f"runs/compare-{title(config)}-{now()}"))
     check_free(output)
     engine = _engine_at_the_point(comparison, config)
     if not engine.graph.passes(engine.graph.top):
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str]) -> int:
         rows, reference = _measured(comparison, Path(scratch))
     result = {
         "recipe": config.recipe,
-        "data": config.data.name,
+        "data": OmegaConf.select(config, "data.name"),
         "step": engine.step,
         "damping": comparison.damping,
         "threads": torch.get_num_threads(),

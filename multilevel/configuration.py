@@ -51,7 +51,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
             return plain(compose("config", overrides=expanded))
     except (HydraException, OmegaConfBaseException) as error:
-        raise _explained(error, lambda setting: _value(setting, expanded)) from None
+        raise _explained(error, lambda setting: _value(setting, expanded), overrides) from None
 
 
 def plain(config: DictConfig) -> DictConfig:
@@ -82,7 +82,8 @@ def typed_settings(config: DictConfig, settings_class: type[RunSettings]) -> Run
     try:
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(settings_class), config))
     except OmegaConfBaseException as error:
-        raise _explained(error, lambda setting: OmegaConf.select(config, setting)) from None
+        recipe = [f"recipe={config.recipe}"]
+        raise _explained(error, lambda setting: OmegaConf.select(config, setting), recipe) from None
     assert isinstance(settings, RunSettings)
     return settings
 
@@ -97,7 +98,7 @@ def changed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     for override in map(_parsed, overrides):
         name = override.key_or_group
         if OmegaConf.select(config, name, default=_ABSENT) is _ABSENT:
-            raise SettingError(name, _value(name, overrides), _nearest(name))
+            raise SettingError(name, _value(name, overrides), _nearest(name, config))
         if OmegaConf.is_dict(OmegaConf.select(config, name)) and not isinstance(override.value(), dict):
             raise SettingError(name, _value(name, overrides), f"{name}.SETTING=VALUE: a run keeps its {name}")
         OmegaConf.update(result, name, override.value())
@@ -176,14 +177,20 @@ def expand(overrides: Sequence[str]) -> list[str]:
 
 
 def _shared_solver(level: str, parsed: Sequence[Override]) -> str:
-    """The solver of all levels, as overrides or else the configuration file name it."""
+    """The solver of all levels, as overrides or else the configuration files name it."""
     given = [one for one in parsed if one.key_or_group == "solver"]
     if given and given[-1].is_sweep_override():
         raise SettingError(level, None, f"{level}=NAME, where the solver of all levels is swept over")
     if given:
         return str(given[-1].value())
-    defaults = OmegaConf.load(str(resources.files(CONFIG_MODULE).joinpath("config.yaml"))).defaults
-    return next(str(one.solver) for one in defaults if "solver" in one)
+    return str(_composed(parsed).solver.name)
+
+
+def _composed(parsed: Sequence[Override]) -> DictConfig:
+    """The configuration of the recipe and experiment that overrides name, nothing else said."""
+    chosen = [one for one in parsed if one.key_or_group in ("recipe", "experiment") and not one.is_sweep_override()]
+    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        return compose("config", overrides=[str(one.input_line) for one in chosen])
 
 
 def _parsed(text: str) -> Override:
@@ -204,13 +211,13 @@ def _check_choice(setting: str, group: str, override: Override) -> None:
             raise SettingError(setting, name, f"one of {', '.join(choices(group))}")
 
 
-def _explained(error: Exception, value: Callable[[str], Any]) -> SettingError:
+def _explained(error: Exception, value: Callable[[str], Any], overrides: Sequence[str]) -> SettingError:
     """Hydra's and OmegaConf's errors in one line: which setting, what it got, what would do."""
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     unknown = re.search(r"Could not override '(.+?)'", str(error))
     if unknown or isinstance(cause, ConfigKeyError | ConfigAttributeError):
         setting = unknown[1] if unknown else str(getattr(cause, "full_key", None) or "settings")
-        return SettingError(setting, value(setting), _nearest(setting))
+        return SettingError(setting, value(setting), _nearest(setting, _composed([*map(_parsed, overrides)])))
     merged = re.search(r"Error merging override \+*(.+?)=", str(error))
     setting = merged[1] if merged else str(getattr(cause, "full_key", None) or "settings")
     message = str(cause or error).splitlines()[0]
@@ -222,11 +229,9 @@ def _explained(error: Exception, value: Callable[[str], Any]) -> SettingError:
     return SettingError(setting, value(setting), f"something else ({message})")
 
 
-def _nearest(setting: str) -> str:
-    """What to expect in place of a setting that there is not."""
-    register_solvers()
-    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        known = list(_keys(OmegaConf.to_container(compose("config"))))
+def _nearest(setting: str, config: DictConfig) -> str:
+    """What to expect in place of a setting that there is not, among those of a configuration."""
+    known = list(_keys(OmegaConf.to_container(config)))
     known += [f"solver.{one.name}" for solver in SOLVERS.values() for one in fields(solver)]  # type: ignore[arg-type]
     close = difflib.get_close_matches(setting, known, n=1, cutoff=0.5)
     return f"a setting that there is, such as {close[0]}" if close else "a setting that there is: see train --help"

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from multilevel.configuration import build_recipe, changed, with_groups
 from multilevel.distributed import tell
 from multilevel.problems import load_weights
+from multilevel.recipes.base import recipe_classes
 from multilevel.recipes.evaluation import EvaluationSettings, format_table
 from multilevel.run_folder import RunFolder
 from multilevel.solvers import DataError, SettingError
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     if len(runs) != 1:
         raise SettingError("evaluate", " ".join(runs) or None, "one run folder: multilevel evaluate RUN")
     folder = RunFolder.open("evaluate", Path(runs[0]))
+    check_encoder("evaluate", folder)
     config, transfer = evaluation_config(folder.config(), overrides)
     recipe = build_recipe(config)
     # Nothing but the encoder: the head that was trained is of the run's own classes.
@@ -40,6 +42,13 @@ def main(arguments: Sequence[str]) -> int:
     print(format_table(scores, config.evaluation.split, config.evaluation.metric))
     print(written)
     return 0
+
+
+def check_encoder(setting: str, folder: RunFolder) -> None:
+    """Raise SettingError for a run of a recipe that trains no encoder."""
+    recipe = folder.config().recipe
+    if recipe_classes()[recipe].encoder_level is None:
+        raise SettingError(setting, str(folder.path), f"a run that trains an encoder, which {recipe} does not")
 
 
 def evaluation_config(stored: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, bool]:

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from multilevel.configuration import build_recipe, changed
 from multilevel.distributed import tell
+from multilevel.evaluate import check_encoder
 from multilevel.problems.checkpoint import WEIGHTS, newest_intact, take_weights
 from multilevel.recipes.export import write_export
 from multilevel.recipes.export.card import model_card
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     given = dict(argument.split("=", 1) for argument in arguments if argument.split("=", 1)[0] in OWN)
     overrides = [argument for argument in arguments if "=" in argument and argument.split("=", 1)[0] not in OWN]
     folder = RunFolder.open("export", Path(runs[0]))
+    check_encoder("export", folder)
     output, format = Path(given.get("output") or folder.path / "export"), given.get("format", "transformers")
     check_export(format, output)
     checkpoint, damaged = newest_intact(folder.checkpoint, [WEIGHTS])
@@ -38,8 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     recipe = build_recipe(config)
     take_weights(recipe.graph, checkpoint)
     trained = recipe.trained_model()
-    if trained is None:
-        raise SettingError("export", str(folder.path), f"a run with an encoder, which {config.recipe} lacks")
+    assert trained is not None  # there is an encoder
     settings: Any = OmegaConf.to_container(config)
     write_export(trained, output, format, model_card(trained, settings, _summary(folder), step, format))
     if trained.classifier is None:

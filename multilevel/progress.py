@@ -17,10 +17,10 @@ class Progress(Callback):
     once.
 
     Args:
-        images_per_step: images that a step's updates take together.
+        images_per_step: images that a step's updates take together; None shows no speed in images.
     """
 
-    def __init__(self, images_per_step: int) -> None:
+    def __init__(self, images_per_step: int | None) -> None:
         self.images_per_step = images_per_step
         self._losses: dict[str, float] = {}
         self._warned: set[str] = set()
@@ -58,7 +58,9 @@ class Progress(Callback):
     def on_step(self, engine: Engine) -> None:
         speed = (engine.step - self._first) / (time.perf_counter() - self._started)
         losses = " ".join(f"{level} {loss:.4g}" for level, loss in self._losses.items())
-        status = f"loss: {losses} | {speed * self.images_per_step:,.0f} images/s"
+        status = f"loss: {losses}"
+        if self.images_per_step is not None:
+            status += f" | {speed * self.images_per_step:,.0f} images/s"
         if self._skipped:
             status += f" | updates skipped: {sum(self._skipped.values())}"
         self._bar.set_postfix_str(status, refresh=False)

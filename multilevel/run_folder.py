@@ -116,3 +116,9 @@ def check_free(path: Path) -> None:
     """Raise SettingError if there is anything at ``path`` but an empty folder."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise SettingError("output", str(path), f"a folder that is new or empty; to go on with a run: resume={path}")
+
+
+def title(config: DictConfig) -> str:
+    """Recipe and data of a configuration, for the name of a folder."""
+    data = OmegaConf.select(config, "data.name")
+    return f"{config.recipe}-{data}" if data else str(config.recipe)

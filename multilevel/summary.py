@@ -8,7 +8,7 @@ import resource
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
@@ -25,14 +25,27 @@ VERSIONS = ("multilevel", "torch", "transformers", "datasets", "hydra-core", "sc
 SHARE = 0.1  # of a level's updates, at either end, that its first and last losses are averaged over
 
 
+@dataclass
+class Outcome:
+    """What a run has come to, beside its event log.
+
+    Args:
+        seconds: spent on training, over all sessions of the run.
+        memory: peak of the training, in MiB.
+        findings: of the recipe.
+        scores: of the evaluation, if there was one.
+        problem: why it could not be evaluated.
+    """
+
+    seconds: float
+    memory: float
+    findings: Mapping[str, Any] = field(default_factory=dict)
+    scores: Sequence[Score] | None = None
+    problem: MultilevelError | None = None
+
+
 def summarize(
-    recipe: Recipe,
-    records: Sequence[Mapping[str, Any]],
-    skipped: Sequence[Mapping[str, Any]],
-    seconds: float,
-    memory: float,
-    scores: Sequence[Score] | None,
-    problem: MultilevelError | None,
+    recipe: Recipe, records: Sequence[Mapping[str, Any]], skipped: Sequence[Mapping[str, Any]], outcome: Outcome
 ) -> dict[str, Any]:
     """The run in one object.
 
@@ -40,22 +53,20 @@ def summarize(
         recipe: the trained recipe.
         records: the event log.
         skipped: the updates that were skipped.
-        seconds: spent on training, over all sessions of the run.
-        memory: peak of the training, in MiB.
-        scores: of the evaluation, if there was one.
-        problem: why there could be none.
+        outcome: everything else.
     """
-    settings, graph = recipe.settings, recipe.graph
+    seconds, scores, problem = outcome.seconds, outcome.scores, outcome.problem
+    settings, graph, images = recipe.settings, recipe.graph, recipe.images_per_step
     return {
         "recipe": settings.recipe,
-        "data": settings.data.name,
+        "data": settings.data_name,
         "seed": settings.seed,
         "precision": settings.precision,
         "device": settings.device,
         "steps": settings.steps,
         "seconds": round(seconds, 3),
-        "images_per_second": round(settings.steps * recipe.images_per_step / seconds, 1) if seconds else None,
-        "peak_memory_mib": round(memory, 1),
+        "images_per_second": round(settings.steps * images / seconds, 1) if images and seconds else None,
+        "peak_memory_mib": round(outcome.memory, 1),
         "levels": {
             name: {
                 **summarize_level([one for one in records if one["level"] == name]),
@@ -65,11 +76,23 @@ def summarize(
         },
         "solvers": {name: described(graph.problems[name].solver) for name in graph.passes(graph.top)},
         "collapse": find_collapse(records),
-        **recipe.findings(),
+        **outcome.findings,
         "evaluation": None if scores is None else [asdict(score) for score in scores],
         "evaluation_problem": None if problem is None else str(problem),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
     }
+
+
+def format_findings(findings: Mapping[str, Any], indent: int = 0) -> str:
+    """A line for each finding, and for each entry of a table of them."""
+    lines = []
+    for name, value in findings.items():
+        label = f"{' ' * indent}{name.replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            lines += [label, format_findings(value, indent + 2)]
+        else:
+            lines.append(f"{label:<40}{f'{value:.4g}' if isinstance(value, float) else value:>12}")
+    return "\n".join(lines)
 
 
 def summarize_level(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -32,12 +33,12 @@ from multilevel.problems.checkpoint import newest_intact
 from multilevel.problems.errors import ReplicaError
 from multilevel.progress import Progress
 from multilevel.recipes.base import Recipe
-from multilevel.recipes.evaluation import Score, format_table
+from multilevel.recipes.evaluation import format_table
 from multilevel.recipes.pictures import draw_curves
-from multilevel.run_folder import RunFolder, check_free
+from multilevel.run_folder import RunFolder, check_free, title
 from multilevel.solvers import MultilevelError, SettingError
 from multilevel.stopping import StopOnSignal, Stopped
-from multilevel.summary import peak_memory_mib, summarize
+from multilevel.summary import Outcome, format_findings, peak_memory_mib, summarize
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -134,7 +135,8 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, seconds: float) ->
         Stopped: a signal has ended it early.
         MultilevelError: it has diverged, or could not be evaluated.
     """
-    settings, first = recipe.settings, replicas.rank() == 0
+    settings: Any = recipe.settings
+    first = replicas.rank() == 0
     log = EventLog(folder.metrics, seconds)
     # The log is flushed before a checkpoint is written: a resumed run finds every line that it does not write again.
     engine.callbacks += [
@@ -153,40 +155,35 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, seconds: float) ->
         if number is not None:
             text = f"stopped by {signal.Signals(number).name} after step {engine.step} of {settings.steps}"
             raise Stopped(f"{text}; multilevel train resume={folder.path} goes on from there", 128 + number)
-    memory = max(replicas.gather(peak_memory_mib()))
-    if settings.evaluate:
-        tell(f"evaluating the encoder on the {settings.evaluation.split} split")
-    scores, problem = None, None
+    outcome = Outcome(log.seconds, max(replicas.gather(peak_memory_mib())))
     try:
-        scores = recipe.evaluate() if settings.evaluate else None
+        outcome.findings = recipe.findings()
+        if settings.evaluate and recipe.encoder_level is not None:
+            tell(f"evaluating the encoder on the {settings.evaluation.split} split")
+            outcome.scores = recipe.evaluate()
     except ReplicaError:
         raise
     except MultilevelError as error:  # what was trained is not lost
-        problem = error
+        outcome.problem = error
     if first:
-        conclude(recipe, folder, log.seconds, memory, scores, problem)
+        conclude(recipe, folder, outcome)
     replicas.gather(None)  # an error that ends the other ranks would have torchrun end this one before it has written
-    if problem is not None:
-        raise problem
+    if outcome.problem is not None:
+        raise outcome.problem
 
 
-def conclude(
-    recipe: Recipe,
-    folder: RunFolder,
-    seconds: float,
-    memory: float,
-    scores: list[Score] | None,
-    problem: MultilevelError | None,
-) -> None:
-    """Draw, write the summary, and print what there is to look at; for the arguments see ``summarize``."""
-    settings = recipe.settings
+def conclude(recipe: Recipe, folder: RunFolder, outcome: Outcome) -> None:
+    """Draw, write the summary, and print what there is to look at."""
+    settings: Any = recipe.settings
     records, skipped = folder.read_updates()
     pictures = [folder.path / "curves.png"]
     draw_curves(pictures[0], records)
     pictures += recipe.write_pictures(folder.path)
-    summary = folder.write_json("summary.json", summarize(recipe, records, skipped, seconds, memory, scores, problem))
-    if scores:
-        print(format_table(scores, settings.evaluation.split, settings.evaluation.metric))
+    summary = folder.write_json("summary.json", summarize(recipe, records, skipped, outcome))
+    if outcome.findings:
+        print(format_findings(outcome.findings))
+    if outcome.scores:
+        print(format_table(outcome.scores, settings.evaluation.split, settings.evaluation.metric))
     print("\n".join(f"{path}" for path in [*pictures, summary]))
 
 
@@ -239,7 +236,7 @@ def sweep(overrides: Sequence[str]) -> None:
 
 def output_folder(config: DictConfig) -> Path:
     """Where a run goes."""
-    return Path(str(config.output or f"runs/{config.recipe}-{config.data.name}-{now()}"))
+    return Path(str(config.output or f"runs/{title(config)}-{now()}"))
 
 
 def now() -> str:

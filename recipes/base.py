@@ -7,10 +7,13 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
+from torch import nn
+
 from multilevel.problems import Graph
 from multilevel.recipes.evaluation import Score
 from multilevel.recipes.export.trained import TrainedModel
 from multilevel.recipes.settings import RunSettings
+from multilevel.recipes.training import level_arguments
 from multilevel.solvers.registry import discover
 
 
@@ -21,16 +24,17 @@ class Recipe(ABC):
         settings_class: what its settings are, whose values stand in its configuration file.
         settings: those of this one.
         graph: the levels.
-        images_per_step: images that all updates of a step take together.
-        encoder_level: the level whose module ``evaluate`` evaluates; no other level's weights matter to it.
+        images_per_step: images that all updates of a step take together; None where that says nothing.
+        encoder_level: the level whose module ``evaluate`` evaluates; no other level's weights matter to it. None where
+            the recipe trains no encoder.
         notes: lines for the screen on what was chosen where settings leave it open.
     """
 
     settings_class: ClassVar[type[RunSettings]]
-    encoder_level: ClassVar[str]
+    encoder_level: ClassVar[str | None] = None
     settings: RunSettings
     graph: Graph
-    images_per_step: int
+    images_per_step: int | None = None
     notes: tuple[str, ...] = ()
 
     @abstractmethod
@@ -45,17 +49,34 @@ class Recipe(ABC):
             DataError: data that cannot be used.
         """
 
-    @abstractmethod
+    def update_arguments(self, name: str, module: nn.Module) -> dict[str, Any]:
+        """How the settings have a level updated: what its Problem is constructed with, beside its data.
+
+        Args:
+            name: the level, one of ``settings.levels``.
+            module: its module.
+
+        Raises:
+            SettingError: an unknown optimizer, schedule or solver, or a number out of range.
+        """
+        settings: Any = self.settings
+        return level_arguments(vars(settings.levels), settings.solver, name, module, settings.steps)
+
     def write_pictures(self, folder: Path) -> list[Path]:
         """Draw what the levels have learned so far; returns the files written."""
+        return []
 
     def findings(self) -> dict[str, Any]:
-        """What else the summary says of the trained levels."""
+        """What else the screen and the summary say of the trained levels, by name: numbers, text, or tables of them.
+
+        Where ``settings.evaluate`` is set, this may train what the recipe compares itself with. Called on all ranks.
+        """
         return {}
 
-    @abstractmethod
     def evaluate(self) -> list[Score] | None:
-        """Scores on the split that ``settings.evaluation`` names; None where the data cannot be evaluated."""
+        """Scores of the encoder on the split that ``settings.evaluation`` names; None where there is none, or no
+        labels to evaluate it with."""
+        return None
 
     def trained_model(self) -> TrainedModel | None:
         """What an export takes; None where the recipe trains no masked autoencoder."""

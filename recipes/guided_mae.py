@@ -1,6 +1,10 @@
 """Recipe: a masked autoencoder whose masks are learned from the downstream task, pretrain -> finetune -> mask.
 
-MLO-MAE: "Downstream Task Guided Masking Learning in Masked Autoencoders Using Multi-Level Optimization" (TMLR 2025).
+Follows: MLO-MAE, "Downstream Task Guided Masking Learning in Masked Autoencoders Using Multi-Level Optimization" (TMLR
+2025); its settings are ``experiment=cifar10_paper``, ``cifar100_paper`` and ``imagenet_paper``.
+
+Result: ``multilevel train``: 91.9% of the digits by a linear probe, 86.6% from an untrained encoder (seed 0). Whether
+guided masks pay, at scales of minutes to hours: docs/results.md.
 """
 
 from __future__ import annotations
@@ -29,9 +33,16 @@ from multilevel.levels.tasks.classification import Classification, PooledLinear
 from multilevel.problems import Graph, Problem
 from multilevel.problems.randomness import RandomState
 from multilevel.recipes.base import Recipe
-from multilevel.recipes.data import ImageLoader, load_data
+from multilevel.recipes.data import DataSettings, ImageLoader, load_data
 from multilevel.recipes.data import Part as ImagePart
-from multilevel.recipes.evaluation import Candidate, Score, Setup, evaluate_features, raw_pixels
+from multilevel.recipes.evaluation import (
+    Candidate,
+    EvaluationSettings,
+    Score,
+    Setup,
+    evaluate_features,
+    raw_pixels,
+)
 from multilevel.recipes.export.trained import TrainedModel
 from multilevel.recipes.pictures import draw_masks, reconstruct_pixels
 from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
@@ -121,6 +132,7 @@ class GuidedMaeLevels:
 class GuidedMaeSettings(RunSettings):
     """See ``config/recipe/guided_mae.yaml`` for what each setting means."""
 
+    data: DataSettings
     model: ModelSettings
     checkpointing: bool = False
     init: str | None = None
@@ -128,10 +140,14 @@ class GuidedMaeSettings(RunSettings):
     mask: MaskSettings
     paths: str
     levels: GuidedMaeLevels
+    evaluation: EvaluationSettings
 
     def check(self) -> None:
         """Raise SettingError for the first setting that cannot work."""
         super().check()
+        split, share = self.evaluation.split, self.data.validation_share
+        usable = split != "validation" or share > 0
+        require("evaluation.split", split, usable, f"test, or data.validation_share above {share:g}")
         model, size = self.model, self.data.image_size
         for name, value in model.sizes().items():
             require(f"model.{name}", value, value >= 1, "a whole number of at least 1")

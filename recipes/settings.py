@@ -8,8 +8,6 @@ from typing import Any
 import torch
 
 from multilevel.problems.evaluation import PRECISIONS
-from multilevel.recipes.data import DataSettings
-from multilevel.recipes.evaluation import EvaluationSettings
 from multilevel.solvers import SettingError
 
 
@@ -66,7 +64,6 @@ class RunSettings:
 
     Args:
         recipe: its name.
-        data: which images.
         solver: of every level that names none of its own, ``{"name": ..., option: ...}``.
         steps: updates of the top level.
         seed: of the initial weights and of everything random after them.
@@ -79,12 +76,10 @@ class RunSettings:
         max_skipped: updates in a row of a level that may be skipped, as its loss or hypergradient is not finite.
         compile: whether calls on levels are compiled where they can be.
         reuse: see ``Engine``.
-        evaluate: whether a run ends with an evaluation.
-        evaluation: its protocols, and the split.
+        evaluate: whether a run ends with scores, and with what the recipe compares itself with.
     """
 
     recipe: str
-    data: DataSettings
     solver: Any
     steps: int
     seed: int
@@ -98,7 +93,12 @@ class RunSettings:
     compile: bool = False
     reuse: bool = False
     evaluate: bool
-    evaluation: EvaluationSettings
+
+    @property
+    def data_name(self) -> str | None:
+        """What the data set is called; None where the recipe has no choice of it."""
+        data = getattr(self, "data", None)
+        return None if data is None else data.name
 
     def check(self) -> None:
         """Raise SettingError for the first setting that cannot work."""
@@ -109,9 +109,6 @@ class RunSettings:
         require("checkpoint.every", every, every >= 1, "a whole number of steps of at least 1")
         require("max_skipped", self.max_skipped, self.max_skipped >= 0, "a whole number of updates of at least 0")
         require("diagnose", self.diagnose, self.diagnose >= 0, "a whole number of steps, or 0 for never")
-        split, share = self.evaluation.split, self.data.validation_share
-        usable = split != "validation" or share > 0
-        require("evaluation.split", split, usable, f"test, or data.validation_share above {share:g}")
         chosen_device(self.device)
 
 

@@ -84,6 +84,8 @@ def plan(settings: StudySettings, arguments: Sequence[str]) -> Study:
         DataError: data that cannot be used, or without labels.
     """
     config = compose_config(settings.settings)
+    if "mask" not in config:
+        raise SettingError("recipe", config.recipe, "a recipe with masks, which a study compares, such as guided_mae")
     policies = _policies(settings, config)
     settings, metric, protocol = _about(settings, policies[0])
     arms = [_arm(settings, policy, None) for policy in policies]
