@@ -12,7 +12,17 @@ from multilevel.exit_status import exit_status
 from multilevel.help import OVERVIEW, help_for
 from multilevel.solvers.errors import MultilevelError
 
-COMMANDS = ("train", "compare", "study", "graph", "evaluate", "export", "predict", "monitor")
+COMMANDS = {
+    "train": "train",
+    "compare": "compare",
+    "study": "study",
+    "recipes": "gallery",
+    "graph": "graph",
+    "evaluate": "evaluate",
+    "export": "export",
+    "predict": "predict",
+    "monitor": "monitor",
+}  # each with its file; multilevel.recipes is that of the recipes themselves
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +47,7 @@ def _run(given: list[str]) -> int:
         return 0
     if launched() and command != "train":
         raise MultilevelError(f"torchrun starts multilevel train alone; multilevel {command} runs without it")
-    return importlib.import_module(f"multilevel.{command}").main(arguments)
+    return importlib.import_module(f"multilevel.{COMMANDS[command]}").main(arguments)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ OVERVIEW = """multilevel: multilevel optimization in PyTorch
   multilevel train resume=RUN                go on with a run that was stopped
   multilevel compare [SETTING=VALUE ...]     accuracy, memory and time of every hypergradient solver at one point
   multilevel study [SETTING=VALUE ...]       does guided masking pay on this data? a report, with a verdict
+  multilevel recipes [NAME ...]              what can be trained, a line each, or all about some
   multilevel graph [SETTING=VALUE ...]       the levels of a recipe and who reads whom, as text and as graph.png
   multilevel evaluate RUN [SETTING=VALUE]    score a run's encoder: linear probe, neighbours, finetuning, few labels
   multilevel export RUN [SETTING=VALUE]      a folder that transformers or onnxruntime loads
@@ -22,10 +23,11 @@ multilevel COMMAND --help says more about a command."""
 
 TRAIN = """multilevel train [--multirun] [SETTING=VALUE ...]
 
-Trains all levels of a recipe together, then evaluates the encoder, and writes a run folder: config.yaml,
-metrics.jsonl, summary.json, checkpoint/, curves.png, masks.png.
+Trains all levels of a recipe together, then scores what they have learned, and writes a run folder: config.yaml,
+metrics.jsonl, summary.json, checkpoint/, curves.png, and pictures of the recipe.
 
   multilevel train                                             digits, a few minutes on two cores
+  multilevel train recipe=hyper_cleaning                       another recipe: multilevel recipes lists them
   multilevel train data=cifar10 data.path=DIR steps=2000       a local copy in parquet; without a path, from the hub
   multilevel train data=folder data.path=DIR                   your own images, a subfolder for each class
   multilevel train solver=neumann solver.terms=5               another hypergradient solver at every level
@@ -40,7 +42,7 @@ metrics.jsonl, summary.json, checkpoint/, curves.png, masks.png.
                                                                share of every batch; with --max-restarts=3 and
                                                                output=FOLDER a lost rank is started again
 
-Settings (all: the config.yaml of any run)
+Settings (all: the config.yaml of any run; those of a recipe of its own: recipes/config/recipe/NAME.yaml)
   steps               updates of the top level
   output              the run folder (runs/RECIPE-DATA-TIME)
   diagnose=N          compare with a reference hypergradient every N steps (diagnosis.jsonl)
@@ -107,6 +109,13 @@ more would. Every part is an ordinary run in FOLDER/runs. Settings are those of 
   multilevel study data=cifar10 data.path=DIR policies=random,sampled,topk seeds=10 jobs=2 steps=2000
   multilevel study data=folder data.path=DIR policies=random arm.solved="solver=conjugate_gradient solver.damping=0.1"
 """
+
+RECIPES = """multilevel recipes [NAME ...]
+
+A line for each recipe; of those that are named, all: what it learns, the published result that it follows, and its own
+with the command.
+
+  multilevel recipes hyper_cleaning"""
 
 GRAPH = """multilevel graph [SETTING=VALUE ...]
 
@@ -185,7 +194,7 @@ def help_for(command: str) -> str:
     """The help of one command, what its groups offer included."""
     if command == "evaluate":
         return f"{EVALUATE}\n\n{_protocols()}"
-    short = {"export": EXPORT, "predict": PREDICT}
+    short = {"export": EXPORT, "predict": PREDICT, "recipes": RECIPES}
     if command in short:
         return short[command]
     if command == "monitor":

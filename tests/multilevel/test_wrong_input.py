@@ -6,7 +6,7 @@ from PIL import Image
 from multilevel.__main__ import main
 
 CASES = [
-    (["foo"], "there is no command 'foo'; the commands are train, compare, study, graph, evaluate"),
+    (["foo"], "there is no command 'foo'; the commands are train, compare, study, recipes, graph, evaluate"),
     (["train", "recipe=none"], "recipe: got 'none'; expected one of guided_mae"),
     (["train", "solver=none"], "solver: got 'none'; expected one of auto, conjugate_gradient, dense, "),
     (["train", "levels.pretrain.solver=none"], "levels.pretrain.solver: got 'none'; expected one of"),

@@ -1,0 +1,60 @@
+"""The command ``multilevel recipes``, and docs/recipes.md: ``python -m multilevel.gallery > docs/recipes.md``."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Sequence
+
+from multilevel.recipes.base import Recipe, recipe_classes
+from multilevel.solvers import SettingError
+
+TITLE = """# Recipes
+
+Each is one file in `recipes/` and one in `recipes/config/recipe/`; `multilevel train recipe=NAME` runs it on data that
+comes with it, `multilevel graph recipe=NAME` shows its levels. Made from the docstrings by
+`python -m multilevel.gallery > docs/recipes.md`."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """A line for each recipe, or all that is said of some."""
+    recipes = recipe_classes()
+    for name in arguments:
+        if name not in recipes:
+            raise SettingError("recipes", name, f"one of {', '.join(recipes)}")
+    if arguments:
+        print("\n\n".join(f"{name}\n\n{text(recipes[name])}" for name in arguments))
+    else:
+        print("\n".join(f"{name:<22}{summary(recipe)}" for name, recipe in recipes.items()))
+    return 0
+
+
+def text(recipe: type[Recipe]) -> str:
+    """What a recipe's file says of it: what it learns, the published result that it follows (``Follows:``), and its own
+    with the command (``Result:``).
+
+    Raises:
+        ValueError: one of them is missing.
+    """
+    found = inspect.getdoc(importlib.import_module(recipe.__module__)) or ""
+    missing = [word for word in ("Recipe:", "\nFollows:", "\nResult:") if word not in found]
+    if missing:
+        raise ValueError(f"the docstring of {recipe.__module__} has no line '{missing[0].strip()} ...'")
+    return found.removeprefix("Recipe:").strip()
+
+
+def summary(recipe: type[Recipe]) -> str:
+    """The first sentence, on one line."""
+    return " ".join(re.split(r"\n\n|(?<=\.)\n", text(recipe))[0].split())
+
+
+def page() -> str:
+    """docs/recipes.md."""
+    recipes = recipe_classes()
+    parts = [TITLE, *(f"## {name}\n\n{text(recipe).replace('``', '`')}" for name, recipe in recipes.items())]
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

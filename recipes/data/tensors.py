@@ -1,0 +1,36 @@
+"""Data that fits in memory as tensors, and batches of it, for recipes that are small."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+
+from multilevel.recipes.data.splits import ImageData, Part
+from multilevel.solvers.errors import DataError
+
+
+def tensors(data: ImageData, part: Part) -> tuple[Tensor, Tensor]:
+    """All images of a part, normalized, float32 [N, C, H, W], and their labels, int64 [N].
+
+    Raises:
+        DataError: a broken image, by its name.
+    """
+    return data.normalize(part.pixels(torch.arange(len(part)))), part.labels
+
+
+def batches(*tensors: Tensor, size: int) -> DataLoader:
+    """Batches of the same rows of all tensors, in a new order every epoch; rows that fill no batch are left out.
+
+    Args:
+        tensors: each [N, ...].
+        size: rows in a batch; all of them, where there are fewer.
+
+    Raises:
+        DataError: no rows.
+    """
+    data = TensorDataset(*tensors)
+    if len(data) == 0:
+        raise DataError("no samples to train on; expected more data, or other values of the settings that divide it")
+    rows = BatchSampler(RandomSampler(data), min(size, len(data)), drop_last=True)
+    return DataLoader(data, sampler=rows, batch_size=None)

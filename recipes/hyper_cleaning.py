@@ -1,0 +1,122 @@
+"""Recipe: learn which training labels are wrong, from a few that are right (data hyper-cleaning).
+
+Follows: Franceschi et al. 2017, "Forward and Reverse Gradient-Based Hyperparameter Optimization", section 5.1: linear
+classifiers of MNIST, half of 5,000 training labels wrong, 5,000 held out: test accuracy 90.1% cleaned, 87.7% without
+cleaning, 90.5% by the oracle that knows the wrong labels.
+
+Result: ``multilevel train recipe=hyper_cleaning`` (digits, half of 863 training labels wrong, 575 held out, seed 0):
+ROC AUC of the weights 0.98; test accuracy 94.7% cleaned, 90.5% without cleaning, 96.9% by the oracle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from multilevel.levels.classification import (
+    Classification,
+    WeightedClassification,
+    accuracy,
+    multilayer_perceptron,
+)
+from multilevel.problems import Engine, Graph
+from multilevel.problems.randomness import RandomState
+from multilevel.recipes.base import Recipe
+from multilevel.recipes.data import DataSettings, load_data
+from multilevel.recipes.data.tensors import batches, tensors
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
+
+
+@dataclass(kw_only=True)
+class HyperCleaningLevels:
+    """The two levels."""
+
+    classify: LowerLevelSettings
+    clean: LevelSettings
+
+
+@dataclass(kw_only=True)
+class HyperCleaningSettings(RunSettings):
+    """See ``config/recipe/hyper_cleaning.yaml`` for what each setting means."""
+
+    data: DataSettings
+    noise: float
+    width: int
+    levels: HyperCleaningLevels
+
+    def check(self) -> None:
+        """Raise SettingError for the first setting that cannot work."""
+        super().check()
+        require("noise", self.noise, 0 < self.noise < 1, "a share above 0 and below 1")
+        require("width", self.width, self.width >= 0, "a whole number, or 0 for a linear classifier")
+
+
+class SampleWeights(nn.Module):
+    """A weight between 0 and 1 for each sample, at first 0.5: which samples int64 [B] -> [B]."""
+
+    def __init__(self, samples: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(samples))
+
+    def forward(self, samples: Tensor) -> Tensor:
+        return self.logits[samples].sigmoid()
+
+
+class HyperCleaning(Recipe):
+    """The level ``classify`` trains on samples of which some have wrong labels, each with its weight; the level
+    ``clean`` updates the weights so that the classifier's loss on samples with right labels falls."""
+
+    settings_class: ClassVar[type[RunSettings]] = HyperCleaningSettings
+    settings: HyperCleaningSettings
+
+    def __init__(self, settings: HyperCleaningSettings) -> None:
+        settings.check()
+        self.settings, size = settings, settings.data.batch_size
+        self.device = chosen_device(settings.device)
+        data = load_data(settings.data)
+        self.classes = len(data.class_names)
+        self.inputs, labels = tensors(data, data.finetune)
+        self.held_out, self.test = tensors(data, data.mask), tensors(data, data.test)
+        with RandomState.seeded(settings.seed).active():
+            self.wrong = torch.rand(len(labels)) < settings.noise
+            others = (labels + torch.randint(1, self.classes, labels.shape)) % self.classes
+        self.labels = torch.where(self.wrong, others, labels)
+        self.weights = SampleWeights(len(labels)).to(self.device)
+        classifier = self._new_classifier()
+        training = batches(self.inputs, self.labels, torch.arange(len(labels)), size=size)
+        lower = self.update_arguments("classify", classifier)
+        upper = self.update_arguments("clean", self.weights)
+        self.graph = Graph(
+            WeightedClassification("classify", classifier, weights="clean", data=training, **lower),
+            Classification(
+                "clean", self.weights, classifier="classify", data=batches(*self.held_out, size=size), **upper
+            ),
+        )
+
+    def findings(self) -> dict[str, Any]:
+        """How well the weights tell right labels from wrong ones (ROC AUC), and the test accuracy of classifiers
+        trained on the samples with a weight above 0.5, on all, and on those with right labels; each on the held-out
+        ones as well."""
+        weights = self.weights.logits.detach().cpu()
+        found: dict[str, Any] = {"separation_auc": float(roc_auc_score(~self.wrong, weights))}
+        if self.settings.evaluate:
+            kept = {"cleaned": weights > 0, "no cleaning": self.wrong | True, "clean alone (oracle)": ~self.wrong}
+            found["test_accuracy"] = {name: accuracy(self._trained(some), *self.test) for name, some in kept.items()}
+        return found
+
+    def _trained(self, kept: Tensor) -> nn.Module:
+        """A classifier trained on some of the samples and the held-out ones, for as many updates as the recipe's."""
+        settings, classifier = self.settings, self._new_classifier()
+        inputs = torch.cat([self.inputs[kept], self.held_out[0]])
+        data = batches(inputs, torch.cat([self.labels[kept], self.held_out[1]]), size=settings.data.batch_size)
+        problem = Classification("classify", classifier, data=data, **self.update_arguments("classify", classifier))
+        Engine(Graph(problem), seed=settings.seed).run(settings.steps * settings.levels.classify.steps)
+        return classifier
+
+    def _new_classifier(self) -> nn.Module:
+        with RandomState.seeded(self.settings.seed).active():
+            return multilayer_perceptron(self.inputs[0].numel(), self.settings.width, self.classes).to(self.device)
