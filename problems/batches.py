@@ -127,29 +127,40 @@ def own_share(batch: Any, level: str) -> Any:
     Raises:
         DataError: rows that the ranks cannot share evenly, or something other than tensors of one length.
     """
-    lengths = {len(one) for one in tree_leaves(batch) if isinstance(one, Tensor) and one.ndim > 0}
+    length, ranks = _rows(batch, level, "give the data a method batch_share(rank, count)"), replicas.count()
+    count, rest = divmod(length, ranks)
+    if rest:
+        raise DataError(f"a batch of level {level!r} has {length} rows, which {ranks} ranks cannot share evenly")
+    return _cut(batch, replicas.rank() * count, count)
+
+
+def first_rows(batch: Any, share: float, level: str) -> Any:
+    """The first rows, at least one, of every tensor in nested tuples, lists and dicts.
+
+    Raises:
+        DataError: something other than tensors of one length.
+    """
+    length = _rows(batch, level, f"set levels.{level}.solve_share to 1")
+    return _cut(batch, 0, max(1, round(share * length)))
+
+
+def _rows(batch: Any, level: str, remedy: str) -> int:
+    """How many rows all tensors of a batch have; None and tensors without a dimension are for all samples."""
+    values = [one for one in tree_leaves(batch) if one is not None and not (isinstance(one, Tensor) and one.ndim == 0)]
+    for one in values:
+        if not isinstance(one, Tensor):
+            raise DataError(f"a batch of level {level!r} holds a {type(one).__name__}, which has no rows: {remedy}")
+    lengths = sorted({len(one) for one in values})
     if len(lengths) > 1:
         raise DataError(
-            f"a batch of level {level!r} has tensors of {sorted(lengths)} rows: which of them to share out over ranks "
-            "is not clear; give the data a method batch_share(rank, count)"
+            f"a batch of level {level!r} has tensors of {lengths} rows: which are the samples is not clear; {remedy}"
         )
+    return lengths[0] if lengths else 0
 
-    def cut(value: Any) -> Any:
-        if value is None or (isinstance(value, Tensor) and value.ndim == 0):
-            return value
-        if not isinstance(value, Tensor):
-            raise DataError(
-                f"a batch of level {level!r} holds a {type(value).__name__}, which cannot be shared out over ranks: "
-                "give the data a method batch_share(rank, count)"
-            )
-        rows, rest = divmod(len(value), replicas.count())
-        if rest:
-            raise DataError(
-                f"a batch of level {level!r} has {len(value)} rows, which {replicas.count()} ranks cannot share evenly"
-            )
-        return value[replicas.rank() * rows :][:rows]
 
-    return tree_map(cut, batch)
+def _cut(batch: Any, start: int, count: int) -> Any:
+    """Rows of every tensor that has rows."""
+    return tree_map(lambda one: one[start:][:count] if isinstance(one, Tensor) and one.ndim > 0 else one, batch)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

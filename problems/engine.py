@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from multilevel.problems import replicas
+from multilevel.problems.batches import first_rows
 from multilevel.problems.callbacks import Callback, Update
 from multilevel.problems.carried_calls import CarriedCall
 from multilevel.problems.compilation import Backend, Compilation
@@ -342,7 +343,7 @@ class Engine:
         self, name: str, direct: Gradients, evaluator: Evaluator, solvers: Mapping[str, Solver] | None = None
     ) -> Hypergradient:
         passes = self.graph.passes(name)
-        records = {level: self._record_of(level) for level in passes}
+        records = {level: self._solved_record(level) for level in passes}
         # A solver other than the level's own starts from nothing.
         memory = Memory(self._steps, {} if solvers else self._starts.get(name, {}), self._calls)
         try:
@@ -374,6 +375,14 @@ class Engine:
             return None
         one, other = flatten(before), flatten(found.values)
         return torch.nn.functional.cosine_similarity(one, other, dim=0).item()
+
+    def _solved_record(self, name: str) -> Record:
+        """The record that solves at a level use."""
+        record, share = self._record_of(name), self.graph.problems[name].solve_share
+        if share == 1:
+            return record
+        with record[0].state.active():  # whoever solves at this point draws the same
+            return tuple(self.evaluator.record(name, first_rows(part.batch, share, name)) for part in record)
 
     def _record_of(self, name: str) -> Record:
         if name in self._records:

@@ -32,7 +32,8 @@ def differentiated(graph: Graph, name: str) -> tuple[str, ...]:
 def carried(graph: Graph, name: str) -> tuple[str, ...]:
     """The levels read by ``name`` whose calls in its update may serve the solves that go through it: they differentiate
     in these levels' variables, and take first derivatives alone."""
-    if getattr(graph.problems[name].solver, "product", None) != "finite_difference":
+    problem = graph.problems[name]
+    if getattr(problem.solver, "product", None) != "finite_difference" or problem.solve_share < 1:
         return ()
     above = graph.names[graph.names.index(name) + 1 :]
     through = [(*graph.passes(other), other) for other in above if name in graph.passes(other)]

@@ -32,9 +32,12 @@ class Problem:
         scheduler: learning rate scheduler, stepped after every update of this level.
         clip_norm: largest norm of the gradient of an update, in all parameters together; None leaves it.
         accumulate: batches that one update averages over.
+        solve_share: share of the rows of each batch that the solves at this level evaluate its loss on, with draws of
+            their own: less time and memory, and a hypergradient with more noise. Its updates take all rows.
 
     Raises:
-        SettingError: steps, clip_norm or accumulate out of range.
+        SettingError: steps, clip_norm, accumulate or solve_share out of range, or a solver that goes through whole
+            updates with a solve_share.
         GraphError: no loss, a name that is no identifier, an optimizer over parameters that the module has not, or an
             embedding with max_norm, or a module that is sharded or replicated over ranks by other means.
     """
@@ -52,6 +55,7 @@ class Problem:
         scheduler: Any = None,
         clip_norm: float | None = None,
         accumulate: int = 1,
+        solve_share: float = 1.0,
     ) -> None:
         if type(self).loss is Problem.loss and type(self).outputs is Problem.outputs:
             raise GraphError(f"{type(self).__name__} defines no loss (nor outputs and criterion in its place)")
@@ -61,6 +65,11 @@ class Problem:
         _check_count(f"levels.{name}.accumulate", accumulate)
         if clip_norm is not None and not clip_norm > 0:
             raise SettingError(f"levels.{name}.clip_norm", clip_norm, "a number above 0, or null")
+        if not 0 < solve_share <= 1:
+            raise SettingError(f"levels.{name}.solve_share", solve_share, "a share above 0 and at most 1")
+        if solve_share < 1 and solver is not None and solver.recorded_steps:
+            whole = f"1, as {type(solver).__name__} goes through whole updates"
+            raise SettingError(f"levels.{name}.solve_share", solve_share, whole)
         self.name = name
         self.module = module
         self.optimizer = optimizer
@@ -71,6 +80,7 @@ class Problem:
         self.scheduler = scheduler
         self.clip_norm = clip_norm
         self.accumulate = accumulate
+        self.solve_share = solve_share
         for key, part in module.named_modules():
             if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.max_norm is not None:
                 raise GraphError(

@@ -42,9 +42,11 @@ class LowerLevelSettings(LevelSettings):
 
     Args:
         solver: ``{"name": ..., option: ...}``; None takes the solver of all levels.
+        solve_share: share of each batch that solves at this level take.
     """
 
     solver: Any
+    solve_share: float = 1.0
 
 
 @dataclass(kw_only=True)

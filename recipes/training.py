@@ -50,6 +50,7 @@ def level_arguments(
         "steps": settings.steps,
         "clip_norm": settings.clip_norm,
         "accumulate": settings.accumulate,
+        "solve_share": settings.solve_share if isinstance(settings, LowerLevelSettings) else 1.0,
     }
 
 
