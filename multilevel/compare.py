@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from multilevel.configuration import build_recipe, compose_config
 from multilevel.distributed import tell
 from multilevel.measure import store_point
 from multilevel.problems import Engine, load_checkpoint
+from multilevel.problems.evaluation import PRECISIONS
 from multilevel.problems.reference import LARGEST_RESIDUAL, agreement
 from multilevel.progress import Progress
 from multilevel.recipes.pictures import draw_comparison
@@ -31,8 +33,33 @@ from multilevel.solvers.products import PRODUCTS
 from multilevel.train import new_engine, now
 
 COLUMNS = ("error", "cosine", "residual", "memory_mib", "seconds", "evaluations", "products")
+OFFERS = {"solvers": list(SOLVERS), "products": list(PRODUCTS), "precisions": list(PRECISIONS)}
 WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "float | None": "a number, or null"}
 RECORDED = 10  # updates that unrolled solvers may go through
+
+
+@dataclass(frozen=True)
+class Task:
+    """A row of the table: a solver, and what differs from the recipe's settings.
+
+    Args:
+        solver: its name.
+        options: of the solver.
+        precision: in which everything is evaluated; None takes the recipe's.
+        share: ``solve_share`` of every level; None takes each level's own.
+    """
+
+    solver: str
+    options: dict[str, Any]
+    precision: str | None = None
+    share: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The solver with everything that was asked for."""
+        asked = {**self.options, "precision": self.precision, "solve_share": self.share}
+        text = ", ".join(f"{key}={value}" for key, value in asked.items() if value is not None)
+        return f"{self.solver}({text})" if text else self.solver
 
 
 @dataclass
@@ -42,6 +69,8 @@ class Comparison:
     Args:
         solvers: names; all where none is given.
         products: forms of product to try each solver with; empty takes each solver's own.
+        precisions: to try each with; empty takes the recipe's.
+        shares: of each batch, that solves take, to try each with; empty takes the recipe's.
         options: ``{solver: {setting: value}}``.
         warmup: outer steps before the comparison.
         damping: of the one system that every solver is given; the default makes that of guided_mae definite.
@@ -53,6 +82,8 @@ class Comparison:
 
     solvers: list[str] = field(default_factory=lambda: list(SOLVERS))
     products: list[str] = field(default_factory=list)
+    precisions: list[str] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     warmup: int = 10
     damping: float = 30.0
@@ -76,9 +107,10 @@ class Comparison:
             solver, dot, option = setting.partition(".")
             if dot and solver in SOLVERS:
                 result.options.setdefault(solver, {})[option] = _option(solver, setting, option, text)
-            elif setting in ("solvers", "products"):
-                offers = SOLVERS if setting == "solvers" else PRODUCTS
-                setattr(result, setting, _names(setting, text, list(offers)))
+            elif setting in OFFERS:
+                setattr(result, setting, _names(setting, text, OFFERS[setting]))
+            elif setting == "shares":
+                result.shares = [_share(setting, one) for one in text.strip("[]").split(",")]
             elif setting in ("warmup", "rounds", "iterations"):
                 setattr(result, setting, _number(setting, text, int, 0 if setting == "warmup" else 1))
             elif setting == "damping":
@@ -89,14 +121,17 @@ class Comparison:
                 result.settings.append(argument)
         return result
 
-    def tasks(self) -> list[tuple[str, dict[str, Any]]]:
-        """Every (solver, options) to measure."""
-        found: list[tuple[str, dict[str, Any]]] = []
+    def tasks(self) -> list[Task]:
+        """Every row to measure."""
+        precisions: list[Any] = self.precisions or [None]
+        shares: list[Any] = self.shares or [None]
+        found: list[Task] = []
         for name in self.solvers:
             own = self.options.get(name, {})
             settable = "product" in _settings(name) and name != "finite_difference" and "product" not in own
             products = self.products if settable and self.products else [None]
-            found += [(name, own if product is None else {**own, "product": product}) for product in products]
+            options = [own if product is None else {**own, "product": product} for product in products]
+            found += [Task(name, *rest) for rest in itertools.product(options, precisions, shares)]
         return found
 
 
@@ -133,15 +168,18 @@ def main(arguments: Sequence[str]) -> int:
 def format_comparison(result: dict[str, Any]) -> str:
     """The table, most exact first, and what the reference is."""
     reference, rows = result["reference"], result["rows"]
-    lines = [f"{'solver':<40}{'error':>9}{'cosine':>8}{'residual':>10}{'MiB':>9}{'seconds':>9}{'evals':>7}{'prods':>7}"]
+    width = max(40, *(len(row["solver"]) + 2 for row in rows))
+    lines = [
+        f"{'solver':<{width}}{'error':>9}{'cosine':>8}{'residual':>10}{'MiB':>9}{'seconds':>9}{'evals':>7}{'prods':>7}"
+    ]
     ordered = sorted(rows, key=lambda row: (row.get("error") is None, row.get("error") or 0.0, "problem" in row))
     for row in ordered:
         if "problem" in row:
-            lines.append(f"{row['solver']:<40}  {row['problem']}")
+            lines.append(f"{row['solver']:<{width}}  {row['problem']}")
             continue
-        cells = [_cell(row[name], width) for name, width in zip(COLUMNS, (9, 8, 10, 9, 9, 7, 7), strict=True)]
+        cells = [_cell(row[name], columns) for name, columns in zip(COLUMNS, (9, 8, 10, 9, 9, 7, 7), strict=True)]
         note = f"  failed at {', '.join(row['failed'])}" if row["failed"] else ""
-        lines.append(f"{row['solver']:<40}{''.join(cells)}{note}")
+        lines.append(f"{row['solver']:<{width}}{''.join(cells)}{note}")
     lines += [f"{row['solver']}: {row['choice']}" for row in rows if row.get("choice")]
     if "problem" in reference:
         lines.append(f"no reference: {reference['problem']}")
@@ -173,7 +211,7 @@ def _engine_at_the_point(comparison: Comparison, config: DictConfig) -> Engine:
     engine = new_engine(recipe)
     if comparison.resume is not None:
         tell(*load_checkpoint(engine, Path(comparison.resume) / "checkpoint"))
-    asked = [SOLVERS[name](**options).recorded_steps for name, options in comparison.tasks()]
+    asked = [SOLVERS[task.solver](**task.options).recorded_steps for task in comparison.tasks()]
     engine.recorded_steps = min(max(asked), RECORDED) if comparison.warmup else 0
     engine.callbacks.append(Progress(recipe.images_per_step))
     engine.run(comparison.warmup)
@@ -187,23 +225,23 @@ def _measured(comparison: Comparison, scratch: Path) -> tuple[list[dict[str, Any
     tasks = comparison.tasks()
     bar = tqdm(total=len(tasks) + 1, unit="solver", disable=None)
     print("computing the reference, then each solver in a process of its own", file=sys.stderr, flush=True)
-    task = {**common, "name": "reference", "iterations": comparison.iterations, "output": str(scratch / "reference.pt")}
-    reference = _in_a_process(task)
+    exactly = {"name": "reference", "iterations": comparison.iterations, "output": str(scratch / "reference.pt")}
+    reference = _in_a_process({**common, **exactly})
     bar.update()
     usable = reference.get("usable", False)
     exact = torch.load(scratch / "reference.pt") if usable else None
     rows = []
-    for name, options in tasks:
-        label = f"{name}({', '.join(f'{key}={value}' for key, value in options.items())})" if options else name
-        found = _in_a_process({**common, "name": name, "options": options, "output": str(scratch / "found.pt")})
-        row = {"solver": label, "name": name, "options": options, **found}
+    for task in tasks:
+        asked = {"name": task.solver, "options": task.options, "precision": task.precision, "share": task.share}
+        found = _in_a_process({**common, **asked, "output": str(scratch / "found.pt")})
+        row = {"solver": task.label, **asked, **found}
         if "problem" not in found:
             error = agreement(torch.load(scratch / "found.pt"), exact) if exact is not None else (None, None)
             row |= {"error": error[0], "cosine": error[1]}
         rows.append(row)
         bar.update()
         if bar.disable:
-            print(f"{len(rows)}/{len(tasks)} {label}", file=sys.stderr, flush=True)
+            print(f"{len(rows)}/{len(tasks)} {task.label}", file=sys.stderr, flush=True)
     bar.close()
     return rows, reference
 
@@ -259,6 +297,13 @@ def _names(setting: str, text: str, offers: Sequence[str]) -> list[str]:
         if name not in offers:
             raise SettingError(setting, name, f"some of {', '.join(offers)}")
     return names
+
+
+def _share(setting: str, text: str) -> float:
+    value = _number(setting, text, float, 0)
+    if not 0 < value <= 1:
+        raise SettingError(setting, text, "shares above 0 and at most 1, such as 1,0.5")
+    return float(value)
 
 
 def _number(setting: str, text: str, kind: type, least: float) -> Any:

@@ -61,7 +61,8 @@ Settings (all: the config.yaml of any run; those of a recipe of its own: recipes
   model.width, model.depth, model.heads, model.patch_size
   mask.policy, mask.ratio, mask.weights=normalized|raw, mask.gradient=weights|visibility|both, paths=both|direct
   mask.guidance, mask.temperature, mask.entropy_bonus (against collapse), mask.options (of the policy)
-  levels.LEVEL.steps, .optimizer, .learning_rate, .weight_decay, .schedule, .warmup, .clip_norm, .accumulate, .solver"""
+  levels.LEVEL.steps, .optimizer, .learning_rate, .weight_decay, .schedule, .warmup, .clip_norm, .accumulate, .solver,
+  .solve_share (of each batch, that solves take)"""
 
 COMPARE = """multilevel compare [SETTING=VALUE ...]
 
@@ -72,6 +73,8 @@ compare.json, compare.csv and compare.png. Settings are those of multilevel trai
 
   solvers=A,B          which (all); A.OPTION=VALUE sets an option of one
   products=P,Q         try each solver with each of reverse, forward, finite_difference (its own)
+  precisions=P,Q       try each with float32 and bf16 (the recipe's); the reference is in float64 all the same
+  shares=1,0.5         try each with solves on so much of the batch; the reference takes all of it
   warmup=10            outer steps before the comparison
   resume=RUN           compare at a run's last checkpoint, after warmup steps from there (0 will do)
   damping=30           of the one system that every solver and the reference are given; too small a one leaves it

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,16 +44,19 @@ def load_point(path: Path) -> tuple[Engine, torch.device]:
     return engine, chosen_device(recipe.settings.device)
 
 
-def measure(engine: Engine, device: torch.device, solver: Solver, rounds: int) -> tuple[dict[str, Any], Hypergradient]:
+def measure(
+    engine: Engine, device: torch.device, solver: Solver, rounds: int, precision: str | None = None
+) -> tuple[dict[str, Any], Hypergradient]:
     """Cost and reports of the top level's hypergradient with ``solver`` at every level; and the hypergradient."""
     top = engine.graph.top
     solvers = dict.fromkeys(engine.graph.passes(top), solver)
+    solve = partial(engine.solve_hypergradient, top, solvers, precision)
     seconds: list[float] = []
     with MemoryTracker(device) as tracker:  # first, and not timed: it warms up
-        found = engine.solve_hypergradient(top, solvers)
+        found = solve()
     while len(seconds) < rounds and not (seconds and seconds[0] > LONG):
         start = time.perf_counter()
-        engine.solve_hypergradient(top, solvers)
+        solve()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
@@ -78,6 +82,18 @@ def measure_reference(engine: Engine, damping: float, iterations: int) -> tuple[
     return {**cost, "seconds": time.perf_counter() - start}, found
 
 
+def take_share(engine: Engine, solver: Solver, share: float) -> None:
+    """Let the solves at every level take a share of each batch.
+
+    Raises:
+        SettingError: the solver goes through whole updates.
+    """
+    for level in engine.graph.passes(engine.graph.top):
+        problem = engine.graph.problems[level]
+        problem.check_share(share, solver)
+        problem.solve_share = share
+
+
 def damped(solver: type[Solver], damping: float) -> dict[str, float]:
     """The damping as an option, where the solver has one."""
     return {"damping": damping} if "damping" in {one.name for one in fields(solver)} else {}  # type: ignore[arg-type]
@@ -93,7 +109,9 @@ def main(arguments: list[str]) -> int:
         else:
             options = {**damped(SOLVERS[task["name"]], task["damping"]), **task["options"]}
             solver = build("solver", SOLVERS, task["name"], options)
-            result, found = measure(engine, device, solver, task["rounds"])
+            if task["share"] is not None:
+                take_share(engine, solver, task["share"])
+            result, found = measure(engine, device, solver, task["rounds"], task["precision"])
     except MultilevelError as error:
         print(json.dumps({"error": " ".join(str(error).split())}))
         return 0

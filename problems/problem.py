@@ -65,11 +65,6 @@ class Problem:
         _check_count(f"levels.{name}.accumulate", accumulate)
         if clip_norm is not None and not clip_norm > 0:
             raise SettingError(f"levels.{name}.clip_norm", clip_norm, "a number above 0, or null")
-        if not 0 < solve_share <= 1:
-            raise SettingError(f"levels.{name}.solve_share", solve_share, "a share above 0 and at most 1")
-        if solve_share < 1 and solver is not None and solver.recorded_steps:
-            whole = f"1, as {type(solver).__name__} goes through whole updates"
-            raise SettingError(f"levels.{name}.solve_share", solve_share, whole)
         self.name = name
         self.module = module
         self.optimizer = optimizer
@@ -80,6 +75,7 @@ class Problem:
         self.scheduler = scheduler
         self.clip_norm = clip_norm
         self.accumulate = accumulate
+        self.check_share(solve_share, solver)
         self.solve_share = solve_share
         for key, part in module.named_modules():
             if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.max_norm is not None:
@@ -129,6 +125,14 @@ class Problem:
             for name, parameter in self.module.named_parameters()
             if parameter.requires_grad and (trained is None or id(parameter) in trained)
         }
+
+    def check_share(self, share: float, solver: Solver | None) -> None:
+        """Raise SettingError if solves by ``solver`` cannot take this share of each batch."""
+        setting = f"levels.{self.name}.solve_share"
+        if not 0 < share <= 1:
+            raise SettingError(setting, share, "a share above 0 and at most 1")
+        if share < 1 and solver is not None and solver.recorded_steps:
+            raise SettingError(setting, share, f"1, as {type(solver).__name__} goes through whole updates")
 
     def _optimized(self) -> list[Tensor]:
         assert self.optimizer is not None

@@ -59,6 +59,19 @@ def test_each_row_says_what_it_cost(compared):
             assert row["seconds"] > 0
 
 
+def test_precisions_and_shares_of_the_batch_stand_beside_each_other(tmp_path):
+    axes = ["solvers=minres,unrolled", "precisions=float32,bf16", "shares=1,0.5", "minres.iterations=300"]
+    asked = [f"damping={DAMPING}", "warmup=1", "rounds=1", f"output={tmp_path / 'out'}"]
+    assert main(["compare", *SMALL, *axes, *asked]) == 0
+    rows = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
+    assert len(rows) == 8
+    errors = {(row["precision"], row["share"]): row["error"] for row in rows if row["name"] == "minres"}
+    assert errors["float32", 1.0] < 1e-3 < errors["bf16", 1.0] < errors["float32", 0.5]
+    refused = [row["problem"] for row in rows if row["name"] == "unrolled" and row["share"] == 0.5]
+    assert len(refused) == 2
+    assert all("solve_share: got 0.5; expected 1, as Unrolled goes through whole updates" in one for one in refused)
+
+
 def test_table_csv_and_picture_hold_the_same_rows(compared):
     folder, result = compared
     text = format_comparison(result)

@@ -8,6 +8,10 @@ from multilevel.__main__ import main
 CASES = [
     (["foo"], "there is no command 'foo'; the commands are train, compare, study, recipes, graph, evaluate"),
     (["train", "recipe=none"], "recipe: got 'none'; expected one of guided_mae"),
+    (["compare", "precisions=half"], "precisions: got 'half'; expected some of float32, bf16"),
+    (["compare", "shares=1,0"], "shares: got '0'; expected shares above 0 and at most 1, such as 1,0.5"),
+    (["compare", "shares=all"], "shares: got 'all'; expected a number of at least 0"),
+    (["train", "levels.pretrain.solve_share=0"], "levels.pretrain.solve_share: got 0.0; expected a share above 0"),
     (["train", "solver=none"], "solver: got 'none'; expected one of auto, conjugate_gradient, dense, "),
     (["train", "levels.pretrain.solver=none"], "levels.pretrain.solver: got 'none'; expected one of"),
     (["train", "levels.mask.solver=neumann"], "levels.mask.solver: got "),
