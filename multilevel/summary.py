@@ -32,6 +32,7 @@ class Outcome:
     Args:
         seconds: spent on training, over all sessions of the run.
         memory: peak of the training, in MiB.
+        waiting: share of this session's training that was spent on waiting for data.
         findings: of the recipe.
         scores: of the evaluation, if there was one.
         problem: why it could not be evaluated.
@@ -39,6 +40,7 @@ class Outcome:
 
     seconds: float
     memory: float
+    waiting: float | None = None
     findings: Mapping[str, Any] = field(default_factory=dict)
     scores: Sequence[Score] | None = None
     problem: MultilevelError | None = None
@@ -66,6 +68,7 @@ def summarize(
         "steps": settings.steps,
         "seconds": round(seconds, 3),
         "images_per_second": round(settings.steps * images / seconds, 1) if images and seconds else None,
+        "waiting_for_data": None if outcome.waiting is None else round(outcome.waiting, 4),
         "peak_memory_mib": round(outcome.memory, 1),
         "levels": {
             name: {

@@ -155,7 +155,9 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, seconds: float) ->
         if number is not None:
             text = f"stopped by {signal.Signals(number).name} after step {engine.step} of {settings.steps}"
             raise Stopped(f"{text}; multilevel train resume={folder.path} goes on from there", 128 + number)
-    outcome = Outcome(log.seconds, max(replicas.gather(peak_memory_mib())))
+    trained = log.seconds - seconds
+    waited = sum(batches.waited for batches in recipe.graph.batches.values())
+    outcome = Outcome(log.seconds, max(replicas.gather(peak_memory_mib())), waited / trained if trained else None)
     try:
         outcome.findings = recipe.findings()
         if settings.evaluate and recipe.encoder_level is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -34,6 +35,9 @@ class Batches:
         data: any iterable of batches; None gives None as every batch.
         device: where tensors in a batch are moved.
         seed: of the stream.
+
+    Attributes:
+        waited: seconds that were spent on waiting for batches so far.
     """
 
     def __init__(self, level: str, data: Iterable[Any] | None, device: torch.device, seed: int = 0) -> None:
@@ -47,6 +51,7 @@ class Batches:
         self.data: Any = data if share is None else share(replicas.rank(), replicas.count())
         self._cut = several and share is None
         self.device = device
+        self.waited = 0.0
         self.restart(seed)
 
     def restart(self, seed: int, epoch: int = 0, position: int = 0) -> None:
@@ -60,7 +65,9 @@ class Batches:
     def peek(self) -> Any:
         """The next batch, which stays the next."""
         if not self._peeked:
+            start = perf_counter()
             self._peeked = [self._fetch()]
+            self.waited += perf_counter() - start
         return self._peeked[0]
 
     def next(self) -> Any:

@@ -57,6 +57,7 @@ def test_a_run_folder_holds_everything(finished):
     assert summary["levels"]["mask"]["solves"]["pretrain"]["solves"] == 6
     for key in ("seconds", "peak_memory_mib", "images_per_second", "seed", "versions", "steps"):
         assert summary[key] is not None
+    assert 0 < summary["waiting_for_data"] < 1
 
 
 def test_one_levels_solver_and_its_options_from_the_command_line(finished):

@@ -73,3 +73,20 @@ def test_nested_batches_are_moved():
 
 def test_no_data_gives_none():
     assert Batches("a", None, CPU).next() is None
+
+
+def test_the_time_that_the_data_takes_is_counted_once_a_batch(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("multilevel.problems.batches.perf_counter", lambda: clock[0])
+
+    def slow():
+        for number in range(3):
+            clock[0] += 2.0
+            yield torch.tensor([number])
+
+    source = Batches("a", slow(), CPU)
+    source.peek()
+    clock[0] += 5.0  # the work of an update
+    take_all = [source.next().item() for _ in range(3)]
+    assert take_all == [0, 1, 2]
+    assert source.waited == 6.0
