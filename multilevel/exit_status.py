@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -15,18 +17,24 @@ WRONG, INTERRUPTED = 2, 130
 
 
 def exit_status(command: Callable[[], int | None], resumed: str) -> int:
-    """A command's own status, or 0 where it has none; 2 for what a user can mend, 128 + its number for a signal.
+    """A command's own status, or 0 where it has none; 2 for what a user can mend, 128 + its number for a signal, that
+    of a pipe (141) where nobody reads standard output any more.
 
     Args:
         command: what to do.
         resumed: how to go on after an interruption.
     """
     try:
-        return command() or 0
+        status = command() or 0
+        sys.stdout.flush()  # here, and not after the last line that can say something
+        return status
     except MultilevelError as error:
         if first_here() or isinstance(error, DataError | ReplicaError):
             print(f"multilevel: {' '.join(str(error).split())}", file=sys.stderr)
         return WRONG
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write goes nowhere
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in FULL:
             raise

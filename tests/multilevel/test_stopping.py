@@ -143,3 +143,13 @@ def test_a_run_without_a_single_update_has_a_summary(tmp_path, monkeypatch):
     assert main(["train", *TINY, *given]) == 0
     level = json.loads((tmp_path / "run" / "summary.json").read_text())["levels"]["pretrain"]
     assert (level["updates"], level["skipped"], level["last_loss"]) == (0, 8, None)
+
+
+@pytest.mark.parametrize("arguments", [["recipes"], ["train", "--help"]])
+def test_nobody_reading_the_output_is_no_error(arguments):
+    command = subprocess.Popen(
+        [sys.executable, "-m", "multilevel", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    command.stdout.close()
+    assert command.stderr.read() == ""
+    assert command.wait() == 128 + signal.SIGPIPE
