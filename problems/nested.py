@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import grad
 
 from multilevel.problems.evaluation import Evaluator, Record
+from multilevel.problems.normalization import ElementaryNormalization
 from multilevel.solvers import ImplicitSolver, LowerLevel, ProductError, Solver, SolveReport
 from multilevel.solvers.base import Solution, finite, report_of
 from multilevel.solvers.differentiation import higher_derivatives
@@ -169,7 +170,7 @@ class NestedSystem:
                 levels.setdefault(level, {})[name] = value
         self.evaluations += 1
         record = self.records[self.block.name]
-        with higher_derivatives():
+        with higher_derivatives(), ElementaryNormalization():
             losses = [self.evaluator.replay(self.block.name, part, levels) for part in record]
         return torch.stack(losses).mean()
 

@@ -1,0 +1,109 @@
+"""Normalizations whose third derivatives are right."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from multilevel.solvers import ProductError
+
+
+class ElementaryNormalization(TorchFunctionMode):
+    """Has normalizations compute by elementary operations.
+
+    From the third derivative on torch's own take mean and deviation as constants, and are silently wrong: layer norm,
+    and batch and instance norm by the statistics of a batch (github.com/pytorch/pytorch/issues/175754 and 186256).
+
+    Raises:
+        ProductError: a loss calls them below torch.nn.functional, where they cannot be replaced.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        keywords = dict(keywords or {})
+        if function in _LOW_LEVEL:
+            raise ProductError(
+                f"torch.{function.__name__} has no third derivative that is right, which levels that read each other "
+                f"need: call torch.nn.functional.{function.__name__.removeprefix('native_')} in its place"
+            )
+        if function not in _REPLACED:
+            return function(*arguments, **keywords)
+        given = inspect.signature(function).bind(*arguments, **keywords)
+        given.apply_defaults()
+        return _REPLACED[function](function, **given.arguments)
+
+
+def _layer_norm(
+    function: Any, input: Tensor, normalized_shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    dimensions = tuple(range(input.ndim - len(normalized_shape), input.ndim))
+    return _scaled(_standardized(input, dimensions, eps), weight, bias)
+
+
+def _batch_norm(
+    function: Any,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    if not training:  # an affine function
+        return function(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    dimensions = (0, *range(2, input.ndim))
+    return _scaled(_standardized(input, dimensions, eps), *_for_channels(input, weight, bias))
+
+
+def _instance_norm(
+    function: Any,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    if not use_input_stats:
+        return function(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    dimensions = tuple(range(2, input.ndim))
+    return _scaled(_standardized(input, dimensions, eps), *_for_channels(input, weight, bias))
+
+
+def _standardized(input: Tensor, dimensions: tuple[int, ...], eps: float) -> Tensor:
+    """Mean 0 and deviation 1 over some dimensions."""
+    centred = input - input.mean(dimensions, keepdim=True)
+    return centred * (centred.square().mean(dimensions, keepdim=True) + eps).rsqrt()
+
+
+def _scaled(values: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    values = values if weight is None else values * weight
+    return values if bias is None else values + bias
+
+
+def _for_channels(input: Tensor, *parameters: Tensor | None) -> list[Tensor | None]:
+    shape = (-1, *[1] * (input.ndim - 2))
+    return [None if one is None else one.reshape(shape) for one in parameters]
+
+
+_REPLACED: dict[Any, Callable[..., Tensor]] = {
+    F.layer_norm: _layer_norm,
+    F.batch_norm: _batch_norm,
+    F.instance_norm: _instance_norm,
+}
+_LOW_LEVEL = {
+    torch.layer_norm,
+    torch.native_layer_norm,
+    torch.batch_norm,
+    torch.native_batch_norm,
+    torch.instance_norm,
+}
