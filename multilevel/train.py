@@ -40,6 +40,8 @@ from multilevel.solvers import MultilevelError, SettingError
 from multilevel.stopping import StopOnSignal, Stopped
 from multilevel.summary import Outcome, format_findings, peak_memory_mib, summarize
 
+FAILURE = "failure.txt"  # in the folder of a sweep's run that failed
+
 
 def main(arguments: Sequence[str]) -> int:
     """Train as the command line says; 0 when it has ended well."""
@@ -199,41 +201,57 @@ def _saved(folder: RunFolder) -> str:
 
 
 def sweep(overrides: Sequence[str]) -> None:
-    """A run for each combination of the values that overrides list, through Hydra's own multirun."""
+    """A run for each combination of the values that overrides list, through Hydra's own multirun and its launchers.
+
+    Raises:
+        MultilevelError: a run failed; the others have gone on.
+        Stopped: a signal has ended one early.
+    """
     expanded = expand(overrides)
     if any(one.startswith(("output=", "resume=")) for one in expanded):
         raise SettingError("output", "a value with --multirun", "hydra.sweep.dir=FOLDER in its place")
 
-    failures: list[str] = []
-
     @hydra.main(config_path=f"pkg://{CONFIG_MODULE}", config_name="config", version_base="1.3")
     def job(config: DictConfig) -> None:
+        output = Path(HydraConfig.get().runtime.output_dir)
         try:
-            train(plain(config), Path(HydraConfig.get().runtime.output_dir))
-        except MultilevelError as error:  # the other runs go on
-            failures.append(f"{', '.join(HydraConfig.get().overrides.task)}: {error}")
+            train(plain(config), output)
+        except MultilevelError as error:  # the other runs go on; this may be another process, or another machine
+            (output / FAILURE).write_text(f"{', '.join(HydraConfig.get().overrides.task)}: {error}")
         except Stopped as stop:
-            earlier = f"; {len(failures)} before it failed, the first with {failures[0]}" if failures else ""
-            raise Stopped(f"{stop}; the runs after it were not started{earlier}", stop.status) from stop
+            raise Stopped(f"{stop}; the runs after it were not started", stop.status) from stop
 
     register_solvers()
     several = swept(expanded)
     constant = ",".join(one.partition("=")[0] for one in expanded if one.partition("=")[0] not in several)
+    given = [one.partition("=")[2] for one in expanded if one.startswith("hydra.sweep.dir=")]
+    folder = given[-1] if given else f"runs/sweep-{now()}"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main, which puts them in a line
     sys.argv = [
         "multilevel train",
         "--multirun",
-        f"hydra.sweep.dir=runs/sweep-{now()}",
         "hydra.sweep.subdir=${hydra.job.override_dirname}",
         f"hydra.job.config.override_dirname.exclude_keys=[{constant}]",
         "hydra.output_subdir=null",
         "hydra/job_logging=disabled",
         "hydra/hydra_logging=disabled",
         *expanded,
+        f"hydra.sweep.dir={folder}",
     ]
-    job()
-    if failures:
-        raise MultilevelError(f"{len(failures)} of the runs failed; the first with {failures[0]}")
+    try:
+        job()
+    except Stopped as stop:
+        failed = failures(Path(folder))
+        earlier = f"; {len(failed)} before it failed, the first with {failed[0]}" if failed else ""
+        raise Stopped(f"{stop}{earlier}", stop.status) from stop
+    failed = failures(Path(folder))
+    if failed:
+        raise MultilevelError(f"{len(failed)} of the runs failed; the first with {failed[0]}")
+
+
+def failures(folder: Path) -> list[str]:
+    """Why runs of a sweep failed, in the order of their settings."""
+    return [path.read_text() for path in sorted(folder.glob(f"*/{FAILURE}"))]
 
 
 def output_folder(config: DictConfig) -> Path:

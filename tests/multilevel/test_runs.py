@@ -9,11 +9,13 @@ import sys
 import time
 
 import pytest
+from hydra import compose, initialize_config_module
+from hydra.utils import get_class
 from PIL import Image
 from safetensors.torch import load_file
 
 from multilevel.__main__ import main
-from multilevel.configuration import build_recipe, compose_config
+from multilevel.configuration import CONFIG_MODULE, build_recipe, compose_config, register_solvers
 from multilevel.recipes.guided_mae import GuidedMae
 from multilevel.solvers import DataError
 
@@ -156,12 +158,29 @@ def test_multirun_makes_a_run_of_each(tmp_path):
         assert json.loads((folder / "summary.json").read_text())["solvers"]["pretrain"]["name"] == name
 
 
-def test_an_error_within_multirun_is_one_line(tmp_path):
-    command = [sys.executable, "-m", "multilevel", "train", "--multirun", "mask.ratio=2,3"]
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
+def test_an_error_within_multirun_is_one_line(tmp_path, launcher):
+    settings = ["mask.ratio=2,3", f"hydra/launcher={launcher}"]
+    command = [sys.executable, "-m", "multilevel", "train", "--multirun", *settings]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     expected = "mask.ratio=2: mask.ratio: got 2.0; expected a share above 0 and below 1"
     assert done.stderr.strip() == f"multilevel: 2 of the runs failed; the first with {expected}"
+
+
+def test_a_cluster_is_a_launcher_like_another():
+    register_solvers()
+    options = ["hydra.launcher.partition=gpu", "hydra.launcher.gpus_per_node=2", "hydra.launcher.timeout_min=600"]
+    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        config = compose(
+            "config",
+            ["solver=finite_difference", "hydra/launcher=submitit_slurm", *options],
+            return_hydra_config=True,
+        )
+    launcher = config.hydra.launcher
+    assert launcher._target_ == "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher"
+    assert (launcher.partition, launcher.gpus_per_node, launcher.timeout_min) == ("gpu", 2, 600)
+    assert get_class(launcher._target_).__name__ == "SlurmLauncher"
 
 
 @pytest.mark.parametrize("approximate", [False, True])
