@@ -50,6 +50,7 @@ Settings (all: the config.yaml of any run; those of a recipe of its own: recipes
   checkpointing=true (activations are computed again instead of being kept: less memory, more time, the same result)
   compile=true (torch.compile, wherever it works; needs a C++ compiler)
   reuse=true (an update's encoder pass serves the finite differences after it: less time, more memory)
+  loggers=[tensorboard,mlflow], or MODULE.CLASS of your own
   max_skipped (updates in a row that may be skipped where a loss or hypergradient is not finite)
   data.batch_size, data.limit (use only so many training images), data.image_size, data.mask_share,
   data.fit=crop|stretch (how an image becomes a square),

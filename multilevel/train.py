@@ -13,7 +13,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from multilevel.collapse import CollapseReport
 from multilevel.configuration import (
@@ -28,6 +28,7 @@ from multilevel.configuration import (
 from multilevel.diagnosis import Diagnosis
 from multilevel.distributed import joined, launched, led, restart, restarts, tell
 from multilevel.event_log import EventLog
+from multilevel.loggers import Logger, new_loggers
 from multilevel.problems import CheckpointError, Checkpointing, DivergedError, Engine, load_checkpoint, replicas
 from multilevel.problems.checkpoint import newest_intact
 from multilevel.problems.errors import ReplicaError
@@ -87,10 +88,10 @@ def train(config: DictConfig, output: Path) -> None:
     """
     led(lambda: check_free(output))
     recipe = build_recipe(config)
-    engine = new_engine(recipe)
+    engine, loggers = new_engine(recipe), loggers_of(recipe, output, config)
     folder = led(lambda: RunFolder.create(output, config))
     tell(*recipe.notes, recipe.graph.describe())
-    finish(recipe, engine, folder, seconds=0.0)
+    finish(recipe, engine, folder, loggers, seconds=0.0)
 
 
 def resume(path: Path) -> None:
@@ -102,14 +103,15 @@ def resume(path: Path) -> None:
             raise MultilevelError(problem)
         tell(f"{path} has ended; its summary: {path / 'summary.json'}", file=sys.stdout)
         return
-    recipe = build_recipe(folder.config())
-    engine = new_engine(recipe)
+    config = folder.config()
+    recipe = build_recipe(config)
+    engine, loggers = new_engine(recipe), loggers_of(recipe, path, config)
     if not restart() or any(folder.checkpoint.glob("step-*")):
         tell(*load_checkpoint(engine, folder.checkpoint))
     led(lambda: folder.cut(engine.step))
     records = folder.read_metrics()
     tell(f"{path}: resumed at step {engine.step}")
-    finish(recipe, engine, folder, seconds=records[-1]["seconds"] if records else 0.0)
+    finish(recipe, engine, folder, loggers, seconds=records[-1]["seconds"] if records else 0.0)
 
 
 def new_engine(recipe: Recipe) -> Engine:
@@ -124,13 +126,20 @@ def new_engine(recipe: Recipe) -> Engine:
     )
 
 
-def finish(recipe: Recipe, engine: Engine, folder: RunFolder, seconds: float) -> None:
+def loggers_of(recipe: Recipe, output: Path, config: DictConfig) -> list[Logger]:
+    """The loggers of a run; its first rank alone has any."""
+    settings: Any = OmegaConf.to_container(config)
+    return new_loggers(recipe.settings.loggers, output, settings) if replicas.rank() == 0 else []
+
+
+def finish(recipe: Recipe, engine: Engine, folder: RunFolder, loggers: Sequence[Logger], seconds: float) -> None:
     """Train to the last step, evaluate, draw, and write the summary.
 
     Args:
         recipe: whose graph the engine trains.
         engine: at the step to go on from.
         folder: of the run.
+        loggers: that the settings ask for.
         seconds: spent on training before.
 
     Raises:
@@ -143,6 +152,7 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, seconds: float) ->
     # The log is flushed before a checkpoint is written: a resumed run finds every line that it does not write again.
     engine.callbacks += [
         *([log] if first else []),
+        *loggers,
         *([Diagnosis(folder.diagnosis, settings.diagnose)] if settings.diagnose else []),
         Checkpointing(folder.checkpoint, settings.checkpoint.every),
         # What only speaks comes last: where nobody listens any more, nothing is lost.

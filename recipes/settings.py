@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -78,6 +78,7 @@ class RunSettings:
         max_skipped: updates in a row of a level that may be skipped, as its loss or hypergradient is not finite.
         compile: whether calls on levels are compiled where they can be.
         reuse: see ``Engine``.
+        loggers: where else the numbers of every step go.
         evaluate: whether a run ends with scores, and with what the recipe compares itself with.
     """
 
@@ -94,6 +95,7 @@ class RunSettings:
     max_skipped: int = 10
     compile: bool = False
     reuse: bool = False
+    loggers: list[str] = field(default_factory=list)
     evaluate: bool
 
     @property

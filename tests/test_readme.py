@@ -8,12 +8,20 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_example_runs_and_finds_the_inputs_that_matter():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    _, code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(code.strip().splitlines()) <= 25
     names = {"__name__": "example"}
     exec(compile(code, "README.md", "exec"), names)
     penalties = names["penalty"].weight.sigmoid().flatten()
     assert penalties[:3].max() < penalties[3:].min()
+
+
+def test_a_logger_of_ones_own_is_five_lines(capsys):
+    code, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names = {"__name__": "example"}
+    exec(compile(code, "README.md", "exec"), names)
+    names["Print"](ROOT, {}).write(3, {"mask/loss": 0.5})
+    assert capsys.readouterr().out == "3 0.5\n"
 
 
 def test_ci_calls_the_readmes_test_command_word_for_word():

@@ -1,0 +1,44 @@
+"""Where else a run's numbers go, one file each: ``loggers=[tensorboard,mlflow]``, or a class of one's own."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from multilevel.loggers.base import Logger
+from multilevel.solvers import SettingError
+from multilevel.solvers.registry import discover
+
+__all__ = ["Logger", "new_loggers"]
+
+
+def new_loggers(names: Sequence[str], folder: Path, config: Mapping[str, Any]) -> list[Logger]:
+    """Loggers by their names: those of this package, or ``MODULE.CLASS`` of any that can be imported.
+
+    Args:
+        names: as in configuration.
+        folder: the run's.
+        config: all its settings, nested.
+
+    Raises:
+        SettingError: there is no such logger, or a package that it needs is not installed.
+    """
+    return [_class(name)(folder, config) for name in names]
+
+
+def _class(name: str) -> type[Logger]:
+    own = discover(sys.modules[__name__], Logger)  # type: ignore[type-abstract]
+    if name in own:
+        return own[name]
+    module, dot, kind = name.rpartition(".")
+    expected = f"some of {', '.join(own)}, or MODULE.CLASS, a multilevel.loggers.Logger that can be imported"
+    try:
+        found = getattr(importlib.import_module(module), kind) if dot else None
+    except (ImportError, AttributeError) as error:
+        raise SettingError("loggers", name, f"{expected} ({error})") from error
+    if not (isinstance(found, type) and issubclass(found, Logger)):
+        raise SettingError("loggers", name, expected)
+    return found
