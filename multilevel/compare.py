@@ -27,10 +27,10 @@ from multilevel.problems.evaluation import PRECISIONS
 from multilevel.problems.reference import LARGEST_RESIDUAL, agreement
 from multilevel.progress import Progress
 from multilevel.recipes.pictures import draw_comparison
-from multilevel.run_folder import RunFolder, check_free, title
+from multilevel.run_folder import RunFolder, check_free, now, title
 from multilevel.solvers import SOLVERS, MultilevelError, SettingError
 from multilevel.solvers.products import PRODUCTS
-from multilevel.train import new_engine, now
+from multilevel.train import new_engine
 
 COLUMNS = ("error", "cosine", "residual", "memory_mib", "seconds", "evaluations", "products")
 OFFERS = {"solvers": list(SOLVERS), "products": list(PRODUCTS), "precisions": list(PRECISIONS)}

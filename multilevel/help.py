@@ -34,6 +34,9 @@ metrics.jsonl, summary.json, checkpoint/, curves.png, and pictures of the recipe
   multilevel train levels.pretrain.solver=conjugate_gradient levels.pretrain.solver.damping=0.1    ... at one level
   multilevel train task=segmentation data=folder data.path=DIR masks in masks/CLASS/NAME.png; task=detection: boxes
   multilevel train --multirun mask.policy=random,topk,sampled  a run for each
+  multilevel train --multirun hydra/sweeper=optuna hydra.sweeper.n_trials=20 solver=conjugate_gradient \
+      'solver.damping=tag(log,interval(0.001,10))' objective=levels.mask.last_loss      search (pip install
+                                                               hydra-optuna-sweeper): the best is printed
   multilevel train experiment=cifar10_small data.path=DIR      published settings, and small ones; yours win
   multilevel train init=facebook/vit-mae-base data=folder data.path=DIR data.image_size=224    from a released MAE
   multilevel train resume=RUN                                  go on where the last checkpoint stands; Ctrl-C or SIGTERM

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,8 @@ def title(config: DictConfig) -> str:
     """Recipe and data of a configuration, for the name of a folder."""
     data = OmegaConf.select(config, "data.name")
     return f"{config.recipe}-{data}" if data else str(config.recipe)
+
+
+def now() -> str:
+    """The time, for the name of a folder."""
+    return datetime.now().strftime("%Y%m%d-%H%M%S")

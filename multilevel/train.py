@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from multilevel.collapse import CollapseReport
 from multilevel.configuration import (
-    CONFIG_MODULE,
     build_recipe,
     compose_config,
-    expand,
-    plain,
-    register_solvers,
-    swept,
 )
 from multilevel.diagnosis import Diagnosis
 from multilevel.distributed import joined, launched, led, restart, restarts, tell
@@ -36,12 +27,11 @@ from multilevel.progress import Progress
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.evaluation import format_table
 from multilevel.recipes.pictures import draw_curves
-from multilevel.run_folder import RunFolder, check_free, title
+from multilevel.run_folder import RunFolder, check_free, now, title
 from multilevel.solvers import MultilevelError, SettingError
 from multilevel.stopping import StopOnSignal, Stopped
 from multilevel.summary import Outcome, format_findings, peak_memory_mib, summarize
-
-FAILURE = "failure.txt"  # in the folder of a sweep's run that failed
+from multilevel.sweep import sweep
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -58,7 +48,7 @@ def start(arguments: Sequence[str]) -> None:
     if len(overrides) < len(arguments):
         if launched():
             raise SettingError("--multirun", "torchrun", "one run with torchrun, or --multirun without it")
-        sweep(overrides)
+        sweep(overrides, train)
     elif not resumed:
         config = compose_config(overrides)
         if restarts() and not config.output:
@@ -210,64 +200,6 @@ def _saved(folder: RunFolder) -> str:
     return f"The newest checkpoint is {newest}"
 
 
-def sweep(overrides: Sequence[str]) -> None:
-    """A run for each combination of the values that overrides list, through Hydra's own multirun and its launchers.
-
-    Raises:
-        MultilevelError: a run failed; the others have gone on.
-        Stopped: a signal has ended one early.
-    """
-    expanded = expand(overrides)
-    if any(one.startswith(("output=", "resume=")) for one in expanded):
-        raise SettingError("output", "a value with --multirun", "hydra.sweep.dir=FOLDER in its place")
-
-    @hydra.main(config_path=f"pkg://{CONFIG_MODULE}", config_name="config", version_base="1.3")
-    def job(config: DictConfig) -> None:
-        output = Path(HydraConfig.get().runtime.output_dir)
-        try:
-            train(plain(config), output)
-        except MultilevelError as error:  # the other runs go on; this may be another process, or another machine
-            (output / FAILURE).write_text(f"{', '.join(HydraConfig.get().overrides.task)}: {error}")
-        except Stopped as stop:
-            raise Stopped(f"{stop}; the runs after it were not started", stop.status) from stop
-
-    register_solvers()
-    several = swept(expanded)
-    constant = ",".join(one.partition("=")[0] for one in expanded if one.partition("=")[0] not in several)
-    given = [one.partition("=")[2] for one in expanded if one.startswith("hydra.sweep.dir=")]
-    folder = given[-1] if given else f"runs/sweep-{now()}"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main, which puts them in a line
-    sys.argv = [
-        "multilevel train",
-        "--multirun",
-        "hydra.sweep.subdir=${hydra.job.override_dirname}",
-        f"hydra.job.config.override_dirname.exclude_keys=[{constant}]",
-        "hydra.output_subdir=null",
-        "hydra/job_logging=disabled",
-        "hydra/hydra_logging=disabled",
-        *expanded,
-        f"hydra.sweep.dir={folder}",
-    ]
-    try:
-        job()
-    except Stopped as stop:
-        failed = failures(Path(folder))
-        earlier = f"; {len(failed)} before it failed, the first with {failed[0]}" if failed else ""
-        raise Stopped(f"{stop}{earlier}", stop.status) from stop
-    failed = failures(Path(folder))
-    if failed:
-        raise MultilevelError(f"{len(failed)} of the runs failed; the first with {failed[0]}")
-
-
-def failures(folder: Path) -> list[str]:
-    """Why runs of a sweep failed, in the order of their settings."""
-    return [path.read_text() for path in sorted(folder.glob(f"*/{FAILURE}"))]
-
-
 def output_folder(config: DictConfig) -> Path:
     """Where a run goes."""
     return Path(str(config.output or f"runs/{title(config)}-{now()}"))
-
-
-def now() -> str:
-    return datetime.now().strftime("%Y%m%d-%H%M%S")

@@ -79,6 +79,7 @@ class RunSettings:
         compile: whether calls on levels are compiled where they can be.
         reuse: see ``Engine``.
         loggers: where else the numbers of every step go.
+        objective: path of the number in summary.json that a sweeper minimizes; None: the top level's last loss.
         evaluate: whether a run ends with scores, and with what the recipe compares itself with.
     """
 
@@ -96,6 +97,7 @@ class RunSettings:
     compile: bool = False
     reuse: bool = False
     loggers: list[str] = field(default_factory=list)
+    objective: str | None = None
     evaluate: bool
 
     @property

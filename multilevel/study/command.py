@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from multilevel.configuration import build_recipe, compose_config
 from multilevel.recipes.evaluation import PROTOCOLS
-from multilevel.run_folder import RunFolder, check_free
+from multilevel.run_folder import RunFolder, check_free, now
 from multilevel.solvers import DataError, MultilevelError, SettingError
 from multilevel.study.launch import check_launcher, run_parts
 from multilevel.study.part import is_done
@@ -32,7 +32,6 @@ from multilevel.study.results import collect
 from multilevel.study.settings import StudySettings
 from multilevel.study.transfer import transfer_config
 from multilevel.study.watch import Watch
-from multilevel.train import now
 
 DEFAULT_GUIDED = "sampled"
 SEEDS = 5

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_module
 from hydra.utils import get_class
 from PIL import Image
@@ -17,7 +18,8 @@ from safetensors.torch import load_file
 from multilevel.__main__ import main
 from multilevel.configuration import CONFIG_MODULE, build_recipe, compose_config, register_solvers
 from multilevel.recipes.guided_mae import GuidedMae
-from multilevel.solvers import DataError
+from multilevel.solvers import DataError, SettingError
+from multilevel.sweep import objective
 
 TINY = [
     "model.width=16", "model.heads=2", "model.depth=1", "model.decoder_width=8", "model.decoder_heads=2",
@@ -166,6 +168,28 @@ def test_an_error_within_multirun_is_one_line(tmp_path, launcher):
     assert done.returncode == 2
     expected = "mask.ratio=2: mask.ratio: got 2.0; expected a share above 0 and below 1"
     assert done.stderr.strip() == f"multilevel: 2 of the runs failed; the first with {expected}"
+
+
+def test_optuna_searches_a_solvers_settings_and_says_what_is_best(tmp_path):
+    settings = ["recipe=hyper_cleaning", "steps=2", "evaluate=false", "solver=conjugate_gradient"]
+    searched = ["solver.damping=tag(log,interval(0.001,10))", "objective=separation_auc"]
+    sweeper = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.sampler.seed=0"]
+    folder = f"hydra.sweep.dir={tmp_path}/sweep"
+    command = [sys.executable, "-m", "multilevel", "train", "--multirun", *settings, *searched, *sweeper, folder]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    summaries = [json.loads(path.read_text()) for path in (tmp_path / "sweep").glob("*/summary.json")]
+    tried = {one["solvers"]["classify"]["damping"]: one["separation_auc"] for one in summaries}
+    assert len(tried) == 3
+    best = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
+    assert best["best_value"] == min(tried.values()) == tried[best["best_params"]["solver.damping"]]
+    assert "best_value" in done.stdout
+
+
+@pytest.mark.parametrize("path", ["levels.mask", "none", "levels.none.last_loss", "recipe"])
+def test_an_objective_that_is_no_number_is_named(path):
+    with pytest.raises(SettingError, match=f"objective: got '{path}'; expected the path of a number"):
+        objective({"recipe": "a", "levels": {"mask": {"last_loss": 1.0}}}, path)
+    assert objective({"levels": {"low": {"last_loss": 2.0}, "mask": {"last_loss": 1.0}}}, None) == 1.0
 
 
 def test_a_cluster_is_a_launcher_like_another():
