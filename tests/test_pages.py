@@ -135,7 +135,8 @@ def test_programs_run(page, capsys):
 
 
 def test_the_first_page_has_the_readmes_program():
-    assert programs(ROOT / "docs" / "index.md") == programs(ROOT / "README.md")
+    (program,) = programs(ROOT / "docs" / "index.md")
+    assert program in programs(ROOT / "README.md")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
