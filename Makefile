@@ -1,7 +1,7 @@
 # Python to make the environment with; 3.11 or later.
 PYTHON ?= python3
 
-.PHONY: run test check
+.PHONY: run test check docs build/types
 run: .venv/installed
 	.venv/bin/multilevel train
 
@@ -9,13 +9,20 @@ run: .venv/installed
 test: .venv/installed
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile
 
-# Lint and types. mypy finds the rooms under their import names through links, as it does not run import hooks.
-check: .venv/installed
+# Lint and types.
+check: .venv/installed build/types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	rm -rf build/types && mkdir -p build/types/multilevel
-	ln -s $(addprefix $(CURDIR)/,$(wildcard multilevel/*) solvers problems levels recipes) build/types/multilevel/
 	cd build/types && $(CURDIR)/.venv/bin/mypy --config-file $(CURDIR)/pyproject.toml -p multilevel
+
+# The pages, with pictures drawn by the program, into build/site. The variable keeps a notice to authors of other sites off.
+docs: .venv/installed build/types
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
+
+# What runs no import hooks, mypy and mkdocstrings, finds the rooms under their import names through links.
+build/types:
+	rm -rf $@ && mkdir -p $@/multilevel
+	ln -s $(addprefix $(CURDIR)/,$(wildcard multilevel/*) solvers problems levels recipes) $@/multilevel/
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
