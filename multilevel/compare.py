@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from multilevel.configuration import build_recipe, compose_config
 from multilevel.distributed import tell
-from multilevel.measure import store_point
+from multilevel.measure import OFFERS, store_point
 from multilevel.problems import Engine, load_checkpoint
 from multilevel.problems.reference import LARGEST_RESIDUAL, agreement
 from multilevel.progress import Progress
@@ -40,7 +40,7 @@ class Comparison:
     """What to compare, as the command line says it.
 
     Args:
-        solvers: names; all where none is given.
+        solvers: names; all of this project where none is given.
         products: forms of product to try each solver with; empty takes each solver's own.
         options: ``{solver: {setting: value}}``.
         warmup: outer steps before the comparison.
@@ -74,10 +74,10 @@ class Comparison:
             if not sign:
                 raise SettingError(setting, argument, "SETTING=VALUE")
             solver, dot, option = setting.partition(".")
-            if dot and solver in SOLVERS:
+            if dot and solver in OFFERS:
                 result.options.setdefault(solver, {})[option] = _option(solver, setting, option, text)
             elif setting in ("solvers", "products"):
-                offers = SOLVERS if setting == "solvers" else PRODUCTS
+                offers = OFFERS if setting == "solvers" else PRODUCTS
                 setattr(result, setting, _names(setting, text, list(offers)))
             elif setting in ("warmup", "rounds", "iterations"):
                 setattr(result, setting, _number(setting, text, int, 0 if setting == "warmup" else 1))
@@ -133,15 +133,18 @@ def main(arguments: Sequence[str]) -> int:
 def format_comparison(result: dict[str, Any]) -> str:
     """The table, most exact first, and what the reference is."""
     reference, rows = result["reference"], result["rows"]
-    lines = [f"{'solver':<40}{'error':>9}{'cosine':>8}{'residual':>10}{'MiB':>9}{'seconds':>9}{'evals':>7}{'prods':>7}"]
+    wide = max([40, *(len(row["solver"]) + 1 for row in rows)])
+    lines = [
+        f"{'solver':<{wide}}{'error':>9}{'cosine':>8}{'residual':>10}{'MiB':>9}{'seconds':>9}{'evals':>7}{'prods':>7}"
+    ]
     ordered = sorted(rows, key=lambda row: (row.get("error") is None, row.get("error") or 0.0, "problem" in row))
     for row in ordered:
         if "problem" in row:
-            lines.append(f"{row['solver']:<40}  {row['problem']}")
+            lines.append(f"{row['solver']:<{wide}}  {row['problem']}")
             continue
         cells = [_cell(row[name], width) for name, width in zip(COLUMNS, (9, 8, 10, 9, 9, 7, 7), strict=True)]
         note = f"  failed at {', '.join(row['failed'])}" if row["failed"] else ""
-        lines.append(f"{row['solver']:<40}{''.join(cells)}{note}")
+        lines.append(f"{row['solver']:<{wide}}{''.join(cells)}{note}")
     lines += [f"{row['solver']}: {row['choice']}" for row in rows if row.get("choice")]
     if "problem" in reference:
         lines.append(f"no reference: {reference['problem']}")
@@ -173,7 +176,7 @@ def _engine_at_the_point(comparison: Comparison, config: DictConfig) -> Engine:
     engine = new_engine(recipe)
     if comparison.resume is not None:
         tell(*load_checkpoint(engine, Path(comparison.resume) / "checkpoint"))
-    asked = [SOLVERS[name](**options).recorded_steps for name, options in comparison.tasks()]
+    asked = [getattr(OFFERS[name](**options), "recorded_steps", 0) for name, options in comparison.tasks()]
     engine.recorded_steps = min(max(asked), RECORDED) if comparison.warmup else 0
     engine.callbacks.append(Progress(recipe.images_per_step))
     engine.run(comparison.warmup)
@@ -233,7 +236,7 @@ def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _settings(name: str) -> list[str]:
-    return [one.name for one in fields(SOLVERS[name])]  # type: ignore[arg-type]
+    return [one.name for one in fields(OFFERS[name])]
 
 
 def _option(solver: str, setting: str, option: str, text: str) -> Any:
@@ -244,10 +247,10 @@ def _option(solver: str, setting: str, option: str, text: str) -> Any:
     except ValueError:
         value = text
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(SOLVERS[solver]), {option: value})
+        typed = OmegaConf.merge(OmegaConf.structured(OFFERS[solver]), {option: value})
         return getattr(OmegaConf.to_object(typed), option)
     except OmegaConfBaseException as error:
-        kind = next((one.type for one in fields(SOLVERS[solver]) if one.name == option), "")  # type: ignore[arg-type]
+        kind = next((one.type for one in fields(OFFERS[solver]) if one.name == option), "")
         raise SettingError(setting, text, WORDS.get(str(kind), f"a value of its kind ({kind})")) from error
     except SettingError as error:
         raise SettingError(setting, error.got, error.expected) from None

@@ -10,6 +10,8 @@ import torch
 from multilevel.problems.evaluation import PRECISIONS
 from multilevel.solvers import SettingError
 
+ENGINES = ("multilevel", "betty")
+
 
 @dataclass(kw_only=True)
 class LevelSettings:
@@ -78,6 +80,7 @@ class RunSettings:
         max_skipped: updates in a row of a level that may be skipped, as its loss or hypergradient is not finite.
         compile: whether calls on levels are compiled where they can be.
         reuse: see ``Engine``.
+        engine: multilevel, or betty (see ``multilevel.betty.BettyEngine``).
         evaluate: whether a run ends with scores, and with what the recipe compares itself with.
     """
 
@@ -94,6 +97,7 @@ class RunSettings:
     max_skipped: int = 10
     compile: bool = False
     reuse: bool = False
+    engine: str = "multilevel"
     evaluate: bool
 
     @property
@@ -111,6 +115,9 @@ class RunSettings:
         require("checkpoint.every", every, every >= 1, "a whole number of steps of at least 1")
         require("max_skipped", self.max_skipped, self.max_skipped >= 0, "a whole number of updates of at least 0")
         require("diagnose", self.diagnose, self.diagnose >= 0, "a whole number of steps, or 0 for never")
+        require("engine", self.engine, self.engine in ENGINES, f"one of {', '.join(ENGINES)}")
+        for setting in ("compile", "reuse"):
+            require(setting, True, self.engine == "multilevel" or not getattr(self, setting), "false with engine=betty")
         chosen_device(self.device)
 
 
