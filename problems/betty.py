@@ -240,6 +240,8 @@ class BettyEngine(Engine):
         for level in self.graph.passes(name):
             problem = self.levels[level]
             solves = sum(problem in path for path in paths)
+            if not solves:
+                continue
             evaluations = solves * (2 if problem.solver.type == "darts" else 1)
             reports[level] = SolveReport(evaluations, solves * problem.solver.products)
         return reports
@@ -306,12 +308,14 @@ def _check(graph: Graph) -> None:
         passes = graph.passes(name)
         for level in passes:
             above = graph.names[graph.names.index(level) + 1 :]
-            upward = [one for one in graph.reads[level] if one in passes and one in above]
-            if upward:
-                raise BettyError(
-                    f"level {level!r} reads {upward[0]!r} above it, below {name!r}: Betty goes down from level to "
-                    "level alone and would leave that part of the hypergradient out"
-                )
+            for higher in (one for one in graph.reads[level] if one in passes and one in above):
+                readers = [one for one in (name, *passes) if one not in (level, higher) and level in graph.reads[one]]
+                if readers or not graph.approximate:
+                    remedy = "" if readers else "; Graph(..., approximate=True) says that this is what you want"
+                    raise BettyError(
+                        f"level {level!r} reads {higher!r} above it, below {name!r}: Betty goes down from level to "
+                        f"level alone and leaves that part of the hypergradient out{remedy}"
+                    )
 
 
 @contextmanager

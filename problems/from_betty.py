@@ -65,11 +65,12 @@ class FromBetty(Problem):
         )
         self.problem = problem
         self.peers = peers
-        trained, held = ({id(one) for one in some} for some in (problem.trainable_parameters(), self._optimized()))
+        trained = {id(one) for one in problem.trainable_parameters() if one.requires_grad}
+        held = {id(one) for one in self._optimized() if one.requires_grad}
         if trained != held:
             raise BettyError(
-                f"problem {problem.name!r}: its optimizer holds {len(held)} parameters, and trainable_parameters says "
-                f"{len(trained)}; Betty trains the latter: give the optimizer these"
+                f"problem {problem.name!r}: its optimizer holds {len(held)} parameters that are not frozen, "
+                f"trainable_parameters {len(trained)}; Betty trains the latter: give the optimizer these"
             )
 
     def loss(self, levels: Levels, batch: Any, draws: Any) -> LossValue:
@@ -118,7 +119,11 @@ class Loaded:
 
 
 def from_betty(
-    problems: Sequence[ImplicitProblem], dependencies: Dependencies, *, solvers: Mapping[str, Solver] | None = None
+    problems: Sequence[ImplicitProblem],
+    dependencies: Dependencies,
+    *,
+    solvers: Mapping[str, Solver] | None = None,
+    approximate: bool = False,
 ) -> Graph:
     """The graph of a multilevel problem written for Betty, with solvers equal to those of its Configs.
 
@@ -129,6 +134,7 @@ def from_betty(
         problems: instances, with the names by which they call each other. Modules stay on their device.
         dependencies: ``{"u2l": {upper: [lower, ...]}, "l2u": {lower: [upper, ...]}}``.
         solvers: by name, in place of what the problem's Config says.
+        approximate: see ``Graph``; True where levels read each other below another one is what Betty does.
 
     Raises:
         BettyError: something that Betty would do and a graph does not, a dependency that losses have and
@@ -144,7 +150,7 @@ def from_betty(
         solver = given or (own_solver(problem.config, problem.name) if up[problem] else None)
         steps = 1 if above is None else updates[problem] // updates[above]
         levels.append(FromBetty(problem, problems, steps, solver))
-    graph = Graph(*levels)
+    graph = Graph(*levels, approximate=approximate)
     _check_reads(graph, dependencies)
     return graph
 
