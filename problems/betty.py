@@ -5,114 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from multilevel.problems import replicas
-from multilevel.problems.betty_solvers import (
-    BETTY_COMMAND,
-    BettyError,
-    BettyMissingError,
-    BettySolver,
-    Darts,
-    betty_solver,
-)
+from multilevel.problems.betty_level import BettyLevel, BettyOwnEngine, EngineConfig, get_logger
+from multilevel.problems.betty_solvers import BettyError, BettySolver, Darts, betty_solver
 from multilevel.problems.callbacks import Callback, Update
 from multilevel.problems.engine import Engine
 from multilevel.problems.evaluation import Part
 from multilevel.problems.graph import Graph
 from multilevel.problems.hypergradient import Hypergradient
-from multilevel.problems.problem import Problem
 from multilevel.problems.randomness import RandomState
 from multilevel.solvers import MultilevelError, Solver, SolveReport
-
-try:
-    import betty.engine
-    from betty.configs import Config, EngineConfig
-    from betty.logging import get_logger
-    from betty.problems import ImplicitProblem
-except ImportError as error:
-    raise BettyMissingError(f"the bridge to Betty needs betty-ml ({error}): {BETTY_COMMAND}") from error
-
-
-class BettyLevel(ImplicitProblem):
-    """A level of a graph as a problem of Betty: the same module, parameters and loss.
-
-    Args:
-        bridge: evaluates the loss.
-        level: the level.
-        solver: how hypergradients pass through it.
-        retain_graph: whether its hypergradient goes through levels below it.
-    """
-
-    def __init__(self, bridge: BettyEngine, level: Problem, solver: BettySolver, retain_graph: bool) -> None:
-        config = Config(
-            unroll_steps=level.steps,
-            gradient_clipping=level.clip_norm or 0.0,
-            retain_graph=retain_graph,
-            **solver.config(),
-        )
-        # Betty makes every name an attribute of the other problems, which have attributes of their own.
-        super().__init__(f"level_{level.name}", config, level.module, level.optimizer, level.scheduler)
-        self.bridge = bridge
-        self.level = level
-        self.solver = solver
-        self.fresh = False  # whether the next evaluation of the loss is that of an update
-        self.metrics: Mapping[str, float] = {}
-        self.norm = 0.0
-
-    def get_batch(self) -> Part:
-        self.fresh = True
-        return self.bridge.next_part(self.level.name)
-
-    def training_step(self, batch: Part) -> Tensor:
-        fresh, self.fresh = self.fresh, False
-        return self.bridge.evaluate(self, batch, fresh)
-
-    def trainable_parameters(self) -> list[Tensor]:
-        """All but the frozen ones, which Betty by itself differentiates as well."""
-        return list(self.level.variables().values())
-
-    def param_groups(self) -> list[dict[str, Any]]:
-        """What keeps Betty from dropping the optimizer's groups."""
-        return [dict(group) for group in self.optimizer.param_groups]
-
-    def patch_module(self) -> None:
-        """The module stays where it is; Betty would take it to a GPU."""
-
-    def patch_optimizer(self) -> None:
-        if self.level.optimizer is None:
-            raise BettyError(f"level {self.level.name!r} has no optimizer, and Betty takes no level without one")
-        kind = type(self.level.optimizer).__name__
-        try:
-            super().patch_optimizer()
-        except TypeError as error:
-            raise BettyError(
-                f"Betty makes the optimizer of level {self.level.name!r} again from its defaults, and "
-                f"{kind} refuses them ({error}): take adam or sgd"
-            ) from error
-        self.optimizer.load_state_dict(self.level.optimizer.state_dict())
-        self.level.optimizer = self.optimizer
-
-    def patch_scheduler(self) -> None:
-        try:
-            super().patch_scheduler()
-        except (AttributeError, TypeError) as error:
-            kind = type(self.level.scheduler).__name__
-            raise BettyError(f"Betty cannot make the {kind} of level {self.level.name!r} again ({error})") from error
-        self.level.scheduler = self.scheduler
-
-    def one_step_descent(self, batch: Any = None) -> dict[str, Any]:
-        losses: dict[str, Any] = super().one_step_descent(batch)
-        self.bridge.tell(self, losses["loss"])
-        return losses
-
-    def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
-        gradients = [one.grad for one in self.trainable_parameters() if one.grad is not None]
-        self.norm = torch.nn.utils.get_total_norm(gradients).item()
-        super().optimizer_step(*arguments, **keywords)
 
 
 class BettyEngine(Engine):
@@ -153,7 +59,7 @@ class BettyEngine(Engine):
             own = (solver or betty_solver(level.solver, name)) if name in through else Darts()
             self.levels[name] = BettyLevel(self, level, own, retain_graph=bool(graph.passes(name)))
         with self._explained("the graph"), _quiet():
-            self._betty = betty.engine.Engine(list(self.levels.values()), EngineConfig(), self._dependencies())
+            self._betty = BettyOwnEngine(list(self.levels.values()), EngineConfig(), self._dependencies())
 
     def next_part(self, name: str) -> Part:
         """The next batch of a level with its draws, recorded as what its update uses."""

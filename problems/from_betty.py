@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from multilevel.problems.betty import ImplicitProblem
+from multilevel.problems.betty_level import ImplicitProblem
 from multilevel.problems.betty_solvers import BettyError, own_solver
 from multilevel.problems.graph import Graph
 from multilevel.problems.levels import Levels
