@@ -192,6 +192,8 @@ class BettyEngine(Engine):
 
     def _cause(self, text: str) -> str:
         """What an error of torch within Betty comes from."""
+        if "not have been used" in text:
+            return " (its cg and neumann need a loss whose gradient depends on every parameter of the level)"
         frozen = [
             name
             for name, level in self.levels.items()

@@ -193,12 +193,26 @@ def frozen(graph):
     return graph
 
 
+def with_an_unused_parameter():
+    graph = network_graph(ConjugateGradient(3, damping=5.0), scheduler=None)
+    fit = graph.problems["fit"]
+    fit.module.register_parameter("unused", nn.Parameter(torch.zeros(1)))
+    fit.optimizer = torch.optim.Adam(fit.module.parameters(), 0.01)
+    return graph
+
+
 @pytest.mark.parametrize(
     ("make", "solver", "text"),
     [
         (lambda: chain({"low": Dense(), "mid": Dense()}), bridge.Cg(), "cg method is not supported for higher"),
         (lambda: chain({"low": Dense(), "mid": Dense()}), bridge.Neumann(), "neumann method is not supported"),
         (lambda: frozen(network_graph(Dense())), bridge.Cg(), "differentiates the frozen parameters of level 'fit'"),
+        (
+            lambda: with_an_unused_parameter(network_graph(Dense(), scheduler=None)),
+            bridge.Cg(),
+            "depends on every param",
+        ),
+        (lambda: with_an_unused_parameter(network_graph(Dense(), scheduler=None)), bridge.Neumann(), "on every param"),
         (lambda: network_graph(Dense(), optimizer=None), bridge.Cg(), "level 'fit' has no optimizer"),
         (
             lambda: network_graph(Dense(), accumulate=2),
@@ -228,3 +242,9 @@ def test_an_error_of_a_loss_is_not_bettys():
     graph.problems["fit"].loss = lambda levels, batch, draws: {}["nothing"]
     with pytest.raises(KeyError, match="nothing"):
         engine.run(1)
+
+
+def test_an_unused_parameter_is_no_matter_here():
+    without = network_graph(ConjugateGradient(3, damping=5.0), scheduler=None)
+    found, expected = (Engine(graph).hypergradient("weigh") for graph in (with_an_unused_parameter(), without))
+    assert relative_error(flat(found), flat(expected)) < CLOSE
