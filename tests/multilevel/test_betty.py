@@ -85,8 +85,10 @@ def test_a_solver_that_betty_has_not_is_one_line(capsys, tmp_path):
 
 
 def test_without_betty_the_error_has_the_command(capsys, monkeypatch, tmp_path):
-    for name in [one for one in sys.modules if one.startswith(("multilevel.betty", "multilevel.problems.betty"))]:
-        if name != "multilevel.problems.betty_solvers":
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "betty":
+            monkeypatch.setitem(sys.modules, name, None)
+        elif "betty" in name and name.startswith("multilevel") and not name.endswith("betty_solvers"):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "betty", None)
     assert main(["train", *SMALL, ADAM, "engine=betty", f"output={tmp_path / 'run'}"]) == 2

@@ -207,12 +207,8 @@ def with_an_unused_parameter():
         (lambda: chain({"low": Dense(), "mid": Dense()}), bridge.Cg(), "cg method is not supported for higher"),
         (lambda: chain({"low": Dense(), "mid": Dense()}), bridge.Neumann(), "neumann method is not supported"),
         (lambda: frozen(network_graph(Dense())), bridge.Cg(), "differentiates the frozen parameters of level 'fit'"),
-        (
-            lambda: with_an_unused_parameter(network_graph(Dense(), scheduler=None)),
-            bridge.Cg(),
-            "depends on every param",
-        ),
-        (lambda: with_an_unused_parameter(network_graph(Dense(), scheduler=None)), bridge.Neumann(), "on every param"),
+        (with_an_unused_parameter, bridge.Cg(), "depends on every parameter of the level"),
+        (with_an_unused_parameter, bridge.Neumann(), "depends on every parameter of the level"),
         (lambda: network_graph(Dense(), optimizer=None), bridge.Cg(), "level 'fit' has no optimizer"),
         (
             lambda: network_graph(Dense(), accumulate=2),
