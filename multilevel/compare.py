@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from multilevel.configuration import build_recipe, compose_config
 from multilevel.distributed import tell
-from multilevel.measure import store_point
+from multilevel.measure import OFFERS, store_point
 from multilevel.problems import Engine, load_checkpoint
 from multilevel.problems.evaluation import PRECISIONS
 from multilevel.problems.reference import LARGEST_RESIDUAL, agreement
@@ -33,7 +33,7 @@ from multilevel.solvers.products import PRODUCTS
 from multilevel.train import new_engine
 
 COLUMNS = ("error", "cosine", "residual", "memory_mib", "seconds", "evaluations", "products")
-OFFERS = {"solvers": list(SOLVERS), "products": list(PRODUCTS), "precisions": list(PRECISIONS)}
+CHOICES = {"solvers": list(OFFERS), "products": list(PRODUCTS), "precisions": list(PRECISIONS)}
 WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "float | None": "a number, or null"}
 RECORDED = 10  # updates that unrolled solvers may go through
 
@@ -67,7 +67,7 @@ class Comparison:
     """What to compare, as the command line says it.
 
     Args:
-        solvers: names; all where none is given.
+        solvers: names; all of this project where none is given.
         products: forms of product to try each solver with; empty takes each solver's own.
         precisions: to try each with; empty takes the recipe's.
         shares: of each batch, that solves take, to try each with; empty takes the recipe's.
@@ -105,10 +105,10 @@ class Comparison:
             if not sign:
                 raise SettingError(setting, argument, "SETTING=VALUE")
             solver, dot, option = setting.partition(".")
-            if dot and solver in SOLVERS:
+            if dot and solver in OFFERS:
                 result.options.setdefault(solver, {})[option] = _option(solver, setting, option, text)
-            elif setting in OFFERS:
-                setattr(result, setting, _names(setting, text, OFFERS[setting]))
+            elif setting in CHOICES:
+                setattr(result, setting, _names(setting, text, CHOICES[setting]))
             elif setting == "shares":
                 result.shares = [_share(setting, one) for one in text.strip("[]").split(",")]
             elif setting in ("warmup", "rounds", "iterations"):
@@ -211,7 +211,7 @@ def _engine_at_the_point(comparison: Comparison, config: DictConfig) -> Engine:
     engine = new_engine(recipe)
     if comparison.resume is not None:
         tell(*load_checkpoint(engine, Path(comparison.resume) / "checkpoint"))
-    asked = [SOLVERS[task.solver](**task.options).recorded_steps for task in comparison.tasks()]
+    asked = [getattr(OFFERS[task.solver](**task.options), "recorded_steps", 0) for task in comparison.tasks()]
     engine.recorded_steps = min(max(asked), RECORDED) if comparison.warmup else 0
     engine.callbacks.append(Progress(recipe.images_per_step))
     engine.run(comparison.warmup)
@@ -271,7 +271,7 @@ def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _settings(name: str) -> list[str]:
-    return [one.name for one in fields(SOLVERS[name])]  # type: ignore[arg-type]
+    return [one.name for one in fields(OFFERS[name])]
 
 
 def _option(solver: str, setting: str, option: str, text: str) -> Any:
@@ -282,10 +282,10 @@ def _option(solver: str, setting: str, option: str, text: str) -> Any:
     except ValueError:
         value = text
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(SOLVERS[solver]), {option: value})
+        typed = OmegaConf.merge(OmegaConf.structured(OFFERS[solver]), {option: value})
         return getattr(OmegaConf.to_object(typed), option)
     except OmegaConfBaseException as error:
-        kind = next((one.type for one in fields(SOLVERS[solver]) if one.name == option), "")  # type: ignore[arg-type]
+        kind = next((one.type for one in fields(OFFERS[solver]) if one.name == option), "")
         raise SettingError(setting, text, WORDS.get(str(kind), f"a value of its kind ({kind})")) from error
     except SettingError as error:
         raise SettingError(setting, error.got, error.expected) from None

@@ -52,6 +52,7 @@ Settings (all: the config.yaml of any run; those of a recipe of its own: recipes
   seed, device, precision=float32|bf16, checkpoint.every, evaluate=true|false
   checkpointing=true (activations are computed again instead of being kept: less memory, more time, the same result)
   compile=true (torch.compile, wherever it works; needs a C++ compiler)
+  engine=betty (Betty 0.2.1 runs the levels, with its own hypergradients: docs/from_betty.md)
   reuse=true (an update's encoder pass serves the finite differences after it: less time, more memory)
   loggers=[tensorboard,mlflow], or MODULE.CLASS of your own
   max_skipped (updates in a row that may be skipped where a loss or hypergradient is not finite)
@@ -75,7 +76,8 @@ prints a table: relative error and cosine against a reference in float64 (dense 
 residual, peak memory beyond what training needs anyway, time, evaluations of losses and products. Writes
 compare.json, compare.csv and compare.png. Settings are those of multilevel train, and
 
-  solvers=A,B          which (all); A.OPTION=VALUE sets an option of one
+  solvers=A,B          which (all); A.OPTION=VALUE sets an option of one; betty/darts, betty/neumann and betty/cg are
+                       computed by Betty 0.2.1 (docs/from_betty.md), betty/neumann.neumann_iterations=5 sets an option
   products=P,Q         try each solver with each of reverse, forward, finite_difference (its own)
   precisions=P,Q       try each with float32 and bf16 (the recipe's); the reference is in float64 all the same
   shares=1,0.5         try each with solves on so much of the batch; the reference takes all of it

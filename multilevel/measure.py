@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -17,12 +19,15 @@ from omegaconf import OmegaConf
 from multilevel.configuration import build_recipe
 from multilevel.memory import MemoryTracker
 from multilevel.problems import Engine
+from multilevel.problems.betty_solvers import BETTY_SOLVERS, BettySolver
 from multilevel.problems.engine import Hypergradient
 from multilevel.problems.reference import largest_residual, reference_hypergradient
 from multilevel.recipes.settings import chosen_device
-from multilevel.solvers import SOLVERS, MultilevelError, Solver
+from multilevel.solvers import SOLVERS, MultilevelError, SettingError, Solver
 from multilevel.solvers.registry import build
 
+#: Every solver by its name, those of Betty as betty/NAME.
+OFFERS: dict[str, type[Any]] = {**SOLVERS, **BETTY_SOLVERS}
 LONG = 20.0  # seconds, from which on a solve is timed once
 
 
@@ -32,24 +37,25 @@ def store_point(path: Path, engine: Engine, config: Any) -> None:
     torch.save(point, path)
 
 
-def load_point(path: Path) -> tuple[Engine, torch.device]:
-    """An engine at a stored point, and the device that it is on."""
+def load_point(path: Path, make: Callable[..., Engine] = Engine) -> tuple[Engine, torch.device]:
+    """An engine, as ``make`` has it, at a stored point, and the device that it is on."""
     # A file of this program's own, written a moment ago.
     point = torch.load(path, weights_only=False)
     config = OmegaConf.create(point["config"])
     recipe = build_recipe(config)
-    engine = Engine(recipe.graph, seed=recipe.settings.seed, precision=recipe.settings.precision)
+    engine = make(recipe.graph, seed=recipe.settings.seed, precision=recipe.settings.precision)
     engine.load_state_dict(point["state"])
     engine.load_records(point["records"])
     return engine, chosen_device(recipe.settings.device)
 
 
 def measure(
-    engine: Engine, device: torch.device, solver: Solver, rounds: int, precision: str | None = None
+    engine: Engine, device: torch.device, solver: Solver | None, rounds: int, precision: str | None = None
 ) -> tuple[dict[str, Any], Hypergradient]:
-    """Cost and reports of the top level's hypergradient with ``solver`` at every level; and the hypergradient."""
+    """Cost and reports of the top level's hypergradient with ``solver`` at every level, or as the engine by itself has
+    it; and the hypergradient."""
     top = engine.graph.top
-    solvers = dict.fromkeys(engine.graph.passes(top), solver)
+    solvers = None if solver is None else dict.fromkeys(engine.graph.passes(top), solver)
     solve = partial(engine.solve_hypergradient, top, solvers, precision)
     seconds: list[float] = []
     with MemoryTracker(device) as tracker:  # first, and not timed: it warms up
@@ -63,7 +69,7 @@ def measure(
     reports = list(found.reports.values())
     return {
         "residual": largest_residual(found),
-        "memory_mib": (tracker.peak + engine.recorded_bytes(solver.recorded_steps)) / 2**20,
+        "memory_mib": (tracker.peak + engine.recorded_bytes(solver.recorded_steps if solver else 0)) / 2**20,
         "seconds": median(seconds),
         "seconds_range": [min(seconds), max(seconds)],
         "evaluations": sum(report.evaluations for report in reports),
@@ -82,7 +88,7 @@ def measure_reference(engine: Engine, damping: float, iterations: int) -> tuple[
     return {**cost, "seconds": time.perf_counter() - start}, found
 
 
-def take_share(engine: Engine, solver: Solver, share: float) -> None:
+def take_share(engine: Engine, solver: Solver | None, share: float) -> None:
     """Let the solves at every level take a share of each batch.
 
     Raises:
@@ -94,24 +100,37 @@ def take_share(engine: Engine, solver: Solver, share: float) -> None:
         problem.solve_share = share
 
 
-def damped(solver: type[Solver], damping: float) -> dict[str, float]:
+def on_betty(solver: BettySolver) -> Callable[..., Engine]:
+    """Makes Betty's engine with one solver at every level."""
+    bridge = importlib.import_module("multilevel.betty")  # an error with the command where Betty is not installed
+    return partial(bridge.BettyEngine, solver=solver)
+
+
+def damped(solver: type[Any], damping: float) -> dict[str, float]:
     """The damping as an option, where the solver has one."""
-    return {"damping": damping} if "damping" in {one.name for one in fields(solver)} else {}  # type: ignore[arg-type]
+    return {"damping": damping} if "damping" in {one.name for one in fields(solver)} else {}
 
 
 def main(arguments: list[str]) -> int:
     """Measure what a JSON object asks for; write the hypergradient to a file and the rest to standard output."""
     task = json.loads(arguments[0])
-    engine, device = load_point(Path(task["point"]))
+    point, name = Path(task["point"]), task["name"]
     try:
-        if task["name"] == "reference":
-            result, found = measure_reference(engine, task["damping"], task["iterations"])
+        if name == "reference":
+            result, found = measure_reference(load_point(point)[0], task["damping"], task["iterations"])
         else:
-            options = {**damped(SOLVERS[task["name"]], task["damping"]), **task["options"]}
-            solver = build("solver", SOLVERS, task["name"], options)
+            options = {**damped(OFFERS[name], task["damping"]), **task["options"]}
+            solver = build("solver", OFFERS, name, options)
+            made, own = (Engine, solver) if name in SOLVERS else (on_betty(solver), None)
+            for axis in ("precision", "share"):
+                if own is None and task[axis] is not None:
+                    raise SettingError(
+                        f"{axis}s", task[axis], "nothing: Betty computes as the recipe says, on all rows"
+                    )
+            engine, device = load_point(point, made)
             if task["share"] is not None:
-                take_share(engine, solver, task["share"])
-            result, found = measure(engine, device, solver, task["rounds"], task["precision"])
+                take_share(engine, own, task["share"])
+            result, found = measure(engine, device, own, task["rounds"], task["precision"])
     except MultilevelError as error:
         print(json.dumps({"error": " ".join(str(error).split())}))
         return 0

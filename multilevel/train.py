@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import signal
 import sys
@@ -106,6 +107,10 @@ def resume(path: Path) -> None:
 
 def new_engine(recipe: Recipe) -> Engine:
     settings = recipe.settings
+    if settings.engine == "betty":
+        bridge = importlib.import_module("multilevel.betty")
+        engine: Engine = bridge.BettyEngine(recipe.graph, seed=settings.seed, precision=settings.precision)
+        return engine
     return Engine(
         recipe.graph,
         seed=settings.seed,

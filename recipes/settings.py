@@ -10,6 +10,8 @@ import torch
 from multilevel.problems.evaluation import PRECISIONS
 from multilevel.solvers import SettingError
 
+ENGINES = ("multilevel", "betty")
+
 
 @dataclass(kw_only=True)
 class LevelSettings:
@@ -80,6 +82,7 @@ class RunSettings:
         reuse: see ``Engine``.
         loggers: where else the numbers of every step go.
         objective: path of the number in summary.json that a sweeper minimizes; None: the top level's last loss.
+        engine: multilevel, or betty (see ``multilevel.betty.BettyEngine``).
         evaluate: whether a run ends with scores, and with what the recipe compares itself with.
     """
 
@@ -98,6 +101,7 @@ class RunSettings:
     reuse: bool = False
     loggers: list[str] = field(default_factory=list)
     objective: str | None = None
+    engine: str = "multilevel"
     evaluate: bool
 
     @property
@@ -115,6 +119,9 @@ class RunSettings:
         require("checkpoint.every", every, every >= 1, "a whole number of steps of at least 1")
         require("max_skipped", self.max_skipped, self.max_skipped >= 0, "a whole number of updates of at least 0")
         require("diagnose", self.diagnose, self.diagnose >= 0, "a whole number of steps, or 0 for never")
+        require("engine", self.engine, self.engine in ENGINES, f"one of {', '.join(ENGINES)}")
+        for setting in ("compile", "reuse"):
+            require(setting, True, self.engine == "multilevel" or not getattr(self, setting), "false with engine=betty")
         chosen_device(self.device)
 
 

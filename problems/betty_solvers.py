@@ -1,0 +1,124 @@
+"""Betty's ways to a hypergradient as settings, and what each of them is called here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+from multilevel.solvers import ConjugateGradient, FiniteDifference, MultilevelError, SettingError, Solver
+from multilevel.solvers import Neumann as OwnNeumann
+
+BETTY_COMMAND = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
+
+
+class BettyError(MultilevelError):
+    """Betty cannot do what it is asked for, or nothing here does what Betty is asked for."""
+
+
+class BettyMissingError(BettyError, ImportError):
+    """betty-ml is not installed; the text has the command."""
+
+
+@dataclass
+class BettySolver:
+    """How Betty passes a hypergradient through a level; the fields are those of its ``Config``, and
+
+    Args:
+        held: Betty's evaluations of the loss replay the draws and dropout of the level's last update and leave
+            buffers alone, as those here do; False: each draws anew and moves running statistics, as Betty by itself.
+    """
+
+    type: ClassVar[str]
+    held: bool = field(default=True, kw_only=True)
+
+    @property
+    def products(self) -> int:
+        """Products of second derivatives in one solve."""
+        return 1
+
+    def config(self) -> dict[str, Any]:
+        """As keywords of Betty's ``Config``."""
+        own = {one.name: getattr(self, one.name) for one in fields(self) if one.name.startswith(f"{self.type}_")}
+        return {"type": self.type, **own}
+
+
+@dataclass
+class Darts(BettySolver):
+    """``finite_difference`` with a radius that does not depend on the parameters."""
+
+    type = "darts"
+    darts_alpha: float = 0.01
+
+
+@dataclass
+class Neumann(BettySolver):
+    """``neumann`` with one term more than iterations, and nothing that ends a series which diverges.
+
+    Args:
+        damping: added to the Hessian's diagonal, by a penalty on the distance to the point; Betty has none.
+    """
+
+    type = "neumann"
+    neumann_iterations: int = 1
+    neumann_alpha: float = 1.0
+    damping: float = 0.0
+
+    @property
+    def products(self) -> int:
+        return self.neumann_iterations + 1
+
+
+@dataclass
+class Cg(BettySolver):
+    """``conjugate_gradient``, right in its first iteration alone (docs/from_betty.md).
+
+    Args:
+        damping: as for ``Neumann``.
+    """
+
+    type = "cg"
+    cg_iterations: int = 1
+    cg_alpha: float = 1.0
+    damping: float = 0.0
+
+    @property
+    def products(self) -> int:
+        return self.cg_iterations + 1
+
+
+#: By the name that ``multilevel compare`` has for them.
+BETTY_SOLVERS: dict[str, type[BettySolver]] = {f"betty/{one.type}": one for one in (Darts, Neumann, Cg)}
+
+
+def betty_solver(solver: Solver | None, level: str) -> BettySolver:
+    """What Betty calls a solver of this project; its own defaults stand in for a radius or step size of None.
+
+    Raises:
+        SettingError: Betty has nothing like it.
+    """
+    if isinstance(solver, FiniteDifference) and solver.scale == 1:
+        return Darts() if solver.radius is None else Darts(solver.radius)
+    plain = getattr(solver, "product", None) == "reverse"
+    if isinstance(solver, OwnNeumann) and plain:
+        alpha = {} if solver.step_size is None else {"neumann_alpha": solver.step_size}
+        return Neumann(solver.terms - 1, damping=solver.damping, **alpha)
+    if isinstance(solver, ConjugateGradient) and plain and solver.curvature == "hessian" and not solver.warm_start:
+        return Cg(solver.iterations, damping=solver.damping)
+    known = "finite_difference, neumann or conjugate_gradient with product=reverse: Betty has no other"
+    raise SettingError(f"levels.{level}.solver", str(solver), known)
+
+
+def own_solver(config: Any, level: str) -> Solver:
+    """What a Betty ``Config`` is called here: equal where Betty is right.
+
+    Raises:
+        BettyError: nothing here is equal to it.
+    """
+    if config.type == "darts" and not config.darts_multitask:
+        return FiniteDifference(radius=config.darts_alpha)
+    if config.type == "neumann":
+        return OwnNeumann(config.neumann_iterations + 1, config.neumann_alpha)
+    if config.type == "cg":  # the scale of the system, cg_alpha, is none of its solution
+        return ConjugateGradient(config.cg_iterations)
+    what = "darts_multitask=True" if config.type == "darts" else f"type={config.type!r}"
+    raise BettyError(f"problem {level!r}: nothing here is equal to Betty's {what}; say which solver: solvers={{...}}")
