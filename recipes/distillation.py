@@ -83,7 +83,9 @@ class Distillation(Recipe):
         self.device = chosen_device(settings.device)
         self.data = load_data(settings.data)
         self.real, self.test = tensors(self.data, self.data.train), tensors(self.data, self.data.test)
-        self.classes = torch.arange(len(self.data.class_names)).repeat_interleave(settings.images_per_class)
+        fewest, asked = int(torch.bincount(self.real[1]).min()), settings.images_per_class
+        require("images_per_class", asked, asked <= fewest, f"at most {fewest}, as many as every class has real ones")
+        self.classes = torch.arange(len(self.data.class_names)).repeat_interleave(asked)
         with RandomState.seeded(settings.seed).active():
             noise = torch.randn(len(self.classes), *self.real[0].shape[1:])
         self.learned = LearnedImages(noise, self.classes).to(self.device)

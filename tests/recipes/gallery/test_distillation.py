@@ -15,7 +15,7 @@ from multilevel.levels.distilled_classification import (
     LearnedImages,
     fit_classifier,
 )
-from multilevel.solvers import ConjugateGradient
+from multilevel.solvers import ConjugateGradient, SettingError
 from multilevel.train import new_engine
 
 CLASSES, PENALTY = torch.arange(3).repeat_interleave(2), 0.05
@@ -80,3 +80,8 @@ def test_random_images_are_real_ones_of_each_class():
     (real, labels) = recipe.real
     for image, one in zip(some, classes, strict=True):
         assert one in labels[(real == image).flatten(1).all(1)]
+
+
+def test_more_of_a_class_than_there_are_is_refused():
+    with pytest.raises(SettingError, match="images_per_class: got 1000; expected at most 1"):
+        build_recipe(compose_config(["recipe=distillation", "images_per_class=1000"]))
