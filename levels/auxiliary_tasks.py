@@ -1,0 +1,102 @@
+"""Levels: learn a main task with few labels, and auxiliary tasks whose losses another level weighs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from multilevel.problems import Problem
+from multilevel.problems.levels import Levels
+
+#: Which way an image has been turned (Gidaris et al. 2018), what is in the half of its pixels that is hidden, and a
+#: label drawn at random for each image, which cannot be learned but by heart.
+AUXILIARY_TASKS = ("rotation", "hidden_pixels", "random_labels")
+TURNS = 4
+
+
+class MultiTaskNetwork(nn.Module):
+    """Two hidden layers that all tasks share, and a linear head for each.
+
+    Args:
+        shape: (C, H, W) of an image.
+        width: of the hidden layers.
+        classes: of the main task, and of the random labels.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], width: int, classes: int) -> None:
+        super().__init__()
+        pixels = shape[0] * shape[1] * shape[2]
+        self.trunk = nn.Sequential(
+            nn.Flatten(), nn.Linear(pixels, width), nn.GELU(), nn.Linear(width, width), nn.GELU()
+        )
+        outputs = {"main": classes, "rotation": TURNS, "hidden_pixels": pixels, "random_labels": classes}
+        self.heads = nn.ModuleDict({task: nn.Linear(width, count) for task, count in outputs.items()})
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] to the main task's logits [B, classes]."""
+        return self.heads["main"](self.trunk(images))
+
+    def outputs(self, inputs: list[Tensor]) -> list[Tensor]:
+        """What each head makes of its own images [B, C, H, W]: logits [B, classes], or pixels [B, C * H * W]."""
+        features = self.trunk(torch.cat(inputs)).split([len(images) for images in inputs])
+        return [head(some) for head, some in zip(self.heads.values(), features, strict=True)]
+
+
+class LossWeights(nn.Module):
+    """A weight above 0 for each auxiliary loss, at first 1: called without arguments, [tasks]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_weights = nn.Parameter(torch.zeros(len(AUXILIARY_TASKS)))
+
+    def forward(self) -> Tensor:
+        return self.log_weights.exp()
+
+
+class AuxiliaryLearning(Problem):
+    """The main task's cross-entropy, and the sum of the auxiliary losses times their weights.
+
+    Batches are (images [B, C, H, W], random labels int64 [B], labelled images [B, C, H, W], classes int64 [B]).
+
+    Args:
+        weights: name of the level whose module gives the weights [tasks], in the order of ``AUXILIARY_TASKS``; or
+            the weights themselves.
+    """
+
+    def __init__(self, *arguments: Any, weights: str | Tensor, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.weights = weights
+
+    def draw(self, levels: Levels, batch: Any) -> dict[str, Tensor]:
+        """How often each image is turned by 90 degrees, int64 [B], and which pixels are hidden, bool [B, C, H, W]."""
+        images = batch[0]
+        turns = torch.randint(TURNS, (len(images),), device=images.device)
+        return {"turns": turns, "hidden": torch.rand_like(images) < 0.5}
+
+    def outputs(self, levels: Levels, batch: Any, draws: Any) -> list[Tensor]:
+        """Logits of the main task, then the outputs of the auxiliary ones."""
+        images, _, labelled, _ = batch
+        visible = images.masked_fill(draws["hidden"], 0.0)
+        return getattr(levels, self.name).outputs([labelled, rotated(images, draws["turns"]), visible, images])
+
+    def criterion(self, outputs: Any, levels: Levels, batch: Any, draws: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        (images, random_labels, _, classes), (logits, turns, pixels, guesses) = batch, outputs
+        hidden = draws["hidden"].flatten(1)
+        losses = {
+            "rotation": F.cross_entropy(turns, draws["turns"]),
+            "hidden_pixels": F.mse_loss(pixels[hidden], images.flatten(1)[hidden]),
+            "random_labels": F.cross_entropy(guesses, random_labels),
+        }
+        weights = getattr(levels, self.weights)() if isinstance(self.weights, str) else self.weights
+        auxiliary = torch.stack([losses[task] for task in AUXILIARY_TASKS])
+        metrics = {task: loss.detach() for task, loss in losses.items()}
+        return F.cross_entropy(logits, classes) + (weights * auxiliary).sum(), metrics
+
+
+def rotated(images: Tensor, turns: Tensor) -> Tensor:
+    """Square images [B, C, H, H], each turned by 90 degrees as often as ``turns`` (int64 [B], 0 to 3) says."""
+    ways = torch.stack([images.rot90(count, (2, 3)) for count in range(TURNS)])
+    return ways[turns, torch.arange(len(images), device=images.device)]

@@ -1,0 +1,82 @@
+"""Levels: linear classification with an L2 penalty for each weight, which another level learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize
+from torch import Tensor, nn
+
+from multilevel.levels.classification import Classification
+from multilevel.problems.levels import Levels
+
+
+class Penalties(nn.Module):
+    """A penalty above 0 for each weight of a linear classifier: called without arguments, [classes, inputs]."""
+
+    def __init__(self, inputs: int, classes: int, initial: float) -> None:
+        super().__init__()
+        self.log_penalties = nn.Parameter(torch.full((classes, inputs), initial).log())
+
+    def forward(self) -> Tensor:
+        return self.log_penalties.exp()
+
+
+class PenalizedClassification(Classification):
+    """Cross-entropy of a linear classifier, and half the sum of its squared weights times their penalties.
+
+    The module is an ``nn.Linear``, whose bias has no penalty; batches are (inputs [B, inputs], classes int64 [B]).
+
+    Args:
+        penalties: name of the level whose module gives the penalties [classes, inputs].
+    """
+
+    def __init__(self, *arguments: Any, penalties: str, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.penalties = penalties
+
+    def outputs(self, levels: Levels, batch: Any, draws: Any) -> Any:
+        """The logits [B, classes] and the weights [classes, inputs]: the loss is convex in both."""
+        classifier = getattr(levels, self.classifier)
+        return [classifier(batch[0]), classifier.weight]
+
+    def criterion(self, outputs: Any, levels: Levels, batch: Any, draws: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        logits, weights = outputs
+        loss, metrics = super().criterion(logits, levels, batch, draws)
+        return loss + penalty(weights, getattr(levels, self.penalties)()), metrics
+
+
+def penalty(weights: Tensor, penalties: Tensor) -> Tensor:
+    """Half the sum of squared weights [classes, inputs], each times its penalty (of a shape that broadcasts)."""
+    return (penalties * weights.square()).sum() / 2
+
+
+def fit_penalized(inputs: Tensor, classes: Tensor, penalties: Tensor, tolerance: float = 1e-4) -> tuple[nn.Linear, int]:
+    """The linear classifier of least loss under given penalties, by L-BFGS (scipy's) in float64 on the CPU.
+
+    Args:
+        inputs: [N, inputs].
+        classes: int64 [N], all of 0 to the number of classes less 1.
+        penalties: [classes, inputs], above 0.
+        tolerance: largest entry of the gradient at the end.
+
+    Returns:
+        The classifier, float64, and how often the loss and its gradient have been evaluated.
+    """
+    inputs, penalties = inputs.double().cpu(), penalties.detach().double().cpu()
+    classifier = nn.Linear(penalties.shape[1], penalties.shape[0], dtype=torch.float64)
+    parameters = list(classifier.parameters())
+
+    def loss_and_gradient(values: Any) -> tuple[float, Any]:
+        nn.utils.vector_to_parameters(torch.from_numpy(values).clone(), parameters)
+        loss = F.cross_entropy(classifier(inputs), classes) + penalty(classifier.weight, penalties)
+        gradient = torch.autograd.grad(loss, parameters)
+        return loss.item(), nn.utils.parameters_to_vector(gradient).numpy()
+
+    start = torch.zeros(sum(one.numel() for one in parameters), dtype=torch.float64)
+    options = {"gtol": tolerance, "ftol": 0.0, "maxiter": 10_000, "maxfun": 10_000}
+    found = minimize(loss_and_gradient, start.numpy(), jac=True, method="L-BFGS-B", options=options)
+    nn.utils.vector_to_parameters(torch.from_numpy(found.x), parameters)
+    return classifier, found.nfev

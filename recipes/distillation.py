@@ -1,0 +1,141 @@
+"""Recipe: learn a few images of each class that a classifier can be trained on in place of all (data distillation).
+
+Follows: Wang et al. 2018, "Dataset Distillation", with implicit derivatives in place of unrolled ones: a network of
+MNIST with known initial weights is taken from 12.9% to 93.8% by 10 images, one with unknown ones to 79.5% by 100. Vicol
+et al. 2022, "On Implicit Bias in Overparameterized Bilevel Optimization", show that images of a network that is never
+trained anew teach no other: so the classifier here is linear and penalized, which leaves it one minimum.
+
+Result: ``multilevel train recipe=distillation`` (digits, one learned image a class, seed 0): test accuracy of a new
+linear classifier 92.5%; with one random image of each class 66.6%, with all 1,438 images 97.2%. Of one with a hidden
+layer: 93.9%, 66.4% and 98.6%. Images learned for one classifier need not suit another: with ``images_per_class=5`` the
+linear one gets to 98.3% (87% with random images), the one with a hidden layer to 36% (88%).
+``data=cifar10 data.path=DIR data.limit=5000 other_width=0``: 36.9%, with one random image a class 15.3%, with all 5,000
+32.8% under the same penalty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from multilevel.levels.classification import Classification, accuracy
+from multilevel.levels.distilled_classification import (
+    Classifier,
+    DistilledClassification,
+    LearnedImages,
+    fit_classifier,
+)
+from multilevel.problems import Graph
+from multilevel.problems.randomness import RandomState
+from multilevel.recipes.base import Recipe
+from multilevel.recipes.data import DataSettings, load_data
+from multilevel.recipes.data.tensors import batches, tensors
+from multilevel.recipes.pictures.images import draw_images
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
+
+DRAWS = 5  # of random images, whose mean accuracy is what learned ones are compared with
+
+
+@dataclass(kw_only=True)
+class DistillationLevels:
+    """The two levels."""
+
+    classify: LowerLevelSettings
+    distill: LevelSettings
+
+
+@dataclass(kw_only=True)
+class DistillationSettings(RunSettings):
+    """See ``config/recipe/distillation.yaml`` for what each setting means."""
+
+    data: DataSettings
+    images_per_class: int
+    width: int
+    penalty: float
+    other_width: int
+    levels: DistillationLevels
+
+    def check(self) -> None:
+        """Raise SettingError for the first setting that cannot work."""
+        super().check()
+        require("images_per_class", self.images_per_class, self.images_per_class >= 1, "a whole number of at least 1")
+        require("penalty", self.penalty, self.penalty > 0, "a number above 0")
+        for name in ("width", "other_width"):
+            width = getattr(self, name)
+            require(name, width, width >= 0, "a whole number, or 0 for a linear classifier")
+
+
+class Distillation(Recipe):
+    """The level ``classify`` trains on learned images alone; the level ``distill`` updates these so that the
+    classifier's loss on real images falls."""
+
+    settings_class: ClassVar[type[RunSettings]] = DistillationSettings
+    settings: DistillationSettings
+
+    def __init__(self, settings: DistillationSettings) -> None:
+        settings.check()
+        self.settings = settings
+        self.device = chosen_device(settings.device)
+        self.data = load_data(settings.data)
+        self.real, self.test = tensors(self.data, self.data.train), tensors(self.data, self.data.test)
+        fewest, asked = int(torch.bincount(self.real[1]).min()), settings.images_per_class
+        require("images_per_class", asked, asked <= fewest, f"at most {fewest}, as many as every class has real ones")
+        self.classes = torch.arange(len(self.data.class_names)).repeat_interleave(asked)
+        with RandomState.seeded(settings.seed).active():
+            noise = torch.randn(len(self.classes), *self.real[0].shape[1:])
+        self.learned = LearnedImages(noise, self.classes).to(self.device)
+        classifier = self._new_classifier(settings.width, settings.seed)
+        lower = self.update_arguments("classify", classifier)
+        upper = self.update_arguments("distill", self.learned)
+        real = batches(*self.real, size=settings.data.batch_size)
+        self.graph = Graph(
+            DistilledClassification("classify", classifier, images="distill", penalty=settings.penalty, **lower),
+            Classification("distill", self.learned, classifier="classify", data=real, **upper),
+        )
+
+    def findings(self) -> dict[str, Any]:
+        """The test accuracy of new classifiers, of the recipe's kind and of another, trained on the learned images, on
+        as many random ones of each class (the mean of several draws), and on all."""
+        if not self.settings.evaluate:
+            return {}
+        learned = self.learned().detach().cpu(), self.classes
+        widths = {
+            "test_accuracy": self.settings.width,
+            "test_accuracy_of_the_other_classifier": self.settings.other_width,
+        }
+        return {
+            name: {
+                "learned images": self._accuracy(width, *learned),
+                "random images": fmean(self._accuracy(width, *self._random_images(draw)) for draw in range(DRAWS)),
+                "all images": self._accuracy(width, *self.real),
+            }
+            for name, width in widths.items()
+        }
+
+    def write_pictures(self, folder: Path) -> list[Path]:
+        mean, std = (one[:, None, None] for one in (self.data.mean, self.data.std))
+        images = (self.learned().detach().cpu() * std + mean).split(self.settings.images_per_class)
+        draw_images(folder / "learned.png", dict(zip(self.data.class_names, images, strict=True)))
+        return [folder / "learned.png"]
+
+    def _accuracy(self, width: int, images: Tensor, classes: Tensor) -> float:
+        """On the test images, of a new classifier fitted to some images."""
+        classifier = self._new_classifier(width, self.settings.seed + 1)  # not what the images were learned with
+        fit_classifier(classifier, images, classes, self.settings.penalty)
+        return accuracy(classifier, *self.test)
+
+    def _random_images(self, draw: int) -> tuple[Tensor, Tensor]:
+        """As many real images of each class as are learned."""
+        (images, labels), count = self.real, self.settings.images_per_class
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(draw))
+        which = torch.cat([order[labels[order] == one][:count] for one in range(len(self.data.class_names))])
+        return images[which], labels[which]
+
+    def _new_classifier(self, width: int, seed: int) -> Classifier:
+        with RandomState.seeded(seed).active():
+            return Classifier(self.real[0][0].numel(), width, len(self.data.class_names)).to(self.device)

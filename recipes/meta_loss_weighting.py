@@ -1,0 +1,124 @@
+"""Recipe: learn to weigh auxiliary losses for a main task with few labels.
+
+Follows: Navon et al. 2021, "Auxiliary Learning by Implicit Differentiation" (AuxiLearn), which learns how to combine
+auxiliary losses from a held-out part of the labels and finds that it improves on training with fixed combinations; here
+the combination is a weight for each, and its derivative that of the last updates.
+
+Result: ``multilevel train recipe=meta_loss_weighting`` (digits, 5 labels a class, 144 held out, seed 0): weights of the
+auxiliary losses 2.48 for hidden pixels, 0.41 for rotation, 0.10 for random labels, which can only be learned by heart;
+test accuracy 86.5% with these, 85.1% by the main loss alone, 81.2% with equal weights. Trained on the held-out labels
+as well: 93.5%, 91.9% and 91.8%. Over the main loss alone the gain varies (87.5% to 81.2% with seed 1, 87.6% to 87.7%
+with seed 2); over equal weights it does not (79.8% and 84.1%).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from multilevel.levels.auxiliary_tasks import AUXILIARY_TASKS, AuxiliaryLearning, LossWeights, MultiTaskNetwork
+from multilevel.levels.classification import Classification, accuracy
+from multilevel.problems import Engine, Graph
+from multilevel.problems.randomness import RandomState
+from multilevel.recipes.base import Recipe
+from multilevel.recipes.data import DataSettings, load_data
+from multilevel.recipes.data.tensors import batches, tensors
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
+
+
+@dataclass(kw_only=True)
+class MetaLossWeightingLevels:
+    """The two levels."""
+
+    learn: LowerLevelSettings
+    weigh: LevelSettings
+
+
+@dataclass(kw_only=True)
+class MetaLossWeightingSettings(RunSettings):
+    """See ``config/recipe/meta_loss_weighting.yaml`` for what each setting means."""
+
+    data: DataSettings
+    labels_per_class: int
+    width: int
+    repeats: int
+    levels: MetaLossWeightingLevels
+
+    def check(self) -> None:
+        """Raise SettingError for the first setting that cannot work."""
+        super().check()
+        for setting in ("labels_per_class", "width", "repeats"):
+            require(setting, getattr(self, setting), getattr(self, setting) >= 1, "a whole number of at least 1")
+
+
+class MetaLossWeighting(Recipe):
+    """The level ``learn`` trains a network on few labels and on auxiliary tasks without any; the level ``weigh``
+    updates the weights of the auxiliary losses so that the main task's loss on held-out samples falls."""
+
+    settings_class: ClassVar[type[RunSettings]] = MetaLossWeightingSettings
+    settings: MetaLossWeightingSettings
+
+    def __init__(self, settings: MetaLossWeightingSettings) -> None:
+        settings.check()
+        self.settings = settings
+        self.device = chosen_device(settings.device)
+        data = load_data(settings.data)
+        self.classes = len(data.class_names)
+        self.images, labels = tensors(data, data.finetune)
+        fewest, asked = int(torch.bincount(labels, minlength=self.classes).min()), settings.labels_per_class
+        require("labels_per_class", asked, asked <= fewest, f"at most {fewest}, as many as every class has images")
+        with RandomState.seeded(settings.seed).active():
+            self.random_labels = torch.randint(self.classes, labels.shape)
+            order = torch.randperm(len(labels))
+        few = [order[labels[order] == one][:asked] for one in range(self.classes)]
+        self.labelled = self.images[torch.cat(few)], labels[torch.cat(few)]
+        self.held_out, self.test = tensors(data, data.mask), tensors(data, data.test)
+        self.weights, network = LossWeights().to(self.device), self._new_network(settings.seed)
+        lower, upper = self.update_arguments("learn", network), self.update_arguments("weigh", self.weights)
+        held_out = batches(*self.held_out, size=len(self.held_out[1]))
+        self.graph = Graph(
+            AuxiliaryLearning("learn", network, weights="weigh", data=self._training(*self.labelled), **lower),
+            Classification("weigh", self.weights, classifier="learn", data=held_out, **upper),
+        )
+
+    def findings(self) -> dict[str, Any]:
+        """The weights, and the mean test accuracy of new networks trained with them, with the main loss alone and with
+        equal weights: on the few labels, and on the held-out ones as well."""
+        learned = self.weights().detach()
+        found: dict[str, Any] = {"weights": dict(zip(AUXILIARY_TASKS, learned.tolist(), strict=True))}
+        if self.settings.evaluate:
+            ways = {"learned weights": learned, "main loss alone": 0 * learned, "equal weights": learned**0}
+            images, labels = (torch.cat(pair) for pair in zip(self.labelled, self.held_out, strict=True))
+            labelled = {"test_accuracy": self.labelled, "test_accuracy_with_the_held_out_labels": (images, labels)}
+            for table, some in labelled.items():
+                found[table] = {name: self.mean_accuracy(weights, *some) for name, weights in ways.items()}
+        return found
+
+    def mean_accuracy(self, weights: Tensor, images: Tensor, labels: Tensor) -> float:
+        """On the test images, of networks trained on some labels with fixed weights, for as many updates as the
+        recipe's."""
+        settings, scores = self.settings, []
+        for seed in range(settings.seed, settings.seed + settings.repeats):
+            network = self._new_network(seed)
+            arguments, data = self.update_arguments("learn", network), self._training(images, labels)
+            problem = AuxiliaryLearning("learn", network, weights=weights, data=data, **arguments)
+            Engine(Graph(problem), seed=seed).run(settings.steps * settings.levels.learn.steps)
+            scores.append(accuracy(network, *self.test))
+        return fmean(scores)
+
+    def _training(self, images: Tensor, labels: Tensor) -> DataLoader:
+        """Batches of all training images, each with a labelled one; those come round again and again."""
+        which = torch.arange(len(self.images)) % len(labels)
+        return batches(
+            self.images, self.random_labels, images[which], labels[which], size=self.settings.data.batch_size
+        )
+
+    def _new_network(self, seed: int) -> MultiTaskNetwork:
+        _, channels, height, width = self.images.shape
+        with RandomState.seeded(seed).active():
+            return MultiTaskNetwork((channels, height, width), self.settings.width, self.classes).to(self.device)

@@ -1,0 +1,167 @@
+"""Recipe: learn a penalty for each weight of a logistic regression, more of them than any search can try.
+
+Follows: Pedregosa 2016, "Hyperparameter optimization with approximate gradient", which learns one penalty by conjugate
+gradients, and Grazzi et al. 2020, "On the Iteration Complexity of Hypergradient Computation", which learns one for each
+input of a logistic regression of 20 newsgroups; among their hypergradients those by conjugate gradients do best.
+
+Result: ``multilevel train recipe=regularization`` (287 digits to train on, 1,151 held out, 64 pixels and 64 inputs of
+noise, 1,290 weights; seed 0): test loss 0.147, test accuracy 95.5%; by a grid search of one penalty at the same cost,
+3,300 gradients of the training loss, 0.304 and 90.3%; by a random search of a penalty for each weight 0.636 and 81.6%;
+by one of two penalties that is told which inputs are noise 0.168 and 94.7%. 1,280 penalties fit the held-out samples
+too well (their loss is 0.086), and refitting to all samples makes up most of the difference: 97.5% under the learned
+penalties, 96.4% under the grid's, 97.8% under the two (seed 1: 96.7%, 96.4%, 98.3%; seed 2: 96.1%, 96.1%, 98.1%).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from math import ceil
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from scipy.stats.qmc import Halton
+from torch import Tensor, nn
+
+from multilevel.levels.classification import Classification, accuracy
+from multilevel.levels.penalized_classification import PenalizedClassification, Penalties, fit_penalized
+from multilevel.problems import Callback, Engine, Graph
+from multilevel.problems.callbacks import Update
+from multilevel.problems.randomness import RandomState
+from multilevel.recipes.base import Recipe
+from multilevel.recipes.data import DataSettings, load_data
+from multilevel.recipes.data.tensors import batches, tensors
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
+
+SEARCHED = (1e-5, 1.0)  # penalties that the searches compared with draw from, evenly in their logarithm
+
+
+@dataclass(kw_only=True)
+class RegularizationLevels:
+    """The two levels."""
+
+    classify: LowerLevelSettings
+    regularize: LevelSettings
+
+
+@dataclass(kw_only=True)
+class RegularizationSettings(RunSettings):
+    """See ``config/recipe/regularization.yaml`` for what each setting means."""
+
+    data: DataSettings
+    noise_inputs: int
+    initial_penalty: float
+    levels: RegularizationLevels
+
+    def check(self) -> None:
+        """Raise SettingError for the first setting that cannot work."""
+        super().check()
+        require("noise_inputs", self.noise_inputs, self.noise_inputs >= 0, "a whole number of at least 0")
+        require("initial_penalty", self.initial_penalty, self.initial_penalty > 0, "a number above 0")
+
+
+class Regularization(Recipe):
+    """The level ``classify`` trains a linear classifier of pixels and noise, each weight with its penalty; the level
+    ``regularize`` updates the penalties so that the classifier's loss on held-out samples falls."""
+
+    settings_class: ClassVar[type[RunSettings]] = RegularizationSettings
+    settings: RegularizationSettings
+
+    def __init__(self, settings: RegularizationSettings) -> None:
+        settings.check()
+        self.settings, size = settings, settings.data.batch_size
+        device = chosen_device(settings.device)
+        data = load_data(settings.data)
+        self.classes = len(data.class_names)
+        with RandomState.seeded(settings.seed).active():
+            parts = [tensors(data, part) for part in (data.finetune, data.mask, data.test)]
+            self.training, self.held_out, self.test = [(self._with_noise(images), labels) for images, labels in parts]
+            self.inputs = self.training[0].shape[1]
+            classifier = nn.Linear(self.inputs, self.classes).to(device)
+        self.penalties = Penalties(self.inputs, self.classes, settings.initial_penalty).to(device)
+        lower = self.update_arguments("classify", classifier)
+        upper = self.update_arguments("regularize", self.penalties)
+        training, held_out = batches(*self.training, size=size), batches(*self.held_out, size=size)
+        self.graph = Graph(
+            PenalizedClassification("classify", classifier, penalties="regularize", data=training, **lower),
+            Classification("regularize", self.penalties, classifier="classify", data=held_out, **upper),
+        )
+
+    def findings(self) -> dict[str, Any]:
+        """The learned penalties' geometric means, and how well classifiers do that are fitted under them and under the
+        best penalties, by held-out loss, that searches find for at least as many gradients of the training loss."""
+        learned, noise = self.penalties().detach().cpu(), self.settings.noise_inputs
+        kinds = {"pixels": learned[:, : self.inputs - noise], "noise": learned[:, self.inputs - noise :]}
+        means = {kind: float(some.log().mean().exp()) for kind, some in kinds.items() if some.numel()}
+        if not self.settings.evaluate:
+            return {"mean_penalty": means}
+        cost = self.settings.steps * self.gradients_per_step()
+        scores = {"learned, a penalty for each weight": self._scores(learned) | {"gradients": cost}}
+        for name, exponents in self._searches().items():
+            scores[name] = self._searched(exponents, cost)
+        return {"mean_penalty": means, **scores}
+
+    def gradients_per_step(self) -> int:
+        """Gradients of the training loss that a step costs, or what takes as long: the updates, the held-out gradient
+        by its share of samples, and what the first solve reports, a product of second derivatives counting twice."""
+        once, spent = type(self)(self.settings), Spent()
+        Engine(once.graph, seed=self.settings.seed, callbacks=[spent]).run(1)
+        return self.settings.levels.classify.steps + ceil(len(self.held_out[1]) / len(self.training[1])) + spent.total
+
+    def _searches(self) -> dict[str, Iterator[Tensor]]:
+        """What each search tries, without end: where in the range searched each penalty is, 0 to 1."""
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        is_noise = (torch.arange(self.inputs) >= self.inputs - self.settings.noise_inputs).long()
+        shape, halving = (self.classes, self.inputs), Halton(1, scramble=False)  # 0, 1/2, 1/4, 3/4, 1/8, ...
+        return {
+            "grid search, one penalty": (torch.full(shape, halving.random().item()) for _ in count()),
+            "random search, one for pixels and one for noise": (
+                torch.rand(2, generator=generator)[is_noise].expand(shape) for _ in count()
+            ),
+            "random search, a penalty for each weight": (torch.rand(shape, generator=generator) for _ in count()),
+        }
+
+    def _searched(self, exponents: Iterator[Tensor], cost: int) -> dict[str, Any]:
+        """Scores of the penalties with the least held-out loss among those tried until the cost is spent."""
+        spent, tried, (low, high) = 0, [], SEARCHED
+        while spent < cost:
+            penalties = low * (high / low) ** next(exponents)
+            classifier, gradients = fit_penalized(*self.training, penalties)
+            tried.append((cross_entropy(classifier, *self.held_out), penalties))
+            spent += gradients
+        _, best = min(tried, key=lambda one: one[0])
+        return self._scores(best) | {"gradients": spent, "penalties_tried": len(tried)}
+
+    def _scores(self, penalties: Tensor) -> dict[str, Any]:
+        """Of the classifier fitted under some penalties to the training samples; and to the held-out ones as well."""
+        classifier, _ = fit_penalized(*self.training, penalties)
+        inputs, labels = (torch.cat(pair) for pair in zip(self.training, self.held_out, strict=True))
+        refitted, _ = fit_penalized(inputs, labels, penalties)
+        return {
+            "held_out_loss": cross_entropy(classifier, *self.held_out),
+            "held_out_accuracy": accuracy(classifier, self.held_out[0].double(), self.held_out[1]),
+            "test_loss": cross_entropy(classifier, *self.test),
+            "test_accuracy": accuracy(classifier, self.test[0].double(), self.test[1]),
+            "refitted_test_accuracy": accuracy(refitted, self.test[0].double(), self.test[1]),
+        }
+
+    def _with_noise(self, images: Tensor) -> Tensor:
+        """Images [N, C, H, W] as vectors, each followed by the noise."""
+        return torch.cat([images.flatten(1), torch.randn(len(images), self.settings.noise_inputs)], 1)
+
+
+class Spent(Callback):
+    """Counts the gradients that solves cost."""
+
+    total = 0
+
+    def on_update(self, engine: Engine, update: Update) -> None:
+        self.total += sum(report.evaluations + 2 * report.products for report in update.solves.values())
+
+
+def cross_entropy(classifier: nn.Linear, inputs: Tensor, classes: Tensor) -> float:
+    """Mean loss of a classifier that ``fit_penalized`` made, over inputs [N, inputs] of classes int64 [N]."""
+    with torch.no_grad():
+        return float(F.cross_entropy(classifier(inputs.double()), classes))

@@ -1,0 +1,88 @@
+"""A useful auxiliary loss gains weight and a harmful one loses it, along the right derivative."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from multilevel import Engine, Graph
+from multilevel.configuration import build_recipe, compose_config
+from multilevel.levels.auxiliary_tasks import AuxiliaryLearning, LossWeights, MultiTaskNetwork, rotated
+from multilevel.levels.classification import Classification
+from multilevel.solvers import SettingError, Unrolled
+from multilevel.train import new_engine
+
+RATE = 0.1
+
+
+def test_images_are_turned_as_often_as_asked():
+    images = torch.arange(16.0).view(4, 1, 2, 2)
+    found = rotated(images, torch.tensor([0, 1, 2, 3]))
+    for turns in range(4):
+        assert torch.equal(found[turns], torch.rot90(images[turns], turns, (1, 2)))
+
+
+def test_the_weights_hypergradient_is_how_far_each_loss_moves_the_held_out_one():
+    torch.manual_seed(0)
+    network, weights = MultiTaskNetwork((1, 3, 3), 6, 4), LossWeights()
+    weights.log_weights.data = torch.tensor([0.5, -0.3, 0.1])
+    network, weights = network.double(), weights.double()
+    images, labelled = torch.randn(8, 1, 3, 3).double(), torch.randn(8, 1, 3, 3).double()
+    batch = images, torch.randint(4, (8,)), labelled, torch.randint(4, (8,))
+    held_out = torch.randn(10, 1, 3, 3).double(), torch.randint(4, (10,))
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
+    optimizers = torch.optim.SGD(network.parameters(), RATE), torch.optim.SGD(weights.parameters(), 1e-12)
+    lower = AuxiliaryLearning(
+        "learn", network, weights="weigh", data=[batch], optimizer=optimizers[0], solver=Unrolled()
+    )
+    upper = Classification("weigh", weights, classifier="learn", data=[held_out], optimizer=optimizers[1])
+    engine = Engine(Graph(lower, upper))
+    engine.run(1)
+    found = engine.hypergradient("weigh")["log_weights"]
+    draws = engine.records()["records"]["learn"][0].draws
+
+    def gradient(parameters, loss):
+        values = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
+        slopes = torch.autograd.grad(loss(values), list(values.values()), materialize_grads=True)
+        return torch.cat([slope.flatten() for slope in slopes])
+
+    def head(name, inputs):
+        def output(values):
+            hidden = F.gelu(F.linear(inputs.flatten(1), values["trunk.1.weight"], values["trunk.1.bias"]))
+            hidden = F.gelu(F.linear(hidden, values["trunk.3.weight"], values["trunk.3.bias"]))
+            return F.linear(hidden, values[f"heads.{name}.weight"], values[f"heads.{name}.bias"])
+
+        return output
+
+    turned = torch.stack([torch.rot90(one, int(k), (1, 2)) for one, k in zip(images, draws["turns"], strict=True)])
+    visible, hidden = images * ~draws["hidden"], draws["hidden"].flatten(1)
+    losses = [
+        lambda values: F.cross_entropy(head("rotation", turned)(values), draws["turns"]),
+        lambda values: (head("hidden_pixels", visible)(values) - images.flatten(1))[hidden].square().mean(),
+        lambda values: F.cross_entropy(head("random_labels", images)(values), batch[1]),
+    ]
+    after = dict(network.named_parameters())
+    slope = gradient(after, lambda values: F.cross_entropy(head("main", held_out[0])(values), held_out[1]))
+    moves = torch.stack([gradient(before, loss) for loss in losses])
+    expected = -RATE * weights().detach() * (moves @ slope)
+    assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-9)
+
+
+def test_random_labels_lose_their_weight_and_that_pays():
+    recipe = build_recipe(compose_config(["recipe=meta_loss_weighting", "steps=100", "repeats=1", "evaluate=false"]))
+    new_engine(recipe).run(100)
+    found = recipe.findings()["weights"]
+    assert found["random_labels"] < 0.3
+    assert found["hidden_pixels"] > 3 * found["random_labels"]
+    ways = recipe.weights().detach(), torch.ones(3)
+    learned, equal = (recipe.mean_accuracy(weights, *recipe.labelled) for weights in ways)
+    assert learned > equal + 0.01
+
+
+def test_a_class_has_as_many_labels_as_asked():
+    recipe = build_recipe(compose_config(["recipe=meta_loss_weighting", "labels_per_class=3"]))
+    assert torch.bincount(recipe.labelled[1]).tolist() == [3] * 10
+
+
+def test_more_of_a_class_than_there_are_is_refused():
+    with pytest.raises(SettingError, match="labels_per_class: got 1000; expected at most 1"):
+        build_recipe(compose_config(["recipe=meta_loss_weighting", "labels_per_class=1000"]))
