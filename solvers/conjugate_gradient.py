@@ -68,6 +68,7 @@ class ConjugateGradient(ImplicitSolver):
         if relative <= self.tolerance:
             return Solution(x, relative, True)
         direction, squared = residual, residual.dot(residual)
+        limit = squared / torch.finfo(squared.dtype).eps
         for _ in range(self.iterations):
             product = system.product(direction)
             curvature = direction.dot(product)
@@ -80,8 +81,13 @@ class ConjugateGradient(ImplicitSolver):
             length = squared / curvature
             next_residual = residual - length * product
             next_squared = next_residual.dot(next_residual)
-            if not next_squared.isfinite():
-                return Solution(x, relative, False, "the solve overflowed: raise solver.damping", failed=True)
+            # In exact arithmetic the residual grows by at most the square root of the condition number.
+            if not next_squared <= limit:
+                cause = (
+                    "the Hessian is singular along a direction of the solve: raise solver.damping, or take "
+                    "solver=minres"
+                )
+                return Solution(x, relative, False, cause, failed=True)
             x = x + length * direction
             direction = next_residual + (next_squared / squared) * direction
             residual, squared = next_residual, next_squared

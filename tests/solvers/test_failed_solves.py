@@ -52,6 +52,27 @@ def test_conjugate_gradient_in_a_first_direction_of_negative_curvature_gives_zer
     assert report.residual == 1.0
 
 
+def test_conjugate_gradient_ends_before_a_singular_direction_blows_it_up():
+    """Equal biases change no cross-entropy: a cotangent along them has no solution."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, classes = torch.randn(10, 300, generator=generator), torch.arange(10)
+
+    def loss(parameters, reads):
+        logits = inputs @ parameters["w"].T + parameters["b"] + reads["u"]["v"]
+        return torch.nn.functional.cross_entropy(logits, classes) + 0.005 * parameters["w"].square().sum()
+
+    fitted = {"w": 3 * inputs / inputs.norm(dim=1, keepdim=True), "b": torch.zeros(10)}  # the loss is 0 to rounding
+    lower = LowerLevel([loss], fitted, {"u": {"v": torch.zeros(10)}})
+    cotangent = {"w": torch.randn(10, 300, generator=generator), "b": torch.randn(10, generator=generator)}
+    response = ConjugateGradient(iterations=30).respond(lower, cotangent)
+    assert response.report.failed
+    assert "singular" in response.report.cause
+    assert "solver.damping" in response.report.cause
+    assert response.report.residual < 1
+    assert response.contributions["u"]["v"].isfinite().all()
+    assert ConjugateGradient(iterations=30, damping=0.1).respond(lower, cotangent).report.converged
+
+
 def test_damping_cures_negative_curvature():
     x, report = respond(ConjugateGradient(damping=6.0), [4, 3, 2, -5])
     torch.testing.assert_close(x, COTANGENT / torch.tensor([10.0, 9, 8, 1], dtype=torch.float64))
