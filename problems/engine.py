@@ -258,7 +258,9 @@ class Engine:
             last: before an update of the next level up.
         """
         if index > 0:
-            for left in reversed(range(self.graph.problems[self.graph.names[index - 1]].steps)):
+            below = self.graph.problems[self.graph.names[index - 1]]
+            below.begin()
+            for left in reversed(range(below.steps)):
                 self._descend(index - 1, last=not left)
         self._update(self.graph.problems[self.graph.names[index]], last)
 

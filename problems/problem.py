@@ -88,6 +88,12 @@ class Problem:
         if optimizer is not None and not {id(parameter) for parameter in self._optimized()} <= own:
             raise GraphError(f"the optimizer of level {name!r} holds parameters that are not in its module")
 
+    def begin(self) -> None:
+        """Called before the first of the updates that each update of the next level up asks for.
+
+        A level that starts anew every time, as in meta-learning, sets its variables and its optimizer's state here.
+        """
+
     def loss(self, levels: Levels, batch: Any, draws: Any) -> LossValue:
         """The level's objective: a scalar tensor, or (scalar, {metric name: number or scalar tensor}).
 

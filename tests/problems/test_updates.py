@@ -188,3 +188,23 @@ def test_only_what_is_differentiated_requires_a_gradient():
     engine.run(1)
     # head: its update (no graph), then two points of the mixed product in the encoder's parameters
     assert seen == {"head": [False, True, True], "top": [True]}
+
+
+def test_a_level_that_starts_anew_does_so_before_each_update_of_the_next():
+    class Anew(Regression):
+        def begin(self):
+            self.module.load_state_dict(start.state_dict())
+            self.optimizer.state.clear()
+
+    class Above(Problem):
+        def loss(self, levels, batch, draws):
+            return levels.above.bias.square().sum()
+
+    net, start, above = nn.Linear(5, 2), nn.Linear(5, 2), nn.Linear(1, 1)
+    below = Anew("fit", net, optimizer=torch.optim.Adam(net.parameters(), 0.1), data=BATCHES, steps=2)
+    top = Above("above", above, optimizer=torch.optim.SGD(above.parameters(), 0.1))
+    Engine(Graph(below, top)).run(3)
+    expected = nn.Linear(5, 2)
+    expected.load_state_dict(start.state_dict())
+    by_hand(expected, torch.optim.Adam(expected.parameters(), 0.1), BATCHES[4:6])
+    assert_equal_state(net, expected)

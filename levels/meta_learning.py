@@ -1,0 +1,181 @@
+"""Levels: adapt shared parameters to each of some tasks, and learn the parameters to adapt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from multilevel.problems import Problem
+from multilevel.problems.levels import Levels
+
+
+class Tasks(NamedTuple):
+    """T tasks of one size: what each is adapted to (``support``, S samples), and what it is judged by (``query``, Q).
+
+    Inputs are float [T, S, ...] and [T, Q, ...]; targets are float of the predictions' shapes, or classes int64
+    [T, S] and [T, Q].
+    """
+
+    support_inputs: Tensor
+    support_targets: Tensor
+    query_inputs: Tensor
+    query_targets: Tensor
+
+
+#: Predictions [N, ...] and targets [N, ...] to their mean error.
+Error = Callable[[Tensor, Tensor], Tensor]
+
+
+class SharedNetwork(nn.Module):
+    """A network whose parameters are where every task starts from."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, offsets: Sequence[Tensor], inputs: Tensor) -> Tensor:
+        """Each task's predictions [T, N, ...] for its inputs [T, N, ...], each parameter [...] of the network moved by
+        the task's offset, one of [T, ...]."""
+        shared = dict(self.network.named_parameters())
+
+        def predictions(own: Sequence[Tensor], some: Tensor) -> Tensor:
+            moved = {name: value + offset for (name, value), offset in zip(shared.items(), own, strict=True)}
+            return functional_call(self.network, moved, (some,))
+
+        return vmap(predictions)(tuple(offsets), inputs)
+
+    def no_offsets(self, tasks: int) -> tuple[Tensor, ...]:
+        """Offsets of 0."""
+        return tuple(one.new_zeros(tasks, *one.shape) for one in self.network.parameters())
+
+
+class TaskOffsets(nn.Module):
+    """How far each of T tasks has moved every parameter of a network, at first 0; and how many times they began."""
+
+    round: Tensor
+
+    def __init__(self, offsets: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.offsets = nn.ParameterList(offsets)
+        self.register_buffer("round", torch.tensor(0))
+
+    def forward(self) -> tuple[Tensor, ...]:
+        return tuple(self.offsets)
+
+
+class Adaptation(Problem):
+    """Each task's error on its support set, with a penalty on how far it moves; its sum over the tasks.
+
+    Every round has other tasks, and they start at the shared parameters. The penalty is that of iMAML (Rajeswaran et
+    al. 2019, equation 4); without it, gradient descent of this level is the inner loop of MAML (Finn et al. 2017).
+
+    Args:
+        tasks: the tasks of a round, by its number.
+        error: of predictions.
+        proximal: weight of half the squared distance from the shared parameters.
+        shared: name of the level that holds a ``SharedNetwork``; this one's module is ``TaskOffsets``.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        tasks: Callable[[int], Tasks],
+        error: Error,
+        proximal: float,
+        shared: str,
+        **keywords: Any,
+    ) -> None:
+        super().__init__(*arguments, **keywords)
+        self.tasks, self.error, self.proximal, self.shared = tasks, error, proximal, shared
+
+    def begin(self) -> None:
+        with torch.no_grad():
+            for value in self.module.parameters():
+                value.zero_()
+            self.module.get_buffer("round").add_(1)
+        if self.optimizer is not None:
+            self.optimizer.state.clear()
+
+    def draw(self, levels: Levels, batch: Any) -> Tasks:
+        return self.tasks(int(getattr(levels, self.name).round))
+
+    def outputs(self, levels: Levels, batch: Any, draws: Tasks) -> list[Tensor]:
+        """The predictions, and the offsets."""
+        offsets = getattr(levels, self.name)()
+        return [getattr(levels, self.shared)(offsets, draws.support_inputs), *offsets]
+
+    def criterion(self, outputs: Sequence[Tensor], levels: Levels, batch: Any, draws: Tasks) -> Tensor:
+        return support_loss(outputs[0], outputs[1:], draws, self.error, self.proximal)
+
+
+class MetaLearning(Problem):
+    """Mean error of adapted tasks on their query sets.
+
+    Args:
+        tasks: those of the level below, by its round.
+        error: of predictions.
+        adaptation: name of the level that holds ``TaskOffsets``; this one's module is a ``SharedNetwork``.
+    """
+
+    def __init__(
+        self, *arguments: Any, tasks: Callable[[int], Tasks], error: Error, adaptation: str, **keywords: Any
+    ) -> None:
+        super().__init__(*arguments, **keywords)
+        self.tasks, self.error, self.adaptation = tasks, error, adaptation
+
+    def draw(self, levels: Levels, batch: Any) -> Tasks:
+        return self.tasks(int(getattr(levels, self.adaptation).round))
+
+    def loss(self, levels: Levels, batch: Any, draws: Tasks) -> Tensor:
+        predictions = getattr(levels, self.name)(getattr(levels, self.adaptation)(), draws.query_inputs)
+        return mean_error(predictions, draws.query_targets, self.error)
+
+
+class PooledLearning(Problem):
+    """Mean error of one network on all samples of all tasks, none adapted: no meta-learning. A batch is a round."""
+
+    def __init__(self, *arguments: Any, tasks: Callable[[int], Tasks], error: Error, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.tasks, self.error = tasks, error
+
+    def draw(self, levels: Levels, batch: int) -> Tasks:
+        return self.tasks(batch)
+
+    def loss(self, levels: Levels, batch: int, draws: Tasks) -> Tensor:
+        inputs = torch.cat([draws.support_inputs, draws.query_inputs], 1)
+        targets = torch.cat([draws.support_targets, draws.query_targets], 1)
+        return self.error(getattr(levels, self.name).network(inputs.flatten(0, 1)), targets.flatten(0, 1))
+
+
+def mean_error(predictions: Tensor, targets: Tensor, error: Error) -> Tensor:
+    """Over tasks and samples: predictions [T, N, ...], targets [T, N, ...]."""
+    return error(predictions.flatten(0, 1), targets.flatten(0, 1))
+
+
+def support_loss(predictions: Tensor, offsets: Sequence[Tensor], tasks: Tasks, error: Error, proximal: float) -> Tensor:
+    """What ``Adaptation`` minimizes."""
+    distance = sum((offset.square().sum() for offset in offsets), start=predictions.new_zeros(()))
+    fit = mean_error(predictions, tasks.support_targets, error)
+    return len(predictions) * fit + proximal / 2 * distance
+
+
+def adapt(
+    offsets: TaskOffsets,
+    optimizer: torch.optim.Optimizer,
+    network: SharedNetwork,
+    tasks: Tasks,
+    steps: int,
+    error: Error,
+    proximal: float,
+) -> None:
+    """Update the offsets of other tasks than a graph's as ``Adaptation`` does, so many times."""
+    for _ in range(steps):
+        loss = support_loss(network(offsets(), tasks.support_inputs), offsets(), tasks, error, proximal)
+        slopes = torch.autograd.grad(loss, list(offsets.parameters()))
+        for parameter, slope in zip(offsets.parameters(), slopes, strict=True):
+            parameter.grad = slope
+        optimizer.step()

@@ -1,0 +1,97 @@
+"""Few-shot tasks that are generated: sinusoids to regress, and classes to tell apart."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multilevel.levels.meta_learning import Tasks
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSizes:
+    """How many tasks there are in a round, and how large they are.
+
+    Args:
+        tasks: T.
+        shots: support samples; of each class, where there are classes.
+        queries: query samples; likewise.
+    """
+
+    tasks: int
+    shots: int
+    queries: int
+
+
+@dataclass(frozen=True)
+class Sinusoids:
+    """``y = amplitude * sin(x - phase)``, x in [-5, 5] (Finn et al. 2017, section 5.1).
+
+    Amplitudes are between 0.1 and 5, phases between 0 and pi; inputs and targets are float32 [T, samples, 1]. The
+    tasks of a round depend on the key and its number alone.
+    """
+
+    sizes: TaskSizes
+    key: str
+
+    def __call__(self, number: int) -> Tasks:
+        generator, sizes = _generator(self.key, number), self.sizes
+        amplitudes = 0.1 + 4.9 * torch.rand(sizes.tasks, 1, 1, generator=generator)
+        phases = math.pi * torch.rand(sizes.tasks, 1, 1, generator=generator)
+        inputs = 10 * torch.rand(sizes.tasks, sizes.shots + sizes.queries, 1, generator=generator) - 5
+        return _divided(inputs, amplitudes * (inputs - phases).sin(), sizes.shots)
+
+
+@dataclass(frozen=True)
+class ClassTasks:
+    """Tell a combination of classes apart, in a random order, from ``shots`` samples of each.
+
+    Args:
+        sizes: of the tasks; a task has as many times these samples as it has classes.
+        key: with a round's number, what its tasks depend on.
+        inputs: [N, ...].
+        labels: int64 [N].
+        combinations: int64 [C, ways], the classes that a task may have; in it they are numbered from 0.
+    """
+
+    sizes: TaskSizes
+    key: str
+    inputs: Tensor
+    labels: Tensor
+    combinations: Tensor
+
+    def __call__(self, number: int) -> Tasks:
+        generator, sizes, ways = _generator(self.key, number), self.sizes, self.combinations.shape[1]
+        rows = torch.stack([self._rows(generator) for _ in range(sizes.tasks)])
+        targets = torch.arange(ways).expand(sizes.tasks, sizes.shots + sizes.queries, ways).flatten(1)
+        return _divided(self.inputs[rows], targets, sizes.shots * ways)
+
+    def _rows(self, generator: torch.Generator) -> Tensor:
+        """The samples of one task: a row of each class in turn, [(shots + queries) * ways]."""
+        count = self.sizes.shots + self.sizes.queries
+        classes = self.combinations[torch.randint(len(self.combinations), (), generator=generator)]
+        order = torch.randperm(len(classes), generator=generator)
+        members = [torch.nonzero(self.labels == one).squeeze(1) for one in classes[order]]
+        return torch.stack(
+            [some[torch.randperm(len(some), generator=generator)[:count]] for some in members], 1
+        ).flatten()
+
+
+def held_out_combinations(classes: int, ways: int, share: float = 0.2) -> tuple[Tensor, Tensor]:
+    """All combinations of ``ways`` of so many classes, int64 [C, ways]: those to learn from, and a share held out."""
+    every = torch.combinations(torch.arange(classes), ways)
+    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))
+    count = round(share * len(every))
+    return every[order[count:]], every[order[:count]]
+
+
+def _generator(key: str, number: int) -> torch.Generator:
+    return torch.Generator().manual_seed(zlib.crc32(f"{key}/{number}".encode()))
+
+
+def _divided(inputs: Tensor, targets: Tensor, support: int) -> Tasks:
+    return Tasks(inputs[:, :support], targets[:, :support], inputs[:, support:], targets[:, support:])

@@ -1,0 +1,186 @@
+"""Recipe: few-shot learning, parameters that a few steps of gradient descent adapt to a new task (MAML, iMAML).
+
+Follows: Finn et al. 2017, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks" (section 5.1: sinusoids),
+and with implicit gradients Rajeswaran et al. 2019, "Meta-Learning with Implicit Gradients": Omniglot, 5-way 1-shot,
+accuracy of 98.7% by MAML and 99.16% by iMAML with gradient descent (its table 2).
+With ``solver=unrolled`` this is MAML, exactly while ``levels.adapt.steps`` is at most ``solver.steps`` (5) and
+adaptation is plain gradient descent; the published sinusoids take one step. With ``solver=conjugate_gradient`` it is
+iMAML's gradient at the point that gradient descent has come to.
+
+Result: ``multilevel train recipe=maml`` (seed 0; mean squared error on held-out sinusoids after 5 steps on 10 samples):
+0.32 meta-learned, 1.91 from training on all tasks together, 4.13 from random parameters.
+``solver=conjugate_gradient levels.adapt.steps=20 steps=400``: after 20 steps 0.63, 1.49 and 4.12; 229 of its 400 solves
+met negative curvature and were cut short. ``tasks=digits shots=1 levels.adapt.learning_rate=0.1 steps=400`` (wrong
+answers after 5 steps on one image a class): 3.0%, 48% and 25%. With classes held out that training has never seen
+(``tasks=new_digits``, the same) it does not pay: 49%, 47% and 24%; six classes are too few to learn from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from multilevel.levels.meta_learning import (
+    Adaptation,
+    Error,
+    MetaLearning,
+    PooledLearning,
+    SharedNetwork,
+    TaskOffsets,
+    Tasks,
+    adapt,
+    mean_error,
+)
+from multilevel.problems import Engine, Graph
+from multilevel.problems.batches import to_device
+from multilevel.problems.randomness import RandomState
+from multilevel.recipes.base import Recipe
+from multilevel.recipes.data.few_shot import ClassTasks, Sinusoids, TaskSizes, held_out_combinations
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
+from multilevel.solvers import ImplicitSolver
+
+TASKS = ("sinusoids", "digits", "new_digits")
+CLASSES, WAYS = 10, 3
+KNOWN = 6  # classes that ``new_digits`` learns from; it is judged by the other four
+FEWEST = 80  # images of a class, in training and held out
+RATES = (0.1, 0.3, 1.0, 3.0, 10.0)  # times the learning rate: those that every start may choose from
+STEPS = (0, 1, 5, 10, 20)  # of adaptation, after which held-out tasks are judged
+
+
+@dataclass(kw_only=True)
+class MamlLevels:
+    """The two levels."""
+
+    adapt: LowerLevelSettings
+    meta: LevelSettings
+
+
+@dataclass(kw_only=True)
+class MamlSettings(RunSettings):
+    """See ``config/recipe/maml.yaml`` for what each setting means."""
+
+    tasks: str
+    tasks_per_step: int
+    shots: int
+    queries: int
+    width: int
+    proximal: float | None
+    levels: MamlLevels
+
+    @property
+    def data_name(self) -> str:
+        return self.tasks
+
+    def check(self) -> None:
+        """Raise SettingError for the first setting that cannot work."""
+        super().check()
+        require("tasks", self.tasks, self.tasks in TASKS, f"one of {', '.join(TASKS)}")
+        for name in ("tasks_per_step", "shots", "queries", "width"):
+            require(name, getattr(self, name), getattr(self, name) >= 1, "a whole number of at least 1")
+        few = self.shots + self.queries <= FEWEST
+        require("shots", self.shots, self.tasks == "sinusoids" or few, f"with the queries at most {FEWEST} of a class")
+        usable = self.proximal is None or self.proximal >= 0
+        require("proximal", self.proximal, usable, "a number of at least 0, or null")
+
+
+class Maml(Recipe):
+    """The level ``adapt`` moves the parameters of the level ``meta`` to fit each of some tasks; ``meta`` updates them
+    so that the adapted ones do well on other samples of their tasks."""
+
+    settings_class: ClassVar[type[RunSettings]] = MamlSettings
+    settings: MamlSettings
+
+    def __init__(self, settings: MamlSettings) -> None:
+        settings.check()
+        self.settings = settings
+        self.device = chosen_device(settings.device)
+        self.error: Error = F.mse_loss if settings.tasks == "sinusoids" else F.cross_entropy
+        tasks = self._tasks("train", settings.tasks_per_step)
+        self.network = self._new_network()
+        offsets = TaskOffsets(self.network.no_offsets(settings.tasks_per_step)).to(self.device)
+        lower = self.update_arguments("adapt", offsets)
+        default = 2.0 if isinstance(lower["solver"], ImplicitSolver) else 0.0
+        self.proximal = default if settings.proximal is None else settings.proximal
+        lower_level = Adaptation(
+            "adapt", offsets, tasks=tasks, error=self.error, proximal=self.proximal, shared="meta", **lower
+        )
+        upper = self.update_arguments("meta", self.network)
+        upper_level = MetaLearning("meta", self.network, tasks=tasks, error=self.error, adaptation="adapt", **upper)
+        self.graph = Graph(lower_level, upper_level)
+
+    def findings(self) -> dict[str, Any]:
+        """Error on held-out tasks (mean squared, or share of wrong answers) after steps of adaptation, from the learned
+        parameters, from those of training on all tasks together as often, and from random ones."""
+        found: dict[str, Any] = {"held_out_error": {"meta-learned": self._judged(self.network)}}
+        if self.settings.evaluate:
+            found["held_out_error"]["pooled"] = self._judged(self._pooled())
+            found["held_out_error"]["random"] = self._judged(self._new_network())
+        return found
+
+    def _judged(self, network: SharedNetwork) -> dict[str, float]:
+        """By steps; at the rate that is best on training tasks after as many as the recipe's."""
+        training, held_out = (self._tasks(split, 200)(-1) for split in ("train", "held_out"))
+        rates = [self.settings.levels.adapt.learning_rate * factor for factor in RATES]
+        steps = self.settings.levels.adapt.steps
+        best = min(rates, key=lambda rate: self._held_out_error(network, training, steps, rate))
+        return {f"{steps} steps": self._held_out_error(network, held_out, steps, best) for steps in STEPS}
+
+    def _held_out_error(self, network: SharedNetwork, tasks: Tasks, steps: int, rate: float) -> float:
+        offsets = TaskOffsets(network.no_offsets(len(tasks.query_inputs))).to(self.device)
+        optimizer = self.update_arguments("adapt", offsets)["optimizer"]
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        adapt(offsets, optimizer, network, tasks, steps, self.error, self.proximal)
+        with torch.no_grad():
+            predictions = network(offsets(), tasks.query_inputs)
+            return float(mean_error(predictions, tasks.query_targets, self._wrong))
+
+    def _wrong(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        if self.settings.tasks == "sinusoids":
+            return F.mse_loss(predictions, targets)
+        return (predictions.argmax(1) != targets).float().mean()
+
+    def _pooled(self) -> SharedNetwork:
+        """A network trained on the samples of all tasks of a step together, for as many steps as the recipe's."""
+        settings, network = self.settings, self._new_network()
+        tasks, rounds = self._tasks("train", settings.tasks_per_step), range(1, settings.steps + 1)
+        arguments = self.update_arguments("meta", network)
+        problem = PooledLearning("meta", network, tasks=tasks, error=self.error, data=rounds, **arguments)
+        Engine(Graph(problem), seed=settings.seed).run(settings.steps)
+        return network
+
+    def _tasks(self, split: str, count: int) -> Callable[[int], Tasks]:
+        """The tasks of a round, on the recipe's device."""
+        settings = self.settings
+        sizes, key = TaskSizes(tasks=count, shots=settings.shots, queries=settings.queries), f"{settings.seed}/{split}"
+        made = Sinusoids(sizes, key) if settings.tasks == "sinusoids" else self._digit_tasks(sizes, key, split)
+        # a round's tasks are asked for by each of its updates
+        return lru_cache(maxsize=1)(lambda number: to_device(made(number), self.device))
+
+    def _digit_tasks(self, sizes: TaskSizes, key: str, split: str) -> ClassTasks:
+        """Held-out tasks have images and combinations of classes, or else classes, that training has not seen."""
+        data, labels = load_digits(return_X_y=True)
+        inputs = torch.tensor((data - data.mean()) / data.std(), dtype=torch.float32)
+        combinations = held_out_combinations(CLASSES, WAYS)
+        if self.settings.tasks == "new_digits":
+            known, new = torch.arange(KNOWN), torch.arange(KNOWN, CLASSES)
+            combinations = torch.combinations(known, WAYS), torch.combinations(new, WAYS)
+        part = int(split != "train")
+        rows = slice(part, None, 2)
+        return ClassTasks(sizes, key, inputs[rows], torch.tensor(labels)[rows], combinations[part])
+
+    def _new_network(self) -> SharedNetwork:
+        """Two hidden layers, as in the papers' regression."""
+        width, digits = self.settings.width, self.settings.tasks != "sinusoids"
+        sizes = (64 if digits else 1, width, width, WAYS if digits else 1)
+        with RandomState.seeded(self.settings.seed).active():
+            first, second, last = (nn.Linear(*pair) for pair in pairwise(sizes))
+        return SharedNetwork(nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)).to(self.device)

@@ -1,0 +1,145 @@
+"""Recipe: adversarial training whose weight decay is learned: adversary, classifier and hyperparameter, three levels.
+
+Follows: the adversary of Sinha et al. 2018, "Certifying Some Distributional Robustness with Principled Adversarial
+Training": a price on squared distance makes its problem strongly concave. The third level, and the
+classifier's total gradient with the adversary's response, are this recipe's own; no published number compares.
+
+Result: ``multilevel train recipe=trilevel_adversarial`` (digits, linear classifiers, seed 0) learns a decay of 0.0085,
+whose held-out loss of 1.023 is below that of decays fixed at 0.001 (1.028), 0.01 (1.025), 0.1 (1.345) and 1 (3.042).
+Test accuracy, clean and within a distance of 1: 96.4% and 77.4%, as with the best of the fixed decays, 0.01; with the
+same decay and no adversary 96.7% and 71.6%. The most robust of those without an adversary (0.1): 95.0% and 75.8%.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from multilevel.levels.adversarial_training import (
+    Adversary,
+    LinearClassifier,
+    Perturbations,
+    RobustClassification,
+    RobustSelection,
+    WeightDecay,
+    selection_losses,
+)
+from multilevel.problems import Engine, Graph
+from multilevel.problems.batches import to_device
+from multilevel.recipes.base import Recipe
+from multilevel.recipes.data import DataSettings, load_data
+from multilevel.recipes.data.tensors import tensors
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
+
+FIXED = (0.001, 0.01, 0.1, 1.0)  # weight decays that the learned one is compared with
+
+
+@dataclass(kw_only=True)
+class TrilevelLevels:
+    """The three levels."""
+
+    adversary: LowerLevelSettings
+    classify: LowerLevelSettings
+    decay: LevelSettings
+
+
+@dataclass(kw_only=True)
+class TrilevelSettings(RunSettings):
+    """See ``config/recipe/trilevel_adversarial.yaml`` for what each setting means."""
+
+    data: DataSettings
+    penalty: float
+    radius: float
+    start: float
+    levels: TrilevelLevels
+
+    def check(self) -> None:
+        """Raise SettingError for the first setting that cannot work."""
+        super().check()
+        for name in ("penalty", "radius", "start"):
+            require(name, getattr(self, name), getattr(self, name) > 0, "a number above 0")
+
+
+class TrilevelAdversarial(Recipe):
+    """The level ``adversary`` perturbs every image so that the classifier's loss rises; ``classify`` trains on the
+    perturbed images, with the weight decay that ``decay`` chooses by the loss on held-out images, clean and perturbed.
+    """
+
+    settings_class: ClassVar[type[RunSettings]] = TrilevelSettings
+    settings: TrilevelSettings
+
+    def __init__(self, settings: TrilevelSettings) -> None:
+        settings.check()
+        self.settings = settings
+        self.device = chosen_device(settings.device)
+        data = load_data(settings.data)
+        self.classes = len(data.class_names)
+        parts = [tensors(data, part) for part in (data.finetune, data.mask)]
+        inputs, labels = (torch.cat(some) for some in zip(*parts, strict=True))
+        self.training, self.held_out = torch.arange(len(labels)).split([len(some) for _, some in parts])
+        self.inputs, self.labels = inputs.to(self.device), labels.to(self.device)
+        self.test = to_device(tensors(data, data.test), self.device)
+        self.decay = WeightDecay(settings.start).to(self.device)
+        upper = self.update_arguments("decay", self.decay)
+        select = RobustSelection(
+            "decay", self.decay, classifier="classify", adversary="adversary", data=self._batch(self.held_out), **upper
+        )
+        self.graph = Graph(self._adversary(), self._classify("adversary", "decay"), select)
+
+    def findings(self) -> dict[str, Any]:
+        """The weight decay learned; what it minimizes, the loss on held-out images, clean and perturbed; and the test
+        accuracy of images as they are, and where no perturbation within the radius may change the answer. Beside it
+        weight decays fixed beforehand, with the adversary and without one."""
+        learned = self.decay().item()
+        found: dict[str, Any] = {"weight_decay": learned, "held_out_loss": {}, "clean_accuracy": {}}
+        found["robust_accuracy"] = {}
+        self._judge(found, "learned", self.graph)
+        if self.settings.evaluate:
+            for decay in FIXED:
+                self._judge(found, f"fixed at {decay:g}", self._trained(decay, adversarial=True))
+            for decay in (*FIXED, learned):
+                self._judge(found, f"no adversary, {decay:.3g}", self._trained(decay, adversarial=False))
+        return found
+
+    def _judge(self, found: dict[str, Any], name: str, graph: Graph) -> None:
+        modules: dict[str, Any] = {level: problem.module for level, problem in graph.problems.items()}
+        distances = modules["classify"].distances(*self.test)
+        found["clean_accuracy"][name] = (distances > 0).double().mean().item()
+        found["robust_accuracy"][name] = (distances > self.settings.radius).double().mean().item()
+        if "adversary" in modules:
+            with torch.no_grad():
+                clean, robust = selection_losses(
+                    modules["classify"], modules["adversary"], *self._batch(self.held_out)[0]
+                )
+            found["held_out_loss"][name] = (clean + robust).item()
+
+    def _trained(self, decay: float, adversarial: bool) -> Graph:
+        """The levels below, trained for as many updates as the recipe's, their weight decay fixed."""
+        settings = self.settings
+        classify = self._classify("adversary" if adversarial else None, decay)
+        graph = Graph(self._adversary(), classify) if adversarial else Graph(classify)
+        Engine(graph, seed=settings.seed).run(settings.steps * settings.levels.classify.steps)
+        return graph
+
+    def _adversary(self) -> Adversary:
+        perturbations = Perturbations(self.inputs)
+        arguments = self.update_arguments("adversary", perturbations)
+        everything = self._batch(torch.arange(len(self.labels)))
+        penalty = self.settings.penalty
+        return Adversary(
+            "adversary", perturbations, penalty=penalty, classifier="classify", data=everything, **arguments
+        )
+
+    def _classify(self, adversary: str | None, decay: str | float) -> RobustClassification:
+        classifier = LinearClassifier(self.inputs[0].numel(), self.classes).to(self.device)
+        arguments = self.update_arguments("classify", classifier)
+        return RobustClassification(
+            "classify", classifier, adversary=adversary, decay=decay, data=self._batch(self.training), **arguments
+        )
+
+    def _batch(self, samples: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """One batch of all of some samples: the levels are solved together, on the same ones."""
+        return [(self.inputs[samples], self.labels[samples], samples)]
