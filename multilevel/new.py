@@ -8,7 +8,6 @@ import re
 import shlex
 import tokenize
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from multilevel.solvers import SettingError
@@ -66,7 +65,8 @@ def check_name(kind: str, name: str) -> None:
     """Raise SettingError for a name that is no Python identifier in lower case, or that is taken."""
     if not re.fullmatch("[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise SettingError("new", name, f"a Python identifier in lower case, such as my_{kind}")
-    if find_spec(f"multilevel.{kind}s.{name}") is not None:
+    rooms = [folder / f"{kind}s" for folder in (HOME, *folders())]
+    if any((room / name).is_dir() or (room / f"{name}.py").exists() for room in rooms):
         raise SettingError("new", name, f"another name, as there is multilevel.{kind}s.{name}")
     if len(_identifiers(rendered(kind, name))) < len(_identifiers(rendered(kind, f"new_{kind}"))):
         raise SettingError("new", name, f"another name, as {name} or {titled(name)} is one that the files import")
