@@ -11,6 +11,7 @@ from multilevel.distributed import launched
 from multilevel.exit_status import exit_status
 from multilevel.help import OVERVIEW, help_for
 from multilevel.solvers.errors import MultilevelError
+from multilevel.solvers.extensions import check_folders
 
 COMMANDS = {
     "train": "train",
@@ -22,6 +23,7 @@ COMMANDS = {
     "export": "export",
     "predict": "predict",
     "monitor": "monitor",
+    "new": "new",
 }  # each with its file; multilevel.recipes is that of the recipes themselves
 
 
@@ -45,6 +47,7 @@ def _run(given: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(help_for(command))
         return 0
+    check_folders()
     if launched() and command != "train":
         raise MultilevelError(f"torchrun starts multilevel train alone; multilevel {command} runs without it")
     return importlib.import_module(f"multilevel.{COMMANDS[command]}").main(arguments)

@@ -7,13 +7,17 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import field, fields, make_dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -21,6 +25,7 @@ from multilevel.recipes.base import Recipe, recipe_classes
 from multilevel.recipes.evaluation import EvaluationSettings
 from multilevel.recipes.settings import RunSettings
 from multilevel.solvers import SOLVERS, SettingError
+from multilevel.solvers.extensions import folders
 
 CONFIG_MODULE = "multilevel.recipes.config"
 KINDS = {"Float": "a number", "Integer": "a whole number", "bool": "true or false"}
@@ -32,8 +37,25 @@ def choices(group: str) -> list[str]:
     """What a configuration group (data, experiment, model, recipe, solver, task) offers."""
     if group == "solver":
         return list(SOLVERS)
-    files = resources.files(CONFIG_MODULE).joinpath(group).iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+    places = [place.joinpath(group) for place in (resources.files(CONFIG_MODULE), *user_configurations())]
+    files = [file.name for place in places if place.is_dir() for file in place.iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
+
+
+def user_configurations() -> list[Path]:
+    """The folders of configuration files that a user has beside the project's."""
+    return [place for folder in folders() if (place := folder / "recipes" / "config").is_dir()]
+
+
+class UserConfigurations(SearchPathPlugin):
+    """Has Hydra look for configuration files in a user's folders, after the project's."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for place in user_configurations():
+            search_path.append("multilevel", f"file://{place}")
+
+
+Plugins.instance().register(UserConfigurations)
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:

@@ -32,15 +32,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def text(recipe: type[Recipe]) -> str:
     """What a recipe's file says of it: what it learns, the published result that it follows (``Follows:``), and its own
-    with the command (``Result:``).
-
-    Raises:
-        ValueError: one of them is missing.
-    """
+    with the command (``Result:``); the project's own say all three."""
     found = inspect.getdoc(importlib.import_module(recipe.__module__)) or ""
-    missing = [word for word in ("Recipe:", "\nFollows:", "\nResult:") if word not in found]
-    if missing:
-        raise ValueError(f"the docstring of {recipe.__module__} has no line '{missing[0].strip()} ...'")
     return found.removeprefix("Recipe:").strip()
 
 
@@ -50,8 +43,16 @@ def summary(recipe: type[Recipe]) -> str:
 
 
 def page() -> str:
-    """docs/recipes.md."""
+    """docs/recipes.md.
+
+    Raises:
+        ValueError: a recipe does not say what it follows, or its result.
+    """
     recipes = recipe_classes()
+    for recipe in recipes.values():
+        missing = [word for word in ("Follows:", "Result:") if f"\n{word}" not in text(recipe)]
+        if missing:
+            raise ValueError(f"the docstring of {recipe.__module__} has no line '{missing[0]} ...'")
     parts = [TITLE, *(f"## {name}\n\n{text(recipe).replace('``', '`')}" for name, recipe in recipes.items())]
     return "\n\n".join(parts) + "\n"
 

@@ -18,6 +18,7 @@ OVERVIEW = """multilevel: multilevel optimization in PyTorch
   multilevel export RUN [SETTING=VALUE]      a folder that transformers or onnxruntime loads
   multilevel predict EXPORT FILE ...         label images with an exported model, as CSV
   multilevel monitor EXPORT FOLDER           how far new images have drifted from the training ones
+  multilevel new KIND NAME                   starting files for a recipe, level or solver of your own, with a test
 
 multilevel COMMAND --help says more about a command."""
 
@@ -126,6 +127,19 @@ with the command.
 
   multilevel recipes hyper_cleaning"""
 
+NEW = """multilevel new recipe|level|solver NAME [output=FOLDER]
+
+Writes a short, working file for a recipe, a level or a solver of your own and a test of it, all or none, into the
+current folder: recipes/NAME.py and recipes/config/recipe/NAME.yaml, levels/NAME.py or solvers/NAME.py, and
+tests/test_NAME.py. It prints how to test it and how to use it.
+
+  multilevel new solver my_solver
+  MULTILEVEL_PATH=. python -m pytest tests/test_my_solver.py
+  MULTILEVEL_PATH=. multilevel train solver=my_solver
+
+MULTILEVEL_PATH lists folders, separated as in PATH, whose recipes/, levels/ and solvers/ (and recipes/config/GROUP/)
+every command then finds beside the project's own. docs/extending.md goes through it step by step."""
+
 GRAPH = """multilevel graph [SETTING=VALUE ...]
 
 Prints the levels of a recipe, who reads whom and what each hypergradient goes through, and draws them
@@ -203,7 +217,7 @@ def help_for(command: str) -> str:
     """The help of one command, what its groups offer included."""
     if command == "evaluate":
         return f"{EVALUATE}\n\n{_protocols()}"
-    short = {"export": EXPORT, "predict": PREDICT, "recipes": RECIPES}
+    short = {"export": EXPORT, "predict": PREDICT, "recipes": RECIPES, "new": NEW}
     if command in short:
         return short[command]
     if command == "monitor":

@@ -10,12 +10,15 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from multilevel.solvers.errors import SettingError
+from multilevel.solvers.extensions import extend
 
 Base = TypeVar("Base")
 
 
 def discover(package: ModuleType, base: type[Base]) -> dict[str, type[Base]]:
-    """Concrete subclasses of ``base`` defined in the package's modules, each under its module's name."""
+    """Concrete subclasses of ``base`` defined in the package's modules, a user's own included (``extensions.extend``),
+    each under its module's name."""
+    extend(package.__path__, package.__name__)
     found: dict[str, type[Base]] = {}
     for entry in sorted(pkgutil.iter_modules(package.__path__), key=lambda entry: entry.name):
         module = importlib.import_module(f"{package.__name__}.{entry.name}")

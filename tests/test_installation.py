@@ -47,6 +47,8 @@ def test_the_wheel_holds_every_module_and_configuration_file(wheel):
     assert "multilevel/recipes/config/recipe/guided_mae.yaml" in names
     assert "multilevel/__main__.py" in names
     assert "multilevel/study/report.html" in names
+    for path in (ROOT / "multilevel" / "templates").rglob("*new_*.*"):
+        assert "__pycache__" in path.parts or str(path.relative_to(ROOT)) in names
 
 
 def test_an_ordinary_install_runs_from_anywhere(wheel, tmp_path):
@@ -64,6 +66,9 @@ def test_an_ordinary_install_runs_from_anywhere(wheel, tmp_path):
     assert Path(where.strip()) == target / "multilevel" / "solvers" / "__init__.py"
     assert "hypergradient through finetune, pretrain" in python("-m", "multilevel", "graph")
     assert (tmp_path / "graph.png").exists()
+    python("-m", "multilevel", "new", "solver", "mine")
+    environment["MULTILEVEL_PATH"] = "."
+    assert python("-c", "from multilevel.solvers import Mine, SOLVERS; print(SOLVERS['mine'] is Mine)") == "True\n"
 
 
 def test_the_editable_install_reads_the_checkout():

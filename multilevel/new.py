@@ -1,0 +1,99 @@
+"""The command ``multilevel new``: starting files for a recipe, a level or a solver of one's own, and their test."""
+
+from __future__ import annotations
+
+import io
+import keyword
+import re
+import shlex
+import tokenize
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from multilevel.solvers import SettingError
+from multilevel.solvers.extensions import HOME, VARIABLE, folders
+
+#: Working files, checked like all others, in which ``new_recipe`` stands for the name and ``NewRecipe`` for its class.
+TEMPLATES = Path(__file__).parent / "templates"
+KINDS = {
+    "recipe": "multilevel train recipe={name}",
+    "level": "multilevel train recipe=RECIPE, where RECIPE imports {title} from multilevel.levels.{name}",
+    "solver": "multilevel train solver={name}",
+}  # each with what uses one
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the files of one kind under a name, and say what to do with them."""
+    given = [argument for argument in arguments if "=" not in argument]
+    settings = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    unknown = next((setting for setting in settings if setting != "output"), None)
+    if unknown is not None:
+        raise SettingError(unknown, settings[unknown], "no setting but output=FOLDER")
+    if len(given) != 2 or given[0] not in KINDS:
+        raise SettingError("new", " ".join(given) or None, f"one of {', '.join(KINDS)}, and a name for it")
+    (kind, name), folder = given, Path(settings.get("output", "."))
+    check_name(kind, name)
+    files = rendered(kind, name)
+    write_all(folder, files)
+    known = folder.resolve() in (HOME, *folders())
+    prefix = "" if known else f"{VARIABLE}={shlex.quote(str(folder))} "
+    test = shlex.quote(str(folder / "tests" / f"test_{name}.py"))
+    print("\n".join(f"{folder / path}" for path in files))
+    print(f"to test it: {prefix}python -m pytest {test}")
+    print(f"to use it:  {prefix}{KINDS[kind].format(name=name, title=titled(name))}")
+    return 0
+
+
+def titled(name: str) -> str:
+    """The name of a class: ``my_solver`` to ``MySolver``."""
+    return "".join(part[:1].upper() + part[1:] for part in name.split("_"))
+
+
+def rendered(kind: str, name: str) -> dict[Path, str]:
+    """The files of a kind under a name: each one's place in a folder, and its text."""
+    stem = f"new_{kind}"
+    return {
+        path.relative_to(TEMPLATES).with_name(path.name.replace(stem, name)): path.read_text()
+        .replace(stem, name)
+        .replace(titled(stem), titled(name))
+        for path in sorted(TEMPLATES.rglob(f"*{stem}.*"))
+        if path.suffix in (".py", ".yaml")
+    }
+
+
+def check_name(kind: str, name: str) -> None:
+    """Raise SettingError for a name that is no Python identifier in lower case, or that is taken."""
+    if not re.fullmatch("[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+        raise SettingError("new", name, f"a Python identifier in lower case, such as my_{kind}")
+    rooms = [folder / f"{kind}s" for folder in (HOME, *folders())]
+    if any((room / name).is_dir() or (room / f"{name}.py").exists() for room in rooms):
+        raise SettingError("new", name, f"another name, as there is multilevel.{kind}s.{name}")
+    if len(_identifiers(rendered(kind, name))) < len(_identifiers(rendered(kind, f"new_{kind}"))):
+        raise SettingError("new", name, f"another name, as {name} or {titled(name)} is one that the files import")
+
+
+def write_all(folder: Path, files: Mapping[Path, str]) -> None:
+    """Write files into a folder, all or none.
+
+    Raises:
+        SettingError: one of them is there already, or cannot be written.
+    """
+    written: list[Path] = []
+    try:
+        for place, text in ((folder / path, text) for path, text in files.items()):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with place.open("x") as file:
+                written.append(place)
+                file.write(text)
+    except OSError as error:
+        for one in written:
+            one.unlink()
+        taken = isinstance(error, FileExistsError)
+        expected = "another name, or output=FOLDER" if taken else "output=FOLDER that can be written"
+        raise SettingError("new", str(place), f"{expected} ({error.strerror})") from error
+
+
+def _identifiers(files: Mapping[Path, str]) -> set[str]:
+    sources = [text for path, text in files.items() if path.suffix == ".py"]
+    tokens = (token for text in sources for token in tokenize.generate_tokens(io.StringIO(text).readline))
+    return {token.string for token in tokens if token.type == tokenize.NAME}

@@ -1,0 +1,48 @@
+"""The inverse Hessian by steepest descent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from multilevel.solvers.base import ImplicitSolver, LinearSystem, Solution, at_least
+
+
+@dataclass
+class NewSolver(ImplicitSolver):
+    """Solves ``(H + damping I) x = a`` by steepest descent, each step as long as lowers the error most (Cauchy 1847).
+
+    Assumes: a positive definite lower Hessian, damping included.
+    Costs: a Hessian-vector product an iteration.
+    Use when: a solver of your own is wanted: this is its starting point (``conjugate_gradient`` takes fewer products).
+
+    Args:
+        iterations: largest number of iterations, at least 1.
+        tolerance: relative residual at which the solve counts as converged.
+    """
+
+    iterations: int = 20
+    tolerance: float = 1e-6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # product, damping, radius and strict are every solver's
+        at_least("iterations", self.iterations, 1)
+        at_least("tolerance", self.tolerance, 0)
+
+    def solve(self, system: LinearSystem) -> Solution:
+        # All parameters of the level are one vector [N]; system.product is (H + damping I) times such a vector.
+        x, residual = torch.zeros_like(system.right_hand_side), system.right_hand_side
+        scale, relative = residual.norm().item(), 1.0
+        for _ in range(self.iterations):
+            image = system.product(residual)
+            curvature = residual.dot(image)
+            if not curvature > 0:  # nan included
+                return Solution(x, relative, False, "negative curvature: raise solver.damping", failed=True)
+            step = residual.dot(residual) / curvature
+            x, residual = x + step * residual, residual - step * image
+            relative = residual.norm().item() / scale
+            if relative <= self.tolerance:
+                return Solution(x, relative, True)
+        cause = f"residual {relative:.3g} after {self.iterations} iterations: raise solver.iterations"
+        return Solution(x, relative, False, cause)

@@ -1,0 +1,48 @@
+"""Folders with a user's own recipes, levels and solvers: those that MULTILEVEL_PATH lists extend the packages here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, MutableSequence
+from pathlib import Path
+
+from multilevel.solvers.errors import SettingError
+
+VARIABLE = "MULTILEVEL_PATH"
+ROOMS = ("recipes", "levels", "solvers")
+HOME = Path(__file__).resolve().parents[1]  # with the project's own rooms in it, in a checkout as in an installation
+
+
+def folders() -> list[Path]:
+    """The folders that MULTILEVEL_PATH lists (separated as in PATH), absolute; each mirrors the project's rooms."""
+    listed = [Path(one).resolve() for one in os.environ.get(VARIABLE, "").split(os.pathsep) if one]
+    return [folder for folder in dict.fromkeys(listed) if folder != HOME]
+
+
+def extend(path: MutableSequence[str], package: str) -> None:
+    """Append a user's folders for a package to its ``__path__``: FOLDER/levels for ``multilevel.levels``."""
+    for folder in folders():
+        own = folder.joinpath(*package.split(".")[1:])
+        if own.is_dir() and str(own) not in path:
+            path.append(str(own))
+
+
+def check_folders() -> None:
+    """Raise SettingError for a folder that is not there, or a file that would never be found behind another."""
+    searched = [HOME]
+    for folder in folders():
+        if not folder.is_dir():
+            raise SettingError(VARIABLE, str(folder), f"folders that there are, separated by '{os.pathsep}'")
+        for file in _files(folder):
+            first = next((one / file for one in searched if (one / file).exists()), None)
+            if first is not None:
+                raise SettingError(VARIABLE, str(folder / file), f"another name for it, as there is {first}")
+        searched.append(folder)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Modules and configuration files in a folder's rooms, relative to it."""
+    for room in ROOMS:
+        for file in sorted(folder.joinpath(room).rglob("*")):
+            if file.suffix in (".py", ".yaml") and file.name != "__init__.py":
+                yield file.relative_to(folder)
