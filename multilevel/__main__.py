@@ -23,6 +23,7 @@ COMMANDS = {
     "export": "export",
     "predict": "predict",
     "monitor": "monitor",
+    "completion": "completion",
     "new": "new",
 }  # each with its file; multilevel.recipes is that of the recipes themselves
 

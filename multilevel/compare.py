@@ -19,12 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
+from multilevel.comparison_table import COLUMNS, ComparisonTable
 from multilevel.configuration import build_recipe, compose_config
 from multilevel.distributed import tell
 from multilevel.measure import OFFERS, store_point
 from multilevel.problems import Engine, load_checkpoint
 from multilevel.problems.evaluation import PRECISIONS
-from multilevel.problems.reference import LARGEST_RESIDUAL, agreement
+from multilevel.problems.reference import agreement
 from multilevel.progress import Progress
 from multilevel.recipes.pictures import draw_comparison
 from multilevel.run_folder import RunFolder, check_free, now, title
@@ -32,7 +33,6 @@ from multilevel.solvers import SOLVERS, MultilevelError, SettingError
 from multilevel.solvers.products import PRODUCTS
 from multilevel.train import new_engine
 
-COLUMNS = ("error", "cosine", "residual", "memory_mib", "seconds", "evaluations", "products")
 CHOICES = {"solvers": list(OFFERS), "products": list(PRODUCTS), "precisions": list(PRECISIONS)}
 WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "float | None": "a number, or null"}
 RECORDED = 10  # updates that unrolled solvers may go through
@@ -137,6 +137,23 @@ class Comparison:
 
 def main(arguments: Sequence[str]) -> int:
     """Measure every solver at one point, print the table, and write it and its picture."""
+    table, folder = compare(arguments)
+    print(table)
+    paths = [
+        folder.write_json("compare.json", table.result),
+        folder.write("compare.csv", _as_csv(table.result["rows"])),
+    ]
+    draw_comparison(folder.path / "compare.png", table.result)
+    print("\n".join(str(path) for path in [*paths, folder.path / "compare.png"]))
+    return 0
+
+
+def compare(arguments: Sequence[str]) -> tuple[ComparisonTable, RunFolder]:
+    """The table that command-line arguments ask for, and a new folder to write it into.
+
+    Raises:
+        MultilevelError: a setting that cannot work, or a top level without a hypergradient.
+    """
     comparison = Comparison.parsed(arguments)
     config = _config(comparison)
     output = Path(str(config.output or f"runs/compare-{title(config)}-{now()}"))
@@ -147,52 +164,19 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         store_point(Path(scratch) / "point.pt", engine, config)
         rows, reference = _measured(comparison, Path(scratch))
-    result = {
-        "recipe": config.recipe,
-        "data": OmegaConf.select(config, "data.name"),
-        "step": engine.step,
-        "damping": comparison.damping,
-        "threads": torch.get_num_threads(),
-        "device": config.device,
-        "reference": reference,
-        "rows": rows,
-    }
-    folder = RunFolder.create(output, config)
-    print(format_comparison(result))
-    paths = [folder.write_json("compare.json", result), folder.write("compare.csv", _as_csv(rows))]
-    draw_comparison(output / "compare.png", result)
-    print("\n".join(str(path) for path in [*paths, output / "compare.png"]))
-    return 0
-
-
-def format_comparison(result: dict[str, Any]) -> str:
-    """The table, most exact first, and what the reference is."""
-    reference, rows = result["reference"], result["rows"]
-    width = max(40, *(len(row["solver"]) + 2 for row in rows))
-    lines = [
-        f"{'solver':<{width}}{'error':>9}{'cosine':>8}{'residual':>10}{'MiB':>9}{'seconds':>9}{'evals':>7}{'prods':>7}"
-    ]
-    ordered = sorted(rows, key=lambda row: (row.get("error") is None, row.get("error") or 0.0, "problem" in row))
-    for row in ordered:
-        if "problem" in row:
-            lines.append(f"{row['solver']:<{width}}  {row['problem']}")
-            continue
-        cells = [_cell(row[name], columns) for name, columns in zip(COLUMNS, (9, 8, 10, 9, 9, 7, 7), strict=True)]
-        note = f"  failed at {', '.join(row['failed'])}" if row["failed"] else ""
-        lines.append(f"{row['solver']:<{width}}{''.join(cells)}{note}")
-    lines += [f"{row['solver']}: {row['choice']}" for row in rows if row.get("choice")]
-    if "problem" in reference:
-        lines.append(f"no reference: {reference['problem']}")
-    else:
-        solvers = ", ".join(f"{solver} at {level}" for level, solver in reference["solver"].items())
-        lines.append(
-            f"reference: {solvers}, float64, damping {result['damping']:g}, residual {reference['residual']:.2g}"
-        )
-        if not reference["usable"]:
-            lines.append(
-                f"no error column: the reference's residual is above {LARGEST_RESIDUAL:g}; raise iterations or damping"
-            )
-    return "\n".join(lines)
+    table = ComparisonTable(
+        {
+            "recipe": config.recipe,
+            "data": OmegaConf.select(config, "data.name"),
+            "step": engine.step,
+            "damping": comparison.damping,
+            "threads": torch.get_num_threads(),
+            "device": config.device,
+            "reference": reference,
+            "rows": rows,
+        }
+    )
+    return table, RunFolder.create(output, config)
 
 
 def _config(comparison: Comparison) -> DictConfig:
@@ -254,12 +238,6 @@ def _in_a_process(task: dict[str, Any]) -> dict[str, Any]:
         return {"problem": result["error"]} if "error" in result else result
     last = done.stderr.strip().splitlines()[-1:] or [f"ended with status {done.returncode}"]
     return {"problem": last[0]}
-
-
-def _cell(value: Any, width: int) -> str:
-    if value is None:
-        return f"{'-':>{width}}"
-    return f"{value:>{width}}" if isinstance(value, int) else f"{value:>{width}.3g}"
 
 
 def _as_csv(rows: Sequence[dict[str, Any]]) -> str:

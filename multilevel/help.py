@@ -19,6 +19,7 @@ OVERVIEW = """multilevel: multilevel optimization in PyTorch
   multilevel predict EXPORT FILE ...         label images with an exported model, as CSV
   multilevel monitor EXPORT FOLDER           how far new images have drifted from the training ones
   multilevel new KIND NAME                   starting files for a recipe, level or solver of your own, with a test
+  multilevel completion bash|zsh             a script that completes commands, settings and choices
 
 multilevel COMMAND --help says more about a command."""
 
@@ -120,6 +121,14 @@ more would. Every part is an ordinary run in FOLDER/runs. Settings are those of 
   multilevel study data=folder data.path=DIR policies=random arm.solved="solver=conjugate_gradient solver.damping=0.1"
 """
 
+COMPLETION = """multilevel completion bash|zsh
+
+Prints a script that completes commands, settings and choices. Into ~/.bashrc or ~/.zshrc:
+
+  eval "$(multilevel completion bash)"
+
+or, as printing takes seconds, once into a file that is read there: multilevel completion bash > FILE"""
+
 RECIPES = """multilevel recipes [NAME ...]
 
 A line for each recipe; of those that are named, all: what it learns, the published result that it follows, and its own
@@ -217,7 +226,7 @@ def help_for(command: str) -> str:
     """The help of one command, what its groups offer included."""
     if command == "evaluate":
         return f"{EVALUATE}\n\n{_protocols()}"
-    short = {"export": EXPORT, "predict": PREDICT, "recipes": RECIPES, "new": NEW}
+    short = {"export": EXPORT, "predict": PREDICT, "recipes": RECIPES, "new": NEW, "completion": COMPLETION}
     if command in short:
         return short[command]
     if command == "monitor":

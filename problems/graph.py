@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import TopologicalSorter
@@ -14,6 +14,7 @@ from multilevel.problems import replicas
 from multilevel.problems.batches import Batches
 from multilevel.problems.errors import CheckpointError, GraphError, NestedChainError, ReadsError
 from multilevel.problems.evaluation import Evaluator, module_device
+from multilevel.problems.html import html_table
 from multilevel.problems.problem import Problem
 from multilevel.problems.randomness import RandomState
 
@@ -108,17 +109,28 @@ class Graph:
     def describe(self) -> str:
         """The levels, top first: who reads whom, how often each is updated, what its hypergradient goes through."""
         lines = []
+        for name, parameters, often, reads, through, solver in self._facts():
+            ending = f"; solver {solver}" if solver else ""
+            lines += [f"{name}: {parameters}, {often}{ending}", f"    reads {reads}"]
+            lines.append(f"    hypergradient through {through}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        header = ("level", "parameters", "updates", "reads", "hypergradient through", "solver")
+        return html_table(header, self._facts())
+
+    def _facts(self) -> Iterator[tuple[str, str, str, str, str, str]]:
+        """Of each level, top first: name, parameters, how often it is updated, whom it reads, what its hypergradient
+        goes through, and its solver."""
         for name in reversed(self.names):
             problem = self.problems[name]
             count = sum(parameter.numel() for parameter in problem.variables().values())
             updates = "1 update" if problem.steps == 1 else f"{problem.steps} updates"
             often = "top level" if name == self.top else f"{updates} for each one of the next level up"
             through = ", ".join(self.passes(name)) or "nothing: its plain gradient"
-            solver = "" if problem.solver is None or name == self.top else f"; solver {problem.solver}"
-            lines.append(f"{name}: {count:,} parameters, {often}{solver}")
-            lines.append(f"    reads {_listed(self.reads[name])}")
-            lines.append(f"    hypergradient through {through}")
-        return "\n".join(lines)
+            solver = "" if problem.solver is None or name == self.top else str(problem.solver)
+            parameters = f"{count:,} parameter{'s' * (count != 1)}"
+            yield name, parameters, often, _listed(self.reads[name]), through, solver
 
     def _discover(self, evaluator: Evaluator, name: str) -> tuple[str, ...]:
         leaves = {

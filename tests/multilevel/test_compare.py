@@ -2,11 +2,12 @@
 
 import csv
 import json
+from xml.etree import ElementTree
 
 import pytest
 
 from multilevel.__main__ import main
-from multilevel.compare import format_comparison
+from multilevel.comparison_table import ComparisonTable
 from multilevel.recipes.pictures.comparison import pareto_front
 
 SMALL = [
@@ -74,7 +75,7 @@ def test_precisions_and_shares_of_the_batch_stand_beside_each_other(tmp_path):
 
 def test_table_csv_and_picture_hold_the_same_rows(compared):
     folder, result = compared
-    text = format_comparison(result)
+    text = str(ComparisonTable.load(folder / "compare.json"))
     with (folder / "compare.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["solver"] for row in rows] == [row["solver"] for row in result["rows"]]
@@ -142,3 +143,13 @@ def test_diagnosis_of_a_converged_solver_finds_no_error(tmp_path):
     assert all(-1 <= value <= 1 for value in cosines[1:])
     assert all(record["cosine"] is None for record in log if record["level"] != "mask")
     assert all(one["products"] > 1 for record in log for one in record["solves"].values())
+
+
+def test_a_notebook_shows_the_same_table(compared):
+    folder, result = compared
+    shown = ElementTree.fromstring(f"<div>{ComparisonTable(result)._repr_html_()}</div>")
+    text = str(ComparisonTable.load(folder / "compare.json"))
+    rows = [["".join(cell.itertext()) for cell in row] for row in shown.findall(".//tbody/tr")]
+    assert sorted(row[0].split("  ")[0] for row in rows) == sorted(row["solver"] for row in result["rows"])
+    assert all(cell.strip() in text for row in rows for cell in row)
+    assert [note.text for note in shown.findall("./div")] == text.splitlines()[len(rows) + 1 :]

@@ -1,0 +1,86 @@
+"""The table of ``multilevel compare``: as text, as a notebook shows it, and from its file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from multilevel.problems.html import html_table
+from multilevel.problems.reference import LARGEST_RESIDUAL
+
+COLUMNS = ("error", "cosine", "residual", "memory_mib", "seconds", "evaluations", "products")
+HEADER = ("error", "cosine", "residual", "MiB", "seconds", "evals", "prods")
+WIDTHS = (9, 8, 10, 9, 9, 7, 7)
+
+
+@dataclass(frozen=True)
+class ComparisonTable:
+    """What every solver's hypergradient costs and how accurate it is, most exact first.
+
+    Args:
+        result: what ``compare.json`` holds.
+    """
+
+    result: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: Path | str) -> ComparisonTable:
+        """From a ``compare.json``.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return cls(json.loads(Path(path).read_text()))
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The solvers, most exact first; those without a result last."""
+
+        def place(row: dict[str, Any]) -> tuple[bool, float, bool]:
+            return row.get("error") is None, row.get("error") or 0.0, "problem" in row
+
+        return sorted(self.result["rows"], key=place)
+
+    @property
+    def notes(self) -> list[str]:
+        """What ``auto`` has chosen, and what the reference is."""
+        reference = self.result["reference"]
+        notes = [f"{row['solver']}: {row['choice']}" for row in self.result["rows"] if row.get("choice")]
+        if "problem" in reference:
+            return [*notes, f"no reference: {reference['problem']}"]
+        solvers = ", ".join(f"{solver} at {level}" for level, solver in reference["solver"].items())
+        how = f"float64, damping {self.result['damping']:g}, residual {reference['residual']:.2g}"
+        notes.append(f"reference: {solvers}, {how}")
+        if not reference["usable"]:
+            limit = f"the reference's residual is above {LARGEST_RESIDUAL:g}"
+            notes.append(f"no error column: {limit}; raise iterations or damping")
+        return notes
+
+    def __str__(self) -> str:
+        width = max(40, *(len(row["solver"]) + 2 for row in self.rows))
+        lines = [f"{'solver':<{width}}{''.join(f'{name:>{wide}}' for name, wide in zip(HEADER, WIDTHS, strict=True))}"]
+        for row in self.rows:
+            if "problem" in row:
+                lines.append(f"{row['solver']:<{width}}  {row['problem']}")
+                continue
+            cells = "".join(f"{one:>{wide}}" for one, wide in zip(_cells(row), WIDTHS, strict=True))
+            lines.append(f"{row['solver']:<{width}}{cells}{_failed(row)}")
+        return "\n".join([*lines, *self.notes])
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (row["solver"], row["problem"]) if "problem" in row else (row["solver"] + _failed(row), *_cells(row))
+            for row in self.rows
+        ]
+        return html_table(("solver", *HEADER), rows, self.notes)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    values = [row[name] for name in COLUMNS]
+    return ["-" if one is None else str(one) if isinstance(one, int) else f"{one:.3g}" for one in values]
+
+
+def _failed(row: dict[str, Any]) -> str:
+    return f"  failed at {', '.join(row['failed'])}" if row["failed"] else ""
