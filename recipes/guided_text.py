@@ -4,11 +4,11 @@ Follows: the levels of MLO-MAE (see guided_mae), which masks images; for text, t
 (Kang et al., EMNLP 2020), which learns what to mask by reinforcement learning in place of hypergradients, and
 reports that its masks do better than rules on question answering and text classification.
 
-Result: ``multilevel train recipe=guided_text`` (generated texts, a quarter of the words tells the class, 800 pretraining
-updates, seed 0): the masking network does not find those words, ROC AUC 0.53 (0.42 to 0.55 with seeds 0 to 4: by luck);
-linear probes 90.9% with guided masks, 87.0% with random ones, 74.6% untrained, 97.7% on counts of words. Over the five
-seeds guided masks gain 2.8 points (95% interval -2.5 to +8.0): that is not decided. The levels carry over to text; that
-guidance pays there is not shown.
+Result: ``multilevel train recipe=guided_text`` (generated texts, a quarter of the words tells the class, 800
+pretraining updates, seed 0): the masking network does not find those words, ROC AUC 0.53 (0.42 to 0.55 with seeds 0 to
+4: by luck); linear probes 90.9% with guided masks, 87.0% with random ones, 74.6% untrained, 97.7% on counts of words.
+Over the five seeds guided masks gain 2.8 points (95% interval -2.5 to +8.0): that is not decided. The levels carry over
+to text; that guidance pays there is not shown.
 """
 
 from __future__ import annotations
