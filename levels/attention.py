@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedConfig
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 #: Tokens up to which attention in bfloat16 on a CPU takes plain steps: the fused kernel is several times slower at 65
 #: tokens, and faster at 577 (heads of 64, torch 2.13, one core with AVX-512).
@@ -33,3 +34,4 @@ def use_attention(*configs: PreTrainedConfig) -> None:
 
 NAME = "multilevel"
 AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)  # without it, models of transformers attend to padding

@@ -1,14 +1,13 @@
-"""Level: pretrain an encoder by reconstructing hidden patches."""
+"""Level: pretrain an encoder by reconstructing hidden patches, or hidden words."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from multilevel.levels.masked_autoencoder import MaskedAutoencoder
 from multilevel.levels.masks import MaskPolicy, MaskView
 from multilevel.levels.masks.statistics import mask_statistics
 from multilevel.problems import Problem
@@ -27,7 +26,8 @@ class MaskedPretrain(Problem):
     the plain mean over hidden patches. Batches are (images [B, C, H, W], targets, which are not used).
 
     Args:
-        module: the autoencoder.
+        module: a MaskedAutoencoder; or a MaskedLanguageModel, whose words take the place of patches, and texts int64
+            [B, L] that of images.
         policy: chooses the hidden patches.
         weights: raw (the probabilities, as published; the loss can then be lowered by the probabilities alone)
             or normalized (they sum to 1 in each image).
@@ -44,7 +44,7 @@ class MaskedPretrain(Problem):
     def __init__(
         self,
         name: str,
-        module: MaskedAutoencoder,
+        module: nn.Module,
         *,
         policy: MaskPolicy,
         weights: str = "normalized",

@@ -16,14 +16,14 @@ class TaskData:
     Args:
         class_names: the classes, by number.
         counts: of each class in the labelled training images: images, pixels of masks, or boxes.
-        image_size: pixels a side.
-        patch_size: pixels a side.
+        image_size: pixels a side; 0 where there are no images.
+        patch_size: pixels a side; 0 where there are no images.
     """
 
     class_names: tuple[str, ...]
     counts: tuple[int, ...]
-    image_size: int
-    patch_size: int
+    image_size: int = 0
+    patch_size: int = 0
 
 
 class Task(ABC):

@@ -1,0 +1,175 @@
+"""Recipe: a masked language model whose masks are learned from the downstream task: guided_mae's levels, on text.
+
+Follows: the levels of MLO-MAE (see guided_mae), which masks images; for text, the question of the Neural Mask Generator
+(Kang et al., EMNLP 2020), which learns what to mask by reinforcement learning in place of hypergradients, and
+reports that its masks do better than rules on question answering and text classification.
+
+Result: ``multilevel train recipe=guided_text`` (generated texts, a quarter of the words tells the class, 800
+pretraining updates, seed 0): the masking network does not find those words, ROC AUC 0.53 (0.42 to 0.55 with seeds 0 to
+4: by luck); linear probes 90.9% with guided masks, 87.0% with random ones, 74.6% untrained, 97.7% on counts of words.
+Over the five seeds guided masks gain 2.8 points (95% interval -2.5 to +8.0): that is not decided. The levels carry over
+to text; that guidance pays there is not shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+
+from multilevel.levels import Finetune, MaskedPretrain, MaskLearning
+from multilevel.levels.masked_language_model import PADDING, MaskedLanguageModel, WordMaskingNetwork
+from multilevel.levels.masks import POLICIES, MaskPolicy
+from multilevel.levels.tasks import TaskData
+from multilevel.levels.tasks.classification import Classification
+from multilevel.problems import Engine, Graph
+from multilevel.problems.randomness import RandomState
+from multilevel.recipes.base import Recipe
+from multilevel.recipes.data.tensors import batches
+from multilevel.recipes.data.texts import TextPart, TextSettings, load_texts
+from multilevel.recipes.evaluation.protocols.linear_probe import linear_probe
+from multilevel.recipes.guided_mae import PATHS, MaskSettings
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
+
+GUIDED = ("sampled", "topk")
+Features = Callable[[TextPart], np.ndarray]  # [N, D]
+
+
+@dataclass(kw_only=True)
+class LanguageModelSettings:
+    """Sizes of the encoder."""
+
+    width: int
+    depth: int
+    heads: int
+
+
+@dataclass(kw_only=True)
+class GuidedTextLevels:
+    """The three levels."""
+
+    pretrain: LowerLevelSettings
+    finetune: LowerLevelSettings
+    mask: LevelSettings
+
+
+@dataclass(kw_only=True)
+class GuidedTextSettings(RunSettings):
+    """See ``config/recipe/guided_text.yaml`` for what each setting means."""
+
+    data: TextSettings
+    model: LanguageModelSettings
+    mask: MaskSettings
+    paths: str
+    levels: GuidedTextLevels
+
+    def check(self) -> None:
+        """Raise SettingError for the first setting that cannot work."""
+        super().check()
+        model = self.model
+        for name, value in vars(model).items():
+            require(f"model.{name}", value, value >= 1, "a whole number of at least 1")
+        require("model.width", model.width, model.width % model.heads == 0, f"a multiple of model.heads={model.heads}")
+        self.data.check()
+        self.mask.check(self.data.length)
+        require("mask.policy", self.mask.policy, self.mask.policy in GUIDED, f"one of {', '.join(GUIDED)}")
+        require("paths", self.paths, self.paths in PATHS, f"one of {', '.join(PATHS)}")
+
+
+class GuidedText(Recipe):
+    """Level 1 pretrains a masked language model, level 2 trains a classifier on its encoder, level 3 updates the
+    masking network so that the classifier's loss on held-out texts falls."""
+
+    settings_class: ClassVar[type[RunSettings]] = GuidedTextSettings
+    settings: GuidedTextSettings
+
+    def __init__(self, settings: GuidedTextSettings) -> None:
+        settings.check()
+        self.settings, mask = settings, settings.mask
+        self.device = chosen_device(settings.device)
+        self.data = load_texts(settings.data)
+        counts = self.data.train.labels.bincount(minlength=len(self.data.class_names))
+        task = Classification(TaskData(self.data.class_names, tuple(counts.tolist())))
+        self.language_model = self._new_language_model()
+        with RandomState.seeded(settings.seed).active():
+            head = task.new_head(settings.model.width).to(self.device)
+            width = max(8, settings.model.width // 4)
+            self.masking = WordMaskingNetwork(self.data.words, settings.data.length, width, mask.temperature)
+            self.masking = self.masking.to(self.device)
+        lower, middle, upper = (
+            {"data": self._batches(part), **self.update_arguments(name, module)}
+            for name, part, module in (
+                ("pretrain", self.data.train, self.language_model),
+                ("finetune", self.data.train, head),
+                ("mask", self.data.mask, self.masking),
+            )
+        )
+        levels, both = settings.levels, settings.paths == "both"
+        self.pretraining_updates = settings.steps * levels.finetune.steps * levels.pretrain.steps
+        options: dict[str, Any] = {"weights": mask.weights, "gradient": mask.gradient, "guidance": mask.guidance}
+        self.graph = Graph(
+            MaskedPretrain("pretrain", self.language_model, policy=mask.new_policy(), **options, **lower),
+            Finetune("finetune", head, task=task, through_encoder=both, **middle),
+            MaskLearning("mask", self.masking, task=task, entropy_bonus=mask.entropy_bonus, **upper),
+            approximate=settings.approximate,
+        )
+
+    def findings(self) -> dict[str, Any]:
+        """``signal_auc``: how well the masking network's probabilities tell the words that show the class from the
+        others, where those are known: ROC AUC over the words of the test texts. ``signal_gap``: their mean probability
+        less that of the others. ``test_accuracy`` of linear probes of encoders after as many updates."""
+        found: dict[str, Any] = {}
+        words = self.data.test.words
+        if self.data.signal is not None:
+            with torch.no_grad():
+                probabilities = self.masking(words.to(self.device)).sigmoid().cpu()[words != PADDING].double()
+            signal = self.data.signal[words[words != PADDING]]
+            found["signal_auc"] = float(roc_auc_score(signal, probabilities))
+            found["signal_gap"] = float(probabilities[signal].mean() - probabilities[~signal].mean())
+        if self.settings.evaluate:
+            encoders = {
+                "guided masks": self.language_model,
+                "random masks": self._pretrained(POLICIES["random"]()),
+                "untrained encoder": self._new_language_model(),
+            }
+            scores = {name: self._probed(self._features(model)) for name, model in encoders.items()}
+            found["test_accuracy"] = {**scores, "counts of words": self._probed(self._counts)}
+        return found
+
+    def _pretrained(self, policy: MaskPolicy) -> MaskedLanguageModel:
+        """A language model pretrained with the masks of a policy that needs no other level, for as many updates."""
+        settings, model = self.settings, self._new_language_model()
+        arguments = self.update_arguments("pretrain", model)
+        problem = MaskedPretrain("pretrain", model, policy=policy, data=self._batches(self.data.train), **arguments)
+        Engine(Graph(problem), seed=settings.seed).run(self.pretraining_updates)
+        return model
+
+    def _probed(self, features: Features) -> float:
+        """Test accuracy of a linear classifier on features of the training texts."""
+        data = self.data
+        predicted = linear_probe(features(data.train), data.train.labels.numpy(), features(data.test), 0)
+        return float((predicted == data.test.labels.numpy()).mean())
+
+    def _features(self, model: MaskedLanguageModel) -> Features:
+        def features(part: TextPart) -> np.ndarray:
+            with torch.no_grad():
+                return np.concatenate([model.features(some.to(self.device)).cpu() for some in part.words.split(500)])
+
+        return features
+
+    def _counts(self, part: TextPart) -> np.ndarray:
+        return np.stack([np.bincount(words, minlength=self.data.words) for words in part.words.numpy()]).astype("f4")
+
+    def _batches(self, part: TextPart) -> Any:
+        return batches(part.words, part.labels, size=self.settings.data.batch_size)
+
+    def _new_language_model(self) -> MaskedLanguageModel:
+        settings = self.settings
+        with RandomState.seeded(settings.seed).active():
+            return MaskedLanguageModel(
+                self.data.words, settings.data.length, **vars(settings.model), mask_ratio=settings.mask.ratio
+            ).to(self.device)
