@@ -5,9 +5,10 @@ PYTHON ?= python3
 run: .venv/installed
 	.venv/bin/multilevel train
 
-# One process a core, with one thread each: threads of several processes would wait for each other.
+# One process a core, with one thread each: threads of several processes would wait for each other. In the files' own
+# order: sorted by their number of tests, the few long ones would come last, and one core would end alone.
 test: .venv/betty
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Lint and types.
 check: .venv/installed build/types

@@ -21,7 +21,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from multilevel.recipes.base import Recipe, recipe_classes
+from multilevel.recipes.base import Recipe, recipe_class
 from multilevel.recipes.evaluation import EvaluationSettings
 from multilevel.recipes.settings import RunSettings
 from multilevel.solvers import SOLVERS, SettingError
@@ -88,10 +88,7 @@ def build_recipe(config: DictConfig) -> Recipe:
         SettingError: a setting that the recipe does not know, or that cannot work.
         DataError: data that cannot be used.
     """
-    classes = recipe_classes()
-    if config.recipe not in classes:
-        raise SettingError("recipe", config.recipe, f"one of {', '.join(classes)}")
-    recipe = classes[config.recipe]
+    recipe = recipe_class(config.recipe)
     return recipe(typed_settings(config, recipe.settings_class))
 
 
@@ -212,7 +209,15 @@ def _composed(parsed: Sequence[Override]) -> DictConfig:
     """The configuration of the recipe and experiment that overrides name, nothing else said."""
     chosen = [one for one in parsed if one.key_or_group in ("recipe", "experiment") and not one.is_sweep_override()]
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        return compose("config", overrides=[str(one.input_line) for one in chosen])
+        try:
+            return compose("config", overrides=[str(one.input_line) for one in chosen])
+        except HydraException:
+            experiment = next((one for one in chosen if one.key_or_group == "experiment"), None)
+            if experiment is None:
+                raise
+            recipe = [one.value() for one in chosen if one.key_or_group == "recipe"]
+            expected = f"an experiment of recipe={recipe[-1] if recipe else 'guided_mae'}: those that there are change "
+            raise SettingError("experiment", experiment.value(), f"{expected}settings of another recipe") from None
 
 
 def _parsed(text: str) -> Override:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from multilevel.configuration import build_recipe, changed, with_groups
 from multilevel.distributed import tell
 from multilevel.problems import load_weights
-from multilevel.recipes.base import recipe_classes
+from multilevel.recipes.base import recipe_class
 from multilevel.recipes.evaluation import EvaluationSettings, format_table
 from multilevel.run_folder import RunFolder
 from multilevel.solvers import DataError, SettingError
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
 def check_encoder(setting: str, folder: RunFolder) -> None:
     """Raise SettingError for a run of a recipe that trains no encoder."""
     recipe = folder.config().recipe
-    if recipe_classes()[recipe].encoder_level is None:
+    if recipe_class(recipe).encoder_level is None:
         raise SettingError(setting, str(folder.path), f"a run that trains an encoder, which {recipe} does not")
 
 

@@ -36,6 +36,8 @@ def sweep(overrides: Sequence[str], train: Callable[[DictConfig, Path], None]) -
         Stopped: a signal has ended one early.
     """
     expanded = expand(overrides)
+    if any(one.startswith("hydra.sweep.dir=") and "${" in one for one in expanded):
+        raise SettingError("hydra.sweep.dir", "an interpolation", "a folder by its name")
     if any(one.startswith(("output=", "resume=")) for one in expanded):
         raise SettingError("output", "a value with --multirun", "hydra.sweep.dir=FOLDER in its place")
 
@@ -44,12 +46,12 @@ def sweep(overrides: Sequence[str], train: Callable[[DictConfig, Path], None]) -
         output = Path(HydraConfig.get().runtime.output_dir)
         try:
             train(plain(config), output)
+            return objective(json.loads((output / "summary.json").read_text()), config.objective)
         except MultilevelError as error:  # the other runs go on; this may be another process, or another machine
             (output / FAILURE).write_text(f"{', '.join(HydraConfig.get().overrides.task)}: {error}")
             return math.inf
         except Stopped as stop:
             raise Stopped(f"{stop}; the runs after it were not started", stop.status) from stop
-        return objective(json.loads((output / "summary.json").read_text()), config.objective)
 
     register_solvers()
     several = swept(expanded)
@@ -88,6 +90,8 @@ def objective(summary: dict[str, Any], path: str | None) -> float:
         SettingError: no such number.
     """
     found: Any = summary
+    if path is None and summary["levels"][list(summary["levels"])[-1]]["last_loss"] is None:
+        return math.inf  # every update of it was skipped
     for key in (path or f"levels.{list(summary['levels'])[-1]}.last_loss").split("."):
         found = found.get(key) if isinstance(found, dict) else None
     if not isinstance(found, int | float):
@@ -97,4 +101,4 @@ def objective(summary: dict[str, Any], path: str | None) -> float:
 
 def failures(folder: Path) -> list[str]:
     """Why runs of a sweep failed, in the order of their settings."""
-    return [path.read_text() for path in sorted(folder.glob(f"*/{FAILURE}"))]
+    return [path.read_text() for path in sorted(folder.rglob(FAILURE))]  # a value with a slash makes folders in folders

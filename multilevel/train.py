@@ -147,9 +147,9 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, loggers: Sequence[
     # The log is flushed before a checkpoint is written: a resumed run finds every line that it does not write again.
     engine.callbacks += [
         *([log] if first else []),
-        *loggers,
         *([Diagnosis(folder.diagnosis, settings.diagnose)] if settings.diagnose else []),
         Checkpointing(folder.checkpoint, settings.checkpoint.every),
+        *loggers,
         # What only speaks comes last: where nobody listens any more, nothing is lost.
         *([CollapseReport(), Progress(recipe.images_per_step)] if first else []),
     ]
@@ -157,6 +157,8 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, loggers: Sequence[
         try:
             engine.run(settings.steps - engine.step)
         except DivergedError as error:
+            for logger in loggers:
+                logger.on_end(engine)
             raise DivergedError(f"{error}. {_saved(folder)}") from error
     for number in replicas.gather(stop.number):
         if number is not None:

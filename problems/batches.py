@@ -147,7 +147,10 @@ def first_rows(batch: Any, share: float, level: str) -> Any:
     Raises:
         DataError: something other than tensors of one length.
     """
-    length = _rows(batch, level, f"set levels.{level}.solve_share to 1")
+    remedy = f"set levels.{level}.solve_share to 1"
+    length = _rows(batch, level, remedy)
+    if length == 0:
+        raise DataError(f"a batch of level {level!r} has no rows to take a part of: {remedy}")
     return _cut(batch, 0, max(1, round(share * length)))
 
 

@@ -98,7 +98,11 @@ class BettyEngine(Engine):
             callback.on_update(self, update)
 
     def solve_hypergradient(
-        self, name: str, solvers: Mapping[str, Solver] | None = None, precision: str | None = None
+        self,
+        name: str,
+        solvers: Mapping[str, Solver] | None = None,
+        precision: str | None = None,
+        whole: bool = False,
     ) -> Hypergradient:
         """As ``Engine`` has it, by Betty; with solvers or a precision of one's own it is not Betty's.
 
@@ -109,7 +113,7 @@ class BettyEngine(Engine):
             BettyError: Betty refuses; the text says why.
         """
         if solvers is not None or precision is not None or name not in self.levels:
-            return super().solve_hypergradient(name, solvers, precision)
+            return super().solve_hypergradient(name, solvers, precision, whole)
         own, passes = self.levels[name], self.graph.passes(name)
         for level in (name, *passes):
             (self.levels[level].cur_batch,) = self._record_of(level)
@@ -134,6 +138,11 @@ class BettyEngine(Engine):
                     "from a level to those that read it, is another one"
                 )
             updates *= self.graph.problems[name].steps
+        for name, problem in self.graph.problems.items():
+            if problem.starts_anew:
+                raise BettyError(
+                    f"level {name!r} starts anew for every update of the next level up, which Betty does not"
+                )
         with self._explained("a step"):
             for _ in range(updates):
                 self._betty.global_step += 1

@@ -148,7 +148,11 @@ class Engine:
         return dict(self.solve_hypergradient(name).values)
 
     def solve_hypergradient(
-        self, name: str, solvers: Mapping[str, Solver] | None = None, precision: str | None = None
+        self,
+        name: str,
+        solvers: Mapping[str, Solver] | None = None,
+        precision: str | None = None,
+        whole: bool = False,
     ) -> Hypergradient:
         """``hypergradient`` with the reports of its solves, with other solvers or in another precision.
 
@@ -156,6 +160,7 @@ class Engine:
             name: the level.
             solvers: of the levels that the hypergradient goes through; None takes each level's own.
             precision: float32, bf16 or float64, in which everything is then evaluated; None takes the engine's.
+            whole: take whole batches, whatever ``solve_share`` says.
 
         Raises:
             GraphError: there is no such level.
@@ -173,7 +178,7 @@ class Engine:
                 total = added(total, gradients(evaluator.loss(name, part, inputs)[0], inputs))
         assert total is not None
         direct = filled(averaged(total, len(record), inputs), inputs)
-        found = self._respond(name, direct, evaluator, solvers)
+        found = self._respond(name, direct, evaluator, solvers, whole)
         if not all(value.isfinite().all() for value in found.values.values()):
             raise NotFiniteError(f"the hypergradient of level {name!r} is not finite")
         return found
@@ -259,7 +264,9 @@ class Engine:
         """
         if index > 0:
             below = self.graph.problems[self.graph.names[index - 1]]
-            below.begin()
+            if below.starts_anew:
+                below.begin()
+                self._steps.pop(below.name, None)  # an unrolled solver does not go back beyond its start
             for left in reversed(range(below.steps)):
                 self._descend(index - 1, last=not left)
         self._update(self.graph.problems[self.graph.names[index]], last)
@@ -342,10 +349,16 @@ class Engine:
         return Update(name, self.step, mean, metrics, norm, found.reports, cosine)
 
     def _respond(
-        self, name: str, direct: Gradients, evaluator: Evaluator, solvers: Mapping[str, Solver] | None = None
+        self,
+        name: str,
+        direct: Gradients,
+        evaluator: Evaluator,
+        solvers: Mapping[str, Solver] | None = None,
+        whole: bool = False,
     ) -> Hypergradient:
         passes = self.graph.passes(name)
-        records = {level: self._solved_record(level) for level in passes}
+        record_of = self._record_of if whole else self._solved_record
+        records = {level: record_of(level) for level in passes}
         # A solver other than the level's own starts from nothing.
         memory = Memory(self._steps, {} if solvers else self._starts.get(name, {}), self._calls)
         try:

@@ -80,9 +80,10 @@ def _instance_norm(
 
 
 def _standardized(input: Tensor, dimensions: tuple[int, ...], eps: float) -> Tensor:
-    """Mean 0 and deviation 1 over some dimensions."""
-    centred = input - input.mean(dimensions, keepdim=True)
-    return centred * (centred.square().mean(dimensions, keepdim=True) + eps).rsqrt()
+    """Mean 0 and deviation 1 over some dimensions, computed in float32 where the input is coarser."""
+    values = input if input.dtype == torch.float64 else input.float()
+    centred = values - values.mean(dimensions, keepdim=True)
+    return (centred * (centred.square().mean(dimensions, keepdim=True) + eps).rsqrt()).to(input.dtype)
 
 
 def _scaled(values: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -94,6 +94,11 @@ class Problem:
         A level that starts anew every time, as in meta-learning, sets its variables and its optimizer's state here.
         """
 
+    @property
+    def starts_anew(self) -> bool:
+        """Whether it defines ``begin``."""
+        return type(self).begin is not Problem.begin
+
     def loss(self, levels: Levels, batch: Any, draws: Any) -> LossValue:
         """The level's objective: a scalar tensor, or (scalar, {metric name: number or scalar tensor}).
 

@@ -60,7 +60,7 @@ def reference_hypergradient(
             if chosen[level] == "dense"
             else Minres(iterations, tolerance=1e-8, measure_residual=True, damping=damping)
         )
-    found = engine.solve_hypergradient(name, solvers, REFERENCE_PRECISION)
+    found = engine.solve_hypergradient(name, solvers, REFERENCE_PRECISION, whole=True)
     return Reference(found.values, chosen, largest_residual(found) or 0.0)
 
 

@@ -14,6 +14,7 @@ from multilevel.recipes.evaluation import Score
 from multilevel.recipes.export.trained import TrainedModel
 from multilevel.recipes.settings import RunSettings
 from multilevel.recipes.training import level_arguments
+from multilevel.solvers import SettingError
 from multilevel.solvers.registry import discover
 
 
@@ -86,3 +87,15 @@ class Recipe(ABC):
 def recipe_classes() -> dict[str, type[Recipe]]:
     """Every recipe by the name of its file, which is its name in configuration."""
     return discover(importlib.import_module("multilevel.recipes"), Recipe)  # type: ignore[type-abstract]
+
+
+def recipe_class(name: str) -> type[Recipe]:
+    """A recipe by its name.
+
+    Raises:
+        SettingError: there is no such recipe.
+    """
+    classes = recipe_classes()
+    if name not in classes:
+        raise SettingError("recipe", name, f"one of {', '.join(classes)}")
+    return classes[name]

@@ -45,7 +45,6 @@ from multilevel.problems.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data.few_shot import ClassTasks, Sinusoids, TaskSizes, held_out_combinations
 from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
-from multilevel.solvers import ImplicitSolver
 
 TASKS = ("sinusoids", "digits", "new_digits")
 CLASSES, WAYS = 10, 3
@@ -107,7 +106,7 @@ class Maml(Recipe):
         self.network = self._new_network()
         offsets = TaskOffsets(self.network.no_offsets(settings.tasks_per_step)).to(self.device)
         lower = self.update_arguments("adapt", offsets)
-        default = 2.0 if isinstance(lower["solver"], ImplicitSolver) else 0.0
+        default = 0.0 if lower["solver"].recorded_steps else 2.0
         self.proximal = default if settings.proximal is None else settings.proximal
         lower_level = Adaptation(
             "adapt", offsets, tasks=tasks, error=self.error, proximal=self.proximal, shared="meta", **lower

@@ -37,7 +37,7 @@ def _class(name: str) -> type[Logger]:
     expected = f"some of {', '.join(own)}, or MODULE.CLASS, a multilevel.loggers.Logger that can be imported"
     try:
         found = getattr(importlib.import_module(module), kind) if dot else None
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise SettingError("loggers", name, f"{expected} ({error})") from error
     if not (isinstance(found, type) and issubclass(found, Logger)):
         raise SettingError("loggers", name, expected)

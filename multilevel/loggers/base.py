@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from multilevel.problems import Callback, Engine, Update
 
 
 class Logger(Callback, ABC):
-    """Writes the numbers of every step; ``write`` is all that one of your own needs.
+    """Writes the numbers of every step; ``write`` is all that one of your own needs. Where it fails, a line says so,
+    and the run goes on without it.
 
     Args:
         folder: the run's.
@@ -21,6 +25,7 @@ class Logger(Callback, ABC):
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         self.folder, self.config = folder, config
         self._values: dict[str, float] = {}
+        self._failed = False
 
     @abstractmethod
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -36,7 +41,13 @@ class Logger(Callback, ABC):
         self._values |= numbers(update)
 
     def on_step(self, engine: Engine) -> None:
-        self.write(engine.step, self._values)
+        if not self._failed:
+            try:
+                self.write(engine.step, self._values)
+            except Exception as error:  # a server that is gone must not cost the run
+                self._failed = True
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                tqdm.write(f"step {engine.step}: {type(self).__name__} logs no more: {reason}", file=sys.stderr)
         self._values = {}
 
 

@@ -64,6 +64,13 @@ def test_what_needs_an_encoder_refuses_a_run_without_one(arguments, expected, tm
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_a_run_of_a_recipe_that_is_not_there_is_told(command, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("recipe: gone\n")
+    assert main([command, str(tmp_path)]) == 2
+    assert "recipe: got 'gone'; expected one of" in capsys.readouterr().err
+
+
 def test_a_study_refuses_a_recipe_without_masks(capsys):
     assert main(["study", "recipe=hyper_cleaning"]) == 2
     assert "recipe: got 'hyper_cleaning'; expected a recipe with masks" in capsys.readouterr().err
@@ -74,6 +81,10 @@ def test_a_study_refuses_a_recipe_without_masks(capsys):
     [
         ("noise=2", "noise: got 2.0; expected a share above 0 and below 1"),
         ("noize=0.1", "noize: got '0.1'; expected a setting that there is, such as noise"),
+        (
+            "experiment=cifar10_paper",
+            "experiment: got 'cifar10_paper'; expected an experiment of recipe=hyper_cleaning",
+        ),
         ("model=tiny", "model: got 'tiny'; expected a setting that there is"),
         ("levels.classify.solver=none", "levels.classify.solver: got 'none'; expected one of"),
         ("levels.classify.solver.terms=3", "levels.classify.solver.terms: got '3'; expected"),

@@ -94,7 +94,20 @@ def test_mlflow_goes_on_in_the_same_run(tmp_path, monkeypatch):
     agrees(logged, run)
 
 
-@pytest.mark.parametrize("name", ["none", "json.JSONDecoder", "json.none", "no_such_module.Class"])
+def test_a_logger_that_fails_costs_no_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "failing.py").write_text(
+        "from multilevel.loggers import Logger\n"
+        "class Failing(Logger):\n"
+        "    def write(self, step, values):\n"
+        "        raise RuntimeError('the server is gone')\n"
+    )
+    train(tmp_path / "run", "loggers=[failing.Failing]", "steps=3")
+    said = [line for line in capsys.readouterr().err.splitlines() if "server" in line]
+    assert said == ["step 1: Failing logs no more: RuntimeError: the server is gone"]
+
+
+@pytest.mark.parametrize("name", [".none", "..none", "none", "json.JSONDecoder", "json.none", "no_such_module.Class"])
 def test_a_logger_that_there_is_not_is_told_before_anything_is_written(name, tmp_path, capsys):
     assert main(["train", *TINY, "steps=1", f"loggers=[{name}]", f"output={tmp_path / 'run'}"]) == 2
     assert f"loggers: got '{name}'; expected some of mlflow, tensorboard, or MODULE.CLASS" in capsys.readouterr().err

@@ -170,6 +170,14 @@ def test_an_error_within_multirun_is_one_line(tmp_path, launcher):
     assert done.stderr.strip() == f"multilevel: 2 of the runs failed; the first with {expected}"
 
 
+def test_failures_are_found_where_a_swept_value_holds_a_slash(tmp_path):
+    settings = ["recipe=hyper_cleaning", "steps=1", "data.path=/nowhere/a,/nowhere/b"]
+    command = [sys.executable, "-m", "multilevel", "train", "--multirun", *settings, f"hydra.sweep.dir={tmp_path}/s"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "2 of the runs failed; the first with data.path=/nowhere/a: data.path" in done.stderr
+
+
 def test_optuna_searches_a_solvers_settings_and_says_what_is_best(tmp_path):
     settings = ["recipe=hyper_cleaning", "steps=2", "evaluate=false", "solver=conjugate_gradient"]
     searched = ["solver.damping=tag(log,interval(0.001,10))", "objective=separation_auc"]

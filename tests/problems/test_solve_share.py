@@ -6,6 +6,8 @@ from solver_table import ROWS
 from torch import nn
 
 from multilevel import Engine, Graph, Problem
+from multilevel.problems.batches import first_rows
+from multilevel.problems.reference import reference_hypergradient
 from multilevel.solvers import ConjugateGradient, DataError, SettingError, Unrolled
 
 
@@ -90,6 +92,18 @@ def test_draws_of_the_part_are_the_same_in_every_solve_at_a_point():
     one = engine(NoisyFit, solve_share=0.5)
     one.run(2)
     assert torch.equal(one.hypergradient("scale")["weight"], one.hypergradient("scale")["weight"])
+
+
+def test_a_reference_takes_all_rows():
+    shared, whole = engine(solve_share=0.25), engine()
+    found = reference_hypergradient(shared, "scale", {}).values["weight"]
+    expected = reference_hypergradient(whole, "scale", {}).values["weight"]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_a_batch_without_rows_is_named():
+    with pytest.raises(DataError, match=r"has no rows to take a part of: set levels\.fit\.solve_share to 1"):
+        first_rows((torch.tensor(1.0), None), 0.5, "fit")
 
 
 def test_one_row_is_left_of_a_small_share():

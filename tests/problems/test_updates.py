@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from multilevel import Callback, Engine, Graph, Problem
+from multilevel.solvers import Unrolled
 
 generator = torch.Generator().manual_seed(0)
 X, Y = torch.randn(48, 5, generator=generator), torch.randn(48, 2, generator=generator)
@@ -208,3 +209,40 @@ def test_a_level_that_starts_anew_does_so_before_each_update_of_the_next():
     expected.load_state_dict(start.state_dict())
     by_hand(expected, torch.optim.Adam(expected.parameters(), 0.1), BATCHES[4:6])
     assert_equal_state(net, expected)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_an_unrolled_solver_does_not_go_back_beyond_a_new_start(steps):
+    """low starts at 0 and takes one step of 0.1 towards top, which reads it: the derivative is 0.1, however often."""
+
+    class Low(Problem):
+        def begin(self):
+            with torch.no_grad():
+                self.module.weight.zero_()
+
+        def loss(self, levels, batch, draws):
+            return (levels.low.weight - levels.top.weight).square().sum() / 2
+
+    class Mid(Problem):
+        def loss(self, levels, batch, draws):
+            return (levels.mid.weight - levels.low.weight).square().sum() / 2
+
+    class Top(Problem):
+        def loss(self, levels, batch, draws):
+            return levels.low.weight.sum() + 0 * levels.mid.weight.sum()
+
+    low, mid, top = (nn.Linear(1, 1, bias=False) for _ in range(3))
+    rates = {"low": (Low, low, 0.1), "mid": (Mid, mid, 0.1), "top": (Top, top, 0.0)}
+    problems = [
+        kind(
+            name,
+            module,
+            optimizer=torch.optim.SGD(module.parameters(), rate),
+            steps=1 if name != "mid" else steps,
+            solver=None if name == "top" else Unrolled(5),
+        )
+        for name, (kind, module, rate) in rates.items()
+    ]
+    engine = Engine(Graph(*problems))
+    engine.run(1)
+    assert engine.hypergradient("top")["weight"].item() == pytest.approx(0.1, rel=1e-6)
