@@ -7,7 +7,7 @@ from multilevel.__main__ import main
 
 CASES = [
     (["foo"], "there is no command 'foo'; the commands are train, compare, study, recipes, graph, evaluate"),
-    (["train", "recipe=none"], "recipe: got 'none'; expected one of guided_mae"),
+    (["train", "recipe=none"], "recipe: got 'none'; expected one of architecture_search, "),
     (["compare", "precisions=half"], "precisions: got 'half'; expected some of float32, bf16"),
     (["compare", "shares=1,0"], "shares: got '0'; expected shares above 0 and at most 1, such as 1,0.5"),
     (["compare", "shares=all"], "shares: got 'all'; expected a number of at least 0"),
