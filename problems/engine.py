@@ -241,14 +241,7 @@ class Engine:
 
     def recorded_bytes(self, count: int) -> int:
         """Memory of the parameters and optimizer state of each level's last ``count`` recorded updates."""
-        updates = [one for steps in self._steps.values() for one in list(steps)[-count:]] if count else []
-        held = [
-            tensor
-            for one in updates
-            for some in (one.parameters, *one.reads.values(), *one.rule.state.values())
-            for tensor in some.values()
-        ]
-        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+        return sum(one.bytes for steps in self._steps.values() for one in list(steps)[-count:]) if count else 0
 
     def load_records(self, records: Mapping[str, Any]) -> None:
         """Take over what ``records`` of an engine at the same point gave."""

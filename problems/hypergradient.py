@@ -107,6 +107,12 @@ class RecordedUpdate:
     reads: Mapping[str, Tensors]
     rule: UpdateRule
 
+    @property
+    def bytes(self) -> int:
+        """Memory of its parameters and optimizer state."""
+        held = (self.parameters, *self.reads.values(), *self.rule.state.values())
+        return sum(one.numel() * one.element_size() for some in held for one in some.values())
+
 
 @dataclass(frozen=True)
 class Memory:

@@ -19,9 +19,10 @@ from PIL import Image
 from torch import nn
 
 from multilevel import Engine, Graph, Problem
-from multilevel.configuration import compose_config, recipe_classes, typed_settings
+from multilevel.configuration import compose_config, typed_settings
 from multilevel.problems import CheckpointError, load_checkpoint, save_checkpoint
 from multilevel.problems.checkpoint import write_digests
+from multilevel.recipes.base import recipe_class
 from multilevel.recipes.data import load_data
 from multilevel.solvers import MultilevelError
 
@@ -160,7 +161,7 @@ def test_settings_are_taken_or_refused_in_one_line(given_settings):
 
     def check():
         config = compose_config(overrides)
-        typed_settings(config, recipe_classes()[config.recipe].settings_class).check()
+        typed_settings(config, recipe_class(config.recipe).settings_class).check()
 
     assert error_of(check) != ""
 
@@ -185,6 +186,6 @@ def test_a_folder_of_images_is_read_or_refused_in_one_line(data):
             inside.mkdir(exist_ok=True)
             (inside / f"{index}{name}").write_bytes(data.draw(st.one_of(st.binary(max_size=40), edits(png()))))
         config = compose_config(["data=folder", f"data.path={folder}", "data.image_size=8", "data.patch_size=4"])
-        found = typed_settings(config, recipe_classes()[config.recipe].settings_class)
+        found = typed_settings(config, recipe_class(config.recipe).settings_class)
         said = error_of(lambda: load_data(found.data))
         assert said is None or "\n" not in said

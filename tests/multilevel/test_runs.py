@@ -175,7 +175,8 @@ def test_failures_are_found_where_a_swept_value_holds_a_slash(tmp_path):
     command = [sys.executable, "-m", "multilevel", "train", "--multirun", *settings, f"hydra.sweep.dir={tmp_path}/s"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "2 of the runs failed; the first with data.path=/nowhere/a: data.path" in done.stderr
+    assert "2 of the runs failed; the first with " in done.stderr
+    assert "data.path: got '/nowhere/a'" in done.stderr
 
 
 def test_optuna_searches_a_solvers_settings_and_says_what_is_best(tmp_path):
