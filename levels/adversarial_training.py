@@ -28,17 +28,6 @@ class Perturbations(nn.Module):
         return self.values[samples]
 
 
-class WeightDecay(nn.Module):
-    """A weight above 0, held by its logarithm."""
-
-    def __init__(self, start: float) -> None:
-        super().__init__()
-        self.logarithm = nn.Parameter(torch.tensor(start).log())
-
-    def forward(self) -> Tensor:
-        return self.logarithm.exp()
-
-
 class Adversary(Problem):
     """Raises the classifier's loss at a price; its sum over samples.
 
@@ -70,7 +59,8 @@ class RobustClassification(Problem):
 
     Args:
         adversary: name of the level that holds ``Perturbations``; None leaves the inputs as they are.
-        decay: name of the level that holds ``WeightDecay``, or a number. This level's module is a ``LinearClassifier``.
+        decay: name of the level that holds it, a ``Positive`` number, or the decay itself. This level's module is a
+            ``LinearClassifier``.
     """
 
     def __init__(self, *arguments: Any, adversary: str | None, decay: str | float, **keywords: Any) -> None:
@@ -93,7 +83,8 @@ class RobustSelection(Problem):
 
     Args:
         classifier: name of the level that holds it.
-        adversary: name of the level that holds ``Perturbations``; this one's module is ``WeightDecay``.
+        adversary: name of the level that holds ``Perturbations``; this one's module is the decay,
+            a ``Positive`` number.
     """
 
     def __init__(self, *arguments: Any, classifier: str, adversary: str, **keywords: Any) -> None:

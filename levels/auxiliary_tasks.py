@@ -45,17 +45,6 @@ class MultiTaskNetwork(nn.Module):
         return [head(some) for head, some in zip(self.heads.values(), features, strict=True)]
 
 
-class LossWeights(nn.Module):
-    """A weight above 0 for each auxiliary loss, at first 1: called without arguments, [tasks]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.log_weights = nn.Parameter(torch.zeros(len(AUXILIARY_TASKS)))
-
-    def forward(self) -> Tensor:
-        return self.log_weights.exp()
-
-
 class AuxiliaryLearning(Problem):
     """The main task's cross-entropy, and the sum of the auxiliary losses times their weights.
 

@@ -13,17 +13,6 @@ from multilevel.levels.classification import Classification
 from multilevel.problems.levels import Levels
 
 
-class Penalties(nn.Module):
-    """A penalty above 0 for each weight of a linear classifier: called without arguments, [classes, inputs]."""
-
-    def __init__(self, inputs: int, classes: int, initial: float) -> None:
-        super().__init__()
-        self.log_penalties = nn.Parameter(torch.full((classes, inputs), initial).log())
-
-    def forward(self) -> Tensor:
-        return self.log_penalties.exp()
-
-
 class PenalizedClassification(Classification):
     """Cross-entropy of a linear classifier, and half the sum of its squared weights times their penalties.
 

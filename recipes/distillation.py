@@ -34,7 +34,7 @@ from multilevel.problems import Graph
 from multilevel.problems.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
-from multilevel.recipes.data.tensors import batches, tensors
+from multilevel.recipes.data.tensors import batches, some_of_each_class, tensors
 from multilevel.recipes.pictures.images import draw_images
 from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
 
@@ -133,7 +133,7 @@ class Distillation(Recipe):
         """As many real images of each class as are learned."""
         (images, labels), count = self.real, self.settings.images_per_class
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(draw))
-        which = torch.cat([order[labels[order] == one][:count] for one in range(len(self.data.class_names))])
+        which = some_of_each_class(labels, order, count)
         return images[which], labels[which]
 
     def _new_classifier(self, width: int, seed: int) -> Classifier:

@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from multilevel.levels.auxiliary_tasks import AUXILIARY_TASKS, AuxiliaryLearning, LossWeights, MultiTaskNetwork
+from multilevel.levels.auxiliary_tasks import AUXILIARY_TASKS, AuxiliaryLearning, MultiTaskNetwork
 from multilevel.levels.classification import Classification, accuracy
+from multilevel.levels.positive import Positive
 from multilevel.problems import Engine, Graph
 from multilevel.problems.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
-from multilevel.recipes.data.tensors import batches, tensors
+from multilevel.recipes.data.tensors import batches, some_of_each_class, tensors
 from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
 
 
@@ -75,10 +76,11 @@ class MetaLossWeighting(Recipe):
         with RandomState.seeded(settings.seed).active():
             self.random_labels = torch.randint(self.classes, labels.shape)
             order = torch.randperm(len(labels))
-        few = [order[labels[order] == one][:asked] for one in range(self.classes)]
-        self.labelled = self.images[torch.cat(few)], labels[torch.cat(few)]
+        few = some_of_each_class(labels, order, asked)
+        self.labelled = self.images[few], labels[few]
         self.held_out, self.test = tensors(data, data.mask), tensors(data, data.test)
-        self.weights, network = LossWeights().to(self.device), self._new_network(settings.seed)
+        network = self._new_network(settings.seed)
+        self.weights = Positive(torch.ones(len(AUXILIARY_TASKS))).to(self.device)
         lower, upper = self.update_arguments("learn", network), self.update_arguments("weigh", self.weights)
         held_out = batches(*self.held_out, size=len(self.held_out[1]))
         self.graph = Graph(

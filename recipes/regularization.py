@@ -26,7 +26,8 @@ from scipy.stats.qmc import Halton
 from torch import Tensor, nn
 
 from multilevel.levels.classification import Classification, accuracy
-from multilevel.levels.penalized_classification import PenalizedClassification, Penalties, fit_penalized
+from multilevel.levels.penalized_classification import PenalizedClassification, fit_penalized
+from multilevel.levels.positive import Positive
 from multilevel.problems import Callback, Engine, Graph
 from multilevel.problems.callbacks import Update
 from multilevel.problems.randomness import RandomState
@@ -80,7 +81,7 @@ class Regularization(Recipe):
             self.training, self.held_out, self.test = [(self._with_noise(images), labels) for images, labels in parts]
             self.inputs = self.training[0].shape[1]
             classifier = nn.Linear(self.inputs, self.classes).to(device)
-        self.penalties = Penalties(self.inputs, self.classes, settings.initial_penalty).to(device)
+        self.penalties = Positive(torch.full((self.classes, self.inputs), settings.initial_penalty)).to(device)
         lower = self.update_arguments("classify", classifier)
         upper = self.update_arguments("regularize", self.penalties)
         training, held_out = batches(*self.training, size=size), batches(*self.held_out, size=size)

@@ -24,9 +24,9 @@ from multilevel.levels.adversarial_training import (
     Perturbations,
     RobustClassification,
     RobustSelection,
-    WeightDecay,
     selection_losses,
 )
+from multilevel.levels.positive import Positive
 from multilevel.problems import Engine, Graph
 from multilevel.problems.batches import to_device
 from multilevel.recipes.base import Recipe
@@ -82,7 +82,7 @@ class TrilevelAdversarial(Recipe):
         self.training, self.held_out = torch.arange(len(labels)).split([len(some) for _, some in parts])
         self.inputs, self.labels = inputs.to(self.device), labels.to(self.device)
         self.test = to_device(tensors(data, data.test), self.device)
-        self.decay = WeightDecay(settings.start).to(self.device)
+        self.decay = Positive(torch.tensor(settings.start)).to(self.device)
         upper = self.update_arguments("decay", self.decay)
         select = RobustSelection(
             "decay", self.decay, classifier="classify", adversary="adversary", data=self._batch(self.held_out), **upper

@@ -19,6 +19,17 @@ def tensors(data: ImageData, part: Part) -> tuple[Tensor, Tensor]:
     return data.normalize(part.pixels(torch.arange(len(part)))), part.labels
 
 
+def some_of_each_class(labels: Tensor, order: Tensor, count: int) -> Tensor:
+    """The first ``count`` positions of each class in an order: int64 [classes * count], class by class.
+
+    Args:
+        labels: int64 [N], each class among them at least ``count`` times.
+        order: a permutation, int64 [N].
+        count: of each class.
+    """
+    return torch.cat([order[labels[order] == one][:count] for one in labels.unique()])
+
+
 def batches(*tensors: Tensor, size: int) -> DataLoader:
     """Batches of the same rows of all tensors, in a new order every epoch; rows that fill no batch are left out.
 

@@ -12,8 +12,8 @@ from multilevel.levels.adversarial_training import (
     Perturbations,
     RobustClassification,
     RobustSelection,
-    WeightDecay,
 )
+from multilevel.levels.positive import Positive
 from multilevel.solvers import ConjugateGradient, Dense
 
 generator = torch.Generator().manual_seed(0)
@@ -71,13 +71,13 @@ def test_the_hypergradient_is_that_of_three_levels_solved_again(solver, slope):
     w = trained(logarithm)
     assert (perturbed(w) - perturbed(w, 41)).abs().max() < 1e-11  # they have converged
     perturbations, classifier, decay = (
-        one.double() for one in (Perturbations(X), LinearClassifier(3, 3), WeightDecay(1.0))
+        one.double() for one in (Perturbations(X), LinearClassifier(3, 3), Positive(torch.tensor(1.0)))
     )
     with torch.no_grad():
         perturbations.values.copy_(perturbed(w))
         classifier.linear.weight.copy_(w[:9].reshape(3, 3))
         classifier.linear.bias.copy_(w[9:])
-        decay.logarithm.copy_(logarithm)
+        decay.logarithms.copy_(logarithm)
     batch = {len(some): [(X[some], Y[some], some)] for some in (torch.arange(10), TRAINING, HELD_OUT)}
     graph = Graph(
         Adversary("adversary", perturbations, penalty=PENALTY, classifier="classify", data=batch[10], solver=solver),
@@ -87,7 +87,7 @@ def test_the_hypergradient_is_that_of_three_levels_solved_again(solver, slope):
         RobustSelection("decay", decay, classifier="classify", adversary="adversary", data=batch[4]),
     )
     assert graph.passes("decay") == ("adversary", "classify")
-    found = Engine(graph).hypergradient("decay")["logarithm"]
+    found = Engine(graph).hypergradient("decay")["logarithms"]
     assert found.item() == pytest.approx(slope, rel=1e-6)
 
 

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 
 from multilevel import Engine, Graph
 from multilevel.configuration import build_recipe, compose_config
-from multilevel.levels.auxiliary_tasks import AuxiliaryLearning, LossWeights, MultiTaskNetwork, rotated
+from multilevel.levels.auxiliary_tasks import AUXILIARY_TASKS, AuxiliaryLearning, MultiTaskNetwork, rotated
 from multilevel.levels.classification import Classification
+from multilevel.levels.positive import Positive
 from multilevel.solvers import SettingError, Unrolled
 from multilevel.train import new_engine
 
@@ -23,8 +24,8 @@ def test_images_are_turned_as_often_as_asked():
 
 def test_the_weights_hypergradient_is_how_far_each_loss_moves_the_held_out_one():
     torch.manual_seed(0)
-    network, weights = MultiTaskNetwork((1, 3, 3), 6, 4), LossWeights()
-    weights.log_weights.data = torch.tensor([0.5, -0.3, 0.1])
+    network, weights = MultiTaskNetwork((1, 3, 3), 6, 4), Positive(torch.ones(len(AUXILIARY_TASKS)))
+    weights.logarithms.data = torch.tensor([0.5, -0.3, 0.1])
     network, weights = network.double(), weights.double()
     images, labelled = torch.randn(8, 1, 3, 3).double(), torch.randn(8, 1, 3, 3).double()
     batch = images, torch.randint(4, (8,)), labelled, torch.randint(4, (8,))
@@ -37,7 +38,7 @@ def test_the_weights_hypergradient_is_how_far_each_loss_moves_the_held_out_one()
     upper = Classification("weigh", weights, classifier="learn", data=[held_out], optimizer=optimizers[1])
     engine = Engine(Graph(lower, upper))
     engine.run(1)
-    found = engine.hypergradient("weigh")["log_weights"]
+    found = engine.hypergradient("weigh")["logarithms"]
     draws = engine.records()["records"]["learn"][0].draws
 
     def gradient(parameters, loss):

@@ -9,7 +9,8 @@ from sklearn.linear_model import LogisticRegression
 from multilevel import Engine, Graph
 from multilevel.configuration import build_recipe, compose_config
 from multilevel.levels.classification import Classification
-from multilevel.levels.penalized_classification import PenalizedClassification, Penalties, fit_penalized
+from multilevel.levels.penalized_classification import PenalizedClassification, fit_penalized
+from multilevel.levels.positive import Positive
 from multilevel.recipes.regularization import cross_entropy
 from multilevel.solvers import ConjugateGradient
 from multilevel.train import new_engine
@@ -52,16 +53,16 @@ def newtons_fit(inputs, classes, penalties):
 
 def test_the_hypergradient_is_the_finite_difference_of_the_whole_fit():
     training, held_out = samples(60, 0), samples(80, 1)
-    penalties = Penalties(INPUTS, CLASSES, 0.05).double()
+    penalties = Positive(torch.full((CLASSES, INPUTS), 0.05)).double()
     solver = ConjugateGradient(iterations=50, tolerance=1e-12)
     fitted = newtons_fit(*training, penalties().detach())
     lower = PenalizedClassification("classify", fitted, penalties="regularize", data=[training], solver=solver)
     upper = Classification("regularize", penalties, classifier="classify", data=[held_out])
-    found = Engine(Graph(lower, upper)).hypergradient("regularize")["log_penalties"]
+    found = Engine(Graph(lower, upper)).hypergradient("regularize")["logarithms"]
     for entry in [(0, 0), (1, 2), (2, 3), (2, 1)]:
         step = torch.zeros(CLASSES, INPUTS, dtype=torch.float64)
         step[entry] = 1e-4
-        ends = [newtons_fit(*training, (penalties.log_penalties.detach() + sign * step).exp()) for sign in (1, -1)]
+        ends = [newtons_fit(*training, (penalties.logarithms.detach() + sign * step).exp()) for sign in (1, -1)]
         above, below = (cross_entropy(end, *held_out) for end in ends)
         assert found[entry].item() == pytest.approx((above - below) / 2e-4, rel=1e-6)
 

@@ -1,0 +1,20 @@
+"""Parameters that stay above 0."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Positive(nn.Module):
+    """Numbers above 0, held by their logarithms: called without arguments, it gives them in the shape they began with.
+
+    Args:
+        initial: the numbers at first, float [...].
+    """
+
+    def __init__(self, initial: Tensor) -> None:
+        super().__init__()
+        self.logarithms = nn.Parameter(initial.log())
+
+    def forward(self) -> Tensor:
+        return self.logarithms.exp()
