@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ class ElementaryNormalization(TorchFunctionMode):
             return function(*arguments, **keywords)
         given = inspect.signature(function).bind(*arguments, **keywords)
         given.apply_defaults()
-        return _REPLACED[function](function, **given.arguments)
+        return _REPLACED[function](function, *given.args)
 
 
 def _layer_norm(
@@ -45,37 +46,22 @@ def _layer_norm(
     return _scaled(_standardized(input, dimensions, eps), weight, bias)
 
 
-def _batch_norm(
+def _channel_norm(
+    over_batch: bool,
     function: Any,
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
-    training: bool,
+    of_input: bool,
     momentum: float,
     eps: float,
 ) -> Tensor:
-    if not training:  # an affine function
+    """Batch and instance norm; by running statistics, which do not depend on the input, they are affine functions."""
+    if not of_input:
         return function(input, running_mean, running_var, weight, bias, False, momentum, eps)
-    dimensions = (0, *range(2, input.ndim))
-    return _scaled(_standardized(input, dimensions, eps), *_for_channels(input, weight, bias))
-
-
-def _instance_norm(
-    function: Any,
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    use_input_stats: bool,
-    momentum: float,
-    eps: float,
-) -> Tensor:
-    if not use_input_stats:
-        return function(input, running_mean, running_var, weight, bias, False, momentum, eps)
-    dimensions = tuple(range(2, input.ndim))
+    dimensions = (*([0] if over_batch else []), *range(2, input.ndim))
     return _scaled(_standardized(input, dimensions, eps), *_for_channels(input, weight, bias))
 
 
@@ -98,8 +84,8 @@ def _for_channels(input: Tensor, *parameters: Tensor | None) -> list[Tensor | No
 
 _REPLACED: dict[Any, Callable[..., Tensor]] = {
     F.layer_norm: _layer_norm,
-    F.batch_norm: _batch_norm,
-    F.instance_norm: _instance_norm,
+    F.batch_norm: partial(_channel_norm, True),
+    F.instance_norm: partial(_channel_norm, False),
 }
 _LOW_LEVEL = {
     torch.layer_norm,
