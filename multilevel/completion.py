@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from omegaconf import OmegaConf
 
-from multilevel.configuration import choices, compose_config, keys
+from multilevel.configuration import choices, compose_config, named
 from multilevel.levels.masks import POLICIES
 from multilevel.recipes.base import recipe_classes
 from multilevel.solvers import SettingError
@@ -47,7 +47,8 @@ def script(shell: str) -> str:
     """What ``eval "$(multilevel completion bash)"`` evaluates; it knows the settings of today."""
     from multilevel.__main__ import COMMANDS
 
-    cases = [f'            "multilevel {command} "*) words="{" ".join(words())}" ;;' for command in CONFIGURED]
+    configured = "|".join(f'"multilevel {command} "*' for command in CONFIGURED)
+    cases = [f'            {configured}) words="{" ".join(words())}" ;;']
     cases.append(f'            "multilevel recipes "*) words="{" ".join(recipe_classes())}" ;;')
     filled = SCRIPT.replace("CASES", "\n".join(cases)).replace("COMMANDS", " ".join(COMMANDS))
     return "autoload -U +X bashcompinit && bashcompinit" + filled if shell == "zsh" else filled.strip()
@@ -59,4 +60,4 @@ def words() -> Iterator[str]:
         yield from (f"{group}={name}" for name in choices(group))
     yield from (f"mask.policy={name}" for name in POLICIES)
     configs = [OmegaConf.to_container(compose_config([f"recipe={recipe}"])) for recipe in recipe_classes()]
-    yield from dict.fromkeys(f"{key}=" for config in configs for key in keys(config))
+    yield from dict.fromkeys(f"{name}=" for config in configs for name, _ in named(config))

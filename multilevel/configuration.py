@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field, fields, make_dataclass
 from importlib import resources
 from pathlib import Path
@@ -258,18 +258,18 @@ def _explained(error: Exception, value: Callable[[str], Any], overrides: Sequenc
 
 def _nearest(setting: str, config: DictConfig) -> str:
     """What to expect in place of a setting that there is not, among those of a configuration."""
-    known = list(keys(OmegaConf.to_container(config)))
+    known = [name for name, _ in named(OmegaConf.to_container(config))]
     known += [f"solver.{one.name}" for solver in SOLVERS.values() for one in fields(solver)]  # type: ignore[arg-type]
     close = difflib.get_close_matches(setting, known, n=1, cutoff=0.5)
     return f"a setting that there is, such as {close[0]}" if close else "a setting that there is: see train --help"
 
 
-def keys(config: Any, prefix: str = "") -> Iterator[str]:
-    """Every setting by its full name."""
-    if isinstance(config, dict):
+def named(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting and group of settings by its full name, with its value."""
+    if isinstance(config, Mapping):
         for key, value in config.items():
-            yield f"{prefix}{key}"
-            yield from keys(value, f"{prefix}{key}.")
+            yield f"{prefix}{key}", value
+            yield from named(value, f"{prefix}{key}.")
 
 
 def _value(setting: str, overrides: Sequence[str]) -> str | None:

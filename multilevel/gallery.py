@@ -7,8 +7,7 @@ import inspect
 import re
 from collections.abc import Sequence
 
-from multilevel.recipes.base import Recipe, recipe_classes
-from multilevel.solvers import SettingError
+from multilevel.recipes.base import Recipe, recipe_class, recipe_classes
 
 TITLE = """# Recipes
 
@@ -19,14 +18,11 @@ comes with it, `multilevel graph recipe=NAME` shows its levels. Made from the do
 
 def main(arguments: Sequence[str]) -> int:
     """A line for each recipe, or all that is said of some."""
-    recipes = recipe_classes()
-    for name in arguments:
-        if name not in recipes:
-            raise SettingError("recipes", name, f"one of {', '.join(recipes)}")
-    if arguments:
-        print("\n\n".join(f"{name}\n\n{text(recipes[name])}" for name in arguments))
+    chosen = [(name, recipe_class(name, "recipes")) for name in arguments]
+    if chosen:
+        print("\n\n".join(f"{name}\n\n{text(recipe)}" for name, recipe in chosen))
     else:
-        print("\n".join(f"{name:<22}{summary(recipe)}" for name, recipe in recipes.items()))
+        print("\n".join(f"{name:<22}{summary(recipe)}" for name, recipe in recipe_classes().items()))
     return 0
 
 

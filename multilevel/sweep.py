@@ -36,8 +36,10 @@ def sweep(overrides: Sequence[str], train: Callable[[DictConfig, Path], None]) -
         Stopped: a signal has ended one early.
     """
     expanded = expand(overrides)
-    if any(one.startswith("hydra.sweep.dir=") and "${" in one for one in expanded):
-        raise SettingError("hydra.sweep.dir", "an interpolation", "a folder by its name")
+    given = [one.partition("=")[2] for one in expanded if one.startswith("hydra.sweep.dir=")]
+    folder = given[-1] if given else f"runs/sweep-{now()}"
+    if "${" in folder:
+        raise SettingError("hydra.sweep.dir", folder, "a folder by its name, without an interpolation")
     if any(one.startswith(("output=", "resume=")) for one in expanded):
         raise SettingError("output", "a value with --multirun", "hydra.sweep.dir=FOLDER in its place")
 
@@ -56,8 +58,6 @@ def sweep(overrides: Sequence[str], train: Callable[[DictConfig, Path], None]) -
     register_solvers()
     several = swept(expanded)
     constant = ",".join(one.partition("=")[0] for one in expanded if one.partition("=")[0] not in several)
-    given = [one.partition("=")[2] for one in expanded if one.startswith("hydra.sweep.dir=")]
-    folder = given[-1] if given else f"runs/sweep-{now()}"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main, which puts them in a line
     sys.argv = [
         "multilevel train",
@@ -90,9 +90,10 @@ def objective(summary: dict[str, Any], path: str | None) -> float:
         SettingError: no such number.
     """
     found: Any = summary
-    if path is None and summary["levels"][list(summary["levels"])[-1]]["last_loss"] is None:
+    top = list(summary["levels"])[-1]
+    if path is None and summary["levels"][top]["last_loss"] is None:
         return math.inf  # every update of it was skipped
-    for key in (path or f"levels.{list(summary['levels'])[-1]}.last_loss").split("."):
+    for key in (path or f"levels.{top}.last_loss").split("."):
         found = found.get(key) if isinstance(found, dict) else None
     if not isinstance(found, int | float):
         raise SettingError("objective", path, "the path of a number in summary.json, such as levels.mask.last_loss")

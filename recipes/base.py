@@ -89,13 +89,13 @@ def recipe_classes() -> dict[str, type[Recipe]]:
     return discover(importlib.import_module("multilevel.recipes"), Recipe)  # type: ignore[type-abstract]
 
 
-def recipe_class(name: str) -> type[Recipe]:
+def recipe_class(name: str, setting: str = "recipe") -> type[Recipe]:
     """A recipe by its name.
 
     Raises:
-        SettingError: there is no such recipe.
+        SettingError: there is no such recipe; ``setting`` is named in the message.
     """
     classes = recipe_classes()
     if name not in classes:
-        raise SettingError("recipe", name, f"one of {', '.join(classes)}")
+        raise SettingError(setting, name, f"one of {', '.join(classes)}")
     return classes[name]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from multilevel.configuration import named
 from multilevel.loggers.base import Logger
 from multilevel.problems import Engine
 from multilevel.solvers import SettingError
@@ -46,8 +47,9 @@ class MLflow(Logger):
             return
         made = self._client.create_run(experiment, run_name=self.folder.name, tags={FOLDER_TAG: folder})
         self._run = made.info.run_id
-        for setting, value in flat(self.config).items():
-            self._client.log_param(self._run, setting, value)
+        for setting, value in named(self.config):
+            if not isinstance(value, Mapping):
+                self._client.log_param(self._run, setting, value)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         metric, now = self._mlflow.entities.Metric, self._mlflow.utils.time.get_current_time_millis()
@@ -55,11 +57,3 @@ class MLflow(Logger):
 
     def on_end(self, engine: Engine) -> None:
         self._client.set_terminated(self._run, "FINISHED" if engine.step >= self._last else "KILLED")
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their full names."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
