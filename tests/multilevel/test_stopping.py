@@ -148,7 +148,11 @@ def test_a_run_without_a_single_update_has_a_summary(tmp_path, monkeypatch):
 @pytest.mark.parametrize("arguments", [["recipes"], ["train", "--help"]])
 def test_nobody_reading_the_output_is_no_error(arguments):
     command = subprocess.Popen(
-        [sys.executable, "-m", "multilevel", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "multilevel", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},  # what is printed waits in the buffer, as it does by default
     )
     command.stdout.close()
     assert command.stderr.read() == ""

@@ -28,6 +28,7 @@ OPERATORS = {
     "batch, affine": lambda x: F.batch_norm(x.T[None], MEAN[:4], VARIANCE, SCALE, SHIFT, training=True),
     "batch, running statistics": lambda x: F.batch_norm(x, MEAN, VARIANCE, SCALE, SHIFT),
     "instance": lambda x: F.instance_norm(x.T[None]),
+    "instance, two samples": lambda x: F.instance_norm(torch.stack([x.T, x.T.square()])),
     "instance, affine": lambda x: F.instance_norm(x.T[None], None, None, SCALE, SHIFT),
     "instance, running statistics": lambda x: F.instance_norm(x.T[None], MEAN, VARIANCE, use_input_stats=False),
     "group": lambda x: F.group_norm(x, 2),
