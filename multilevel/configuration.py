@@ -20,12 +20,13 @@ from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from multilevel.recipes.base import Recipe, recipe_class
 from multilevel.recipes.evaluation import EvaluationSettings
 from multilevel.recipes.settings import RunSettings
 from multilevel.solvers import SOLVERS, SettingError
-from multilevel.solvers.extensions import folders
+from multilevel.solvers.extensions import VARIABLE, folders
 
 CONFIG_MODULE = "multilevel.recipes.config"
 KINDS = {"Float": "a number", "Integer": "a whole number", "bool": "true or false"}
@@ -65,7 +66,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
         overrides: as in ``mask.ratio=0.5`` or ``levels.pretrain.solver=neumann``.
 
     Raises:
-        SettingError: an unknown setting or choice, or a value of the wrong kind.
+        SettingError: an unknown setting or choice, a value of the wrong kind, or a user's file that is no YAML.
     """
     register_solvers()
     expanded = expand(overrides)
@@ -74,6 +75,10 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
             return plain(compose("config", overrides=expanded))
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error, lambda setting: _value(setting, expanded), overrides) from None
+    except MarkedYAMLError as error:
+        place = error.problem_mark
+        where = f"{place.name}:{place.line + 1}" if place else "a configuration file"
+        raise SettingError(VARIABLE, where, f"YAML ({error.problem})") from None
 
 
 def plain(config: DictConfig) -> DictConfig:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import traceback
 from collections.abc import Iterator, MutableSequence
 from pathlib import Path
+from types import ModuleType
 
-from multilevel.solvers.errors import SettingError
+from multilevel.solvers.errors import MultilevelError, SettingError
 
 VARIABLE = "MULTILEVEL_PATH"
 ROOMS = ("recipes", "levels", "solvers")
@@ -25,6 +28,33 @@ def extend(path: MutableSequence[str], package: str) -> None:
         own = folder.joinpath(*package.split(".")[1:])
         if own.is_dir() and str(own) not in path:
             path.append(str(own))
+
+
+def load(module: str) -> ModuleType:
+    """Import a module of this project or of a user's.
+
+    Raises:
+        SettingError: a user's file is at fault; the message says where, and Python's own words for it.
+    """
+    try:
+        return importlib.import_module(module)
+    except MultilevelError:
+        raise
+    except Exception as error:
+        place = _users_line(error)
+        if place is None:
+            raise
+        wish = f"a file that can be imported ({type(error).__name__}: {getattr(error, 'msg', error)})"
+        raise SettingError(VARIABLE, place, wish) from error
+
+
+def _users_line(error: Exception) -> str | None:
+    """FILE:LINE, the last one in a user's folders that an error passed through; None where there is none."""
+    lines = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        lines.append((error.filename, error.lineno))
+    own = [f"{file}:{line}" for file, line in lines if any(Path(file).is_relative_to(one) for one in folders())]
+    return own[-1] if own else None
 
 
 def check_folders() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import pkgutil
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from multilevel.solvers.errors import SettingError
-from multilevel.solvers.extensions import extend
+from multilevel.solvers.extensions import extend, load
 
 Base = TypeVar("Base")
 
@@ -21,7 +20,7 @@ def discover(package: ModuleType, base: type[Base]) -> dict[str, type[Base]]:
     extend(package.__path__, package.__name__)
     found: dict[str, type[Base]] = {}
     for entry in sorted(pkgutil.iter_modules(package.__path__), key=lambda entry: entry.name):
-        module = importlib.import_module(f"{package.__name__}.{entry.name}")
+        module = load(f"{package.__name__}.{entry.name}")
         for _, member in inspect.getmembers(module, inspect.isclass):
             own = member.__module__ == module.__name__
             if own and issubclass(member, base) and not inspect.isabstract(member):

@@ -116,6 +116,25 @@ def test_a_folder_that_is_not_there_and_a_hidden_file_are_told_in_a_line(tmp_pat
     assert "neumann.py'; expected another name for it, as there is" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "expected"),
+    [
+        ("recipes/mine.py", "import nothing_there", "mine.py:1'; expected a file that can be imported (ModuleNotFound"),
+        ("recipes/mine.py", "\ndef (", "mine.py:2'; expected a file that can be imported (SyntaxError: invalid syntax"),
+        ("recipes/config/recipe/mine.yaml", "a: [b\n", "mine.yaml:2'; expected YAML (expected ',' or ']', but got"),
+    ],
+)
+def test_a_broken_file_is_told_in_a_line(file, text, expected, tmp_path):
+    configuration = tmp_path / "recipes" / "config" / "recipe" / "mine.yaml"
+    configuration.parent.mkdir(parents=True)
+    configuration.touch()
+    (tmp_path / file).write_text(text)
+    ended = run(tmp_path, "-m", "multilevel", "train", "recipe=mine", "steps=1")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("multilevel: MULTILEVEL_PATH: got '")
+    assert expected in ended.stderr
+
+
 def test_in_the_projects_own_checkout_files_need_no_path(capsys, monkeypatch):
     monkeypatch.setattr("multilevel.new.write_all", lambda folder, files: None)
     assert main(["new", "solver", "mine", f"output={ROOT}"]) == 0
