@@ -46,13 +46,21 @@ def test_one_table_has_bettys_hypergradients_and_those_here(tmp_path):
     assert all(row["memory_mib"] > 0 for row in rows.values())
 
 
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ("levels.classify.optimizer=adamw", "AdamW refuses them"),
+        ("shares=0.5", "shares: got 0.5; expected nothing: Betty computes as the recipe says, on all rows"),
+        ("precisions=bf16", "precisions: got 'bf16'; expected nothing: Betty computes as"),
+    ],
+)
 @pytest.mark.usefixtures("in_this_process")
-def test_what_betty_refuses_is_said_in_its_row(tmp_path):
+def test_what_betty_refuses_is_said_in_its_row(asked, text, tmp_path):
     pytest.importorskip("betty", reason=BETTY_COMMAND)
-    asked = ["solvers=betty/darts", "levels.classify.optimizer=adamw", "warmup=1", "rounds=1", "iterations=1"]
-    assert main(["compare", *SMALL, *asked, f"output={tmp_path / 'out'}"]) == 0
+    command = ["compare", *SMALL, ADAM, asked, "solvers=betty/darts", "warmup=1", "rounds=1", "iterations=1"]
+    assert main([*command, f"output={tmp_path / 'out'}"]) == 0
     (row,) = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
-    assert "AdamW refuses them" in row["problem"]
+    assert text in row["problem"]
 
 
 def test_training_on_betty(tmp_path):

@@ -37,7 +37,7 @@ class Weights(Problem):
         return F.cross_entropy(scores, batch[1]), {"accuracy": (scores.argmax(1) == batch[1]).float().mean()}
 
 
-def network_graph(solver=None, kind=torch.optim.Adam, **fit):
+def network_graph(solver=None, kind=torch.optim.Adam, fit_kind=Fit, **fit):
     """Two levels with noise, dropout, batch norm, two groups of parameters, a schedule and clipping."""
     torch.manual_seed(0)
     x, y = torch.randn(40, 4), torch.randint(3, (40,))
@@ -56,7 +56,7 @@ def network_graph(solver=None, kind=torch.optim.Adam, **fit):
         **fit,
     }
     return Graph(
-        Fit("fit", net, data=[(x[:10], y[:10]), (x[10:20], y[10:20])], solver=solver, **fit),
+        fit_kind("fit", net, data=[(x[:10], y[:10]), (x[10:20], y[10:20])], solver=solver, **fit),
         Weights("weigh", weigh, data=[(x[20:], y[20:])], optimizer=torch.optim.Adam(weigh.parameters(), 0.01)),
     )
 
@@ -223,6 +223,16 @@ def test_what_betty_refuses_is_one_line(make, solver, text):
     with pytest.raises(bridge.BettyError, match=text) as error:
         bridge.BettyEngine(graph, solver=solver).hypergradient(graph.top)
     assert "\n" not in str(error.value)
+
+
+def test_a_level_that_starts_anew_is_trained_by_no_schedule_of_bettys():
+    class Anew(Fit):
+        def begin(self):
+            self.optimizer.state.clear()
+
+    engine = bridge.BettyEngine(network_graph(FiniteDifference(radius=0.01), fit_kind=Anew))
+    with pytest.raises(bridge.BettyError, match="level 'fit' starts anew for every update of the next level up"):
+        engine.run(1)
 
 
 def test_optimizers_and_solvers_that_betty_has_not():
