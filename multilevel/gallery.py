@@ -29,8 +29,8 @@ def main(arguments: Sequence[str]) -> int:
 def text(recipe: type[Recipe]) -> str:
     """What a recipe's file says of it: what it learns, the published result that it follows (``Follows:``), and its own
     with the command (``Result:``); the project's own say all three."""
-    found = inspect.getdoc(importlib.import_module(recipe.__module__)) or ""
-    return found.removeprefix("Recipe:").strip()
+    found = (inspect.getdoc(importlib.import_module(recipe.__module__)) or "").removeprefix("Recipe:").strip()
+    return found[:1].upper() + found[1:]
 
 
 def summary(recipe: type[Recipe]) -> str:
@@ -50,7 +50,7 @@ def page() -> str:
         if missing:
             raise ValueError(f"the docstring of {recipe.__module__} has no line '{missing[0]} ...'")
     parts = [TITLE, *(f"## {name}\n\n{text(recipe).replace('``', '`')}" for name, recipe in recipes.items())]
-    return "\n\n".join(parts) + "\n"
+    return re.sub(r"\bdocs/(\w+)\.md(?!`)", r"[\1](\1.md)", "\n\n".join(parts)) + "\n"
 
 
 if __name__ == "__main__":
