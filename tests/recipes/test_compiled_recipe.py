@@ -60,6 +60,22 @@ def test_every_call_of_the_guided_autoencoder_is_compiled(precision):
         assert norm == pytest.approx(other_norm, rel=1e-3 if precision == "float32" else 0.2), level
 
 
+@pytest.mark.parametrize(("setting", "reuse", "falls_back"), [("checkpointing=true", False, True), ("", True, False)])
+def test_compiled_functions_beside_what_else_saves_memory_or_time(setting, reuse, falls_back):
+    torch._dynamo.reset()
+    calls: list[int] = []
+    found = []
+    for backend in (False, counting(calls)):
+        heard = Losses()
+        graph = build_recipe(compose_config([*SMALL, *setting.split()])).graph
+        Engine(graph, compile=backend, reuse=reuse, callbacks=[heard]).run(2)
+        found.append([one[1:] for one in heard.losses])
+    assert ["is not compiled" in one for one in heard.notices] == [True] * falls_back  # said once
+    assert sum(calls) > 0
+    for one, other in zip(*found, strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
+
+
 @pytest.mark.slow
 def test_a_run_compiled_for_this_machine_is_the_run_that_is_not(tmp_path):
     torch._dynamo.reset()
