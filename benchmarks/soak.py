@@ -1,8 +1,11 @@
 """Does a long run stay as lean and as fast as it began? Memory and throughput over many steps of a tiny recipe.
 
-Prints the slope of resident memory over the second half of the run, with its 95% interval, and the throughput of each
-tenth as a share of the second tenth's. Each step is a whole one: two pretraining updates, one finetuning update, one
-masking update with its hypergradient, the event log flushed, and a checkpoint every hundred.
+Prints the slopes of memory over the second half of the run, with their 95% intervals, and the throughput of each tenth
+as a share of the second tenth's. Memory is what is resident, what of it is allocated (by glibc's malloc: tensors, and
+all that is not a small Python object) and the number of blocks of small Python objects: where the latter two are flat,
+nothing is being kept, and what is resident grows by pages of the heap that had not been touched before. Each step is a
+whole one: two pretraining updates, one finetuning update, one masking update with its hypergradient, the event log
+flushed, and a checkpoint every hundred.
 
     python benchmarks/soak.py --steps 10000
 """
@@ -10,9 +13,13 @@ masking update with its hypergradient, the event log flushed, and a checkpoint e
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import os
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,38 +39,66 @@ EVERY = 50  # steps between two looks
 TENTHS = 10
 
 
+class HeapUse(ctypes.Structure):
+    """glibc's ``struct mallinfo2``, see mallinfo(3)."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    )
+
+
+def heap_use() -> int:
+    """Bytes that malloc has given out and not got back."""
+    mallinfo = ctypes.CDLL("libc.so.6").mallinfo2
+    mallinfo.restype = HeapUse
+    return int(mallinfo().uordblks)
+
+
 class Watch(Callback):
-    """Resident memory in MiB, and the time, every so many steps."""
+    """Memory and the time, every so many steps: resident KiB, allocated KiB, blocks of Python objects."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
-        self.memory: list[float] = []
+        self.resident: list[float] = []
+        self.allocated: list[float] = []
+        self.blocks: list[int] = []
         self.times: list[float] = []
 
     def on_step(self, engine: Engine) -> None:
         if engine.step % EVERY == 0:
+            gc.collect()
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             self.steps.append(engine.step)
-            self.memory.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+            self.resident.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**10)
+            self.allocated.append(heap_use() / 2**10)
+            self.blocks.append(sys.getallocatedblocks())
             self.times.append(time.perf_counter())
 
 
+def slope(steps: Sequence[int], values: Sequence[float], unit: str) -> str:
+    """Of the second half."""
+    half = len(steps) // 2
+    fit = stats.linregress(steps[half:], values[half:])
+    error = stats.t.ppf(0.975, len(steps) - half - 2) * fit.stderr
+    return f"{1000 * fit.slope:+.1f} {unit} a thousand steps (95% interval +- {1000 * error:.1f})"
+
+
 def report(watch: Watch) -> str:
-    half = len(watch.steps) // 2
-    fit = stats.linregress(watch.steps[half:], watch.memory[half:])
-    error = stats.t.ppf(0.975, len(watch.steps) - half - 2) * fit.stderr
     cuts = [round(place * (len(watch.times) - 1) / TENTHS) for place in range(TENTHS + 1)]
     speeds = [
         (watch.steps[end] - watch.steps[start]) / (watch.times[end] - watch.times[start])
         for start, end in pairwise(cuts)
     ]
-    slope = f"{1024 * 1000 * fit.slope:+.1f} KiB a thousand steps (95% interval +- {1024 * 1000 * error:.1f})"
+    first, middle, last = (watch.resident[place] for place in (0, len(watch.steps) // 2, -1))
     shares = ", ".join(f"{speed / speeds[1]:.2f}" for speed in speeds)
     return "\n".join(
         [
             f"steps: {watch.steps[-1]:,}; {speeds[1]:.1f} steps a second in the second tenth",
-            f"resident memory: {watch.memory[0]:.0f} MiB after {watch.steps[0]} steps, {watch.memory[half]:.0f} MiB "
-            f"halfway, {watch.memory[-1]:.0f} MiB at the end; slope of the second half {slope}",
+            f"resident memory: {first / 2**10:.0f} MiB after {watch.steps[0]} steps, {middle / 2**10:.0f} MiB halfway, "
+            f"{last / 2**10:.0f} MiB at the end; slope of the second half {slope(watch.steps, watch.resident, 'KiB')}",
+            f"allocated of it: {slope(watch.steps, watch.allocated, 'KiB')}",
+            f"blocks of Python objects: {watch.blocks[-1]:,}; {slope(watch.steps, watch.blocks, 'blocks')}",
             f"throughput of each tenth, as a share of the second's: {shares}",
         ]
     )
