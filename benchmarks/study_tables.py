@@ -62,12 +62,13 @@ def table(rows: list[Row], metrics: list[str]) -> str:
     for arm, scores in arms.items():
         seconds = median(row["seconds"] for row in rows if row["arm"] == arm)
         seeds = max(len(values) for values in scores.values())
-        cells = [_cell(scores.get(column, {}), arms[baseline][column], arm == baseline) for column in columns]
+        cells = [cell(scores.get(column, {}), arms[baseline][column], arm == baseline) for column in columns]
         lines.append(f"| {arm} | {seeds} | {seconds:.0f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(values: dict[int, float], baseline: dict[int, float], is_baseline: bool) -> str:
+def cell(values: dict[int, float], baseline: dict[int, float], is_baseline: bool) -> str:
+    """Median and range over seeds in percent; mean paired difference from the baseline, with its 95% interval."""
     if not values:
         return ""
     found = list(values.values())
