@@ -43,12 +43,26 @@ def within_four_deviations(found, expected):
 def test_what_trains_the_masking_network():
     assert {name: policy.learns_from for name, policy in POLICIES.items()} == {
         "adversarial": "reconstruction", "attention": None, "block": None, "random": None, "sampled": "downstream",
-        "topk": "downstream", "variance": None,
+        "stratified": "downstream", "topk": "downstream", "variance": None,
     }  # fmt: skip
 
 
 def test_topk_hides_the_most_probable_without_chance():
     assert torch.equal(seeded_scores("topk", view(logits=LOGITS)).argsort(), LOGITS.argsort())
+
+
+@pytest.mark.parametrize(("patches", "hidden"), [(16, 12), (64, 48), (9, 5), (5, 4), (4, 1)])
+def test_stratified_leaves_one_patch_of_each_run_of_neighbours_in_rank(patches, hidden):
+    torch.manual_seed(1)
+    logits, visible = torch.randn(1, patches).expand(DRAWS // 10, -1), patches - hidden
+    scores = seeded_scores("stratified", view(len(logits), patches, hidden, logits=logits))
+    seen = scores.topk(visible, largest=False).indices
+    ranks = logits[0].argsort(descending=True).argsort()[seen]
+    runs = [[rank for rank in range(patches) if rank * visible // patches == run] for run in range(visible)]
+    assert torch.equal((ranks * visible // patches).sort(1).values, torch.arange(visible).expand(len(seen), -1))
+    counts = torch.bincount(ranks.flatten(), minlength=patches)
+    for run in runs:  # any of its patches
+        assert counts[run] == pytest.approx(len(seen) / len(run), rel=0.12)
 
 
 def test_random_hides_every_patch_alike():

@@ -1,0 +1,22 @@
+"""A part of every rank of the masking network's probabilities, so that no kind of patch is hidden whole."""
+
+import torch
+from torch import Tensor
+
+from multilevel.levels.masks.base import MaskPolicy, MaskView
+
+
+class Stratified(MaskPolicy):
+    """Patches in the order of their probability, cut into as many runs as patches stay visible: one of each run does.
+
+    Every patch is hidden as often as by random masks; what the masking network chooses is which are hidden together.
+    Patches that it ranks alike are never all hidden, and never all seen: the visible one is left to tell them by.
+    """
+
+    def scores(self, view: MaskView) -> Tensor:
+        visible = view.patches - view.hidden
+        ranks = view.logits.argsort(1, descending=True).argsort(1)
+        runs = ranks * visible // view.patches
+        scores = torch.rand_like(view.logits)
+        least = torch.ones_like(scores[:, :visible]).scatter_reduce(1, runs, scores, "amin")
+        return torch.where(scores == least.gather(1, runs), -1.0, scores)
