@@ -61,6 +61,14 @@ ARMS = {
     "topk, unrolled over 8 updates": (
         "mask.policy=topk levels.pretrain.solver=unrolled levels.pretrain.solver.steps=8"
     ),
+    "stratified, masking network not trained": "mask.policy=stratified mask.guidance=1 levels.mask.learning_rate=1e-12",
+    "stratified, finite_difference, no random masks": "mask.policy=stratified mask.guidance=1 solver=finite_difference",
+    "stratified, unrolled over 8 updates": (
+        "mask.policy=stratified levels.pretrain.solver=unrolled levels.pretrain.solver.steps=8"
+    ),
+    "stratified, unrolled, no random masks": (
+        "mask.policy=stratified levels.pretrain.solver=unrolled levels.pretrain.solver.steps=8 mask.guidance=1"
+    ),
     "sampled, unrolled, no random masks": (
         "levels.pretrain.solver=unrolled levels.pretrain.solver.steps=8 mask.guidance=1"
     ),
