@@ -60,6 +60,7 @@ def test_every_call_of_the_guided_autoencoder_is_compiled(precision):
         assert norm == pytest.approx(other_norm, rel=1e-3 if precision == "float32" else 0.2), level
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("setting", "reuse", "falls_back"), [("checkpointing=true", False, True), ("", True, False)])
 def test_compiled_functions_beside_what_else_saves_memory_or_time(setting, reuse, falls_back):
     torch._dynamo.reset()
