@@ -66,6 +66,11 @@ def fit_penalized(inputs: Tensor, classes: Tensor, penalties: Tensor, tolerance:
 
     start = torch.zeros(sum(one.numel() for one in parameters), dtype=torch.float64)
     options = {"gtol": tolerance, "ftol": 0.0, "maxiter": 10_000, "maxfun": 10_000}
-    found = minimize(loss_and_gradient, start.numpy(), jac=True, method="L-BFGS-B", options=options)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # of so small products two threads make one that takes seven times as long
+    try:
+        found = minimize(loss_and_gradient, start.numpy(), jac=True, method="L-BFGS-B", options=options)
+    finally:
+        torch.set_num_threads(threads)
     nn.utils.vector_to_parameters(torch.from_numpy(found.x), parameters)
     return classifier, found.nfev
