@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from multilevel.levels.attention import use_attention
-from multilevel.levels.precision import at_least_float32
+from multilevel.problems.precision import at_least_float32
 from multilevel.problems.rematerialization import rematerialize
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM
 
 from multilevel.levels.attention import use_attention
-from multilevel.levels.precision import at_least_float32
+from multilevel.problems.precision import at_least_float32
 
 #: Numbers of the tokens that are no words; words follow.
 PADDING, CLASS, MASK, UNKNOWN = range(4)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from multilevel.problems.precision import at_least_float32
 from multilevel.solvers import ProductError
 
 
@@ -67,7 +68,7 @@ def _channel_norm(
 
 def _standardized(input: Tensor, dimensions: tuple[int, ...], eps: float) -> Tensor:
     """Mean 0 and deviation 1 over some dimensions, computed in float32 where the input is coarser."""
-    values = input if input.dtype == torch.float64 else input.float()
+    values = at_least_float32(input)
     centred = values - values.mean(dimensions, keepdim=True)
     return (centred * (centred.square().mean(dimensions, keepdim=True) + eps).rsqrt()).to(input.dtype)
 

@@ -8,9 +8,9 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multilevel.levels.precision import at_least_float32
 from multilevel.levels.tasks.base import Task, TaskData
 from multilevel.levels.tasks.losses import LOSSES, check_choice, class_weights
+from multilevel.problems.precision import at_least_float32
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 

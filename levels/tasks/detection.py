@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multilevel.levels.precision import at_least_float32
 from multilevel.levels.tasks.average_precision import average_precision
 from multilevel.levels.tasks.base import Task, TaskData
 from multilevel.levels.tasks.boxes import non_maximum_suppression
+from multilevel.problems.precision import at_least_float32
 from multilevel.solvers import SettingError
 
 MOST_FOUND = 100  # detections of an image, those of COCO's protocol

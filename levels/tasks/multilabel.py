@@ -7,9 +7,9 @@ from sklearn.metrics import average_precision_score, f1_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multilevel.levels.precision import at_least_float32
 from multilevel.levels.tasks.base import Task
 from multilevel.levels.tasks.classification import PooledLinear
+from multilevel.problems.precision import at_least_float32
 from multilevel.solvers import DataError
 
 
