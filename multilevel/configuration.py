@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import field, fields, make_dataclass
 from importlib import resources
 from pathlib import Path
@@ -59,6 +60,18 @@ class UserConfigurations(SearchPathPlugin):
 Plugins.instance().register(UserConfigurations)
 
 
+@contextmanager
+def users_files_read() -> Iterator[None]:
+    """Within the block, or the function that this decorates, a user's file that is no YAML raises SettingError."""
+    try:
+        yield
+    except MarkedYAMLError as error:
+        place = error.problem_mark
+        where = f"{place.name}:{place.line + 1}" if place else "a configuration file"
+        raise SettingError(VARIABLE, where, f"YAML ({error.problem})") from None
+
+
+@users_files_read()
 def compose_config(overrides: Sequence[str]) -> DictConfig:
     """The configuration that command-line overrides give, interpolations resolved.
 
@@ -75,10 +88,6 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
             return plain(compose("config", overrides=expanded))
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error, lambda setting: _value(setting, expanded), overrides) from None
-    except MarkedYAMLError as error:
-        place = error.problem_mark
-        where = f"{place.name}:{place.line + 1}" if place else "a configuration file"
-        raise SettingError(VARIABLE, where, f"YAML ({error.problem})") from None
 
 
 def plain(config: DictConfig) -> DictConfig:

@@ -14,7 +14,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from multilevel.configuration import CONFIG_MODULE, expand, plain, register_solvers, swept
+from multilevel.configuration import CONFIG_MODULE, expand, plain, register_solvers, swept, users_files_read
 from multilevel.run_folder import now
 from multilevel.solvers import MultilevelError, SettingError
 from multilevel.stopping import Stopped
@@ -23,6 +23,7 @@ FAILURE = "failure.txt"  # in the folder of a run that failed
 BEST = "optimization_results.yaml"  # what a sweeper that optimizes leaves
 
 
+@users_files_read()
 def sweep(overrides: Sequence[str], train: Callable[[DictConfig, Path], None]) -> None:
     """A run for each combination of the values that overrides list, or each that a sweeper chooses, through Hydra's own
     multirun, its launchers and its sweepers.

@@ -116,20 +116,25 @@ def test_a_folder_that_is_not_there_and_a_hidden_file_are_told_in_a_line(tmp_pat
     assert "neumann.py'; expected another name for it, as there is" in capsys.readouterr().err
 
 
+PYTHON, YAML = "recipes/mine.py", "recipes/config/recipe/mine.yaml"
+NO_YAML = "mine.yaml:2'; expected YAML (expected ',' or ']', but got"
+
+
 @pytest.mark.parametrize(
-    ("file", "text", "expected"),
+    ("file", "text", "settings", "expected"),
     [
-        ("recipes/mine.py", "import nothing_there", "mine.py:1'; expected a file that can be imported (ModuleNotFound"),
-        ("recipes/mine.py", "\ndef (", "mine.py:2'; expected a file that can be imported (SyntaxError: invalid syntax"),
-        ("recipes/config/recipe/mine.yaml", "a: [b\n", "mine.yaml:2'; expected YAML (expected ',' or ']', but got"),
+        (PYTHON, "import nothing_there", [], "mine.py:1'; expected a file that can be imported (ModuleNotFound"),
+        (PYTHON, "\ndef (", [], "mine.py:2'; expected a file that can be imported (SyntaxError: invalid syntax"),
+        (YAML, "a: [b\n", [], NO_YAML),
+        (YAML, "a: [b\n", ["levels.z.solver.terms=3"], NO_YAML),
+        (YAML, "a: [b\n", ["--multirun"], NO_YAML),
     ],
 )
-def test_a_broken_file_is_told_in_a_line(file, text, expected, tmp_path):
-    configuration = tmp_path / "recipes" / "config" / "recipe" / "mine.yaml"
-    configuration.parent.mkdir(parents=True)
-    configuration.touch()
+def test_a_broken_file_is_told_in_a_line(file, text, settings, expected, tmp_path):
+    (tmp_path / YAML).parent.mkdir(parents=True)
+    (tmp_path / YAML).touch()
     (tmp_path / file).write_text(text)
-    ended = run(tmp_path, "-m", "multilevel", "train", "recipe=mine", "steps=1")
+    ended = run(tmp_path, "-m", "multilevel", "train", "recipe=mine", "steps=1", *settings)
     assert ended.returncode == 2
     assert ended.stderr.startswith("multilevel: MULTILEVEL_PATH: got '")
     assert expected in ended.stderr
