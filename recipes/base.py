@@ -14,8 +14,7 @@ from multilevel.recipes.evaluation import Score
 from multilevel.recipes.export.trained import TrainedModel
 from multilevel.recipes.settings import RunSettings
 from multilevel.recipes.training import level_arguments
-from multilevel.solvers import SettingError
-from multilevel.solvers.registry import discover
+from multilevel.solvers.registry import chosen, discover
 
 
 class Recipe(ABC):
@@ -95,7 +94,4 @@ def recipe_class(name: str, setting: str = "recipe") -> type[Recipe]:
     Raises:
         SettingError: there is no such recipe; ``setting`` is named in the message.
     """
-    classes = recipe_classes()
-    if name not in classes:
-        raise SettingError(setting, name, f"one of {', '.join(classes)}")
-    return classes[name]
+    return chosen(setting, recipe_classes(), name)

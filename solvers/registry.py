@@ -28,18 +28,28 @@ def discover(package: ModuleType, base: type[Base]) -> dict[str, type[Base]]:
     return found
 
 
+def chosen(setting: str, offers: Mapping[str, type[Base]], name: str) -> type[Base]:
+    """What ``offers`` has under ``name``.
+
+    Raises:
+        SettingError: no such name; ``setting`` is named in the message.
+    """
+    if name not in offers:
+        raise SettingError(setting, name, f"one of {', '.join(offers)}")
+    return offers[name]
+
+
 def build(setting: str, offers: Mapping[str, type[Base]], name: str, options: Mapping[str, Any]) -> Base:
     """Construct what ``offers`` has under ``name``.
 
     Raises:
         SettingError: no such name, or an option that it does not have; ``setting`` is named in the message.
     """
-    if name not in offers:
-        raise SettingError(setting, name, f"one of {', '.join(offers)}")
-    known = list(inspect.signature(offers[name]).parameters)
+    kind = chosen(setting, offers, name)
+    known = list(inspect.signature(kind).parameters)
     for option in options:
         if option not in known:
             raise SettingError(
                 f"{setting}.{option}", options[option], f"a setting of {name}: {', '.join(known) or 'none'}"
             )
-    return offers[name](**options)
+    return kind(**options)
