@@ -117,13 +117,12 @@ def measure(arm: str, seed: int) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
+    def by_seed(arm: str, protocol: str) -> dict[int, float]:
+        return {row["seed"]: row["accuracy"][protocol] for row in rows if row["arm"] == arm}
+
     protocols = list(rows[0]["accuracy"])
     titles = ["masks", "seeds", "ROC AUC: median (range)", "hidden more probably by", *protocols, "CPU seconds"]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    accuracy: dict[tuple[str, str], dict[int, float]] = {(arm, protocol): {} for arm in ARMS for protocol in protocols}
-    for row in rows:
-        for protocol in protocols:
-            accuracy[row["arm"], protocol][row["seed"]] = row["accuracy"][protocol]
     for arm in ARMS:
         own = [row for row in rows if row["arm"] == arm]
         if own:
@@ -133,7 +132,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 str(len(own)),
                 f"{statistics.median(auc):.2f} ({min(auc):.2f} to {max(auc):.2f})",
                 f"{statistics.median(gap):+.2f} ({min(gap):+.2f} to {max(gap):+.2f})",
-                *(cell(accuracy[arm, one], accuracy[BASELINE, one], arm == BASELINE) for one in protocols),
+                *(cell(by_seed(arm, one), by_seed(BASELINE, one), arm == BASELINE) for one in protocols),
                 f"{statistics.median(row['cpu_seconds'] for row in own):.0f}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
