@@ -1,4 +1,4 @@
-"""Losses keep float32 under autocast, and float64 where the parameters have it."""
+"""Losses and norms keep float32 under autocast, and float64 where the parameters have it."""
 
 import torch
 from torch import Tensor

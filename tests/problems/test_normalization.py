@@ -73,6 +73,15 @@ def test_values_are_those_of_torch(operator):
     torch.testing.assert_close(found, operator(X), rtol=1e-12, atol=1e-12)
 
 
+def test_coarse_inputs_are_normalized_in_single_precision():
+    """Their mean, 100 deviations from 0, is not rounded to bfloat16: one rounding is left, that of the result."""
+    coarse = (randn(5, 64) + 100).bfloat16()
+    with ElementaryNormalization():
+        found = F.layer_norm(coarse, (64,))
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), F.layer_norm(coarse.double(), (64,)), rtol=2**-8, atol=1e-4)
+
+
 def by_hand(x):
     centred = x - x.mean(-1, keepdim=True)
     return centred * (centred.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
