@@ -19,10 +19,10 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 from scipy import stats
 
@@ -56,27 +56,21 @@ def heap_use() -> int:
 
 
 class Watch(Callback):
-    """Memory and the time, every so many steps: resident KiB, allocated KiB, blocks of Python objects."""
+    """Looks every so many steps: the step, the time, resident and allocated KiB, blocks of Python objects."""
 
-    def __init__(self) -> None:
-        self.steps: list[int] = []
-        self.resident: list[float] = []
-        self.allocated: list[float] = []
-        self.blocks: list[int] = []
-        self.times: list[float] = []
+    def __init__(self, steps: int) -> None:
+        self.looks = np.zeros((steps // EVERY, 5))  # made at once: what grew with the run would be seen in it
 
     def on_step(self, engine: Engine) -> None:
         if engine.step % EVERY == 0:
             gc.collect()
             pages = int(Path("/proc/self/statm").read_text().split()[1])
-            self.steps.append(engine.step)
-            self.resident.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**10)
-            self.allocated.append(heap_use() / 2**10)
-            self.blocks.append(sys.getallocatedblocks())
-            self.times.append(time.perf_counter())
+            resident, allocated = pages * os.sysconf("SC_PAGE_SIZE") / 2**10, heap_use() / 2**10
+            look = engine.step, time.perf_counter(), resident, allocated, sys.getallocatedblocks()
+            self.looks[engine.step // EVERY - 1] = look
 
 
-def slope(steps: Sequence[int], values: Sequence[float], unit: str) -> str:
+def slope(steps: np.ndarray, values: np.ndarray, unit: str) -> str:
     """Of the second half."""
     half = len(steps) // 2
     fit = stats.linregress(steps[half:], values[half:])
@@ -84,21 +78,19 @@ def slope(steps: Sequence[int], values: Sequence[float], unit: str) -> str:
     return f"{1000 * fit.slope:+.1f} {unit} a thousand steps (95% interval +- {1000 * error:.1f})"
 
 
-def report(watch: Watch) -> str:
-    cuts = [round(place * (len(watch.times) - 1) / TENTHS) for place in range(TENTHS + 1)]
-    speeds = [
-        (watch.steps[end] - watch.steps[start]) / (watch.times[end] - watch.times[start])
-        for start, end in pairwise(cuts)
-    ]
-    first, middle, last = (watch.resident[place] for place in (0, len(watch.steps) // 2, -1))
+def report(looks: np.ndarray) -> str:
+    steps, times, resident, allocated, blocks = looks.T
+    cuts = [round(place * (len(looks) - 1) / TENTHS) for place in range(TENTHS + 1)]
+    speeds = [(steps[end] - steps[start]) / (times[end] - times[start]) for start, end in pairwise(cuts)]
+    first, middle, last = (resident[place] for place in (0, len(looks) // 2, -1))
     shares = ", ".join(f"{speed / speeds[1]:.2f}" for speed in speeds)
     return "\n".join(
         [
-            f"steps: {watch.steps[-1]:,}; {speeds[1]:.1f} steps a second in the second tenth",
-            f"resident memory: {first / 2**10:.0f} MiB after {watch.steps[0]} steps, {middle / 2**10:.0f} MiB halfway, "
-            f"{last / 2**10:.0f} MiB at the end; slope of the second half {slope(watch.steps, watch.resident, 'KiB')}",
-            f"allocated of it: {slope(watch.steps, watch.allocated, 'KiB')}",
-            f"blocks of Python objects: {watch.blocks[-1]:,}; {slope(watch.steps, watch.blocks, 'blocks')}",
+            f"steps: {steps[-1]:,.0f}; {speeds[1]:.1f} steps a second in the second tenth",
+            f"resident memory: {first / 2**10:.0f} MiB after {steps[0]:.0f} steps, {middle / 2**10:.0f} MiB halfway, "
+            f"{last / 2**10:.0f} MiB at the end; slope of the second half {slope(steps, resident, 'KiB')}",
+            f"allocated of it: {slope(steps, allocated, 'KiB')}",
+            f"blocks of Python objects: {blocks[-1]:,.0f}; {slope(steps, blocks, 'blocks')}",
             f"throughput of each tenth, as a share of the second's: {shares}",
         ]
     )
@@ -111,13 +103,13 @@ def main() -> None:
     if asked.steps < 2 * TENTHS * EVERY:
         parser.error(f"--steps: got {asked.steps}; expected at least {2 * TENTHS * EVERY}, two looks in each tenth")
     torch.set_num_threads(1)
-    watch = Watch()
+    watch = Watch(asked.steps)
     with tempfile.TemporaryDirectory() as folder:
         engine = new_engine(build_recipe(compose_config([*SETTINGS.split(), f"steps={asked.steps}"])))
         engine.callbacks += [EventLog(Path(folder) / "metrics.jsonl"), Checkpointing(Path(folder) / "checkpoint", 100)]
         engine.callbacks.append(watch)
         engine.run(asked.steps)
-    print(report(watch))
+    print(report(watch.looks))
 
 
 if __name__ == "__main__":
