@@ -69,6 +69,14 @@ ARMS = {
     "stratified, unrolled, no random masks": (
         "mask.policy=stratified levels.pretrain.solver=unrolled levels.pretrain.solver.steps=8 mask.guidance=1"
     ),
+    "weighted, unrolled": (
+        "mask.policy=weighted levels.pretrain.solver=unrolled levels.pretrain.solver.steps=8 mask.guidance=1"
+    ),
+    "weighted, finite_difference": "mask.policy=weighted mask.guidance=1 solver=finite_difference",
+    "stratified, unrolled, plain losses": (
+        "mask.policy=stratified levels.pretrain.solver=unrolled levels.pretrain.solver.steps=8 mask.guidance=1 "
+        "mask.gradient=visibility"
+    ),
     "sampled, unrolled, no random masks": (
         "levels.pretrain.solver=unrolled levels.pretrain.solver.steps=8 mask.guidance=1"
     ),

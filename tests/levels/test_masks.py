@@ -43,7 +43,7 @@ def within_four_deviations(found, expected):
 def test_what_trains_the_masking_network():
     assert {name: policy.learns_from for name, policy in POLICIES.items()} == {
         "adversarial": "reconstruction", "attention": None, "block": None, "random": None, "sampled": "downstream",
-        "stratified": "downstream", "topk": "downstream", "variance": None,
+        "stratified": "downstream", "topk": "downstream", "variance": None, "weighted": "downstream",
     }  # fmt: skip
 
 
@@ -65,8 +65,9 @@ def test_stratified_leaves_one_patch_of_each_run_of_neighbours_in_rank(patches, 
         assert counts[run] == pytest.approx(len(seen) / len(run), rel=0.12)
 
 
-def test_random_hides_every_patch_alike():
-    assert within_four_deviations(first_hidden("random", view(DRAWS)), torch.full((5,), 0.2))
+@pytest.mark.parametrize("policy", ["random", "weighted"])
+def test_random_masks_hide_every_patch_alike(policy):
+    assert within_four_deviations(first_hidden(policy, view(DRAWS)), torch.full((5,), 0.2))
 
 
 @pytest.mark.parametrize("policy", ["sampled", "adversarial"])
