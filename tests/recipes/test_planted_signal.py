@@ -32,7 +32,7 @@ def test_stratified_masks_of_the_signal_make_a_better_encoder():
         recipe = build_recipe(compose_config([*others, *asked, *scored]))
         Engine(recipe.graph, seed=1).run(STEPS)
         accuracy[policy] = recipe.evaluate()[0].metrics["accuracy"]
-    assert accuracy["stratified"] > 0.95 > accuracy["random"] + 0.05  # 0.998 and 0.786
+    assert accuracy["stratified"] > 0.98 > accuracy["random"] + 0.1  # 0.998 and 0.786; 0.916 with weighted losses alone
 
 
 @pytest.mark.parametrize("policy", ["random", "block", "variance"])
