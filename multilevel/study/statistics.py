@@ -37,7 +37,8 @@ class Comparison:
         effect_size: mean / deviation (Cohen's d of pairs); None where there is no deviation.
         p_value: of the paired t test; None where there is no interval.
         decision: pays, does not pay, or not decided.
-        more_seeds: about how many more would decide it; None where it is decided, or the spread is not known.
+        more_seeds: about how many more would decide it; None where seeds would not, or the spread is not known.
+        bound: 0 or 1, where every score of both is nearer to it than a difference that would be worth it, else None.
     """
 
     differences: dict[int, float]
@@ -49,6 +50,7 @@ class Comparison:
     p_value: float | None
     decision: Literal["pays", "does not pay", "not decided"]
     more_seeds: int | None
+    bound: float | None
 
 
 def summarize(values: Sequence[float]) -> Summary:
@@ -61,10 +63,11 @@ def compare(arm: Mapping[int, float], baseline: Mapping[int, float], minimum_eff
     """The paired t test over the seeds that both have.
 
     It pays where the whole interval of the mean difference is above 0 and some of it above ``minimum_effect``; it does
-    not where the whole interval is below ``minimum_effect``.
+    not where the whole interval is below ``minimum_effect``, unless that is because no score is far enough from 0 or 1
+    for such a difference.
 
     Args:
-        arm, baseline: the score of each seed; the larger the better.
+        arm, baseline: the score of each seed, from 0 to 1; the larger the better.
         minimum_effect: the smallest difference that would be worth it, above 0.
 
     Raises:
@@ -74,17 +77,23 @@ def compare(arm: Mapping[int, float], baseline: Mapping[int, float], minimum_eff
     values = list(differences.values())
     if not values:
         raise ValueError("there is no seed that both arms have")
+    scores = [one[seed] for one in (arm, baseline) for seed in differences]
+    bound = 0.0 if max(scores) < minimum_effect else 1.0 if min(scores) > 1 - minimum_effect else None
     mean = fmean(values)
     deviation = stdev(values) if len(values) > 1 else None
     if not deviation or deviation < 1e-12:  # all differences are the same, but for rounding
-        return Comparison(differences, mean, median(values), None, deviation, None, None, "not decided", None)
+        return Comparison(differences, mean, median(values), None, deviation, None, None, "not decided", None, bound)
     interval = _interval(values)
     decision = decide(interval, minimum_effect)
+    if bound is not None and decision == "does not pay" and interval[1] >= 0:
+        decision = "not decided"
     more = None
-    if decision == "not decided":
+    if decision == "not decided" and bound is None:
         more = max(1, seeds_needed(max(mean, minimum_effect - mean), deviation) - len(values))
-    p_value = float(stats.ttest_1samp(values, 0.0).pvalue)
-    return Comparison(differences, mean, median(values), interval, deviation, mean / deviation, p_value, decision, more)
+    effect_size, p_value = mean / deviation, float(stats.ttest_1samp(values, 0.0).pvalue)
+    return Comparison(
+        differences, mean, median(values), interval, deviation, effect_size, p_value, decision, more, bound
+    )
 
 
 def decide(interval: Interval, minimum_effect: float) -> Literal["pays", "does not pay", "not decided"]:

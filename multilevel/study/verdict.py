@@ -39,15 +39,22 @@ def sentence(comparison: Comparison, arm: str, baseline: str, score: str, minimu
             else f"less than the {points(minimum_effect)} points that would be worth it"
         )
         return f"{arm} masks do not pay: {found}, {why}; {cost}."
-    if count == 1:
-        needed = "one seed says nothing about chance: take at least 5"
-    elif comparison.more_seeds is None:
-        needed = "all seeds gave the same difference: the test images are too few, or too easy, to tell"
-        if mean:
-            needed = "all seeds gave exactly this difference, which leaves its chance unknown: take more seeds"
-    else:
-        needed = f"about {comparison.more_seeds} more would be needed"
-    return f"Whether {arm} masks pay is not decided by {seeds}: {found}; {needed}; {cost}."
+    return f"Whether {arm} masks pay is not decided by {seeds}: {found}; {_needed(comparison, minimum_effect)}; {cost}."
+
+
+def _needed(comparison: Comparison, minimum_effect: float) -> str:
+    """What would decide it."""
+    if comparison.bound is not None:
+        remedy = "train longer" if comparison.bound == 0 else "take fewer labels"
+        near = f"every score is within {points(minimum_effect)} points of {points(comparison.bound)}"
+        return f"{near}: {remedy}, or another metric"
+    if len(comparison.differences) == 1:
+        return "one seed says nothing about chance: take at least 5"
+    if comparison.more_seeds is not None:
+        return f"about {comparison.more_seeds} more would be needed"
+    if comparison.mean:
+        return "all seeds gave exactly this difference, which leaves its chance unknown: take more seeds"
+    return "all seeds gave the same difference: the test images are too few, or too easy, to tell"
 
 
 def cost_clause(equal: str, seconds: float, updates: float) -> str:

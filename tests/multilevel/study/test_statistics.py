@@ -82,8 +82,8 @@ def test_an_undecided_comparison_always_asks_for_more():
     random = np.random.default_rng(2)
     undecided = 0
     for _ in range(60):
-        values = dict(enumerate(random.normal(random.uniform(-0.01, 0.02), 0.01, random.integers(2, 9))))
-        found = compare(values, dict.fromkeys(values, 0.0), 0.01)
+        values = dict(enumerate(random.normal(random.uniform(0.49, 0.52), 0.01, random.integers(2, 9))))
+        found = compare(values, dict.fromkeys(values, 0.5), 0.01)
         assert (found.more_seeds is None) == (found.decision != "not decided")
         undecided += found.decision == "not decided"
         if found.more_seeds is not None:
@@ -125,6 +125,28 @@ def test_one_seed_and_no_spread_decide_nothing():
     assert "accuracy is the same as with random masks; all seeds gave the same difference" in said(BASELINE, BASELINE)
     with pytest.raises(ValueError, match="no seed"):
         compare({0: 0.6}, {1: 0.5}, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("arm", "baseline", "bound", "advice"),
+    [
+        ([0.001, 0.0, 0.004], [0.002, 0.003, 0.001], 0, "points of 0.0: train longer, or another metric"),
+        ([1.0, 0.993, 0.998], [0.996, 0.997, 0.998], 1, "points of 100.0: take fewer labels, or another metric"),
+    ],
+)
+def test_scores_that_leave_no_room_decide_nothing(arm, baseline, bound, advice):
+    arm, baseline = dict(enumerate(arm)), dict(enumerate(baseline))
+    found = compare(arm, baseline, 0.01)
+    assert (found.decision, found.bound, found.more_seeds) == ("not decided", bound, None)
+    assert advice in said(arm, baseline)
+    assert compare({**arm, 3: 0.5}, {**baseline, 3: 0.501}, 0.01).bound is None
+
+
+def test_without_room_an_arm_can_still_be_better_or_worse():
+    low, high = {0: 0.991, 1: 0.9915, 2: 0.9905}, {0: 0.9995, 1: 0.9995, 2: 0.9999}
+    assert [compare(*pair, 0.01).bound for pair in ((low, high), (high, low))] == [1, 1]
+    assert compare(low, high, 0.01).decision == "does not pay"
+    assert compare(high, low, 0.01).decision == "pays"
 
 
 def test_the_cost_says_what_was_equal():
