@@ -37,8 +37,8 @@ def _class(name: str) -> type[Logger]:
     expected = f"some of {', '.join(own)}, or MODULE.CLASS, a multilevel.loggers.Logger that can be imported"
     try:
         found = getattr(importlib.import_module(module), kind) if dot else None
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise SettingError("loggers", name, f"{expected} ({error})") from error
+    except Exception as error:  # its file is the user's: anything can be wrong in it
+        raise SettingError("loggers", name, f"{expected} ({type(error).__name__}: {error})") from error
     if not (isinstance(found, type) and issubclass(found, Logger)):
         raise SettingError("loggers", name, expected)
     return found

@@ -114,6 +114,14 @@ def test_a_logger_that_there_is_not_is_told_before_anything_is_written(name, tmp
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("text", ["class", "raise RuntimeError('no server')", "nothing_there"])
+def test_a_loggers_module_that_is_broken_is_a_line(text, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "broken_logger.py").write_text(text)
+    assert main(["train", *TINY, "steps=1", "loggers=[broken_logger.Lines]", f"output={tmp_path / 'run'}"]) == 2
+    assert "loggers: got 'broken_logger.Lines'; expected some of mlflow," in capsys.readouterr().err
+
+
 def test_a_package_that_is_missing_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mlflow", None)
     assert main(["train", *TINY, "steps=1", "loggers=[mlflow]", f"output={tmp_path / 'run'}"]) == 2
