@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -99,9 +99,10 @@ def format_findings(findings: Mapping[str, Any], indent: int = 0) -> str:
 
 
 def summarize_level(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """First and last loss, last metrics, and what the solves that its hypergradient went through came to.
+    """First and last loss, last metrics, the median cosine of its hypergradients, each to the one before, and what the
+    solves that they went through came to.
 
-    Losses are None, and metrics empty, where every update was skipped.
+    Losses are None, and metrics empty, where every update was skipped; the cosine is None where there are none.
     """
     count = max(1, round(SHARE * len(records)))
     last = records[-count:]
@@ -109,6 +110,7 @@ def summarize_level(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for record in records:
         for level, report in record["solves"].items():
             solves[level].append(report)
+    cosines = [record["cosine"] for record in records if record["cosine"] is not None]
     return {
         "updates": len(records),
         "first_loss": fmean(record["loss"] for record in records[:count]) if records else None,
@@ -116,6 +118,7 @@ def summarize_level(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "last_metrics": {
             key: fmean(record["metrics"][key] for record in last) for key in (last[0]["metrics"] if last else ())
         },
+        "median_cosine": median(cosines) if cosines else None,
         "solves": {level: summarize_solves(reports) for level, reports in solves.items()},
     }
 

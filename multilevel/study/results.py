@@ -22,6 +22,8 @@ from multilevel.study.statistics import compare, summarize
 from multilevel.study.verdict import cost_clause, sentence
 
 VERSIONS = ("multilevel", "torch", "transformers", "scikit-learn", "scipy", "numpy")
+#: A median cosine below this, of at least so many updates, is worth a warning: docs/results.md has those of real runs.
+STEADY, ENOUGH_UPDATES = 0.1, 20
 TITLES = {"linear_probe": "linear probe", "knn": "nearest neighbours", "finetune": "finetuned"}
 
 
@@ -98,6 +100,13 @@ def _warnings(summary: Mapping[str, Any]) -> list[str]:
         f"{count} updates of level {name} were skipped: not as many as the other arms made"
         for name, count in skipped.items()
     ]
+    for name, level in summary["levels"].items():
+        cosine = level.get("median_cosine")  # not in the summaries of older runs
+        if cosine is not None and cosine < STEADY and level["updates"] >= ENOUGH_UPDATES:
+            warnings.append(
+                f"the hypergradients of level {name} turned from one update to the next (the median cosine is "
+                f"{cosine:.2f}); try levels.{name}.accumulate=8, which averages over more batches"
+            )
     collapse = summary.get("collapse")
     if not collapse:
         return warnings

@@ -142,6 +142,9 @@ def test_diagnosis_of_a_converged_solver_finds_no_error(tmp_path):
     assert cosines[0] is None
     assert all(-1 <= value <= 1 for value in cosines[1:])
     assert all(record["cosine"] is None for record in log if record["level"] != "mask")
+    levels = json.loads((run / "summary.json").read_text())["levels"]
+    expected = {"pretrain": None, "finetune": None, "mask": sorted(cosines[1:])[1]}
+    assert {name: level["median_cosine"] for name, level in levels.items()} == expected
     assert all(one["products"] > 1 for record in log for one in record["solves"].values())
 
 

@@ -263,17 +263,20 @@ def test_a_score_that_is_no_number_is_left_out_and_named(finished, capsys):
     assert "NaN" not in (folder / "study.json").read_text()
 
 
-def test_a_collapsed_masking_network_is_told_in_the_report(finished):
+def test_a_collapsed_masking_network_and_unsteady_hypergradients_are_told_in_the_report(finished):
     folder, _ = finished
     path = folder / "runs" / "sampled-seed0" / "summary.json"
     before = path.read_text()
-    collapse = {"step": 7, "at_the_end": True, "advice": "mask.guidance=0.5"}
-    path.write_text(json.dumps({**json.loads(before), "collapse": collapse}))
+    summary = json.loads(before)
+    assert -1 < summary["levels"]["mask"]["median_cosine"] < 1
+    summary["levels"]["mask"] |= {"updates": 20, "median_cosine": -0.03}
+    summary["collapse"] = {"step": 7, "at_the_end": True, "advice": "mask.guidance=0.5"}
+    path.write_text(json.dumps(summary))
     try:
         assert main(["study", f"resume={folder}"]) == 0
     finally:
         path.write_text(before)
-    expected = (
-        "collapsed at step 7, and still had at the end: nearly the same patches are hidden in all images; try mask"
-    )
-    assert expected in (folder / "report.html").read_text()
+    report = (folder / "report.html").read_text()
+    assert "collapsed at step 7, and still had at the end: nearly the same patches are hidden in all images" in report
+    assert "try mask.guidance=0.5" in report
+    assert "level mask turned from one update to the next (the median cosine is -0.03); try levels.mask.acc" in report
