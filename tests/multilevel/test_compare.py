@@ -60,6 +60,7 @@ def test_each_row_says_what_it_cost(compared):
             assert row["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_precisions_and_shares_of_the_batch_stand_beside_each_other(tmp_path):
     axes = ["solvers=minres,unrolled", "precisions=float32,bf16", "shares=1,0.5", "minres.iterations=300"]
     asked = [f"damping={DAMPING}", "warmup=1", "rounds=1", f"output={tmp_path / 'out'}"]

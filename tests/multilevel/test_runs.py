@@ -236,7 +236,7 @@ def test_help(arguments, capsys):
     assert "multilevel" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_killed_at_a_random_moment_resumes_to_the_same_weights(tmp_path, seed):
     settings = [*TINY, "steps=60", "checkpoint.every=5", "evaluate=false", "mask.policy=sampled"]
     command = [sys.executable, "-m", "multilevel", "train"]
