@@ -37,6 +37,7 @@ COMMON = (
 )
 UPDATES = 400  # of the pretraining level
 BASELINE = "random"
+UNROLLED = "levels.pretrain.solver=unrolled levels.pretrain.solver.steps=8"
 ARMS = {
     BASELINE: "mask.policy=random",
     "told: all four hidden in half of the images": "mask.policy=told mask.options={hidden:4,share:0.5}",
@@ -57,29 +58,16 @@ ARMS = {
         "levels.pretrain.solver=conjugate_gradient levels.pretrain.solver.curvature=gauss_newton "
         "levels.pretrain.solver.damping=0.1"
     ),
-    "sampled, unrolled over 8 updates": "levels.pretrain.solver=unrolled levels.pretrain.solver.steps=8",
-    "topk, unrolled over 8 updates": (
-        "mask.policy=topk levels.pretrain.solver=unrolled levels.pretrain.solver.steps=8"
-    ),
+    "sampled, unrolled over 8 updates": UNROLLED,
+    "topk, unrolled over 8 updates": f"mask.policy=topk {UNROLLED}",
     "stratified, masking network not trained": "mask.policy=stratified mask.guidance=1 levels.mask.learning_rate=1e-12",
     "stratified, finite_difference, no random masks": "mask.policy=stratified mask.guidance=1 solver=finite_difference",
-    "stratified, unrolled over 8 updates": (
-        "mask.policy=stratified levels.pretrain.solver=unrolled levels.pretrain.solver.steps=8"
-    ),
-    "stratified, unrolled, no random masks": (
-        "mask.policy=stratified levels.pretrain.solver=unrolled levels.pretrain.solver.steps=8 mask.guidance=1"
-    ),
-    "weighted, unrolled": (
-        "mask.policy=weighted levels.pretrain.solver=unrolled levels.pretrain.solver.steps=8 mask.guidance=1"
-    ),
+    "stratified, unrolled over 8 updates": f"mask.policy=stratified {UNROLLED}",
+    "stratified, unrolled, no random masks": f"mask.policy=stratified mask.guidance=1 {UNROLLED}",
+    "weighted, unrolled": f"mask.policy=weighted mask.guidance=1 {UNROLLED}",
     "weighted, finite_difference": "mask.policy=weighted mask.guidance=1 solver=finite_difference",
-    "stratified, unrolled, plain losses": (
-        "mask.policy=stratified levels.pretrain.solver=unrolled levels.pretrain.solver.steps=8 mask.guidance=1 "
-        "mask.gradient=visibility"
-    ),
-    "sampled, unrolled, no random masks": (
-        "levels.pretrain.solver=unrolled levels.pretrain.solver.steps=8 mask.guidance=1"
-    ),
+    "stratified, unrolled, plain losses": f"mask.policy=stratified mask.guidance=1 mask.gradient=visibility {UNROLLED}",
+    "sampled, unrolled, no random masks": f"mask.guidance=1 {UNROLLED}",
 }
 
 

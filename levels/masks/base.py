@@ -71,6 +71,9 @@ class MaskView:
         return self._attention()
 
 
+LearnsFrom = Literal["downstream", "reconstruction"] | None
+
+
 class MaskPolicy(ABC):
     """Orders the patches of each image; those with the largest scores are hidden.
 
@@ -81,7 +84,7 @@ class MaskPolicy(ABC):
             ``reconstruction`` (the reconstruction loss rises), or None: there is no masking network.
     """
 
-    learns_from: ClassVar[Literal["downstream", "reconstruction"] | None] = "downstream"
+    learns_from: ClassVar[LearnsFrom] = "downstream"
 
     @abstractmethod
     def scores(self, view: MaskView) -> Tensor:

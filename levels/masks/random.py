@@ -1,15 +1,17 @@
 """Every patch with the same probability: the plain masked autoencoder."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from multilevel.levels.masks.base import MaskPolicy, MaskView
+from multilevel.levels.masks.base import LearnsFrom, MaskPolicy, MaskView
 
 
 class Random(MaskPolicy):
     """Uniformly random patches (He et al. 2022)."""
 
-    learns_from = None
+    learns_from: ClassVar[LearnsFrom] = None
 
     def scores(self, view: MaskView) -> Tensor:
         return torch.rand(len(view.images), view.patches, device=view.images.device)
