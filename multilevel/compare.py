@@ -6,10 +6,12 @@ import csv
 import io
 import itertools
 import json
-import subprocess
+import multiprocessing
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from tqdm import tqdm
 from multilevel.comparison_table import COLUMNS, ComparisonTable
 from multilevel.configuration import build_recipe, compose_config
 from multilevel.distributed import tell
-from multilevel.measure import OFFERS, store_point
+from multilevel.measure import OFFERS, measure_task, store_point
 from multilevel.problems import Engine, load_checkpoint
 from multilevel.problems.evaluation import PRECISIONS
 from multilevel.problems.reference import agreement
@@ -35,6 +37,8 @@ from multilevel.train import new_engine
 
 CHOICES = {"solvers": list(OFFERS), "products": list(PRODUCTS), "precisions": list(PRECISIONS)}
 WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "float | None": "a number, or null"}
+#: How processes start: where the platform can, as forks of one that has imported everything, which takes seconds.
+START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 RECORDED = 10  # updates that unrolled solvers may go through
 
 
@@ -231,13 +235,16 @@ def _measured(comparison: Comparison, scratch: Path) -> tuple[list[dict[str, Any
 
 
 def _in_a_process(task: dict[str, Any]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "multilevel.measure", json.dumps(task)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return {"problem": result["error"]} if "error" in result else result
-    last = done.stderr.strip().splitlines()[-1:] or [f"ended with status {done.returncode}"]
-    return {"problem": last[0]}
+    """``measure_task`` in a new process, whose end costs the other rows nothing."""
+    context = multiprocessing.get_context(START)
+    context.set_forkserver_preload([measure_task.__module__])
+    with ProcessPoolExecutor(1, context) as process:
+        try:
+            return process.submit(measure_task, task).result()
+        except BrokenProcessPool:
+            return {"problem": "its process was ended before it was done; where memory ran out, the system does that"}
+        except Exception as error:  # of whatever kind: it is one row's
+            return {"problem": " ".join(f"{type(error).__name__}: {error}".split())}
 
 
 def _as_csv(rows: Sequence[dict[str, Any]]) -> str:

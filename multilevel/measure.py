@@ -1,10 +1,8 @@
-"""One solver's hypergradient at a stored point, measured in a process of its own: ``python -m multilevel.measure``."""
+"""One solver's hypergradient at a stored point, and what it costs: a row of ``multilevel compare``."""
 
 from __future__ import annotations
 
 import importlib
-import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -111,9 +109,14 @@ def damped(solver: type[Any], damping: float) -> dict[str, float]:
     return {"damping": damping} if "damping" in {one.name for one in fields(solver)} else {}
 
 
-def main(arguments: list[str]) -> int:
-    """Measure what a JSON object asks for; write the hypergradient to a file and the rest to standard output."""
-    task = json.loads(arguments[0])
+def measure_task(task: dict[str, Any]) -> dict[str, Any]:
+    """Figures of one row, or of the reference, and under ``problem`` why there are none; the hypergradient goes into
+    the file ``task["output"]``.
+
+    Args:
+        task: as ``multilevel.compare`` writes it: ``point`` (a file of ``store_point``), ``name`` (a solver, or
+            ``reference``), ``damping``, ``rounds``, and the settings of the row.
+    """
     point, name = Path(task["point"]), task["name"]
     try:
         if name == "reference":
@@ -132,12 +135,6 @@ def main(arguments: list[str]) -> int:
                 take_share(engine, own, task["share"])
             result, found = measure(engine, device, own, task["rounds"], task["precision"])
     except MultilevelError as error:
-        print(json.dumps({"error": " ".join(str(error).split())}))
-        return 0
+        return {"problem": " ".join(str(error).split())}
     torch.save(dict(found.values), task["output"])
-    print(json.dumps(result))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    return result

@@ -1,9 +1,6 @@
 """engine=betty and the rows of Betty in multilevel compare, as users run them; and what they say without betty-ml."""
 
-import contextlib
-import io
 import json
-import subprocess
 import sys
 
 import pytest
@@ -20,12 +17,7 @@ ADAM = "levels.classify.optimizer=adam"
 def in_this_process(monkeypatch):
     """Solvers are measured here: a process of its own for each takes most of the time (test_compare has that)."""
 
-    def run(command, **keywords):
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            status = measure.main(command[3:])
-        return subprocess.CompletedProcess(command, status, said.getvalue(), "")
-
-    monkeypatch.setattr(compare.subprocess, "run", run)
+    monkeypatch.setattr(compare, "_in_a_process", measure.measure_task)
 
 
 @pytest.mark.usefixtures("in_this_process")
