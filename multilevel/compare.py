@@ -23,12 +23,14 @@ from tqdm import tqdm
 
 from multilevel.comparison_table import COLUMNS, ComparisonTable
 from multilevel.configuration import build_recipe, compose_config
+from multilevel.cpu_threads import cpu_threads
 from multilevel.distributed import tell
 from multilevel.measure import OFFERS, measure_task, store_point
 from multilevel.problems import Engine, load_checkpoint
 from multilevel.problems.evaluation import PRECISIONS
 from multilevel.problems.reference import agreement
 from multilevel.progress import Progress
+from multilevel.recipes.base import Recipe
 from multilevel.recipes.pictures import draw_comparison
 from multilevel.run_folder import RunFolder, check_free, now, title
 from multilevel.solvers import SOLVERS, MultilevelError, SettingError
@@ -162,7 +164,10 @@ def compare(arguments: Sequence[str]) -> tuple[ComparisonTable, RunFolder]:
     config = _config(comparison)
     output = Path(str(config.output or f"runs/compare-{title(config)}-{now()}"))
     check_free(output)
-    engine = _engine_at_the_point(comparison, config)
+    recipe = build_recipe(config)
+    with cpu_threads(recipe):
+        threads = torch.get_num_threads()
+        engine = _engine_at_the_point(comparison, recipe)
     if not engine.graph.passes(engine.graph.top):
         raise MultilevelError(f"the top level {engine.graph.top!r} has a plain gradient: there is nothing to compare")
     with tempfile.TemporaryDirectory() as scratch:
@@ -174,7 +179,7 @@ def compare(arguments: Sequence[str]) -> tuple[ComparisonTable, RunFolder]:
             "data": OmegaConf.select(config, "data.name"),
             "step": engine.step,
             "damping": comparison.damping,
-            "threads": torch.get_num_threads(),
+            "threads": threads,
             "device": config.device,
             "reference": reference,
             "rows": rows,
@@ -194,8 +199,7 @@ def _config(comparison: Comparison) -> DictConfig:
     return config
 
 
-def _engine_at_the_point(comparison: Comparison, config: DictConfig) -> Engine:
-    recipe = build_recipe(config)
+def _engine_at_the_point(comparison: Comparison, recipe: Recipe) -> Engine:
     engine = new_engine(recipe)
     if comparison.resume is not None:
         tell(*load_checkpoint(engine, Path(comparison.resume) / "checkpoint"))

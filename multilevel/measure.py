@@ -15,11 +15,13 @@ import torch
 from omegaconf import OmegaConf
 
 from multilevel.configuration import build_recipe
+from multilevel.cpu_threads import cpu_threads
 from multilevel.memory import MemoryTracker
 from multilevel.problems import Engine
 from multilevel.problems.betty_solvers import BETTY_SOLVERS, BettySolver
 from multilevel.problems.engine import Hypergradient
 from multilevel.problems.reference import largest_residual, reference_hypergradient
+from multilevel.recipes.base import Recipe
 from multilevel.recipes.settings import chosen_device
 from multilevel.solvers import SOLVERS, MultilevelError, SettingError, Solver
 from multilevel.solvers.registry import build
@@ -35,8 +37,8 @@ def store_point(path: Path, engine: Engine, config: Any) -> None:
     torch.save(point, path)
 
 
-def load_point(path: Path, make: Callable[..., Engine] = Engine) -> tuple[Engine, torch.device]:
-    """An engine, as ``make`` has it, at a stored point, and the device that it is on."""
+def load_point(path: Path, make: Callable[..., Engine] = Engine) -> tuple[Engine, Recipe]:
+    """An engine, as ``make`` has it, at a stored point, and the recipe that it runs."""
     # A file of this program's own, written a moment ago.
     point = torch.load(path, weights_only=False)
     config = OmegaConf.create(point["config"])
@@ -44,7 +46,7 @@ def load_point(path: Path, make: Callable[..., Engine] = Engine) -> tuple[Engine
     engine = make(recipe.graph, seed=recipe.settings.seed, precision=recipe.settings.precision)
     engine.load_state_dict(point["state"])
     engine.load_records(point["records"])
-    return engine, chosen_device(recipe.settings.device)
+    return engine, recipe
 
 
 def measure(
@@ -120,7 +122,9 @@ def measure_task(task: dict[str, Any]) -> dict[str, Any]:
     point, name = Path(task["point"]), task["name"]
     try:
         if name == "reference":
-            result, found = measure_reference(load_point(point)[0], task["damping"], task["iterations"])
+            engine, recipe = load_point(point)
+            with cpu_threads(recipe):
+                result, found = measure_reference(engine, task["damping"], task["iterations"])
         else:
             options = {**damped(OFFERS[name], task["damping"]), **task["options"]}
             solver = build("solver", OFFERS, name, options)
@@ -130,10 +134,12 @@ def measure_task(task: dict[str, Any]) -> dict[str, Any]:
                     raise SettingError(
                         f"{axis}s", task[axis], "nothing: Betty computes as the recipe says, on all rows"
                     )
-            engine, device = load_point(point, made)
+            engine, recipe = load_point(point, made)
             if task["share"] is not None:
                 take_share(engine, own, task["share"])
-            result, found = measure(engine, device, own, task["rounds"], task["precision"])
+            with cpu_threads(recipe):
+                device = chosen_device(recipe.settings.device)
+                result, found = measure(engine, device, own, task["rounds"], task["precision"])
     except MultilevelError as error:
         return {"problem": " ".join(str(error).split())}
     torch.save(dict(found.values), task["output"])

@@ -17,6 +17,7 @@ from multilevel.configuration import (
     build_recipe,
     compose_config,
 )
+from multilevel.cpu_threads import cpu_threads
 from multilevel.diagnosis import Diagnosis
 from multilevel.distributed import joined, launched, led, restart, restarts, tell
 from multilevel.event_log import EventLog
@@ -153,7 +154,7 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, loggers: Sequence[
         # What only speaks comes last: where nobody listens any more, nothing is lost.
         *([CollapseReport(), Progress(recipe.images_per_step)] if first else []),
     ]
-    with StopOnSignal(engine) as stop:
+    with StopOnSignal(engine) as stop, cpu_threads(recipe):
         try:
             engine.run(settings.steps - engine.step)
         except DivergedError as error:

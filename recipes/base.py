@@ -27,6 +27,7 @@ class Recipe(ABC):
         images_per_step: images that all updates of a step take together; None where that says nothing.
         encoder_level: the level whose module ``evaluate`` evaluates; no other level's weights matter to it. None where
             the recipe trains no encoder.
+        one_thread: whether its operations are so small that more than one CPU thread would slow them down.
         notes: lines for the screen on what was chosen where settings leave it open.
     """
 
@@ -35,6 +36,7 @@ class Recipe(ABC):
     settings: RunSettings
     graph: Graph
     images_per_step: int | None = None
+    one_thread: bool = False
     notes: tuple[str, ...] = ()
 
     @abstractmethod

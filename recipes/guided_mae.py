@@ -52,6 +52,8 @@ from multilevel.solvers.registry import build
 
 PATHS = ("both", "direct")
 PICTURED = 8
+#: Numbers in a batch's tokens up to which a second CPU thread costs more than it does (docs/performance.md).
+SMALL = 2**18
 
 
 @dataclass(kw_only=True)
@@ -199,6 +201,8 @@ class GuidedMae(Recipe):
         made: dict[str, Any] = {"pretrain": self._pretrain, "finetune": self._finetune, "mask": self._mask}
         self.graph = Graph(*(made[name]() for name in names), approximate=settings.approximate)
         self.images_per_step = self._count_images()
+        numbers = settings.data.batch_size * self.modules["pretrain"].patches * settings.model.width
+        self.one_thread = numbers <= SMALL and self.device.type == "cpu"
 
     def write_pictures(self, folder: Path) -> list[Path]:
         data, learns = self.data, self.policy.learns_from is not None

@@ -73,6 +73,7 @@ class RunSettings:
         seed: of the initial weights and of everything random after them.
         device: auto, or what torch.device takes.
         precision: float32 or bf16.
+        threads: CPU threads that each operation of training is spread over; None: as suits the recipe.
         output: the run folder; None makes a name.
         approximate: see ``Graph``.
         diagnose: steps between comparisons of the top level's hypergradient with a reference; 0: none.
@@ -97,6 +98,7 @@ class RunSettings:
     diagnose: int
     checkpoint: CheckpointSettings
     max_skipped: int = 10
+    threads: int | None = None
     compile: bool = False
     reuse: bool = False
     loggers: list[str] = field(default_factory=list)
@@ -115,6 +117,8 @@ class RunSettings:
         require("steps", self.steps, self.steps >= 1, "a whole number of at least 1")
         require("seed", self.seed, 0 <= self.seed < 2**32, "a whole number from 0 to 4294967295")
         require("precision", self.precision, self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
+        threads = self.threads
+        require("threads", threads, threads is None or threads >= 1, "a whole number of at least 1, or null")
         every = self.checkpoint.every
         require("checkpoint.every", every, every >= 1, "a whole number of steps of at least 1")
         require("max_skipped", self.max_skipped, self.max_skipped >= 0, "a whole number of updates of at least 0")
