@@ -125,8 +125,6 @@ NO_YAML = "mine.yaml:2'; expected YAML (expected ',' or ']', but got"
     [
         (PYTHON, "import nothing_there", [], "mine.py:1'; expected a file that can be imported (ModuleNotFound"),
         (PYTHON, "\ndef (", [], "mine.py:2'; expected a file that can be imported (SyntaxError: invalid syntax"),
-        (YAML, "a: [b\n", [], NO_YAML),
-        (YAML, "a: [b\n", ["levels.z.solver.terms=3"], NO_YAML),
         (YAML, "a: [b\n", ["--multirun"], NO_YAML),
     ],
 )
@@ -138,6 +136,15 @@ def test_a_broken_file_is_told_in_a_line(file, text, settings, expected, tmp_pat
     assert ended.returncode == 2
     assert ended.stderr.startswith("multilevel: MULTILEVEL_PATH: got '")
     assert expected in ended.stderr
+
+
+@pytest.mark.parametrize("settings", [[], ["levels.z.solver.terms=3"]])
+def test_a_file_that_is_no_yaml_is_told_in_a_line(settings, tmp_path, capsys, monkeypatch):
+    (tmp_path / YAML).parent.mkdir(parents=True)
+    (tmp_path / YAML).write_text("a: [b\n")
+    monkeypatch.setenv("MULTILEVEL_PATH", str(tmp_path))
+    assert main(["train", "recipe=mine", "steps=1", *settings]) == 2
+    assert NO_YAML in capsys.readouterr().err
 
 
 def test_in_the_projects_own_checkout_files_need_no_path(capsys, monkeypatch):

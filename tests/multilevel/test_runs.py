@@ -237,16 +237,11 @@ def test_help(arguments, capsys):
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_run_killed_at_a_random_moment_resumes_to_the_same_weights(tmp_path, seed):
+def test_a_run_killed_at_a_random_moment_resumes_to_the_same_weights(tmp_path, capsys, seed):
     settings = [*TINY, "steps=60", "checkpoint.every=5", "evaluate=false", "mask.policy=sampled"]
-    command = [sys.executable, "-m", "multilevel", "train"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def start(*more):
-        return subprocess.Popen([*command, *more], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-
-    assert start(*settings, "output=whole").wait() == 0
-    killed = start(*settings, "output=killed")
+    assert main(["train", *settings, f"output={tmp_path / 'whole'}"]) == 0
+    command = [sys.executable, "-m", "multilevel", "train", *settings, "output=killed"]
+    killed = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 120
     while not list((tmp_path / "killed" / "checkpoint").glob("step-*")):
         assert time.monotonic() < deadline
@@ -256,10 +251,8 @@ def test_a_run_killed_at_a_random_moment_resumes_to_the_same_weights(tmp_path, s
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert not (tmp_path / "killed" / "summary.json").exists()
-    resumed = start("resume=killed")
-    said = resumed.communicate()[1]
-    assert resumed.returncode == 0
-    step = int(said.split("resumed at step ")[1].split()[0])
+    assert main(["train", f"resume={tmp_path / 'killed'}"]) == 0
+    step = int(capsys.readouterr().err.split("resumed at step ")[1].split()[0])
     assert 0 < step < 60
     final = [
         load_file(tmp_path / name / "checkpoint" / "step-60" / "weights.safetensors") for name in ("whole", "killed")

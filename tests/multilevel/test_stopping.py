@@ -33,10 +33,20 @@ def hear_interrupts():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+LONG = [*TINY, "steps=80", "checkpoint.every=1000", "evaluate=false"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing has stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert main(["train", *LONG, f"output={folder}"]) == 0
+    return folder
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_step_and_the_run_goes_on_to_the_same_weights(tmp_path, number):
-    settings = [*TINY, "steps=80", "checkpoint.every=1000", "evaluate=false"]
-    run = start(tmp_path, *settings, "output=stopped")
+def test_a_signal_ends_the_step_and_the_run_goes_on_to_the_same_weights(tmp_path, whole, number):
+    run = start(tmp_path, *LONG, "output=stopped")
     wait_for(run, tmp_path / "stopped" / "metrics.jsonl")
     run.send_signal(number)
     said = run.communicate()[1]
@@ -46,10 +56,9 @@ def test_a_signal_ends_the_step_and_the_run_goes_on_to_the_same_weights(tmp_path
     assert 0 < step < 80
     name = signal.Signals(number).name
     assert f"stopped by {name} after step {step} of 80; multilevel train resume=stopped goes on from there" in said
-    assert start(tmp_path, "resume=stopped").wait() == 0
-    assert start(tmp_path, *settings, "output=whole").wait() == 0
+    assert main(["train", f"resume={tmp_path / 'stopped'}"]) == 0
     one, other = (
-        load_file(tmp_path / name / "checkpoint" / "step-80" / "weights.safetensors") for name in ("whole", "stopped")
+        load_file(folder / "checkpoint" / "step-80" / "weights.safetensors") for folder in (whole, tmp_path / "stopped")
     )
     assert all((one[key] == other[key]).all() for key in one)
 

@@ -104,13 +104,20 @@ def test_a_quadratic_chain_at_its_minima_gives_the_total_derivative(solver):
     assert relative_error(engine.hypergradient("u")["value"], expected) < 1e-6
 
 
+@pytest.fixture(scope="module")
+def solved_again():
+    """The problem that is not quadratic, its minima, and its hypergradient."""
+    functions, minima, u = non_quadratic()
+    return functions, minima(u), resolved(functions, minima, u)
+
+
 @pytest.mark.parametrize("product", ["reverse", "forward"])
 @pytest.mark.parametrize("solver", EXACT, ids=str)
-def test_a_chain_that_is_not_quadratic_agrees_with_the_problem_solved_again(solver, product):
-    functions, minima, u = non_quadratic()
+def test_a_chain_that_is_not_quadratic_agrees_with_the_problem_solved_again(solver, product, solved_again):
+    functions, values, expected = solved_again
     solver.product = product
-    engine = Engine(toy_graph(functions, minima(u), {"q": solver, "r": solver}))
-    assert relative_error(engine.hypergradient("u")["value"], resolved(functions, minima, u)) < 1e-4
+    engine = Engine(toy_graph(functions, values, {"q": solver, "r": solver}))
+    assert relative_error(engine.hypergradient("u")["value"], expected) < 1e-4
 
 
 def test_the_chain_checked_by_hand():
