@@ -7,12 +7,12 @@ import io
 import itertools
 import json
 import multiprocessing
+import signal
 import sys
 import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,10 @@ from multilevel.train import new_engine
 
 CHOICES = {"solvers": list(OFFERS), "products": list(PRODUCTS), "precisions": list(PRECISIONS)}
 WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "float | None": "a number, or null"}
-#: How processes start: where the platform can, as forks of one that has imported everything, which takes seconds.
-START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+#: Starts processes: where the platform can, as forks of one that has imported everything, which takes seconds.
+PROCESSES: Any = multiprocessing.get_context(
+    "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+)
 RECORDED = 10  # updates that unrolled solvers may go through
 
 
@@ -218,14 +220,14 @@ def _measured(comparison: Comparison, scratch: Path) -> tuple[list[dict[str, Any
     bar = tqdm(total=len(tasks) + 1, unit="solver", disable=None)
     print("computing the reference, then each solver in a process of its own", file=sys.stderr, flush=True)
     exactly = {"name": "reference", "iterations": comparison.iterations, "output": str(scratch / "reference.pt")}
-    reference = _in_a_process({**common, **exactly})
+    reference = _in_a_process(measure_task, {**common, **exactly})
     bar.update()
     usable = reference.get("usable", False)
     exact = torch.load(scratch / "reference.pt") if usable else None
     rows = []
     for task in tasks:
         asked = {"name": task.solver, "options": task.options, "precision": task.precision, "share": task.share}
-        found = _in_a_process({**common, **asked, "output": str(scratch / "found.pt")})
+        found = _in_a_process(measure_task, {**common, **asked, "output": str(scratch / "found.pt")})
         row = {"solver": task.label, **asked, **found}
         if "problem" not in found:
             error = agreement(torch.load(scratch / "found.pt"), exact) if exact is not None else (None, None)
@@ -238,17 +240,31 @@ def _measured(comparison: Comparison, scratch: Path) -> tuple[list[dict[str, Any
     return rows, reference
 
 
-def _in_a_process(task: dict[str, Any]) -> dict[str, Any]:
-    """``measure_task`` in a new process, whose end costs the other rows nothing."""
-    context = multiprocessing.get_context(START)
-    context.set_forkserver_preload([measure_task.__module__])
-    with ProcessPoolExecutor(1, context) as process:
-        try:
-            return process.submit(measure_task, task).result()
-        except BrokenProcessPool:
-            return {"problem": "its process was ended before it was done; where memory ran out, the system does that"}
-        except Exception as error:  # of whatever kind: it is one row's
-            return {"problem": " ".join(f"{type(error).__name__}: {error}".split())}
+def _in_a_process(call: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What a call returns in a process of its own; under ``problem`` why it returns nothing."""
+    PROCESSES.set_forkserver_preload([measure_task.__module__])
+    receiver, sender = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=_answer, args=(sender, call, arguments), daemon=True)
+    process.start()
+    sender.close()  # the process has the only one left: where it ends, so does the wait
+    try:
+        answer: dict[str, Any] = receiver.recv()
+    except EOFError:
+        process.join()
+        answer = {"problem": f"its process ended with status {process.exitcode} (-9: often as memory ran out)"}
+    finally:
+        process.kill()
+        process.join()
+    return answer
+
+
+def _answer(sender: Connection, call: Callable[..., dict[str, Any]], arguments: Sequence[Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
+    try:
+        answer = call(*arguments)
+    except Exception as error:  # of whatever kind: it is one row's
+        answer = {"problem": " ".join(f"{type(error).__name__}: {error}".split())}
+    sender.send(answer)
 
 
 def _as_csv(rows: Sequence[dict[str, Any]]) -> str:

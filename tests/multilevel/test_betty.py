@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from multilevel import compare, measure
+from multilevel import compare
 from multilevel.__main__ import main
 from multilevel.problems.betty_solvers import BETTY_COMMAND
 
@@ -17,7 +17,7 @@ ADAM = "levels.classify.optimizer=adam"
 def in_this_process(monkeypatch):
     """Solvers are measured here: a process of its own for each takes most of the time (test_compare has that)."""
 
-    monkeypatch.setattr(compare, "_in_a_process", measure.measure_task)
+    monkeypatch.setattr(compare, "_in_a_process", lambda call, *arguments: call(*arguments))
 
 
 @pytest.mark.usefixtures("in_this_process")

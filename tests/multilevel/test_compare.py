@@ -2,10 +2,13 @@
 
 import csv
 import json
+import os
+import signal
 from xml.etree import ElementTree
 
 import pytest
 
+from multilevel import compare
 from multilevel.__main__ import main
 from multilevel.comparison_table import ComparisonTable
 from multilevel.recipes.pictures.comparison import pareto_front
@@ -98,6 +101,19 @@ def test_comparing_at_a_runs_checkpoint(tmp_path):
     assert main(["train", *SMALL, "steps=2", f"output={run}"]) == 0
     assert main(["compare", f"resume={run}", "solvers=identity", "warmup=0", "iterations=1", f"output={out}"]) == 0
     assert json.loads((out / "compare.json").read_text())["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("call", "given", "problem"),
+    [
+        (os._exit, 3, "its process ended with status 3"),
+        (signal.raise_signal, signal.SIGKILL, "its process ended with status -9"),
+        (json.loads, "{", "JSONDecodeError: Expecting property name"),
+    ],
+)
+def test_a_process_that_ends_early_is_its_own_rows_problem(call, given, problem):
+    assert compare._in_a_process(call, given)["problem"].startswith(problem)
+    assert compare._in_a_process(json.loads, "{}") == {}
 
 
 def test_the_front_is_what_nothing_is_below_in_both():
