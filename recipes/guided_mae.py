@@ -53,7 +53,7 @@ from multilevel.solvers.registry import build
 PATHS = ("both", "direct")
 PICTURED = 8
 #: Numbers in a batch's tokens up to which a second CPU thread costs more than it does (docs/performance.md).
-SMALL = 2**18
+SMALL = 2**17
 
 
 @dataclass(kw_only=True)
@@ -203,6 +203,8 @@ class GuidedMae(Recipe):
         self.images_per_step = self._count_images()
         numbers = settings.data.batch_size * self.modules["pretrain"].patches * settings.model.width
         self.one_thread = numbers <= SMALL and self.device.type == "cpu"
+        if self.one_thread and settings.threads is None and torch.get_num_threads() > 1:
+            self.notes += ("one CPU thread, as more would slow operations of this size down (threads=N takes N)",)
 
     def write_pictures(self, folder: Path) -> list[Path]:
         data, learns = self.data, self.policy.learns_from is not None

@@ -31,15 +31,16 @@ def trained_with(monkeypatch):
     [([], 1), (["threads=2"], 2), (["recipe=hyper_cleaning"], 3), (["recipe=hyper_cleaning", "threads=2"], 2)],
 )
 def test_training_takes_one_thread_where_operations_are_small_or_as_many_as_asked(
-    settings, threads, trained_with, tmp_path
+    settings, threads, trained_with, tmp_path, capsys
 ):
     assert main(["train", "steps=1", "evaluate=false", *settings, f"output={tmp_path / 'run'}"]) == 0
     assert trained_with == [threads]
+    assert ("one CPU thread" in capsys.readouterr().err) == (threads == 1)
     assert torch.get_num_threads() == 3
 
 
 @pytest.mark.parametrize(
-    ("settings", "small"), [([], True), (["data=planted"], True), (LARGER, False), ([*LARGER, "model.width=24"], True)]
+    ("settings", "small"), [([], True), (["data=planted"], True), (LARGER, False), ([*LARGER, "model.width=12"], True)]
 )
 def test_small_is_what_a_batch_is_in_numbers(settings, small):
     assert build_recipe(compose_config(settings)).one_thread is small
