@@ -144,7 +144,9 @@ def test_a_file_that_is_no_yaml_is_told_in_a_line(settings, tmp_path, capsys, mo
     (tmp_path / YAML).write_text("a: [b\n")
     monkeypatch.setenv("MULTILEVEL_PATH", str(tmp_path))
     assert main(["train", "recipe=mine", "steps=1", *settings]) == 2
-    assert NO_YAML in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("multilevel: MULTILEVEL_PATH: got '")
+    assert NO_YAML in said
 
 
 def test_in_the_projects_own_checkout_files_need_no_path(capsys, monkeypatch):
