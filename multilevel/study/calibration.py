@@ -12,7 +12,8 @@ import torch
 from tqdm import tqdm
 
 from multilevel.configuration import build_recipe, compose_config
-from multilevel.problems import Engine
+from multilevel.cpu_threads import cpu_threads
+from multilevel.recipes.base import Recipe
 from multilevel.study.plan import Study
 from multilevel.train import new_engine
 
@@ -25,20 +26,26 @@ def main(arguments: Sequence[str]) -> int:
     study = Study.read(folder)
     torch.set_num_threads(study.threads)
     seed = study.seeds[0]
-    engines = {arm.name: new_engine(build_recipe(compose_config(study.overrides(arm, seed)))) for arm in study.arms}
-    study.timed(seconds_per_step(engines)).write(folder)
+    recipes = {arm.name: build_recipe(compose_config(study.overrides(arm, seed))) for arm in study.arms}
+    study.timed(seconds_per_step(recipes)).write(folder)
     return 0
 
 
-def seconds_per_step(engines: dict[str, Engine]) -> dict[str, float]:
-    """Median over rounds, in which all engines take turns, so that a slow spell of the machine hits all of them."""
+def seconds_per_step(recipes: dict[str, Recipe]) -> dict[str, float]:
+    """Median over rounds, in which all recipes take turns, so that a slow spell of the machine hits all of them."""
+    engines = {name: new_engine(recipe) for name, recipe in recipes.items()}
     found: dict[str, list[float]] = {name: [] for name in engines}
-    for engine in engines.values():
-        engine.run(WARMUP)
+
+    def run(name: str, steps: int) -> None:
+        with cpu_threads(recipes[name]):  # as in training
+            engines[name].run(steps)
+
+    for name in engines:
+        run(name, WARMUP)
     for _ in tqdm(range(ROUNDS), desc="measuring seconds a step", disable=None):
-        for name, engine in engines.items():
+        for name in engines:
             started = time.perf_counter()
-            engine.run(STEPS)
+            run(name, STEPS)
             if torch.cuda.is_initialized():
                 torch.cuda.synchronize()
             found[name].append((time.perf_counter() - started) / STEPS)

@@ -6,6 +6,7 @@ import torch
 from multilevel.__main__ import main
 from multilevel.configuration import build_recipe, compose_config
 from multilevel.problems import Engine
+from multilevel.study.calibration import ROUNDS, seconds_per_step
 
 LARGER = ["data=planted", "data.batch_size=512"]  # 512 images of 16 patches, each a token of 48 numbers
 
@@ -37,6 +38,15 @@ def test_training_takes_one_thread_where_operations_are_small_or_as_many_as_aske
     assert trained_with == [threads]
     assert ("one CPU thread" in capsys.readouterr().err) == (threads == 1)
     assert torch.get_num_threads() == 3
+
+
+def test_a_study_measures_seconds_a_step_on_the_threads_that_training_takes(trained_with):
+    recipes = {
+        name: build_recipe(compose_config(["recipe=hyper_cleaning", *settings]))
+        for name, settings in (("two", ["threads=2"]), ("open", []))
+    }
+    seconds_per_step({**recipes, "one": build_recipe(compose_config([]))})
+    assert trained_with == [2, 3, 1] * (1 + ROUNDS)
 
 
 @pytest.mark.parametrize(
