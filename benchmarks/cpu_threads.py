@@ -17,7 +17,6 @@ from side_by_side import Iterate, Spread, alternate, conditions, ratio
 
 from multilevel.configuration import build_recipe, compose_config
 from multilevel.problems import Engine
-from multilevel.recipes.guided_mae import SMALL
 from multilevel.train import new_engine
 
 #: Model, images in a batch and pixels on a side, patches being of 4 x 4.
@@ -45,12 +44,11 @@ def main(arguments: Sequence[str]) -> None:
     for model, batch, pixels in SIZES:
         data = ["data=planted", f"data.batch_size={batch}", f"data.image_size={pixels}"]
         recipe = build_recipe(compose_config([*data, f"model={model}", *options.overrides]))
-        numbers = batch * recipe.modules["pretrain"].patches * recipe.settings.model.width
         seconds = alternate({count: steps_on(count, new_engine(recipe)) for count in (1, threads)}, options.rounds)
         once = Spread.of([second / STEPS for second in seconds[1]]).median
         print(
-            f"{numbers:>9,} numbers ({'small' if numbers <= SMALL else 'large'}; {model}): {once:.3f} s a step on one "
-            f"thread, {ratio(seconds[threads], seconds[1]).text()} times that on {threads}",
+            f"{recipe.numbers_in_a_batch():>9,} numbers ({'small' if recipe.one_thread else 'large'}; {model}): "
+            f"{once:.3f} s a step on one thread, {ratio(seconds[threads], seconds[1]).text()} times that on {threads}",
             flush=True,
         )
 

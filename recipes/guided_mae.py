@@ -201,8 +201,7 @@ class GuidedMae(Recipe):
         made: dict[str, Any] = {"pretrain": self._pretrain, "finetune": self._finetune, "mask": self._mask}
         self.graph = Graph(*(made[name]() for name in names), approximate=settings.approximate)
         self.images_per_step = self._count_images()
-        numbers = settings.data.batch_size * self.modules["pretrain"].patches * settings.model.width
-        self.one_thread = numbers <= SMALL and self.device.type == "cpu"
+        self.one_thread = self.numbers_in_a_batch() <= SMALL and self.device.type == "cpu"
         if self.one_thread and settings.threads is None and torch.get_num_threads() > 1:
             self.notes += ("one CPU thread, as more would slow operations of this size down (threads=N takes N)",)
 
@@ -337,6 +336,10 @@ class GuidedMae(Recipe):
         )
         trained = level_arguments(self._levels, self.settings.solver, name, self.modules[name], self.settings.steps)
         return {"data": loader, **trained}
+
+    def numbers_in_a_batch(self) -> int:
+        """How many numbers the tokens of all patches of a batch are."""
+        return self.settings.data.batch_size * self.modules["pretrain"].patches * self.settings.model.width
 
     def _count_images(self) -> int:
         total, updates = 0, 1
