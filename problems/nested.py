@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,11 +15,11 @@ from torch.func import grad
 from multilevel.problems.evaluation import Evaluator, Record
 from multilevel.problems.normalization import ElementaryNormalization
 from multilevel.solvers import ImplicitSolver, LowerLevel, ProductError, Solver, SolveReport
-from multilevel.solvers.base import Solution, finite, report_of
-from multilevel.solvers.differentiation import higher_derivatives
+from multilevel.solvers.base import report_of, scale_of
+from multilevel.solvers.differentiation import differentiating, higher_derivatives
 from multilevel.solvers.products import PRODUCTS, Products
 from multilevel.solvers.products.base import lacking_operator
-from multilevel.solvers.vectors import Tensors, flatten, unflatten, zeros_like
+from multilevel.solvers.vectors import Tensors, flatten, scaled, unflatten, zeros_like
 
 if TYPE_CHECKING:
     from multilevel.problems.graph import Block
@@ -66,7 +67,7 @@ class NestedSystem:
         self.evaluator, self.records = evaluator, records
         self.solver = solvers[block.name]
         self.reads = {other: evaluator.detached(other) for other in wanted}
-        self.spent = SolveReport()
+        self.solved: list[SolveReport] = []  # of the level's own solver
         self.evaluations = 0  # of the level's loss
         self.inner = [
             NestedSystem(part, lowers, evaluator, wanted, records, solvers, self.values) for part in block.inner
@@ -87,13 +88,26 @@ class NestedSystem:
         """Contributions to the levels read, from cotangents of the block's levels, and a report for each level."""
         right_hand_side = zeros_like({key: self.values[key] for key in self.keys})
         for level, tensors in cotangents.items():
-            finite(tensors)
             right_hand_side |= {f"{level}/{name}": one for name, one in tensors.items()}
         with explained():
-            mixed = self._products().mixed(self.solve(right_hand_side))
-        contributions = {level: {name: -one for name, one in some.items()} for level, some in mixed.items()}
-        reports = {system.block.name: replace(system.spent, evaluations=system.evaluations) for system in self._all()}
-        return contributions, reports
+            unit, scale = at_unit_scale(right_hand_side)
+            mixed = self._products().mixed(self.solve(unit))
+        contributions = {level: scaled(tensors, -scale) for level, tensors in mixed.items()}
+        return contributions, {system.block.name: system.report() for system in self._all()}
+
+    def report(self) -> SolveReport:
+        """Of the level's solves: what they spent together, and how the worst of them went."""
+        if not self.solved:  # every right-hand side was 0
+            return SolveReport(self.evaluations, residual=0.0, converged=True)
+        worst = max(self.solved, key=badness)
+        outcomes = {solve.converged for solve in self.solved}
+        return replace(
+            worst,
+            evaluations=self.evaluations,
+            products=sum(solve.products for solve in self.solved),
+            residual=max(self.solved, key=lambda solve: badness(solve)[1]).residual,
+            converged=False if False in outcomes else None if None in outcomes else True,
+        )
 
     def lagrangian(self, values: Mapping[str, Tensor], reads: Mapping[str, Tensors]) -> Tensor:
         """L at ``values`` of all variables and ``reads`` of the levels outside."""
@@ -114,11 +128,14 @@ class NestedSystem:
         if not self.inner:
             return self._solve_own(products, right_hand_side)
         within = [key for key in self.keys if key not in self.own]
-        eliminated = self._solve_inner(products, {key: right_hand_side[key] for key in within})
+        unit, scale = at_unit_scale(right_hand_side)
+        if scale == 0:
+            return unit
+        eliminated = self._solve_inner(products, {key: unit[key] for key in within})
         image = products.hessian(eliminated)
-        x = self._solve_own(products, {key: right_hand_side[key] - image[key] for key in self.own})
+        x = self._solve_own(products, {key: unit[key] - image[key] for key in self.own})
         image = products.hessian({**zeros_like(image), **x})
-        return {**self._solve_inner(products, {key: right_hand_side[key] - image[key] for key in within}), **x}
+        return scaled({**self._solve_inner(products, {key: unit[key] - image[key] for key in within}), **x}, scale)
 
     def _solve_own(self, products: Products, right_hand_side: Values) -> Values:
         """Solve for the level's own variables with the total Hessian, what is within having responded."""
@@ -134,13 +151,13 @@ class NestedSystem:
             image = products.hessian(direction)
             return {key: image[key] for key in self.own}
 
-        vector = flatten(right_hand_side)
-        solution = Solution(vector, 0.0, True)
-        if vector.any():
-            at = PRODUCTS[self.solver.product](LowerLevel([], own, {}), self.solver.radius)
-            solution = self.solver.checked(self.solver.system(at, total, vector))
-        self._report(solution, products)
-        return unflatten(solution.x, own)
+        unit, scale = at_unit_scale(right_hand_side)
+        if scale == 0:
+            return unit
+        at = PRODUCTS[self.solver.product](LowerLevel([], own, {}), self.solver.radius)
+        solution = self.solver.checked(self.solver.system(at, total, flatten(unit)))
+        self.solved.append(report_of(solution, products))
+        return scaled(unflatten(solution.x, own), scale)
 
     def _solve_inner(self, products: Products, right_hand_side: Values) -> Values:
         """Solve the rows and columns of K that belong to the inner blocks and multipliers; 0 for the level's own."""
@@ -184,19 +201,6 @@ class NestedSystem:
         arithmetic = self.evaluator.arithmetic(self.block.name)
         return PRODUCTS[self.solver.product](LowerLevel([loss], point, self.reads, arithmetic), self.solver.radius)
 
-    def _report(self, solution: Solution, products: Products) -> None:
-        """Add a solve to the level's report: the sum of what was spent, the worst of how well it went."""
-        now, before = report_of(solution, products), self.spent
-        residuals = [one for one in (now.residual, before.residual) if one is not None]
-        self.spent = SolveReport(
-            0,  # counted where the loss is evaluated
-            before.products + now.products,
-            max(residuals) if residuals else None,
-            now.converged if before.converged is None else before.converged and now.converged,
-            now.cause or before.cause,
-            now.failed or before.failed,
-        )
-
     def _all(self) -> list[NestedSystem]:
         return [one for system in self.inner for one in system._all()] + [self]
 
@@ -207,15 +211,28 @@ class NestedSystem:
 MULTIPLIER = "~"
 
 
+def at_unit_scale(right_hand_side: Values) -> tuple[Values, float]:
+    """A right-hand side over its scale, for solves and products to see numbers of about 1; and the scale, 0 for 0."""
+    scale = scale_of(right_hand_side)
+    return scaled(right_hand_side, 1 / scale if scale else 1.0), scale
+
+
+def badness(solve: SolveReport) -> tuple[bool, float]:
+    """What orders solves by how badly they went; the second number is the residual, nan the worst."""
+    residual = -1.0 if solve.residual is None else solve.residual
+    return solve.failed, math.inf if math.isnan(residual) else residual
+
+
 @contextmanager
 def explained() -> Iterator[None]:
-    """Within the block an operator that lacks a second or third derivative is named.
+    """Within the block an operator that lacks a second or third derivative is named, and gradients are recorded.
 
     Raises:
         ProductError: there is such an operator.
     """
     try:
-        yield
+        with differentiating():
+            yield
     except (NotImplementedError, RuntimeError) as error:
         operator = lacking_operator(error)
         if operator is None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields
-from typing import Protocol
+from dataclasses import dataclass, field, fields, replace
+from functools import wraps
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from multilevel.solvers.differentiation import differentiating
 from multilevel.solvers.errors import CotangentError, SettingError, SolveError
 from multilevel.solvers.products import PRODUCTS, Products
 from multilevel.solvers.update_rules import UpdateRule
-from multilevel.solvers.vectors import Tensors, flatten, unflatten, zeros_like
+from multilevel.solvers.vectors import Tensors, flatten, magnitude, scaled, unflatten, zeros_like
 
 Loss = Callable[[Tensors, Mapping[str, Tensors]], Tensor]
 
@@ -132,13 +135,62 @@ class Response:
     solution: Tensors | None = None
 
 
+def at_unit_scale(respond: Callable[[Any, LowerLevel, Tensors], Response]) -> Callable[..., Response]:
+    """A solver's ``respond`` for a cotangent of any scale, in code that runs without gradients too.
+
+    The cotangent and the level's start are divided by the power of two at the cotangent's largest absolute value, and
+    the response multiplied by it: exact, and no square within over- or underflows.
+    """
+
+    @wraps(respond)
+    def respond_to_any(self: Solver, lower: LowerLevel, cotangent: Tensors) -> Response:
+        with differentiating():
+            scale = scale_of(cotangent)
+            if scale == 0:
+                return no_response(lower, self.resolved(lower)[1])
+            if lower.start is not None:
+                lower = replace(lower, start=scaled(lower.start, 1 / scale))
+            response = respond(self, lower, scaled(cotangent, 1 / scale))
+            return replace(
+                response,
+                contributions={level: scaled(tensors, scale) for level, tensors in response.contributions.items()},
+                solution=None if response.solution is None else scaled(response.solution, scale),
+            )
+
+    return respond_to_any
+
+
+def scale_of(cotangent: Tensors) -> float:
+    """The power of two by which a cotangent is divided, see ``magnitude``; CotangentError where it is not finite."""
+    scale = magnitude(cotangent)
+    if not math.isfinite(scale):
+        raise CotangentError(
+            "the cotangent of a lower level is not finite: the loss above it has a gradient of inf or nan"
+        )
+    return scale
+
+
+def no_response(lower: LowerLevel, choice: str = "") -> Response:
+    """What every solver returns for a cotangent of 0."""
+    zeros = {name: zeros_like(tensors) for name, tensors in lower.reads.items()}
+    return Response(zeros, SolveReport(residual=0.0, converged=True, choice=choice))
+
+
 class Solver(ABC):
     """Maps a lower level and a cotangent to a contribution for each level that the lower level reads.
 
     With lower loss g, parameters p and cotangent a, the exact contribution to a level r is
     ``- d/dr <dg/dp, lambda>`` with ``H lambda = a``, H the Hessian of g in p (implicit function theorem).
     A solver is one dataclass in a file named after it; its fields are its settings.
+
+    A response is linear in the cotangent. Every subclass's ``respond`` therefore sees a cotangent whose largest
+    absolute value is about 1, never one of 0 or that is not finite, see ``at_unit_scale``.
     """
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "respond" in vars(cls):
+            cls.respond = at_unit_scale(cls.respond)  # type: ignore[method-assign]
 
     @property
     def recorded_steps(self) -> int:
@@ -163,7 +215,8 @@ class Solver(ABC):
             cotangent: the derivative arriving at the level's parameters, same names and shapes.
 
         Raises:
-            SolveError: the solve failed and the solver is strict.
+            CotangentError: the cotangent is not finite.
+            SolveError: the solve failed and the solver is strict; or this is inference mode.
         """
 
     def __str__(self) -> str:
@@ -250,12 +303,9 @@ class ImplicitSolver(Solver):
         return products.hessian
 
     def respond(self, lower: LowerLevel, cotangent: Tensors) -> Response:
-        right_hand_side = finite(cotangent)
-        if not right_hand_side.any():
-            return no_response(lower)
         products = PRODUCTS[self.product](lower, self.radius)
         with lower.shared.kept() if self.product != "forward" else nullcontext():
-            solution = self.checked(self.system(products, self.curved(products), right_hand_side))
+            solution = self.checked(self.system(products, self.curved(products), flatten(cotangent)))
             mixed = products.mixed(unflatten(solution.x, lower.parameters))
         contributions = {level: {name: -value for name, value in tensors.items()} for level, tensors in mixed.items()}
         kept = unflatten(solution.x, lower.parameters) if self.keeps_solution else None
@@ -269,8 +319,7 @@ class ImplicitSolver(Solver):
             result = flatten(curved(unflatten(vector, lower.parameters)))
             return result + self.damping * vector if self.damping else result
 
-        start = None if lower.start is None else flatten(lower.start)
-        return LinearSystem(product, right_hand_side, lower, products, start)
+        return LinearSystem(product, right_hand_side, lower, products, start_of(lower))
 
     def checked(self, system: LinearSystem) -> Solution:
         """``solve``; a failed solve is an error where the solver is strict."""
@@ -280,20 +329,12 @@ class ImplicitSolver(Solver):
         return solution
 
 
-def finite(cotangent: Tensors) -> Tensor:
-    """A cotangent as one vector [N]; CotangentError where it is not finite."""
-    vector = flatten(cotangent)
-    if not torch.isfinite(vector).all():
-        raise CotangentError(
-            "the cotangent of a lower level is not finite: the loss above it has a gradient of inf or nan"
-        )
-    return vector
-
-
-def no_response(lower: LowerLevel) -> Response:
-    """What every solver returns for a cotangent of 0."""
-    zeros = {name: zeros_like(tensors) for name, tensors in lower.reads.items()}
-    return Response(zeros, SolveReport(residual=0.0, converged=True))
+def start_of(lower: LowerLevel) -> Tensor | None:
+    """The last solution [N]; None where there is none, or it is of other parameters: some were frozen or unfrozen."""
+    shapes = {name: tensor.shape for name, tensor in lower.parameters.items()}
+    if lower.start is None or {name: tensor.shape for name, tensor in lower.start.items()} != shapes:
+        return None
+    return flatten({name: lower.start[name] for name in lower.parameters})
 
 
 def report_of(solution: Solution, products: Products) -> SolveReport:

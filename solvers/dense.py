@@ -15,7 +15,8 @@ from multilevel.solvers.errors import SettingError
 class Dense(ImplicitSolver):
     """Forms ``H + damping I`` column by column and solves exactly, in the parameters' precision.
 
-    Where it is singular (a parameter that the loss does not use), the x of least residual and norm.
+    Half precision is solved in float32. Where the matrix is singular (a parameter that the loss does not use), the x of
+    least residual and norm.
 
     Assumes: few parameters; a Hessian of any sign.
     Costs: a Hessian-vector product a parameter, and memory of the square of their number.

@@ -6,9 +6,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from multilevel.solvers.errors import SolveError
+
 _HIGHER: ContextVar[bool] = ContextVar("higher derivatives", default=False)
+
+
+@contextmanager
+def differentiating() -> Iterator[None]:
+    """Within the block torch records gradients, also where ``torch.no_grad()`` holds around it.
+
+    Raises:
+        SolveError: in inference mode, which nothing within it can leave.
+    """
+    if torch.is_inference_mode_enabled():
+        raise SolveError("a solve differentiates, which torch.inference_mode() rules out: leave inference mode first")
+    with torch.enable_grad():
+        yield
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multilevel.solvers.base import LowerLevel, Response, Solver, SolveReport, at_least, finite, no_response
+from multilevel.solvers.base import LowerLevel, Response, Solver, SolveReport, at_least
 from multilevel.solvers.errors import SettingError
 from multilevel.solvers.neumann import largest_eigenvalue
 from multilevel.solvers.products import FiniteDifferenceProducts, default_radius
@@ -31,8 +31,8 @@ class FirstOrder(Solver):
     Args:
         steps: of descent, at least 1.
         step_size: of descent; None takes 1 / (estimate of the largest eigenvalue).
-        penalty: multiplier of the lower loss; None takes one that moves the copies by about the radius of a finite
-            difference.
+        penalty: multiplier of the lower loss, for a cotangent whose largest absolute value is about 1 (others are
+            scaled to it); None takes one that moves the copies by about the radius of a finite difference.
         power_iterations: spent on the estimate, at least 1.
         damping: weight of ``|z - p|^2 / 2`` in the descent, >= 0.
     """
@@ -53,11 +53,8 @@ class FirstOrder(Solver):
                 raise SettingError(f"solver.{name}", value, "a number above 0, or null to have it chosen")
 
     def respond(self, lower: LowerLevel, cotangent: Tensors) -> Response:
-        right_hand_side = finite(cotangent)
-        if not right_hand_side.any():
-            return no_response(lower)
         with lower.shared.kept():
-            return self._respond(lower, right_hand_side)
+            return self._respond(lower, flatten(cotangent))
 
     def _respond(self, lower: LowerLevel, cotangent: Tensor) -> Response:
         products = FiniteDifferenceProducts(lower)

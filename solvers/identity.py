@@ -30,7 +30,7 @@ class Identity(ImplicitSolver):
             raise SettingError("solver.scale", self.scale, "a number above 0")
 
     def solve(self, system: LinearSystem) -> Solution:
-        x = self.scale * system.right_hand_side
+        x = system.right_hand_side if self.scale == 1 else self.scale * system.right_hand_side
         if not self.measure_residual:
             return Solution(x)
         return Solution(x, system.residual(x), False, "the identity stands in for the inverse Hessian")

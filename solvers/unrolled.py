@@ -16,8 +16,6 @@ from multilevel.solvers.base import (
     SolveReport,
     Step,
     at_least,
-    finite,
-    no_response,
 )
 from multilevel.solvers.errors import SettingError, SolveError
 from multilevel.solvers.products import PRODUCTS, Products
@@ -52,8 +50,6 @@ class UnrolledSolver(Solver):
         return self.steps
 
     def respond(self, lower: LowerLevel, cotangent: Tensors) -> Response:
-        if not finite(cotangent).any():
-            return no_response(lower)
         if not lower.steps:
             raise SolveError(
                 "there is no update of the lower level to go through: train a step first (with SGD, Adam or AdamW)"

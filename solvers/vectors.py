@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -11,8 +12,12 @@ Tensors = Mapping[str, Tensor]
 
 
 def flatten(tensors: Tensors) -> Tensor:
-    """Concatenate named tensors into one vector of shape [N], in the mapping's order."""
-    return torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
+    """Concatenate named tensors into one vector of shape [N], in the mapping's order; half precision becomes float32.
+
+    Sums over N terms need the digits, and torch has no linear algebra in half precision.
+    """
+    vector = torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
+    return vector.float() if vector.dtype in (torch.float16, torch.bfloat16) else vector
 
 
 def unflatten(vector: Tensor, like: Tensors) -> dict[str, Tensor]:
@@ -27,6 +32,27 @@ def unflatten(vector: Tensor, like: Tensors) -> dict[str, Tensor]:
 def shifted(tensors: Tensors, direction: Tensors, scale: float) -> dict[str, Tensor]:
     """``tensors + scale * direction``, name by name, as new tensors."""
     return {name: torch.add(tensor, direction[name], alpha=scale) for name, tensor in tensors.items()}
+
+
+def scaled(tensors: Tensors, factor: float) -> dict[str, Tensor]:
+    """``factor * tensors``, name by name; the tensors themselves where the factor is 1."""
+    return dict(tensors) if factor == 1 else {name: tensor * factor for name, tensor in tensors.items()}
+
+
+def magnitude(tensors: Tensors) -> float:
+    """The power of two at or below the largest absolute value; 0 where all are 0, inf or nan where one is.
+
+    Multiplying by it or its inverse is exact: it is cut off where the narrowest dtype would lose either.
+    """
+    held = [tensor for tensor in tensors.values() if tensor.numel()]
+    if not held:
+        return 0.0
+    largest = torch.stack([torch.linalg.vector_norm(tensor, torch.inf).double() for tensor in held]).amax().item()
+    if largest == 0 or not math.isfinite(largest):
+        return largest
+    limit = min(-math.frexp(torch.finfo(tensor.dtype).tiny)[1] + 1 for tensor in held)
+    exponent = math.frexp(largest)[1] - 1
+    return math.ldexp(1.0, max(-limit, min(exponent, limit)))
 
 
 def zeros_like(tensors: Tensors) -> dict[str, Tensor]:
