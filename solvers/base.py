@@ -319,7 +319,13 @@ class ImplicitSolver(Solver):
             result = flatten(curved(unflatten(vector, lower.parameters)))
             return result + self.damping * vector if self.damping else result
 
-        return LinearSystem(product, right_hand_side, lower, products, start_of(lower))
+        def product_in_float16(vector: Tensor) -> Tensor:
+            scale = magnitude({"": vector}) or 1.0  # a direction that the solve has made small would underflow
+            return product(vector / scale) * scale
+
+        narrow = any(tensor.dtype == torch.float16 for tensor in lower.parameters.values())
+        multiply = product_in_float16 if narrow else product
+        return LinearSystem(multiply, right_hand_side, lower, products, start_of(lower))
 
     def checked(self, system: LinearSystem) -> Solution:
         """``solve``; a failed solve is an error where the solver is strict."""

@@ -162,4 +162,5 @@ ROWS = [
     Row("unrolled", {"steps": 3, "product": "finite_difference"}, unrolled, 1e-5),
     Row("unrolled_forward", {"steps": 2}, unrolled, 1e-8),
     Row("unrolled_forward", {"steps": 3, "product": "forward"}, unrolled, 1e-8),
+    Row("unrolled_forward", {"steps": 3, "product": "finite_difference"}, unrolled, 1e-4),
 ]

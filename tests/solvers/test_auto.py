@@ -50,6 +50,7 @@ GAUSS_NEWTON = ConjugateGradient(curvature="gauss_newton", damping=0.01, warm_st
         (level(20_000, declares=True), GAUSS_NEWTON, "20,000 parameters, at most 20,000"),
         (level(20_001, declares=True, rule=adam(20_001)), Sama(), "sama: 20,001 parameters, trained with adam"),
         (level(201, rule=adam(201)), Sama(), "sama: 201 parameters"),
+        (level(201, rule=rule_of(torch.optim.AdamW)), Sama(), "sama: 201 parameters, trained with adamw"),
         (
             level(201, rule=rule_of(torch.optim.SGD)),
             FiniteDifference(),

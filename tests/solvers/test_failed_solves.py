@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from multilevel.solvers import ConjugateGradient, LowerLevel, Neumann, SolveError
+from multilevel.solvers import ConjugateGradient, FirstOrder, LowerLevel, Neumann, Nystrom, SolveError
 
 COTANGENT = torch.tensor([1.0, 2.0, -1.0, 0.5], dtype=torch.float64)
 
@@ -120,7 +120,32 @@ def test_too_few_terms_are_reported():
     assert "raise solver.terms" in report.cause
 
 
-@pytest.mark.parametrize("solver", [ConjugateGradient(strict=True), Neumann(terms=50, strict=True)])
+@pytest.mark.parametrize(("step_size", "diverges"), [(0.45, False), (0.55, True)])
+def test_first_order_that_diverges_says_so_and_gives_its_first_step(step_size, diverges):
+    """Descent on eigenvalues of 4 and 1 converges below a step of 2 / 4."""
+    x, report = respond(FirstOrder(steps=60, step_size=step_size), [4, 1, 1, 1])
+    assert report.failed == diverges
+    assert ("solver.step_size" in report.cause) == diverges
+    expected = step_size * COTANGENT if diverges else COTANGENT / torch.tensor([4.0, 1, 1, 1], dtype=torch.float64)
+    torch.testing.assert_close(x, expected, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(("damping", "fails"), [(0.1, True), (200.0, False)])
+def test_nystrom_with_a_residual_above_that_of_zero_has_failed(damping, fails):
+    """What its one direction leaves out has eigenvalues far above a damping of 0.1, and far below one of 200."""
+    eigenvalues = [4.0, 3.0, 2.0, 5.0]
+    x, report = respond(Nystrom(rank=1, damping=damping), eigenvalues)
+    damped = torch.tensor(eigenvalues, dtype=torch.float64) + damping
+    residual = ((damped * x - COTANGENT).norm() / COTANGENT.norm()).item()
+    assert (residual > 1) == fails
+    assert report.residual == pytest.approx(residual)
+    assert report.failed == fails
+
+
+STRICT = [ConjugateGradient(strict=True), Neumann(terms=50, strict=True), Nystrom(rank=1, damping=0.1, strict=True)]
+
+
+@pytest.mark.parametrize("solver", STRICT)
 def test_strict_raises(solver):
     with pytest.raises(SolveError, match="strict=true"):
         respond(solver, [4, 3, 2, -5])

@@ -1,5 +1,7 @@
 """Solvers of systems that are not definite, or not of full rank, and warm starts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -112,6 +114,19 @@ def test_a_start_that_is_worse_than_zero_is_left_aside():
     bad, _ = solution(solver, level(eigenvalues, {"p": -100 * COTANGENT})[0])
     none, _ = solution(solver, level(eigenvalues)[0])
     torch.testing.assert_close(bad, none)
+
+
+@pytest.mark.parametrize("start", ["frozen", "unfrozen", "reshaped"])
+def test_a_start_of_other_parameters_is_none(start):
+    """One was frozen since, or is trained since, or has another shape."""
+    lower, _ = level(torch.linspace(1, 5, 30, dtype=torch.float64))
+    solver = ConjugateGradient(iterations=3, warm_start=True)
+    x = solver.respond(lower, {"p": COTANGENT}).solution["p"]
+    other = {"frozen": {"p": x, "bias": x}, "unfrozen": {"bias": x}, "reshaped": {"p": x[:20]}}[start]
+    cold, warm = solution(solver, lower), solution(solver, replace(lower, start=other))
+    assert torch.equal(warm[0], cold[0])
+    assert warm[1] == cold[1]
+    assert solution(solver, replace(lower, start={"p": x}))[1].residual < cold[1].residual
 
 
 def test_the_measured_residual_is_the_true_one_where_the_recurrences_is_not():

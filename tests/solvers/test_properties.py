@@ -1,10 +1,12 @@
 """Properties that hold for every solver, on problems drawn by hypothesis."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from solver_table import ROWS, exact, implicit
+from solver_table import ROWS, dense_hessian
 from toy import toy_graph, trained
 
 from multilevel.problems.hypergradient import lower_level
@@ -106,18 +108,20 @@ def test_every_solver_has_a_budget_or_none():
 @pytest.mark.parametrize("name", list(BUDGETS))
 @few
 @given(seed=seeds)
-def test_the_error_at_full_budget_is_below_that_at_a_quarter(name, seed):
+@example(seed=919860)
+def test_the_residual_at_full_budget_is_below_that_at_a_quarter(name, seed):
+    """The residual is what the solvers lower; the error of a hypergradient may rise on the way."""
     lower, cut, draw = problem(seed, 16, low=1.0, high=30.0)
-    cotangent = draw()
-    damping = BUDGETS[name](1).get("damping", 0.0)
-    values = {"p": torch.cat(list(lower.parameters.values())), "u": lower.reads["u"]["v"]}
+    cotangent, values = draw(), {"p": lower.parameters["0"], "u": lower.reads["u"]["v"]}
 
-    def function(point):
-        return lower.losses[0]({"0": point["p"]}, {"u": {"v": point["u"]}})
+    def seen(parameters, reads):  # with a mixed derivative of minus the identity: the contribution is x
+        return lower.losses[0](parameters, lower.reads) - parameters["0"] @ reads["u"]["v"]
 
-    expected = implicit(exact)(function, "p", values, cotangent, damping=damping)["u"]
-    errors = [
-        (contribution(SOLVERS[name](**BUDGETS[name](budget)), lower, cut(cotangent)) - expected).norm()
+    level = replace(lower, losses=[seen], reads={"u": {"v": torch.zeros(16, **DOUBLE)}})
+    hessian = dense_hessian(lambda v: lower.losses[0]({"0": v["p"]}, lower.reads), "p", values)
+    damped = hessian + BUDGETS[name](1).get("damping", 0.0) * torch.eye(16, **DOUBLE)
+    residuals = [
+        (damped @ contribution(SOLVERS[name](**BUDGETS[name](budget)), level, cut(cotangent)) - cotangent).norm()
         for budget in (4, 16)
     ]
-    assert errors[1] < errors[0]
+    assert residuals[1] < residuals[0]
