@@ -1,5 +1,6 @@
 """Checkpoints: a resumed run is bit for bit the run that never stopped; broken ones are named errors."""
 
+import copy
 import json
 import os
 import random
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from multilevel import Callback, Engine, Graph, Problem
 from multilevel.problems import CheckpointError, Checkpointing, load_checkpoint, load_weights, save_checkpoint
-from multilevel.solvers import ConjugateGradient, Neumann
+from multilevel.solvers import ConjugateGradient, Neumann, SolveError, Unrolled
 
 generator = torch.Generator().manual_seed(0)
 X, Y = torch.randn(40, 5, generator=generator), torch.randn(40, 1, generator=generator)
@@ -296,3 +297,26 @@ def test_what_cannot_be_held_is_a_named_error(tmp_path):
     with pytest.raises(CheckpointError, match="holds a object, which a checkpoint cannot hold"):
         save_checkpoint(one, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_hypergradient_right_after_loading_is_that_of_an_engine_built_there():
+    """Records of the updates before are of other batches."""
+    one = engine()
+    one.run(2)
+    state = copy.deepcopy(one.state_dict())
+    one.run(3)
+    before = one.hypergradient("decay")["weight"]
+    one.load_state_dict(copy.deepcopy(state))
+    built = engine()
+    built.load_state_dict(copy.deepcopy(state))
+    found, expected = (each.hypergradient("decay") for each in (one, built))
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert not torch.equal(found["weight"], before)
+
+
+def test_recorded_updates_are_dropped_where_a_state_is_loaded():
+    one = engine(solver=Unrolled())
+    one.run(2)
+    one.load_state_dict(copy.deepcopy(one.state_dict()))
+    with pytest.raises(SolveError, match="no update of the lower level to go through"):
+        one.hypergradient("decay")

@@ -1,12 +1,14 @@
 """Levels that read each other: hypergradients of the re-solved problem."""
 
+import math
+
 import pytest
 import torch
 from toy import relative_error, toy_graph
 
 from multilevel import Engine
 from multilevel.problems import NestedChainError
-from multilevel.solvers import SOLVERS, ConjugateGradient, Dense, FirstOrder, Minres, ProductError, Unrolled
+from multilevel.solvers import SOLVERS, ConjugateGradient, Dense, FirstOrder, Minres, ProductError, Solution, Unrolled
 
 DOUBLE = {"dtype": torch.float64}
 generator = torch.Generator().manual_seed(3)
@@ -254,3 +256,56 @@ def test_every_evaluation_of_a_chain_is_counted():
     calls.update(q=0, r=0)
     found = engine.solve_hypergradient("u")
     assert {level: report.evaluations for level, report in found.reports.items()} == calls
+
+
+GOOD = {"residual": 1e-9, "converged": True}
+FAIR = {"residual": 0.1, "converged": False, "cause": "fair"}
+BAD = {"residual": 0.5, "converged": False, "cause": "bad"}
+FAILED = {"residual": 0.2, "converged": False, "cause": "failed", "failed": True}
+UNKNOWN = {"residual": None, "converged": None}
+
+
+class Labelled(Dense):
+    """Solves, and calls its first solves what it is told to, the others good."""
+
+    def solve(self, system):
+        outcome = next(self.outcomes, GOOD)
+        return Solution(super().solve(system).x, **outcome)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        ([GOOD], GOOD),
+        ([BAD], BAD),
+        ([GOOD, FAIR, BAD, FAIR], BAD),
+        ([BAD, FAIR], BAD),
+        ([FAILED, BAD], {"residual": 0.5, "converged": False, "cause": "failed", "failed": True}),
+        ([GOOD, {**BAD, "residual": math.nan}], {**BAD, "residual": math.nan}),
+        ([UNKNOWN] * 99, UNKNOWN),
+    ],
+)
+@pytest.mark.parametrize("level", ["q", "r"])
+def test_the_report_of_a_chain_is_that_of_its_worst_solve(level, outcomes, expected):
+    """The inner level is solved several times, the outer once."""
+    functions, minima, u = quadratic()
+    solver = Labelled()
+    engine = Engine(toy_graph(functions, minima(u), {"q": Dense(), "r": Dense(), level: solver}))
+    if level == "r":
+        outcomes = outcomes[:1]
+        expected = outcomes[0]
+    solver.outcomes = iter(outcomes)
+    report = engine.solve_hypergradient("u").reports[level]
+    assert report.residual == pytest.approx(expected["residual"], nan_ok=True)
+    assert report.converged == expected["converged"]
+    assert report.cause == expected.get("cause", "")
+    assert report.failed == expected.get("failed", False)
+
+
+def test_a_chain_through_which_nothing_comes_has_solved_exactly():
+    functions, minima, u = quadratic()
+    functions["u"] = lambda v: v["u"].square().sum() + 0 * v["r"].sum() + 0 * v["q"].sum()
+    functions["r"] = lambda v: v["r"].square().sum() + 0 * v["q"].sum() - v["r"] @ COUPLING @ v["u"]
+    found = Engine(toy_graph(functions, minima(u), dict.fromkeys("qr", Dense()))).solve_hypergradient("u")
+    torch.testing.assert_close(found.values["value"], 2 * u)
+    assert {(report.residual, report.converged) for report in found.reports.values()} == {(0.0, True)}

@@ -9,6 +9,7 @@ from torch import nn
 
 from multilevel import Callback, Engine, Graph, Problem
 from multilevel.problems import Checkpointing, DivergedError, LossError, load_checkpoint, save_checkpoint
+from multilevel.problems.errors import NotFiniteError
 from multilevel.solvers import SOLVERS, FiniteDifference
 
 
@@ -106,6 +107,23 @@ def test_a_gradient_of_nan_under_a_finite_loss_is_skipped():
     one = engine(low=(1.0, 0.0, 1.0), gradient_alone=True, callbacks=[seen])
     with left_alone_by_the_second_of_three_steps(one, "low"):
         assert "the hypergradient of level 'low' has norm nan" in seen.skips[0][2]
+
+
+@pytest.mark.parametrize("low", [(3.0, 0.0, 1.0), (0.0, 3.0, 1.0)])
+def test_a_skipped_update_leaves_no_record(low):
+    """The hypergradient goes through the last batch that trained the level, or the next one where there is none: the
+    skipped one, of 0, has a gradient of nan."""
+    one = engine(low=low, gradient_alone=True)
+    one.run(1 + low.index(0.0))
+    assert one.skipped["low"] == 1
+    expected = 2 * (weights(one, "low") - weights(one, "top"))
+    torch.testing.assert_close(one.hypergradient("low")["weight"], expected)
+
+
+def test_a_hypergradient_that_is_not_finite_is_an_error():
+    one = engine(low=(0.0,), gradient_alone=True)
+    with pytest.raises(NotFiniteError, match="the hypergradient of level 'low' is not finite"):
+        one.hypergradient("low")
 
 
 def test_too_many_in_a_row_end_the_run_with_what_to_try(tmp_path):

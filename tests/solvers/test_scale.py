@@ -35,10 +35,9 @@ UPPER = torch.randn(4, generator=generator, dtype=torch.float64)
 
 def function(values):
     """Strongly convex in the lower level, with third derivatives."""
-    p, dtype = values["lower"], values["lower"].dtype
-    return (
-        p @ MATRIX.to(dtype) @ p / 2 + (p.square() / 2 + p) @ COUPLING.to(dtype) @ values["upper"].to(dtype).sin() / 9
-    )
+    p = values["lower"]
+    matrix, coupling, u = (one.to(p.dtype) for one in (MATRIX, COUPLING, values["upper"]))
+    return p @ matrix @ p / 2 + (p.square() / 2 + p) @ coupling @ u.sin() / 9
 
 
 def named(vector):
