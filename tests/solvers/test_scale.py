@@ -167,6 +167,7 @@ HALF = [
     ("nystrom", {"rank": 6}, 0.02),
     ("conjugate_gradient", {"iterations": 6}, 0.02),
     ("conjugate_gradient", {"iterations": 6, "product": "forward"}, 0.02),
+    ("conjugate_gradient", {"iterations": 40, "tolerance": 1e-12, "product": "finite_difference"}, 0.05),
     ("minres", {"iterations": 6}, 0.02),
     ("neumann", {"terms": 60, "tolerance": 0.01}, 0.04),
 ]
