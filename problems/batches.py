@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import fields, is_dataclass
 from itertools import islice
 from time import perf_counter
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_map
 from torch.utils.data import DistributedSampler
 
 from multilevel.problems import replicas
@@ -129,7 +133,7 @@ def _is_sharded(data: Any) -> bool:
 
 
 def own_share(batch: Any, level: str) -> Any:
-    """This rank's rows of every tensor in nested tuples, lists and dicts.
+    """This rank's rows of every tensor of a batch.
 
     Raises:
         DataError: rows that the ranks cannot share evenly, or something other than tensors of one length.
@@ -142,7 +146,7 @@ def own_share(batch: Any, level: str) -> Any:
 
 
 def first_rows(batch: Any, share: float, level: str) -> Any:
-    """The first rows, at least one, of every tensor in nested tuples, lists and dicts.
+    """The first rows, at least one, of every tensor of a batch.
 
     Raises:
         DataError: something other than tensors of one length.
@@ -156,11 +160,12 @@ def first_rows(batch: Any, share: float, level: str) -> Any:
 
 def _rows(batch: Any, level: str, remedy: str) -> int:
     """How many rows all tensors of a batch have; None and tensors without a dimension are for all samples."""
-    values = [one for one in tree_leaves(batch) if one is not None and not (isinstance(one, Tensor) and one.ndim == 0)]
-    for one in values:
-        if not isinstance(one, Tensor):
-            raise DataError(f"a batch of level {level!r} holds a {type(one).__name__}, which has no rows: {remedy}")
-    lengths = sorted({len(one) for one in values})
+    leaves: list[Any] = []
+    _map_leaves(leaves.append, batch)
+    for leaf in leaves:
+        if leaf is not None and not isinstance(leaf, Tensor):
+            raise DataError(f"a batch of level {level!r} holds a {type(leaf).__name__}, which has no rows: {remedy}")
+    lengths = sorted({len(leaf) for leaf in leaves if leaf is not None and leaf.ndim > 0})
     if len(lengths) > 1:
         raise DataError(
             f"a batch of level {level!r} has tensors of {lengths} rows: which are the samples is not clear; {remedy}"
@@ -170,17 +175,102 @@ def _rows(batch: Any, level: str, remedy: str) -> int:
 
 def _cut(batch: Any, start: int, count: int) -> Any:
     """Rows of every tensor that has rows."""
-    return tree_map(lambda one: one[start:][:count] if isinstance(one, Tensor) and one.ndim > 0 else one, batch)
+    return map_tensors(lambda tensor: tensor[start:][:count] if tensor.ndim > 0 else tensor, batch)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Move every tensor in nested tuples, lists and dicts; anything else stays as it is."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(value, device) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device) for value in batch)
-    return batch
+    """Move every tensor of a batch; anything else stays as it is."""
+    return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch)
+
+
+def fresh(batch: Any, tensors: bool = False) -> Any:
+    """A batch that a loss may pop from and write to: its containers are copied, and with ``tensors`` its tensors too.
+
+    >>> batch = {"x": torch.ones(2)}
+    >>> _ = fresh(batch).pop("x")
+    >>> list(batch)
+    ['x']
+    """
+    return map_tensors(Tensor.clone if tensors else lambda tensor: tensor, batch)
+
+
+def versions(batch: Any) -> list[int]:
+    """How often each tensor of a batch has been written to; 0 for those of inference mode, which do not count it."""
+    found: list[int] = []
+    map_tensors(lambda tensor: found.append(0 if tensor.is_inference() else tensor._version), batch)
+    return found
+
+
+def map_tensors(function: Callable[[Tensor], Any], batch: Any) -> Any:
+    """A copy of a batch with ``function`` of every tensor in its place; the types of all containers stay.
+
+    Tensors are found in tuples, lists, mappings and dataclasses of any kind, nested, and in the attributes of other
+    objects that hold one directly. A tensor that is there twice is still one tensor afterwards.
+
+    >>> map_tensors(torch.neg, {"x": [torch.tensor(1), "a name"]})
+    {'x': [tensor(-1), 'a name']}
+    """
+    results: dict[int, Any] = {}
+
+    def once(leaf: Any) -> Any:
+        if isinstance(leaf, PackedSequence):
+            data, sizes, *order = leaf  # the sizes must stay on the CPU
+            return tuple.__new__(PackedSequence, (once(data), sizes, *map(once, order)))
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if id(leaf) not in results:
+            results[id(leaf)] = function(leaf)
+        return results[id(leaf)]
+
+    return _map_leaves(once, batch)
+
+
+def _map_leaves(function: Callable[[Any], Any], batch: Any) -> Any:
+    """``map_tensors`` with ``function`` of whatever is no container; of an object's own attributes, of tensors."""
+
+    def copied(value: Any) -> Any:  # pytree leaves here what is of no type that it knows
+        if not _is_container(value):
+            return function(value)
+        result = _with_items(function, value)
+        declared = [field.name for field in fields(value)] if is_dataclass(value) else []
+        for name in declared:
+            object.__setattr__(result, name, _map_leaves(function, getattr(value, name)))  # it may be frozen
+        attributes = getattr(value, "__dict__", {})
+        if attributes is value:  # a dict whose items are its attributes
+            object.__setattr__(result, "__dict__", result)
+            return result
+        for name, item in attributes.items():
+            if name not in declared and (isinstance(item, Tensor) or _holds_items(item)):
+                vars(result)[name] = _map_leaves(
+                    lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, item
+                )
+        return result
+
+    return tree_map(copied, batch, is_leaf=lambda value: isinstance(value, PackedSequence))
+
+
+def _with_items(function: Callable[[Any], Any], value: Any) -> Any:
+    """A copy of a container with ``function`` of the leaves of its items."""
+    if isinstance(value, tuple):
+        return tuple.__new__(type(value), [_map_leaves(function, item) for item in value])
+    if isinstance(value, Mapping):
+        items = {key: _map_leaves(function, item) for key, item in value.items()}
+        if not isinstance(value, MutableMapping):
+            return cast(Any, type(value))(items)
+        result = copy.copy(value)
+        result.update(items)
+        return result
+    result = copy.copy(value)
+    if isinstance(value, list):
+        result[:] = [_map_leaves(function, item) for item in value]
+    return result
+
+
+def _is_container(value: Any) -> bool:
+    if isinstance(value, type | Tensor | PackedSequence | nn.Module):
+        return False
+    return _holds_items(value) or any(isinstance(item, Tensor) for item in getattr(value, "__dict__", {}).values())
+
+
+def _holds_items(value: Any) -> bool:
+    return isinstance(value, tuple | list | Mapping | SimpleNamespace) or is_dataclass(value)

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from multilevel.problems import replicas
 from multilevel.problems.autocast import AutocastAttention
+from multilevel.problems.batches import fresh, map_tensors
 from multilevel.problems.compilation import Compilation, Value
 from multilevel.problems.errors import LossError, NotFiniteError
 from multilevel.problems.levels import LevelHandle, Levels
@@ -97,7 +97,7 @@ class Evaluator:
         def evaluate(compilation: Compilation | None) -> tuple[Any, list[tuple[Tensor, Tensor]]]:
             levels, own_buffers = self._levels(parameters, name if move_buffers else None, shared, compilation)
             with ReplayableDropout(), self._autocast(name):
-                return self.problems[name].loss(levels, part.batch, part.draws), own_buffers
+                return self.problems[name].loss(levels, fresh(part.batch), fresh(part.draws)), own_buffers
 
         value, own_buffers = self._compiled(name, evaluate)
         loss, metrics = self._checked(name, value)
@@ -111,7 +111,7 @@ class Evaluator:
         part = self.cast(part)
         levels, _ = self._levels(replicated(parameters), None)
         with part.state.active(), ReplayableDropout(), self._autocast(name):
-            found = self.problems[name].outputs(levels, part.batch, part.draws)
+            found = self.problems[name].outputs(levels, fresh(part.batch), fresh(part.draws))
             after = RandomState.capture()
         return [found] if isinstance(found, Tensor) else list(found), after
 
@@ -123,7 +123,8 @@ class Evaluator:
         levels, _ = self._levels(replicated(parameters), None)
         given = outputs[0] if len(outputs) == 1 else list(outputs)
         with state.active(), ReplayableDropout(), self._autocast(name):
-            return self._checked(name, self.problems[name].criterion(given, levels, part.batch, part.draws))[0]
+            value = self.problems[name].criterion(given, levels, fresh(part.batch), fresh(part.draws))
+            return self._checked(name, value)[0]
 
     def cast(self, part: Part) -> Part:
         """A part as this evaluator's precision takes it."""
@@ -152,6 +153,7 @@ class Evaluator:
 
     def record(self, name: str, batch: Any) -> Part:
         """Draw what the loss of ``batch`` needs from the generators as they stand, and record it."""
+        batch = fresh(batch)  # whatever draw writes into it is the loss's alone
 
         def draw(compilation: Compilation | None) -> Any:
             levels, _ = self._levels({}, None, compilation=compilation)
@@ -244,8 +246,8 @@ def _move(buffers: Sequence[tuple[Tensor, Tensor]]) -> None:
 
 
 def _doubled(value: Any) -> Any:
-    """Every floating-point tensor of nested tuples, lists and dicts in float64."""
-    return tree_map_only(Tensor, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, value)
+    """Every floating-point tensor of a batch in float64."""
+    return map_tensors(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, value)
 
 
 def module_device(module: nn.Module) -> torch.device:

@@ -2,13 +2,20 @@
 
 import functools
 import operator
-from collections import namedtuple
+from collections import OrderedDict, defaultdict, deque, namedtuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader, TensorDataset
+from transformers import BatchEncoding, BatchFeature
+from transformers.modeling_outputs import BaseModelOutput
 
-from multilevel.problems.batches import Batches, to_device
+from multilevel.problems.batches import Batches, first_rows, fresh, map_tensors, to_device, versions
+from multilevel.solvers import DataError
 
 CPU = torch.device("cpu")
 
@@ -90,3 +97,144 @@ def test_the_time_that_the_data_takes_is_counted_once_a_batch(monkeypatch):
     take_all = [source.next().item() for _ in range(3)]
     assert take_all == [0, 1, 2]
     assert source.waited == 6.0
+
+
+@dataclass
+class Sample:
+    x: torch.Tensor
+    label: str = "a"
+
+
+@dataclass(frozen=True)
+class Frozen:
+    x: torch.Tensor
+    label: str | None = "a"
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    x: torch.Tensor
+
+
+class Attributes(dict):
+    """A dict whose items are its attributes."""
+
+    def __init__(self, **items):
+        super().__init__(items)
+        self.__dict__ = self
+
+
+class Counted(dict):
+    count = 3
+
+
+class Images(list):
+    pass
+
+
+class Pair(namedtuple("Pair", ["x", "y"])):
+    pass
+
+
+class Plain:
+    def __init__(self, x):
+        self.x, self.name = x, "a"
+
+
+CONTAINERS = {
+    "tuple": lambda x: (x, "a"),
+    "named tuple": lambda x: namedtuple("Two", ["x", "y"])(x, 1),
+    "subclass of a named tuple": lambda x: Pair(x, 1),
+    "list": lambda x: [x],
+    "subclass of list": lambda x: Images([x]),
+    "deque": lambda x: deque([x]),
+    "dict": lambda x: {"x": x},
+    "ordered dict": lambda x: OrderedDict(x=x),
+    "default dict": lambda x: defaultdict(list, x=x),
+    "subclass of dict": lambda x: Counted(x=x),
+    "dict of attributes": lambda x: Attributes(x=x),
+    "read-only mapping": lambda x: MappingProxyType({"x": x}),
+    "BatchEncoding": lambda x: BatchEncoding({"x": x}),
+    "BatchFeature": lambda x: BatchFeature({"x": x}),
+    "ModelOutput": lambda x: BaseModelOutput(x),
+    "dataclass": Sample,
+    "frozen dataclass": Frozen,
+    "frozen dataclass with slots": Slots,
+    "namespace": lambda x: SimpleNamespace(x=x),
+    "object": Plain,
+    "nested": lambda x: {"a": [Frozen(x), (Attributes(x=x), BatchEncoding({"x": x}))]},
+}
+
+
+def tensors_of(value):
+    """Every tensor, found by hand: items, then attributes."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [tensor for item in value.values() for tensor in tensors_of(item)]
+    if isinstance(value, tuple | list | deque):
+        return [tensor for item in value for tensor in tensors_of(item)]
+    return tensors_of(value.x) if hasattr(value, "x") else []
+
+
+@pytest.mark.parametrize("kind", list(CONTAINERS))
+def test_every_container_is_mapped_and_stays_what_it_is(kind):
+    x = torch.ones(2)
+    batch = CONTAINERS[kind](x)
+    mapped = map_tensors(torch.Tensor.double, batch)
+    assert type(mapped) is type(batch)
+    assert [tensor.dtype for tensor in tensors_of(batch)] == [torch.float32] * len(tensors_of(batch))
+    assert [tensor.dtype for tensor in tensors_of(mapped)] == [torch.float64] * len(tensors_of(batch))
+    assert len(tensors_of(batch)) == len(versions(batch)) * (3 if kind == "nested" else 1) > 0
+    assert all(tensor is x for tensor in tensors_of(fresh(batch)))
+    assert all(tensor is not x and torch.equal(tensor, x) for tensor in tensors_of(fresh(batch, tensors=True)))
+    assert tensors_of(to_device(batch, torch.device("meta")))[0].device.type == "meta"
+
+
+def test_attributes_of_mapped_containers_stay():
+    counted, attributes, output = Counted(x=torch.ones(1)), Attributes(x=torch.ones(1)), BaseModelOutput(torch.ones(1))
+    counted.weight, counted.count = torch.ones(1), 4
+    mapped = map_tensors(torch.neg, counted)
+    assert (mapped.weight.item(), mapped.count, mapped["x"].item()) == (-1, 4, -1)
+    mapped = map_tensors(torch.neg, attributes)
+    mapped["y"] = 2
+    assert (mapped.x.item(), mapped.y, mapped["x"].item()) == (-1, 2, -1)
+    assert set(attributes) == {"x"}
+    mapped = map_tensors(torch.neg, output)
+    assert (mapped.last_hidden_state.item(), mapped["last_hidden_state"].item()) == (-1, -1)
+    packed = pack_sequence([torch.ones(2), torch.ones(1)])
+    moved = to_device(packed, torch.device("meta"))
+    assert (moved.data.device.type, moved.batch_sizes.device.type) == ("meta", "cpu")
+
+
+def test_what_a_fresh_batch_is_made_to_hold_is_its_own():
+    x = torch.ones(2)
+    batch = {"x": x, "rest": [x], "encoding": BatchEncoding({"x": x})}
+    copied = fresh(batch)
+    copied.pop("x")
+    copied["rest"].append(1)
+    copied["encoding"].pop("x")
+    assert list(batch) == ["x", "rest", "encoding"]
+    assert len(batch["rest"]) == 1
+    assert "x" in batch["encoding"]
+    before = versions(batch)
+    fresh(batch, tensors=True)["x"].mul_(2)
+    assert versions(batch) == before
+    assert x.tolist() == [1, 1]
+    both = fresh((x, x), tensors=True)
+    both[0].mul_(2)
+    assert both[1].tolist() == [2, 2]
+    batch["rest"][0].mul_(2)
+    assert versions(batch) != before
+    with torch.inference_mode():
+        assert versions([torch.ones(1)]) == [0]
+
+
+def test_the_share_of_a_batch_is_taken_in_every_container():
+    batch = BatchEncoding({"x": torch.arange(4), "rest": Frozen(torch.arange(4), None)})
+    part = first_rows(batch, 0.5, "fit")
+    assert part["x"].tolist() == part["rest"].x.tolist() == [0, 1]
+    with pytest.raises(DataError, match="holds a PackedSequence"):
+        first_rows(pack_sequence([torch.ones(1), torch.ones(1)]), 0.5, "fit")
+    with pytest.raises(DataError, match="holds a str"):
+        first_rows(Sample(torch.arange(4)), 0.5, "fit")
