@@ -17,6 +17,7 @@ from multilevel.problems.batches import fresh, map_tensors
 from multilevel.problems.compilation import Compilation, Value
 from multilevel.problems.errors import LossError, NotFiniteError
 from multilevel.problems.levels import LevelHandle, Levels
+from multilevel.problems.metrics import split
 from multilevel.problems.problem import Problem
 from multilevel.problems.randomness import RandomState, ReplayableDropout
 from multilevel.problems.shared_calls import SharedCalls
@@ -133,13 +134,13 @@ class Evaluator:
         return Part(_doubled(part.batch), _doubled(part.draws), part.state)
 
     def _checked(self, name: str, value: Any) -> tuple[Tensor, dict[str, Any]]:
-        loss, metrics = value if isinstance(value, tuple) else (value, {})
+        loss, metrics = split(name, value)
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             shape = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise LossError(f"the loss of level {name!r} must be a scalar tensor; got {shape}")
         if replicas.count() == 1:  # what one of several ranks alone saw all of them see in the means
             check_finite(name, loss.item())
-        return loss, dict(metrics)
+        return loss, metrics
 
     def replay(
         self, name: str, part: Part, parameters: Mapping[str, Tensors], shared: SharedCalls | None = None
