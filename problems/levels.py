@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from multilevel.problems.compilation import Compilation
 from multilevel.problems.module_call import ModuleCall
+from multilevel.problems.parameter_module import ParameterModule
 from multilevel.problems.shared_calls import SharedCalls
 
 
 class Levels:
-    """``levels.NAME`` is a handle on that level's module.
+    """``levels.NAME`` is a handle on that level's module, or the tensor of a level that is one parameter.
 
     Args:
         handles: makes the handle of a level by its name; called once a level, when first asked for.
@@ -25,12 +26,12 @@ class Levels:
         self._handles = handles
         self._names = names
 
-    def __getattr__(self, name: str) -> LevelHandle:
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self._names:
             raise AttributeError(f"there is no level {name!r}; the levels are {', '.join(self._names)}")
         handle = self._handles(name)
-        self.__dict__[name] = handle
-        return handle
+        self.__dict__[name] = handle.value if isinstance(handle._module, ParameterModule) else handle
+        return self.__dict__[name]
 
     def __dir__(self) -> list[str]:
         return list(self._names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from multilevel.problems.errors import GraphError
 from multilevel.problems.levels import Levels
+from multilevel.problems.parameter_module import ParameterModule
 from multilevel.solvers import SettingError, Solver
 
 LossValue = Tensor | tuple[Tensor, Mapping[str, Any]]
@@ -20,16 +22,21 @@ class Problem:
     """One level of a multilevel problem: its parameters, its loss, and how it is updated.
 
     Args:
-        name: how other levels' losses call it (``levels.NAME``); a Python identifier.
+        name: how other levels' losses call it (``levels.NAME``); a Python identifier that begins with a letter.
         module: holds the level's parameters. Those that require a gradient and are in the optimizer (all that
-            require one, where there is no optimizer) are the level's variables; no two levels share any.
-        optimizer: any torch optimizer over this module's parameters; its parameter groups are kept.
+            require one, where there is no optimizer) are the level's variables; no two levels share any. Lazy modules
+            are initialized where the graph is made, by their loss on its first batch. A bare nn.Parameter is what
+            ``levels.NAME`` then is; hypergradients call it "value".
+        optimizer: any torch optimizer over this module's parameters whose ``step`` needs no closure; its parameter
+            groups are kept. Hooks on parameters (``register_hook``, ``register_post_accumulate_grad_hook``) see the
+            hypergradient of an update once, before it is clipped.
         data: any iterable of batches, started again when it ends; None where the loss needs no batch. Tensors
-            in a batch (tuples, lists, dicts, nested) are moved to the module's device.
+            in a batch (tuples, lists, mappings, dataclasses, nested) are moved to the module's device.
         steps: updates of this level for each update of the next level up.
         solver: how a hypergradient passes through this level; needed where a level above depends on it.
         reads: names of the levels that the loss reads, if they are to be pinned; None has them found.
-        scheduler: learning rate scheduler, stepped after every update of this level.
+        scheduler: learning rate scheduler, stepped after every update of this level. One whose ``step`` needs
+            ``metrics``, as ReduceLROnPlateau's, is given the mean loss of the update.
         clip_norm: largest norm of the gradient of an update, in all parameters together; None leaves it.
         accumulate: batches that one update averages over.
         solve_share: share of the rows of each batch that the solves at this level evaluate its loss on, with draws of
@@ -38,14 +45,23 @@ class Problem:
     Raises:
         SettingError: steps, clip_norm, accumulate or solve_share out of range, or a solver that goes through whole
             updates with a solve_share.
-        GraphError: no loss, a name that is no identifier, an optimizer over parameters that the module has not, or an
-            embedding with max_norm, or a module that is sharded or replicated over ranks by other means.
+        GraphError: no loss, a name that is no identifier, an optimizer over parameters that the module has not, an
+            optimizer or a scheduler whose step needs what it is not given, complex parameters, an embedding with
+            max_norm or sparse gradients, or a module that is sharded or replicated over ranks by other means.
+
+    >>> class Penalty(Problem):
+    ...     def loss(self, levels, batch, draws):
+    ...         return levels.weight.square().sum()
+    >>> weight = nn.Parameter(torch.ones(2))
+    >>> Penalty("weight", weight, optimizer=torch.optim.SGD([weight], 0.1)).variables()
+    {'value': Parameter containing:
+    tensor([1., 1.], requires_grad=True)}
     """
 
     def __init__(
         self,
         name: str,
-        module: nn.Module,
+        module: nn.Module | nn.Parameter,
         *,
         optimizer: torch.optim.Optimizer | None = None,
         data: Iterable[Any] | None = None,
@@ -59,14 +75,20 @@ class Problem:
     ) -> None:
         if type(self).loss is Problem.loss and type(self).outputs is Problem.outputs:
             raise GraphError(f"{type(self).__name__} defines no loss (nor outputs and criterion in its place)")
-        if not name.isidentifier():
-            raise GraphError(f"a level's name must be a Python identifier, as losses write levels.NAME; got {name!r}")
+        if not isinstance(module, nn.Module | nn.Parameter):
+            kind = type(module).__name__
+            raise GraphError(f"the module of level {name!r} must be an nn.Module or an nn.Parameter; got {kind}")
+        if not name.isidentifier() or name.startswith("_"):
+            raise GraphError(
+                "a level's name must be a Python identifier that begins with a letter, as losses write levels.NAME; "
+                f"got {name!r}"
+            )
         _check_count(f"levels.{name}.steps", steps)
         _check_count(f"levels.{name}.accumulate", accumulate)
         if clip_norm is not None and not clip_norm > 0:
             raise SettingError(f"levels.{name}.clip_norm", clip_norm, "a number above 0, or null")
         self.name = name
-        self.module = module
+        self.module: nn.Module = ParameterModule(module) if isinstance(module, nn.Parameter) else module
         self.optimizer = optimizer
         self.data = data
         self.steps = steps
@@ -77,16 +99,12 @@ class Problem:
         self.accumulate = accumulate
         self.check_share(solve_share, solver)
         self.solve_share = solve_share
-        for key, part in module.named_modules():
-            if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.max_norm is not None:
-                raise GraphError(
-                    f"level {name!r}: the embedding {key!r} has max_norm, which writes to its weights whenever it is "
-                    "evaluated; divide by the norm in the loss instead"
-                )
-        check_whole(name, module)
-        own = {id(parameter) for parameter in module.parameters()}
+        check_whole(name, self.module)
+        own = {id(parameter) for parameter in self.module.parameters()}
         if optimizer is not None and not {id(parameter) for parameter in self._optimized()} <= own:
             raise GraphError(f"the optimizer of level {name!r} holds parameters that are not in its module")
+        _check_gradients(self)
+        _check_steps(self)
 
     def begin(self) -> None:
         """Called before the first of the updates that each update of the next level up asks for.
@@ -164,6 +182,55 @@ def check_whole(name: str, module: nn.Module) -> None:
         )
     if isinstance(module, nn.parallel.DistributedDataParallel):
         raise GraphError(f"level {name!r}: give the module itself, not DistributedDataParallel: the engine averages")
+
+
+def required_arguments(stepper: Any) -> list[str]:
+    """What the ``step`` of an optimizer or a scheduler cannot do without.
+
+    >>> required_arguments(torch.optim.LBFGS([torch.zeros(1, requires_grad=True)]))
+    ['closure']
+    """
+    _, *arguments = inspect.signature(type(stepper).step).parameters.values()  # a scheduler hides its optimizer's own
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [one.name for one in arguments if one.default is inspect.Parameter.empty and one.kind not in variadic]
+
+
+def _check_steps(problem: Problem) -> None:
+    """Raise GraphError where the optimizer's or the scheduler's step needs what an update does not give it."""
+    if problem.optimizer is not None and (missing := required_arguments(problem.optimizer)):
+        raise GraphError(
+            f"level {problem.name!r}: the step of {type(problem.optimizer).__name__} needs {', '.join(missing)}, and "
+            "an update has one gradient alone: take an optimizer whose step needs nothing, such as Adam"
+        )
+    if problem.scheduler is not None and (missing := required_arguments(problem.scheduler)) not in ([], ["metrics"]):
+        raise GraphError(
+            f"level {problem.name!r}: the step of {type(problem.scheduler).__name__} needs {', '.join(missing)}: take "
+            "a scheduler whose step needs nothing, or metrics, which is the update's loss"
+        )
+
+
+def _check_gradients(problem: Problem) -> None:
+    """Raise GraphError for a module whose gradients no solver takes, or that writes to its own parameters."""
+    variables = problem.variables()
+    for key, parameter in variables.items():
+        if parameter.dtype.is_complex:
+            raise GraphError(
+                f"level {problem.name!r}: the parameter {key!r} is complex; make its real and imaginary parts a "
+                "parameter, torch.view_as_real of it, and have the loss take torch.view_as_complex of that"
+            )
+    for key, part in problem.module.named_modules():
+        if not isinstance(part, nn.Embedding | nn.EmbeddingBag):
+            continue
+        if part.max_norm is not None:
+            raise GraphError(
+                f"level {problem.name!r}: the embedding {key!r} has max_norm, which writes to its weights whenever it "
+                "is evaluated; divide by the norm in the loss instead"
+            )
+        if part.sparse and any(parameter is part.weight for parameter in variables.values()):
+            raise GraphError(
+                f"level {problem.name!r}: the embedding {key!r} has sparse gradients; set its sparse to False, as "
+                "gradients are dense here"
+            )
 
 
 def _check_count(setting: str, value: int) -> None:
