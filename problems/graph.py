@@ -15,6 +15,7 @@ from multilevel.problems.batches import Batches
 from multilevel.problems.errors import CheckpointError, GraphError, NestedChainError, ReadsError
 from multilevel.problems.evaluation import Evaluator, module_device
 from multilevel.problems.html import html_table
+from multilevel.problems.lazy_modules import initialize
 from multilevel.problems.problem import Problem
 from multilevel.problems.randomness import RandomState
 
@@ -30,7 +31,8 @@ class Graph:
             outer one's Hessian, leave that response out instead of raising an error.
 
     Raises:
-        GraphError: no level, two of one name, or two that share a parameter.
+        GraphError: no level, two of one name, two that share a parameter, or a lazy module that its level's loss on its
+            first batch, which is not consumed, does not initialize.
     """
 
     def __init__(self, *problems: Problem, approximate: bool = False) -> None:
@@ -53,6 +55,7 @@ class Graph:
         self.batches = {
             name: Batches(name, problem.data, module_device(problem.module)) for name, problem in self.problems.items()
         }
+        initialize(self.problems, self.batches)
 
     @property
     def names(self) -> tuple[str, ...]:
