@@ -337,7 +337,7 @@ class Engine:
         if found.solutions:
             self._starts[name] = dict(found.solutions)
         self._keep_step(problem, set(used))
-        take_step(problem)
+        take_step(problem, mean)
         cosine = self._cosine(name, found) if found.reports else None
         return Update(name, self.step, mean, metrics, norm, found.reports, cosine)
 

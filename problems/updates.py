@@ -3,40 +3,93 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from multilevel.problems.errors import NotFiniteError
-from multilevel.problems.problem import Problem
+from multilevel.problems.errors import GraphError, NotFiniteError
+from multilevel.problems.problem import Problem, required_arguments
 
 
 def set_gradient(problem: Problem, gradient: dict[str, Tensor]) -> float:
-    """Have the optimizer step along ``gradient``, clipped; returns its norm before that.
+    """Have the optimizer step along ``gradient``, as hooks of the parameters change it, clipped after them.
+
+    Returns:
+        The norm before it is clipped, of what hooks have left in ``.grad``.
 
     Raises:
         NotFiniteError: the norm is not finite.
+        GraphError: a gradient is sparse, or a hook changes one of a level whose solver goes through its updates.
     """
     assert problem.optimizer is not None
     parameters = problem.variables()
     problem.optimizer.zero_grad(set_to_none=True)
-    for key, value in gradient.items():
-        parameters[key].grad = value
+    hooked = [key for key in gradient if _has_hooks(parameters[key])]
+    for key, value in _writable(problem, gradient).items():
+        if key not in hooked:
+            parameters[key].grad = value
+    if hooked:
+        # A hook may step an optimizer of its own; one on the tensor itself may mend what is not finite.
+        unmended = [value for key, value in gradient.items() if not parameters[key]._backward_hooks]
+        _check_norm(problem, math.hypot(*(value.norm().item() for value in unmended)))
+        leaves = {key: parameters[key] for key in hooked}
+        torch.autograd.backward(list(leaves.values()), [gradient[key].clone() for key in hooked])
+        _check_followed(problem, leaves, gradient)
     limit = float("inf") if problem.clip_norm is None else problem.clip_norm
     norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), limit).item()
+    _check_norm(problem, norm)
+    return norm
+
+
+def take_step(problem: Problem, loss: float) -> None:
+    """Let the optimizer, and the scheduler, take their step after an update whose mean loss was ``loss``."""
+    assert problem.optimizer is not None
+    problem.optimizer.step()
+    problem.optimizer.zero_grad(set_to_none=True)
+    if problem.scheduler is not None:
+        problem.scheduler.step(**dict.fromkeys(required_arguments(problem.scheduler), loss))
+
+
+def _has_hooks(parameter: Tensor) -> bool:
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
+
+
+def _check_followed(problem: Problem, leaves: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> None:
+    """Raise GraphError where the level's solver would go through an update that hooks have changed."""
+    if problem.solver is None or not problem.solver.recorded_steps:
+        return
+    for key, leaf in leaves.items():
+        if leaf.grad is None or not torch.equal(leaf.grad, gradient[key]):
+            raise GraphError(
+                f"level {problem.name!r}: a hook of the parameter {key!r} changes its gradient, which "
+                f"{type(problem.solver).__name__} does not follow: remove the hook, or take a solver that goes through "
+                "no updates"
+            )
+
+
+def _check_norm(problem: Problem, norm: float) -> None:
     if not math.isfinite(norm):
+        assert problem.optimizer is not None
         problem.optimizer.zero_grad(set_to_none=True)
         raise NotFiniteError(
             f"the hypergradient of level {problem.name!r} has norm {norm}: lower learning rates, clip gradients, "
             "or take another solver"
         )
-    return norm
 
 
-def take_step(problem: Problem) -> None:
-    """Let the optimizer, and the scheduler, take their step."""
-    assert problem.optimizer is not None
-    problem.optimizer.step()
-    problem.optimizer.zero_grad(set_to_none=True)
-    if problem.scheduler is not None:
-        problem.scheduler.step()
+def _writable(problem: Problem, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that clipping may write to: autograd gives ``a + b`` one gradient for both, ``a.sum()`` one number."""
+    found: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for key, value in gradient.items():
+        if value.layout != torch.strided:
+            raise GraphError(
+                f"level {problem.name!r}: the gradient of the parameter {key!r} is sparse; set sparse=False where its "
+                "loss looks up rows of it"
+            )
+        storage = value.untyped_storage()
+        shared = storage.data_ptr() in places or storage.nbytes() < value.numel() * value.element_size()
+        places.add(storage.data_ptr())
+        found[key] = value.clone() if shared else value
+    return found
