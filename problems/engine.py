@@ -22,7 +22,6 @@ from multilevel.problems.hypergradient import (
     Gradients,
     Hypergradient,
     Memory,
-    RecordedUpdate,
     Total,
     added,
     averaged,
@@ -36,10 +35,11 @@ from multilevel.problems.hypergradient import (
 )
 from multilevel.problems.problem import Problem
 from multilevel.problems.randomness import RandomState
+from multilevel.problems.recording import RecordedUpdate, Values, buffers_of, followed, recorded_count, recorded_step
 from multilevel.problems.shared_calls import SharedCalls
+from multilevel.problems.tracking import untracked
 from multilevel.problems.updates import set_gradient, take_step
 from multilevel.solvers import CotangentError, Solver
-from multilevel.solvers.update_rules import UpdateRule
 from multilevel.solvers.vectors import Tensors, flatten
 
 
@@ -147,6 +147,7 @@ class Engine:
         """
         return dict(self.solve_hypergradient(name).values)
 
+    @untracked()
     def solve_hypergradient(
         self,
         name: str,
@@ -290,8 +291,10 @@ class Engine:
             return
         self.skipped[name] = 0
         self._updated_now.add(name)
-        for callback in self.callbacks:
-            callback.on_update(self, update)
+        with followed(self.graph, problem, self._steps.get(name)) as block:
+            for callback in self.callbacks:
+                with block():
+                    callback.on_update(self, update)
 
     def _skip(self, problem: Problem, reason: str) -> None:
         """Leave a level as it is. Too many of these in a row end the run."""
@@ -314,11 +317,14 @@ class Engine:
         self._calls.pop(name, None)
         batches = [self.graph.batches[name].next() for _ in range(problem.accumulate)]
         parts: list[Part] = []
+        buffers: list[Values] = []
         values: list[tuple[float, dict[str, float]]] = []
         total: Total | None = None
         with self._random.active(), shared.kept() if carry else nullcontext():
             for batch in batches:
                 part = self.evaluator.record(name, batch)
+                if recorded_count(problem, self.recorded_steps):
+                    buffers.append(buffers_of(self.graph, problem, buffers))
                 loss, metrics = self.evaluator.loss(name, part, given, move_buffers=True, shared=shared)
                 total = added(total, gradients(loss, inputs))
                 parts.append(part)
@@ -336,8 +342,7 @@ class Engine:
         norm = set_gradient(problem, used)
         if found.solutions:
             self._starts[name] = dict(found.solutions)
-        self._keep_step(problem, set(used))
-        take_step(problem, mean)
+        self._keep_step(problem, buffers, mean)
         cosine = self._cosine(name, found) if found.reports else None
         return Update(name, self.step, mean, metrics, norm, found.reports, cosine)
 
@@ -363,18 +368,14 @@ class Engine:
         """Each level's own; the graph has checked that it has one."""
         return {level: solver for level in levels if (solver := self.graph.problems[level].solver) is not None}
 
-    def _keep_step(self, problem: Problem, moving: set[str]) -> None:
-        """Record what an update of a level starts from, where its solver goes through updates."""
-        count = max(self.recorded_steps, 0 if problem.solver is None else problem.solver.recorded_steps)
-        rule = UpdateRule.of(problem.optimizer, problem.variables(), problem.clip_norm) if count else None
-        if rule is None:
+    def _keep_step(self, problem: Problem, buffers: list[Values], loss: float) -> None:
+        """Take the optimizer's step; where the level's solver goes through updates, record it."""
+        count = recorded_count(problem, self.recorded_steps)
+        if not count:
+            take_step(problem, loss)
             return
-        held = {
-            level: {key: value.clone() for key, value in self.evaluator.detached(level).items()}
-            for level in (problem.name, *self.graph.reads[problem.name])
-        }
-        update = RecordedUpdate(self._records[problem.name], held.pop(problem.name), held, rule.recorded(moving))
-        self._steps.setdefault(problem.name, deque(maxlen=count)).append(update)
+        steps = self._steps.setdefault(problem.name, deque(maxlen=count))
+        steps.append(recorded_step(self.graph, problem, self._records[problem.name], buffers, steps, loss))
 
     def _cosine(self, name: str, found: Hypergradient) -> float | None:
         """Between a level's hypergradient and its last one; None at the first."""

@@ -190,11 +190,11 @@ class Evaluator:
         def handle(name: str) -> LevelHandle:
             module = self.problems[name].module
             values = {key: self._own(value.detach()) for key, value in module.named_parameters()}
-            values.update(parameters.get(name, {}))
             for key, buffer in module.named_buffers():
                 values[key] = self._own(buffer.clone())
                 if name == moving:
                     moved.append((buffer, values[key]))
+            values.update(parameters.get(name, {}))
             usable = shared is not None and shared.active and name != shared.level
             return LevelHandle(module, values, parameters.get(name, {}), shared if usable else None, compilation)
 

@@ -14,9 +14,10 @@ from multilevel.problems.carried_calls import CarriedCall
 from multilevel.problems.evaluation import Evaluator, Part, Record
 from multilevel.problems.graph import Graph
 from multilevel.problems.nested import NestedSystem
+from multilevel.problems.recording import RecordedUpdate, Values, same
 from multilevel.problems.shared_calls import SharedCalls
-from multilevel.solvers import LowerLevel, Prediction, Solver, SolveReport, Step
-from multilevel.solvers.update_rules import UpdateRule
+from multilevel.solvers import LowerLevel, Prediction, SolveError, Solver, SolveReport, Step
+from multilevel.solvers.update_rules import UpdateRule, known
 from multilevel.solvers.vectors import Tensors, zeros_like
 
 Gradients = dict[str, dict[str, Tensor]]
@@ -99,22 +100,6 @@ def filled(total: Total, like: Gradients) -> Gradients:
 
 
 @dataclass(frozen=True)
-class RecordedUpdate:
-    """What an update started from: see ``Step``; the parts of its batch stand for the losses on them."""
-
-    record: Record
-    parameters: Tensors
-    reads: Mapping[str, Tensors]
-    rule: UpdateRule
-
-    @property
-    def bytes(self) -> int:
-        """Memory of its parameters and optimizer state."""
-        held = (self.parameters, *self.reads.values(), *self.rule.state.values())
-        return sum(one.numel() * one.element_size() for some in held for one in some.values())
-
-
-@dataclass(frozen=True)
 class Memory:
     """What solves use of earlier updates; all of it may be empty.
 
@@ -175,6 +160,12 @@ def respond(
 
     def lower(level: str, wanted: Collection[str]) -> LowerLevel:
         count = solvers[level].recorded_steps
+        optimizer = graph.problems[level].optimizer
+        if count and optimizer is not None and not known(optimizer):
+            raise SolveError(
+                f"level {level!r}: an unrolled solver goes through updates of SGD, Adam or AdamW themselves; it "
+                f"is trained with {type(optimizer).__name__}"
+            )
         updates = list(memory.steps.get(level, ()))[-count:] if count else []
         calls = memory.calls.get(level)
         return lower_level(evaluator, records[level], level, wanted, updates, memory.starts.get(level), calls)
@@ -227,24 +218,65 @@ def lower_level(
         shared,
         predictions if problem.declares_outputs else None,
         UpdateRule.of(problem.optimizer, problem.variables(), problem.clip_norm),
-        [Step(recorded_losses(evaluator, one.record, level), one.parameters, one.reads, one.rule) for one in updates],
+        recorded_steps(evaluator, level, updates),
         start,
     )
 
 
+def recorded_steps(evaluator: Evaluator, level: str, updates: Sequence[RecordedUpdate]) -> list[Step]:
+    """A level's last updates as its solver goes through them.
+
+    Raises:
+        SolveError: something was done to the level's parameters that cannot be gone through.
+    """
+    starts = [update.parameters for update in updates[1:]]
+    for update, start in zip(updates, [*starts, evaluator.problems[level].variables()], strict=False):
+        reason = update.unfollowed
+        if not reason and not all(same(update.end[name], start[name]) for name in start if name in update.end):
+            reason = "its parameters were changed after an update, outside of its optimizer's hooks and on_update"
+        if reason:
+            raise SolveError(f"level {level!r}: an unrolled solver cannot go through an update: {reason}")
+    return [
+        Step(
+            recorded_losses(evaluator, update.record, level, buffers=update.buffers),
+            update.parameters,
+            update.reads,
+            update.rule,
+            update.ascends,
+            update.before,
+            update.after,
+        )
+        for update in updates
+    ]
+
+
 def recorded_losses(
-    evaluator: Evaluator, record: Record, level: str, shared: SharedCalls | None = None
+    evaluator: Evaluator,
+    record: Record,
+    level: str,
+    shared: SharedCalls | None = None,
+    buffers: Sequence[Values] | None = None,
 ) -> list[Callable[..., Tensor]]:
-    """The loss of each part of a record, as a function of (parameters, parameters of each level read)."""
+    """What the level minimizes on each part of a record, as a function of (parameters, parameters of each level read).
 
-    def loss(part: Part, parameters: Tensors, reads: Mapping[str, Tensors]) -> Tensor:
-        return evaluator.replay(level, part, {level: parameters, **reads}, shared)
+    With ``buffers``, of the level and of those read for each part, these are in place of the levels' own.
+    """
+    sign = evaluator.problems[level].sign
 
-    return [partial(loss, evaluator.cast(part)) for part in record]
+    def loss(part: Part, held: Values, parameters: Tensors, reads: Values) -> Tensor:
+        # a loss may write to its buffers, as running statistics are
+        own = {other: {name: buffer.clone() for name, buffer in tensors.items()} for other, tensors in held.items()}
+        given = {level: parameters, **reads}
+        substituted = {other: {**given.get(other, {}), **own.get(other, {})} for other in {**own, **given}}
+        value = evaluator.replay(level, part, substituted, shared)
+        return value if sign == 1 else sign * value
+
+    each = buffers if buffers is not None else [{}] * len(record)
+    return [partial(loss, evaluator.cast(part), held) for part, held in zip(record, each, strict=True)]
 
 
 def _prediction(evaluator: Evaluator, level: str, part: Part) -> Prediction:
-    after = part.state
+    after, sign = part.state, evaluator.problems[level].sign
 
     def outputs(parameters: Tensors, reads: Mapping[str, Tensors]) -> list[Tensor]:
         nonlocal after
@@ -252,6 +284,6 @@ def _prediction(evaluator: Evaluator, level: str, part: Part) -> Prediction:
         return found
 
     def criterion(found: Sequence[Tensor], reads: Mapping[str, Tensors]) -> Tensor:
-        return evaluator.criterion(level, part, found, reads, after)
+        return sign * evaluator.criterion(level, part, found, reads, after)
 
     return Prediction(outputs, criterion)

@@ -189,7 +189,7 @@ class NestedSystem:
         record = self.records[self.block.name]
         with higher_derivatives(), ElementaryNormalization():
             losses = [self.evaluator.replay(self.block.name, part, levels) for part in record]
-        return torch.stack(losses).mean()
+        return self.evaluator.problems[self.block.name].sign * torch.stack(losses).mean()
 
     def _products(self) -> Products:
         assert isinstance(self.solver, ImplicitSolver)

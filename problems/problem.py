@@ -14,6 +14,7 @@ from multilevel.problems.errors import GraphError
 from multilevel.problems.levels import Levels
 from multilevel.problems.parameter_module import ParameterModule
 from multilevel.solvers import SettingError, Solver
+from multilevel.solvers.update_rules import maximizes
 
 LossValue = Tensor | tuple[Tensor, Mapping[str, Any]]
 
@@ -46,8 +47,9 @@ class Problem:
         SettingError: steps, clip_norm, accumulate or solve_share out of range, or a solver that goes through whole
             updates with a solve_share.
         GraphError: no loss, a name that is no identifier, an optimizer over parameters that the module has not, an
-            optimizer or a scheduler whose step needs what it is not given, complex parameters, an embedding with
-            max_norm or sparse gradients, or a module that is sharded or replicated over ranks by other means.
+            optimizer that maximizes in some groups alone, an optimizer or a scheduler whose step needs what it is not
+            given, complex parameters, an embedding with max_norm or sparse gradients, or a module that is sharded or
+            replicated over ranks by other means.
 
     >>> class Penalty(Problem):
     ...     def loss(self, levels, batch, draws):
@@ -100,6 +102,11 @@ class Problem:
         self.check_share(solve_share, solver)
         self.solve_share = solve_share
         check_whole(name, self.module)
+        if optimizer is not None and len({bool(group.get("maximize")) for group in optimizer.param_groups}) > 1:
+            raise GraphError(
+                f"level {name!r}: its optimizer maximizes in some parameter groups and minimizes in others; a level "
+                "has one objective: negate the terms in its loss instead"
+            )
         own = {id(parameter) for parameter in self.module.parameters()}
         if optimizer is not None and not {id(parameter) for parameter in self._optimized()} <= own:
             raise GraphError(f"the optimizer of level {name!r} holds parameters that are not in its module")
@@ -136,6 +143,11 @@ class Problem:
     def criterion(self, outputs: Any, levels: Levels, batch: Any, draws: Any) -> LossValue:
         """The loss of ``outputs``, convex in them; the level's own parameters enter through the outputs alone."""
         raise NotImplementedError
+
+    @property
+    def sign(self) -> int:
+        """-1 where its optimizer maximizes, and it minimizes minus its loss; 1 elsewhere."""
+        return -1 if maximizes(self.optimizer) else 1
 
     @property
     def declares_outputs(self) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 from multilevel.solvers.differentiation import differentiating
 from multilevel.solvers.errors import CotangentError, SettingError, SolveError
 from multilevel.solvers.products import PRODUCTS, Products
+from multilevel.solvers.steps import Step
 from multilevel.solvers.update_rules import UpdateRule
 from multilevel.solvers.vectors import Tensors, flatten, magnitude, scaled, unflatten, zeros_like
 
@@ -53,23 +54,6 @@ class Prediction:
 
     outputs: Callable[[Tensors, Mapping[str, Tensors]], Sequence[Tensor]]
     criterion: Callable[[Sequence[Tensor], Mapping[str, Tensors]], Tensor]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One recorded update of a lower level: all that it started from.
-
-    Attributes:
-        losses: the loss on each part of the update's batch.
-        parameters: before the update, detached.
-        reads: parameters of every level read at that time.
-        rule: the optimizer's update, with its state before it.
-    """
-
-    losses: Sequence[Loss]
-    parameters: Tensors
-    reads: Mapping[str, Tensors]
-    rule: UpdateRule
 
 
 @dataclass(frozen=True)

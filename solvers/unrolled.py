@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor
 
 from multilevel.solvers.base import (
     LowerLevel,
     Response,
     Solver,
     SolveReport,
-    Step,
     at_least,
 )
 from multilevel.solvers.errors import SettingError, SolveError
 from multilevel.solvers.products import PRODUCTS, Products
-from multilevel.solvers.update_rules import State
+from multilevel.solvers.steps import Step, keyed, named
 from multilevel.solvers.vectors import Tensors, zeros_like
 
 
@@ -72,8 +67,8 @@ class Unrolled(UnrolledSolver):
     truncated: Shaban et al. 2019).
 
     Each update is recorded with what it started from, so that one at a time is differentiated and the memory does not
-    grow with activations of several. Differentiates SGD (momentum, Nesterov, weight decay), Adam and AdamW, gradient
-    clipping included, and the optimizer's state.
+    grow with activations of several. Differentiates SGD (momentum, Nesterov, weight decay), Adam (amsgrad) and AdamW,
+    gradient clipping, the optimizer's state, and what its hooks and ``Callback.on_update`` do to gradient and weights.
 
     Assumes: nothing of the lower Hessian; that the updates recorded are those that matter. What a level reads of
         levels below it counts as if it had read their last values at every one of them.
@@ -83,50 +78,23 @@ class Unrolled(UnrolledSolver):
     """
 
     def through(self, lower: LowerLevel, cotangent: Tensors) -> Response:
-        after: dict[str, Tensor] = dict(cotangent)
-        after_state: State = {}
         total = {level: zeros_like(tensors) for level, tensors in lower.reads.items()}
+        cotangents = keyed("parameters", cotangent)
         evaluations = count = 0
         for step in reversed(lower.steps[-self.steps :]):
             products = self.products_of(step, lower)
-            gradient = products.gradient()
-            own, pulled, own_state = _pulled_back(step, gradient, after, after_state)
+            for stage in reversed(step.stages(products.gradient())):
+                cotangents = stage.pull(cotangents)
+            zeros = zeros_like(step.parameters)
+            pulled = {**zeros, **named("gradient", cotangents)}
+            own = {**zeros, **named("parameters", cotangents)}
             curved, mixed = products.hessian(pulled), products.mixed(pulled)
-            after = {name: own[name] + curved[name] for name in own}
-            after_state = own_state
-            total = {
-                level: {name: value + mixed[level][name] for name, value in tensors.items()}
-                for level, tensors in total.items()
-            }
+            for level, tensors in total.items():
+                for name, value in tensors.items():
+                    # what hooks and callbacks took of the level read, beside what the loss took
+                    taken = cotangents.get(("reads", level, name), 0)
+                    tensors[name] = value + mixed[level][name] + taken
+            state = {key: tensor for key, tensor in cotangents.items() if key[0] == "state"}
+            cotangents = keyed("parameters", {name: own[name] + curved[name] for name in own}) | state
             evaluations, count = evaluations + products.evaluations, count + products.products
         return Response(total, SolveReport(evaluations, count))
-
-
-def _pulled_back(
-    step: Step, gradient: Tensors, after: Tensors, after_state: State
-) -> tuple[dict[str, Tensor], dict[str, Tensor], State]:
-    """Cotangents of an update's parameters, gradient and state, from those of what it made."""
-    parameters, slopes = (
-        {name: one.detach().requires_grad_() for name, one in some.items()} for some in (step.parameters, gradient)
-    )
-    state = {
-        name: {key: one.detach().requires_grad_() for key, one in held.items()}
-        for name, held in step.rule.state.items()
-    }
-    with torch.enable_grad():
-        made, made_state = step.rule.apply(parameters, slopes, state)
-    pairs = list(_pairs(made, after)) + [
-        pair for name, held in after_state.items() for pair in _pairs(made_state[name], held)
-    ]
-    inputs = [*parameters.values(), *slopes.values(), *(one for held in state.values() for one in held.values())]
-    found = iter(
-        torch.autograd.grad([one for one, _ in pairs], inputs, [one for _, one in pairs], materialize_grads=True)
-    )
-    own, pulled = ({name: next(found) for name in some} for some in (parameters, slopes))
-    return own, pulled, {name: {key: next(found) for key in held} for name, held in state.items()}
-
-
-def _pairs(outputs: Tensors, cotangents: Tensors) -> Iterator[tuple[Tensor, Tensor]]:
-    for name, output in outputs.items():
-        if name in cotangents and output.requires_grad:
-            yield output, cotangents[name]

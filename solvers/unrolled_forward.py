@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch.func import jvp
-
 from multilevel.solvers.base import LowerLevel, Response, SolveReport, at_least
 from multilevel.solvers.errors import SettingError
 from multilevel.solvers.products import Products
+from multilevel.solvers.steps import keyed, keyed_reads, named
 from multilevel.solvers.unrolled import UnrolledSolver
-from multilevel.solvers.update_rules import State
 from multilevel.solvers.vectors import Tensors, flatten, zeros_like
 
 
@@ -46,28 +43,18 @@ class UnrolledForward(UnrolledSolver):
         steps = lower.steps[-self.steps :]
         spent = [self.products_of(step, lower) for step in steps]
         # Evaluated plainly: a product's own gradient may keep its graph.
-        gradients = [Products.gradient(one) for one in spent]
+        stages = [step.stages(Products.gradient(products)) for step, products in zip(steps, spent, strict=True)]
         total = {level: zeros_like(tensors) for level, tensors in lower.reads.items()}
         for level, tensors in total.items():
             for name, tensor in tensors.items():
                 for index in range(tensor.numel()):
                     direction = {other: zeros_like(some) for other, some in lower.reads.items()}
                     direction[level][name].view(-1)[index] = 1
-                    tangent = zeros_like(lower.parameters)
-                    held: State = {key: zeros_like(state) for key, state in steps[0].rule.state.items()}
-                    for step, products, gradient in zip(steps, spent, gradients, strict=True):
-                        slope = products.hessian(tangent, direction)
-                        rule = step.rule
-                        points = (dict(step.parameters), gradient, rule.state)
-                        vectors = (tangent, slope, _matching(held, rule.state))
-                        tangent, held = jvp(rule.apply, points, vectors)[1]
-                    tensor.view(-1)[index] = flatten(cotangent).dot(flatten(tangent))
+                    zeros, tangents = zeros_like(lower.parameters), {}
+                    for products, chain in zip(spent, stages, strict=True):
+                        slope = products.hessian({**zeros, **named("parameters", tangents)}, direction)
+                        tangents |= keyed("gradient", slope) | keyed_reads(direction)
+                        for stage in chain:
+                            tangents = stage.push(tangents)
+                    tensor.view(-1)[index] = flatten(cotangent).dot(flatten({**zeros, **named("parameters", tangents)}))
         return Response(total, SolveReport(sum(one.evaluations for one in spent), sum(one.products for one in spent)))
-
-
-def _matching(tangents: State, state: State) -> State:
-    """Tangents of exactly the state that there is, 0 where nothing has arrived."""
-    return {
-        name: {key: tangents.get(name, {}).get(key, torch.zeros_like(one)) for key, one in held.items()}
-        for name, held in state.items()
-    }

@@ -17,7 +17,8 @@ KINDS: dict[type[torch.optim.Optimizer], str] = {
     torch.optim.Adam: "adam",
     torch.optim.AdamW: "adamw",
 }
-STATE = {"sgd": ("momentum_buffer",), "adam": ("exp_avg", "exp_avg_sq"), "adamw": ("exp_avg", "exp_avg_sq")}
+ADAM_STATE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+STATE = {"sgd": ("momentum_buffer",), "adam": ADAM_STATE, "adamw": ADAM_STATE}
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class UpdateRule:
     """One update of a torch optimizer at a point of its training, as a pure function.
 
     Attributes:
-        kind: sgd (momentum, dampening, Nesterov, weight decay), adam or adamw.
+        kind: sgd (momentum, dampening, Nesterov, weight decay), adam or adamw (amsgrad, decoupled weight decay).
         settings: of each parameter's group: lr, betas, weight_decay, ...; a parameter without any stands still.
+            With maximize=True the gradients taken are those of the negated loss.
         state: of each parameter, tensors of its shape; empty before its first update.
         counts: updates that each parameter has had.
         clip_norm: largest norm of the whole gradient; None leaves it.
@@ -43,13 +45,11 @@ class UpdateRule:
         cls, optimizer: torch.optim.Optimizer | None, variables: Mapping[str, Tensor], clip_norm: float | None = None
     ) -> UpdateRule | None:
         """The next update of an optimizer over ``variables``; None where it is of another kind or variant."""
-        kind = KINDS.get(type(optimizer))  # type: ignore[arg-type]
-        if optimizer is None or kind is None:
+        if optimizer is None or not known(optimizer):
             return None
-        groups = {id(one): group for group in optimizer.param_groups for one in group["params"]}
+        kind = KINDS[type(optimizer)]
+        groups = {id(variable): group for group in optimizer.param_groups for variable in group["params"]}
         settings = {name: groups[id(variable)] for name, variable in variables.items()}
-        if any(group.get("amsgrad") or group.get("maximize") for group in settings.values()):
-            return None
         state: State = {}
         counts = {}
         for name, variable in variables.items():
@@ -64,24 +64,52 @@ class UpdateRule:
     def recorded(self, moving: set[str]) -> UpdateRule:
         """The update of the parameters ``moving`` alone, with a state that the optimizer does not write to."""
         state = {name: {key: value.clone() for key, value in held.items()} for name, held in self.state.items()}
-        settings = {name: group for name, group in self.settings.items() if name in moving}
+        # A scheduler changes a tensor's learning rate in place.
+        settings = {
+            name: {key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in group.items()}
+            for name, group in self.settings.items()
+            if name in moving
+        }
         return replace(self, state=state, settings=settings)
 
-    def apply(self, parameters: Tensors, gradients: Tensors, state: State) -> tuple[dict[str, Tensor], State]:
-        """Parameters and state after the update, differentiable in all three arguments (same names and shapes)."""
-        if self.clip_norm is not None:
-            length = torch.cat([one.reshape(-1) for one in gradients.values()]).norm()
-            factor = torch.clamp(self.clip_norm / (length + 1e-6), max=1.0)
-            gradients = {name: factor * one for name, one in gradients.items()}
-        update = _sgd if self.kind == "sgd" else _adam
-        results: dict[str, tuple[Tensor, dict[str, Tensor]]] = {}
+    def clipped(self, gradients: Tensors) -> dict[str, Tensor]:
+        """Gradients scaled to ``clip_norm`` where they are longer, as ``clip_grad_norm_`` scales them."""
+        if self.clip_norm is None:
+            return dict(gradients)
+        length = torch.cat([gradient.reshape(-1) for gradient in gradients.values()]).norm()
+        factor = torch.clamp(self.clip_norm / (length + 1e-6), max=1.0)
+        return {name: factor * gradient for name, gradient in gradients.items()}
+
+    def update(self, parameters: Tensors, gradients: Tensors, state: State) -> tuple[dict[str, Tensor], State]:
+        """Parameters and state after the optimizer's step along ``gradients``, clipped or changed before.
+
+        Differentiable in all three arguments (same names and shapes).
+        """
+        rule = _sgd if self.kind == "sgd" else _adam
+        made: dict[str, Tensor] = {}
+        made_state: State = {}
         for name, parameter in parameters.items():
             group = self.settings.get(name)
-            if group is None:
-                results[name] = (parameter, {})
-            else:
-                results[name] = update(parameter, gradients[name], state[name], group, self.counts[name], self.kind)
-        return {name: one for name, (one, _) in results.items()}, {name: held for name, (_, held) in results.items()}
+            made[name], made_state[name] = parameter, {}
+            if group is not None:
+                made[name], made_state[name] = rule(
+                    parameter, gradients[name], state[name], group, self.counts[name], self.kind
+                )
+        return made, made_state
+
+    def apply(self, parameters: Tensors, gradients: Tensors, state: State) -> tuple[dict[str, Tensor], State]:
+        """``update`` along the clipped gradients."""
+        return self.update(parameters, self.clipped(gradients), state)
+
+
+def known(optimizer: torch.optim.Optimizer | None) -> bool:
+    """Whether an optimizer has an ``UpdateRule``: one of ``KINDS`` itself, as a subclass may do anything."""
+    return type(optimizer) in KINDS
+
+
+def maximizes(optimizer: torch.optim.Optimizer | None) -> bool:
+    """Whether an optimizer ascends its level's loss: every parameter group has maximize=True."""
+    return optimizer is not None and all(group.get("maximize") for group in optimizer.param_groups)
 
 
 def _sgd(
@@ -113,8 +141,14 @@ def _adam(
     zero = torch.zeros_like(parameter)
     mean = first * state.get("exp_avg", zero) + (1 - first) * gradient
     square = second * state.get("exp_avg_sq", zero) + (1 - second) * gradient.square()
-    # The root has an infinite slope at 0, where a gradient has always been 0 and moves nothing.
-    seen = square > 0
-    root = torch.where(seen, square, 1.0).sqrt() * seen / (1 - second ** (count + 1)) ** 0.5
+    made = {"exp_avg": mean, "exp_avg_sq": square}
+    largest = square
+    if settings.get("amsgrad"):
+        largest = torch.maximum(state["max_exp_avg_sq"], square) if "max_exp_avg_sq" in state else square
+        made["max_exp_avg_sq"] = largest
+    # Here alone the rule departs from torch.optim, in its derivative: the root's slope is infinite at 0, where a
+    # gradient has always been 0; it counts as 0 there, as what autograd makes of the infinite one is nan.
+    seen = largest > 0
+    root = torch.where(seen, largest, 1.0).sqrt() * seen / (1 - second ** (count + 1)) ** 0.5
     step = mean / (1 - first ** (count + 1)) / (root + settings["eps"])
-    return parameter - rate * step, {"exp_avg": mean, "exp_avg_sq": square}
+    return parameter - rate * step, made

@@ -1,0 +1,268 @@
+"""Records the updates of a level that an unrolled solver goes through: what they started from, and what was done."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.optim import optimizer as optimizers
+
+from multilevel.problems.evaluation import Record
+from multilevel.problems.graph import Graph
+from multilevel.problems.problem import Problem
+from multilevel.problems.tracking import NotFollowedError, Tracker
+from multilevel.problems.updates import take_step
+from multilevel.solvers.steps import Key, Keyed, Stage, keyed, keyed_reads
+from multilevel.solvers.update_rules import STATE, UpdateRule, known
+from multilevel.solvers.vectors import Tensors
+
+#: By level and name.
+Values = Mapping[str, Tensors]
+
+
+@dataclass(frozen=True)
+class RecordedUpdate:
+    """What an update started from, and what was done to it: see ``Step``.
+
+    Attributes:
+        record: the parts of its batch, which stand for the losses on them.
+        parameters: before it.
+        reads: parameters of the levels read.
+        buffers: that each part of the batch started from, of the level and of those read.
+        rule: the optimizer's update.
+        end: parameters after it, hooks and callbacks included.
+        ascends: the optimizer maximizes.
+        before: see ``Step``.
+        after: see ``Step``.
+        kept: tensors of hooks and callbacks that depend on it, see ``Tracker``.
+        unfollowed: what of it cannot be differentiated, and why; empty where all can.
+    """
+
+    record: Record
+    parameters: Tensors
+    reads: Values
+    buffers: Sequence[Values]
+    rule: UpdateRule
+    end: Tensors
+    ascends: bool = False
+    before: Stage | None = None
+    after: Sequence[Stage] = ()
+    kept: Mapping[Key, Tensor] = field(default_factory=dict)
+    unfollowed: str = ""
+
+    @property
+    def bytes(self) -> int:
+        """Memory of its parameters and optimizer state."""
+        held = (self.parameters, *self.reads.values(), *self.rule.state.values())
+        return sum(tensor.numel() * tensor.element_size() for tensors in held for tensor in tensors.values())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A graph of autograd cannot be stored."""
+        state = dict(self.__dict__)
+        if self.before is not None or self.after:
+            why = "what hooks and callbacks did in an update is not stored with it"
+            state |= {"before": None, "after": (), "kept": {}, "unfollowed": self.unfollowed or why}
+        return state
+
+
+def recorded_count(problem: Problem, least: int = 0) -> int:
+    """How many of a level's last updates to record: what its solver goes through, or ``least`` where that is more."""
+    count = 0 if problem.solver is None else problem.solver.recorded_steps
+    return max(count, least) if known(problem.optimizer) else 0
+
+
+def buffers_of(graph: Graph, problem: Problem, before: Sequence[Values]) -> Values:
+    """Copies of the buffers of a level and of those it reads; what is as in the last of ``before`` is shared."""
+    return {
+        level: copied(dict(graph.problems[level].module.named_buffers()), before[-1][level] if before else None)
+        for level in (problem.name, *graph.reads[problem.name])
+    }
+
+
+def reads_of(graph: Graph, problem: Problem) -> dict[str, dict[str, Tensor]]:
+    """The variables of the levels that a level reads, the tensors themselves."""
+    return {level: dict(graph.problems[level].variables()) for level in graph.reads[problem.name]}
+
+
+def copied(tensors: Tensors, like: Tensors | None) -> dict[str, Tensor]:
+    """Copies of tensors, detached; those of ``like`` where they are the same to the last bit."""
+    like = like or {}
+    return {
+        name: like[name] if name in like and same(like[name], tensor) else tensor.detach().clone()
+        for name, tensor in tensors.items()
+    }
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
+
+
+def recorded_step(
+    graph: Graph,
+    problem: Problem,
+    record: Record,
+    buffers: Sequence[Values],
+    earlier: Sequence[RecordedUpdate],
+    loss: float,
+) -> RecordedUpdate:
+    """Let the optimizer, and the scheduler, take their step along the gradient that is set, and record it.
+
+    Args:
+        graph: the levels.
+        problem: the level; its optimizer is one that is ``known``.
+        record: the parts of the update's batch.
+        buffers: that each part started from.
+        earlier: the updates before, for what has not changed since the last to be shared with it.
+        loss: of the update, for schedulers that ask for it.
+    """
+    last, reads = earlier[-1] if earlier else None, reads_of(graph, problem)
+    start = copied(problem.variables(), last.end if last else None)
+    held = {level: copied(tensors, last.reads[level] if last else None) for level, tensors in reads.items()}
+    hooks = Hooks(problem, start, reads, last.kept if last else {})
+    with hooks.followed():
+        take_step(problem, loss)
+    end = copied(problem.variables(), start)
+    return RecordedUpdate(
+        record,
+        start,
+        held,
+        buffers,
+        hooks.rule,
+        end,
+        problem.sign < 0,
+        hooks.before,
+        hooks.after,
+        hooks.kept,
+        hooks.unfollowed,
+    )
+
+
+class Hooks:
+    """Follows the hooks of an optimizer in a step, and takes its rule between those before and those after it.
+
+    Args:
+        problem: the level.
+        start: its parameters before the step.
+        reads: variables of the levels read.
+        kept: of the update before.
+
+    Attributes:
+        kept: after this one.
+        rule: the optimizer's update, as the hooks left it.
+        before: what they did to parameters, gradient and state before it; None: nothing.
+        after: what they did to parameters and state after it.
+        unfollowed: why that cannot be differentiated; empty where it can.
+    """
+
+    rule: UpdateRule
+
+    def __init__(self, problem: Problem, start: Tensors, reads: Values, kept: Mapping[Key, Tensor]) -> None:
+        assert problem.optimizer is not None
+        self.problem, self.optimizer, self.start, self.reads = problem, problem.optimizer, start, reads
+        self.kept = kept
+        self.before: Stage | None = None
+        self.after: tuple[Stage, ...] = ()
+        self.unfollowed = ""
+        self._tracker: Tracker | None = None
+        first = (optimizers._global_optimizer_pre_hooks, self.optimizer._optimizer_step_pre_hooks)
+        last = (optimizers._global_optimizer_post_hooks, self.optimizer._optimizer_step_post_hooks)
+        self._any_before, self._any_after = any(first), any(last)
+
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """The block in which the optimizer takes its step."""
+        handles = [
+            self.optimizer.register_step_pre_hook(self._between),
+            self.optimizer.register_step_post_hook(self._afterwards),
+        ]
+        post = cast(OrderedDict[int, Any], self.optimizer._optimizer_step_post_hooks)
+        post.move_to_end(handles[1].id, last=False)
+        try:
+            if self._any_before:
+                self._open(self.start)
+            yield
+            stage = self._close()
+            self.after = () if stage is None else (stage,)
+        finally:
+            for handle in handles:
+                handle.remove()
+            if self._tracker is not None:
+                self._tracker.__exit__(None, None, None)
+
+    def _between(self, *_: Any) -> None:
+        self.before = self._close()
+        variables = self.problem.variables()
+        rule = UpdateRule.of(self.optimizer, variables, self.problem.clip_norm)
+        assert rule is not None
+        self.rule = rule.recorded({name for name, variable in variables.items() if variable.grad is not None})
+
+    def _afterwards(self, *_: Any) -> None:
+        if self._any_after:
+            self._open(copied(self.problem.variables(), self.start))
+
+    def _open(self, parameters: Tensors) -> None:
+        slots = slots_of(self.problem)
+        snapshots = {key: tensor.detach().clone() for key, tensor in slots.items() if key[0] != "parameters"}
+        followed = {**slots, **keyed_reads(self.reads), **self.kept}
+        tracker = Tracker(followed, snapshots | keyed("parameters", parameters))
+        self._tracker = tracker.__enter__()
+
+    def _close(self) -> Stage | None:
+        tracker, self._tracker = self._tracker, None
+        if tracker is None:
+            return None
+        tracker.__exit__(None, None, None)
+        try:
+            stage = tracker.stage(slots_of(self.problem))
+            self.kept = tracker.kept
+            return stage
+        except NotFollowedError as error:
+            self.unfollowed = f"a step hook of its optimizer: {error}"
+            return None
+
+
+@contextmanager
+def followed(
+    graph: Graph, problem: Problem, steps: deque[RecordedUpdate] | None
+) -> Iterator[Callable[[], AbstractContextManager[Any]]]:
+    """Follow callbacks that are told of an update, each in a block of its own, and add what they do to its record.
+
+    Args:
+        graph: the levels.
+        problem: the level updated.
+        steps: its recorded updates; None where they are not recorded.
+    """
+    if not steps:
+        yield nullcontext
+        return
+    update = steps[-1]
+    slots = {**slots_of(problem), **keyed_reads(reads_of(graph, problem)), **update.kept}
+    tracker = Tracker(slots, keyed("parameters", update.end))
+    yield lambda: tracker
+    end = copied(problem.variables(), update.end)
+    try:
+        stage = tracker.stage(slots_of(problem))
+    except NotFollowedError as error:
+        steps[-1] = replace(update, end=end, unfollowed=update.unfollowed or f"Callback.on_update: {error}")
+        return
+    if stage is not None:
+        steps[-1] = replace(update, end=end, after=(*update.after, stage), kept=tracker.kept)
+
+
+def slots_of(problem: Problem) -> Keyed:
+    """Parameters, gradient and optimizer state of a level as they are now, the tensors themselves."""
+    assert problem.optimizer is not None
+    variables = problem.variables()
+    gradient = {name: variable.grad for name, variable in variables.items() if variable.grad is not None}
+    state = {
+        ("state", name, key): value
+        for name, variable in variables.items()
+        for key, value in problem.optimizer.state.get(variable, {}).items()
+        if isinstance(value, Tensor) and any(key in keys for keys in STATE.values())
+    }
+    return keyed("parameters", variables) | keyed("gradient", gradient) | state

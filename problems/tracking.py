@@ -1,0 +1,309 @@
+"""Follows what a user's code does to tensors in place, so that autograd can go through it afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import DispatchKey
+from torch._ops import OpOverload
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode, _pop_mode_temporarily
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from multilevel.solvers.steps import Key, Keyed, Stage
+
+#: What takes numbers out of torch, beyond what can be followed.
+TAKING = frozenset("item tolist numpy __float__ __complex__ __array__ __dlpack__".split())
+#: Operators whose results are constants, whatever tensors they take.
+CONSTANT = ("rand", "normal", "bernoulli", "uniform", "exponential", "cauchy", "log_normal", "geometric", "random")
+CONSTANT += ("new_", "empty", "zeros", "ones", "full")
+
+
+class NotFollowedError(Exception):
+    """What was done cannot be differentiated, and why."""
+
+
+class Tracker(TorchDispatchMode):
+    """Within its block every operator runs as it is, and again on shadows of what it takes, which autograd records.
+
+    A shadow belongs to a storage, so that views, ``.data`` and ``.detach()`` of a tensor share it: hooks that write to
+    ``.data`` or under no_grad mean to change a value, not to cut a derivative. Nothing that the user's code sees is
+    another tensor than without: results, generators and weights are the same to the last bit. (A function of
+    torch.compile runs as it was written, which is what torch does under any such mode.)
+
+    Args:
+        slots: the tensors followed.
+        snapshots: of those whose changes beyond torch's operators (through numpy, say) are to be noticed, their values.
+    """
+
+    def __init__(self, slots: Mapping[Key, Tensor], snapshots: Mapping[Key, Tensor]) -> None:
+        super().__init__()
+        self.reason = ""  # why it stopped following
+        # Aliases: the user's code may put other data into the tensors themselves.
+        self.slots = {key: tensor.detach() for key, tensor in slots.items() if storage_of(tensor) is not None}
+        self.snapshots = snapshots
+        self._at: dict[int | None, list[Key]] = {}
+        for key, tensor in self.slots.items():
+            self._at.setdefault(storage_of(tensor), []).append(key)
+        self._leaves: Keyed = {}
+        #: Of each storage followed, itself, kept from being taken again, and its shadow: all its numbers in a row.
+        self._shadows: dict[int | None, tuple[StorageWeakRef, Tensor]] = {}
+        self._most = 256  # shadows before those of freed storages are dropped
+        self._written: set[int | None] = set()
+        self._taken = False  # a number has left torch within this block
+        self._paused = False
+        self._watcher = Watcher(self)
+
+    def __enter__(self) -> Tracker:
+        self._taken = False
+        super().__enter__()
+        self._watcher.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._watcher.__exit__(*exception)
+        super().__exit__(*exception)
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        keywords = keywords or {}
+        tensors = [leaf for leaf in tree_leaves((arguments, keywords)) if isinstance(leaf, Tensor)]
+        if self._paused or self.reason or not any(self.follows(tensor) for tensor in tensors):
+            return function(*arguments, **keywords)
+        written = written_by(function, arguments, keywords)
+        with self._explained(function):
+            for tensor in tensors:
+                self._prepare(tensor, any(tensor is other for other in written))
+        result = function(*arguments, **keywords)
+        if not self.reason:
+            with self._explained(function):
+                self._shadow(function, arguments, keywords, written, result)
+        return result
+
+    def follows(self, tensor: Tensor) -> bool:
+        storage = storage_of(tensor)
+        return storage in self._at or storage in self._shadows
+
+    def take(self, tensor: Any) -> None:
+        """A number of ``tensor`` leaves torch."""
+        if isinstance(tensor, Tensor) and not self._paused and self.follows(tensor):
+            self._taken = True
+
+    def stage(self, ends: Mapping[Key, Tensor]) -> Stage | None:
+        """What the blocks have done, ``ends`` being the tensors in the slots now; None where they did nothing.
+
+        Raises:
+            NotFollowedError: they changed something, in a way that could not be followed.
+        """
+        moved = {key for key, end in ends.items() if self._home(key) != storage_of(end)}
+        unseen = {
+            key for key, end in ends.items() if key in self.snapshots and not torch.equal(self.snapshots[key], end)
+        }
+        written = {key for key, end in ends.items() if storage_of(end) in self._written}
+        if self.reason and moved | unseen | written:
+            raise NotFollowedError(self.reason)
+        outputs: Keyed = {}
+        with recording():
+            for key in moved | written:
+                followed = storage_of(ends[key]) in self._shadows
+                outputs[key] = self._view(ends[key]) if followed else ends[key].detach().clone()
+        if unseen - set(outputs) or not all(close(output, ends[key]) for key, output in outputs.items()):
+            raise NotFollowedError("a value was changed otherwise than by torch's operators")
+        return Stage(self._leaves, outputs) if outputs else None
+
+    def _home(self, key: Key) -> int | None:
+        return storage_of(self.slots[key]) if key in self.slots else None
+
+    def _prepare(self, tensor: Tensor, written: bool) -> None:
+        """Make the shadow of a slot that is used, and of a constant that is about to be written to."""
+        storage = storage_of(tensor)
+        if storage is None or storage in self._shadows:
+            return
+        keys = self._at.get(storage, [])
+        if not keys and not (written and tensor.is_floating_point()):
+            return
+        with recording():
+            flat = whole(tensor)
+            for key in keys:
+                slot = self.slots[key]
+                value = self.snapshots.get(key, slot)
+                self._leaves[key] = value.detach().clone().requires_grad_()
+                flat = put(flat, self._leaves[key], slot)
+            self._keep(tensor, flat)
+
+    def _shadow(
+        self, function: OpOverload, arguments: Any, keywords: Any, written: Sequence[Tensor], result: Any
+    ) -> None:
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        made = [tensor for tensor in made if not self.follows(tensor)]
+        if not made and not written:
+            return  # a view, or a result without derivative
+        for tensor in written:
+            storage = storage_of(tensor)
+            if self._taken and storage in self._at:
+                raise NotFollowedError(
+                    "a number was taken out of a tensor (item(), float(), numpy()) before the change, which may depend "
+                    "on it: leave it a tensor, or take it afterwards"
+                )
+            self._written.add(storage)
+        constant = function._schema.name.partition("::")[2].startswith(CONSTANT)
+        if torch.Tag.nondeterministic_seeded in function.tags and not constant:
+            raise NotFollowedError(f"{function} draws random numbers")
+        with recording():
+            if constant:
+                for tensor in written:
+                    if self.follows(tensor):
+                        self._view(tensor).copy_(settled(tensor))
+                return
+            found = self._again(function, arguments, keywords, written)
+            pairs = [pair for pair in zip(tree_leaves(result), tree_leaves(found), strict=True) if is_in(pair[0], made)]
+            if made and not any(shadow.requires_grad for _, shadow in pairs) and self._depends(arguments, keywords):
+                raise NotFollowedError(f"{function} has no derivative")
+            for tensor, shadow in pairs:
+                if shadow.requires_grad:
+                    held = self._shadows.get(storage_of(tensor))
+                    self._keep(tensor, put(whole(tensor) if held is None else held[1], shadow, tensor))
+
+    def _again(self, function: OpOverload, arguments: Any, keywords: Any, written: Sequence[Tensor]) -> Any:
+        """The operator on the shadows."""
+
+        def substitute(tensor: Tensor) -> Tensor:
+            if self.follows(tensor):
+                return self._view(tensor)
+            return tensor.detach().clone() if is_in(tensor, written) else settled(tensor)
+
+        if "out" in function._overloadname.split("_"):  # has no derivative where its twin without it has
+            outs = {argument.name for argument in function._schema.arguments if argument.is_out}
+            taken = {name: value for name, value in keywords.items() if name not in outs}
+            found = function.overloadpacket(
+                *tree_map_only(Tensor, substitute, arguments), **tree_map_only(Tensor, substitute, taken)
+            )
+            for tensor, shadow in zip(written, tree_leaves(found), strict=True):
+                self._view(tensor).copy_(shadow)
+            return found
+        return function(*tree_map_only(Tensor, substitute, arguments), **tree_map_only(Tensor, substitute, keywords))
+
+    def _depends(self, arguments: Any, keywords: Any) -> bool:
+        tensors = [leaf for leaf in tree_leaves((arguments, keywords)) if isinstance(leaf, Tensor)]
+        return any(self._view(tensor).requires_grad for tensor in tensors if self.follows(tensor))
+
+    def _view(self, tensor: Tensor) -> Tensor:
+        """The part of the shadow that belongs to ``tensor``."""
+        flat = self._shadows[storage_of(tensor)][1]
+        if flat.dtype != tensor.dtype:
+            raise NotFollowedError("a tensor was taken for one of another dtype")
+        return flat.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+    def _keep(self, tensor: Tensor, flat: Tensor) -> None:
+        if len(self._shadows) >= self._most:
+            live = {key: held for key, held in self._shadows.items() if key in self._at or not held[0].expired()}
+            self._shadows, self._most = live, 2 * len(live) + 256
+        reference = StorageWeakRef(tensor.untyped_storage())
+        self._shadows[reference.cdata] = (reference, flat)
+
+    @contextmanager
+    def _explained(self, function: Any) -> Iterator[None]:
+        """The user's code goes on, whatever goes wrong here."""
+        try:
+            yield
+        except NotFollowedError as error:
+            self.reason = str(error)
+        except Exception as error:
+            self.reason = f"{function} could not be followed ({' '.join(str(error).split())[:120]})"
+
+
+class Watcher(TorchFunctionMode):
+    """Tells a tracker of numbers that leave torch."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        super().__init__()
+        self.tracker = tracker
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        if arguments and getattr(function, "__name__", "") in TAKING:
+            self.tracker.take(arguments[0])
+        return function(*arguments, **(keywords or {}))
+
+
+@contextmanager
+def untracked() -> Iterator[None]:
+    """Within the block, within that of a tracker, nothing is followed."""
+    tracker = _get_current_dispatch_mode()
+    if not isinstance(tracker, Tracker):
+        yield
+        return
+    tracker._paused = True
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(_pop_mode_temporarily())
+            if torch.overrides._get_current_function_mode() is tracker._watcher:
+                stack.enter_context(torch.overrides._pop_mode_temporarily())
+            yield
+    finally:
+        tracker._paused = False
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Within the block, in a dispatch mode and whatever the user's code has turned off, autograd records; what it saves
+    may be written to."""
+    with (
+        torch.inference_mode(False),
+        torch._C._PreserveDispatchKeyGuard(),
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach().clone(), lambda tensor: tensor),
+    ):
+        for key in (DispatchKey.AutogradFunctionality, DispatchKey.ADInplaceOrView):
+            torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
+        torch._C._dispatch_tls_set_dispatch_key_included(DispatchKey.ADInplaceOrView, True)
+        yield
+
+
+def storage_of(tensor: Tensor) -> int | None:
+    """What tells a storage from every other; None where the tensor has none."""
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else None
+
+
+def written_by(function: Any, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors that an operator writes to."""
+    if not isinstance(function, OpOverload):
+        return []
+    written = []
+    for place, argument in enumerate(function._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = arguments[place] if place < len(arguments) else keywords.get(argument.name)
+            written += [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    return written
+
+
+def settled(tensor: Tensor) -> Tensor:
+    """A constant that autograd takes."""
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A copy of all numbers of a tensor's storage, in a row."""
+    count = tensor.untyped_storage().nbytes() // tensor.element_size()
+    return settled(tensor).as_strided((count,), (1,), 0).clone()
+
+
+def put(flat: Tensor, value: Tensor, place: Tensor) -> Tensor:
+    """``flat`` with ``value`` where ``place`` lies in its storage."""
+    return torch.as_strided_scatter(flat, value, place.shape, place.stride(), place.storage_offset())
+
+
+def is_in(tensor: Any, tensors: Sequence[Tensor]) -> bool:
+    return any(tensor is other for other in tensors)
+
+
+def close(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors differ by rounding alone."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    size = other.detach().abs().max().item() if other.numel() else 0.0
+    tolerance = torch.finfo(other.dtype).eps ** 0.75
+    return torch.allclose(one.detach(), other.detach(), rtol=tolerance, atol=tolerance * size, equal_nan=True)
