@@ -20,8 +20,9 @@ from multilevel.solvers.steps import Key, Keyed, Stage
 #: What takes numbers out of torch, beyond what can be followed.
 TAKING = frozenset("item tolist numpy __float__ __complex__ __array__ __dlpack__".split())
 #: Operators whose results are constants, whatever tensors they take.
-CONSTANT = ("rand", "normal", "bernoulli", "uniform", "exponential", "cauchy", "log_normal", "geometric", "random")
-CONSTANT += ("new_", "empty", "zeros", "ones", "full")
+CONSTANT = tuple(
+    "rand normal bernoulli uniform exponential cauchy log_normal geometric new_ empty zeros ones full".split()
+)
 
 
 class NotFollowedError(Exception):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from multilevel.solvers.base import LowerLevel, Response, SolveReport, at_least
 from multilevel.solvers.errors import SettingError
 from multilevel.solvers.products import Products
-from multilevel.solvers.steps import keyed, keyed_reads, named
+from multilevel.solvers.steps import Keyed, keyed, keyed_reads, named
 from multilevel.solvers.unrolled import UnrolledSolver
 from multilevel.solvers.vectors import Tensors, flatten, zeros_like
 
@@ -50,7 +50,8 @@ class UnrolledForward(UnrolledSolver):
                 for index in range(tensor.numel()):
                     direction = {other: zeros_like(some) for other, some in lower.reads.items()}
                     direction[level][name].view(-1)[index] = 1
-                    zeros, tangents = zeros_like(lower.parameters), {}
+                    zeros = zeros_like(lower.parameters)
+                    tangents: Keyed = {}
                     for products, chain in zip(spent, stages, strict=True):
                         slope = products.hessian({**zeros, **named("parameters", tangents)}, direction)
                         tangents |= keyed("gradient", slope) | keyed_reads(direction)

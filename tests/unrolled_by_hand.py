@@ -34,7 +34,7 @@ class Level(Problem):
 
 
 def ridge(weight, bias, log, move=0, sign=1):
-    value = F.mse_loss(X @ weight.T + bias, Y) + log[0].exp() * weight.square().sum()
+    value = (X @ weight.T + bias - Y).square().mean() + log[0].exp() * weight.square().sum()
     return sign * (value + log[1] * (bias - 0.1).square().sum())
 
 
@@ -43,7 +43,9 @@ def fitted():
     return nn.Linear(4, 1, **DOUBLE)
 
 
-def engine_of(make, solver, module=None, loss=None, callbacks=(), validation=None, sign=1, **keywords):
+def engine_of(
+    make, solver, module=None, loss=None, callbacks=(), validation=None, sign=1, recorded_steps=0, **keywords
+):
     """A ridge regression with two learned penalties, after ``STEPS`` updates by the optimizer that ``make`` gives."""
     fit, up = fitted() if module is None else module, Penalties()
     optimizer = make(fit)
@@ -62,6 +64,7 @@ def engine_of(make, solver, module=None, loss=None, callbacks=(), validation=Non
     validation = validation or (lambda levels, batch: F.mse_loss(levels.fit(XV), YV))
     upper = Level("up", up, function=validation, optimizer=SGD(up.parameters(), 0.0))
     engine = Engine(Graph(lower, upper), callbacks=callbacks)
+    engine.recorded_steps = recorded_steps
     engine.run(1)
     return engine
 
@@ -78,7 +81,8 @@ def written_out(update, loss=ridge, validation=None):
         gradients = torch.autograd.grad(
             loss(*parameters, log, t), parameters, create_graph=True, materialize_grads=True
         )
-        parameters = update(parameters, gradients, t, log)
+        # Nodes of their own: the next gradient in one of them is not to go through another that was made of it.
+        parameters = [1 * parameter for parameter in update(parameters, gradients, t, log)]
     validation = validation or (lambda weight, bias: F.mse_loss(XV @ weight.T + bias, YV))
     return torch.autograd.grad(validation(*parameters), log)[0]
 
