@@ -294,7 +294,9 @@ def whole(tensor: Tensor) -> Tensor:
 
 def put(flat: Tensor, value: Tensor, place: Tensor) -> Tensor:
     """``flat`` with ``value`` where ``place`` lies in its storage."""
-    return torch.as_strided_scatter(flat, value, place.shape, place.stride(), place.storage_offset())
+    result = flat.clone()  # torch's as_strided_scatter has a wrong derivative in ``flat``
+    result.as_strided(place.shape, place.stride(), place.storage_offset()).copy_(value)
+    return result
 
 
 def is_in(tensor: Any, tensors: Sequence[Tensor]) -> bool:
