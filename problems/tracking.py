@@ -38,8 +38,11 @@ class Tracker(TorchDispatchMode):
     torch.compile runs as it was written, which is what torch does under any such mode.)
 
     Args:
-        slots: the tensors followed.
+        slots: the tensors followed; keys ("kept", ...) are of those that an earlier tracker ``kept``.
         snapshots: of those whose changes beyond torch's operators (through numpy, say) are to be noticed, their values.
+
+    Attributes:
+        kept: tensors beyond the slots that depend on them and outlive the block, as a hook's own averages do.
     """
 
     def __init__(self, slots: Mapping[Key, Tensor], snapshots: Mapping[Key, Tensor]) -> None:
@@ -48,6 +51,7 @@ class Tracker(TorchDispatchMode):
         # Aliases: the user's code may put other data into the tensors themselves.
         self.slots = {key: tensor.detach() for key, tensor in slots.items() if storage_of(tensor) is not None}
         self.snapshots = snapshots
+        self.kept = {key: tensor for key, tensor in self.slots.items() if key[0] == "kept"}
         self._at: dict[int | None, list[Key]] = {}
         for key, tensor in self.slots.items():
             self._at.setdefault(storage_of(tensor), []).append(key)
@@ -100,6 +104,7 @@ class Tracker(TorchDispatchMode):
         Raises:
             NotFollowedError: they changed something, in a way that could not be followed.
         """
+        ends = {**ends, **self.kept}
         moved = {key for key, end in ends.items() if self._home(key) != storage_of(end)}
         unseen = {
             key for key, end in ends.items() if key in self.snapshots and not torch.equal(self.snapshots[key], end)
@@ -114,7 +119,18 @@ class Tracker(TorchDispatchMode):
                 outputs[key] = self._view(ends[key]) if followed else ends[key].detach().clone()
         if unseen - set(outputs) or not all(close(output, ends[key]) for key, output in outputs.items()):
             raise NotFollowedError("a value was changed otherwise than by torch's operators")
+        outputs |= self._keep_alive({storage_of(end) for end in ends.values()})
         return Stage(self._leaves, outputs) if outputs else None
+
+    def _keep_alive(self, known: set[int | None]) -> Keyed:
+        """Add to ``kept`` what is still there; returns its shadows."""
+        outputs: Keyed = {}
+        for storage, (reference, flat) in self._shadows.items():
+            if flat.requires_grad and storage not in self._at and storage not in known and not reference.expired():
+                held = torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
+                self.kept["kept", str(storage)] = flat.detach().new_empty(0).set_(held)
+                outputs["kept", str(storage)] = flat
+        return outputs
 
     def _home(self, key: Key) -> int | None:
         return storage_of(self.slots[key]) if key in self.slots else None

@@ -16,7 +16,8 @@ from multilevel.solvers.vectors import Tensors
 if TYPE_CHECKING:
     from multilevel.solvers.base import Loss
 
-#: A tensor of an update: ("parameters", name), ("gradient", name), ("state", name, key) or ("reads", level, name).
+#: A tensor of an update: ("parameters", name), ("gradient", name), ("state", name, key), ("reads", level, name), or
+#: ("kept", ...) for one that hooks keep from one update to the next.
 Key = tuple[str, ...]
 Keyed = dict[Key, Tensor]
 

@@ -50,7 +50,18 @@ def by_rows(module):
         row.div_(1 + row.abs())
 
 
+def as_one_vector(module):
+    vector = nn.utils.parameters_to_vector(module.parameters())
+    nn.utils.vector_to_parameters(vector / vector.norm(), module.parameters())
+
+
+def one_vector(parameters):
+    vector = torch.cat([parameter.reshape(-1) for parameter in parameters])
+    return [part.view(1, -1) for part in (vector / vector.norm()).split([4, 1])]
+
+
 PROJECTIONS = {
+    "one vector": (as_one_vector, lambda p: [one_vector(p)[0], one_vector(p)[1][0]]),
     "clamp": (clamp, lambda p: [one.clamp(min=-0.1) for one in p]),
     "shrink": (shrink, lambda p: [0.9 * one for one in p]),
     "unit norm": (to_unit_norm, lambda p: [p[0] / p[0].norm(), p[1]]),
@@ -70,6 +81,37 @@ def test_projections(name, where, solver):
     else:
         found = hypergradient(hooked(), solver, callbacks=[Told(act)])
     check(found, written_out(descent(after=project)))
+
+
+@every_solver
+@pytest.mark.parametrize("where", ["hook", "callback"])
+def test_slow_weights_that_a_hook_keeps(where, solver):
+    """Lookahead (Zhang et al. 2019): every second update goes back half way to the weights of two updates before."""
+    slow, count = {}, 0
+
+    def look_ahead(module):
+        nonlocal count
+        count += 1
+        for name, parameter in module.named_parameters():
+            kept = slow.setdefault(name, parameter.detach().clone())
+            if count % 2 == 0:
+                parameter.data.copy_(kept.add_(parameter.data - kept, alpha=0.5))
+
+    if where == "hook":
+        found = hypergradient(hooked(after=look_ahead), solver)
+    else:
+        found = hypergradient(hooked(), solver, callbacks=[Told(look_ahead)])
+    kept = []
+
+    def update(parameters, gradients, t, log):
+        made = descent()(parameters, gradients, t, log)
+        if t % 2:
+            made = [old + 0.5 * (new - old) for old, new in zip(kept, made, strict=True)]
+        if t % 2 or not kept:
+            kept[:] = made
+        return made
+
+    check(found, written_out(update))
 
 
 @every_solver
