@@ -10,6 +10,8 @@ from unrolled_by_hand import (
     STEPS,
     XV,
     YV,
+    Level,
+    Penalties,
     X,
     Y,
     adam,
@@ -17,14 +19,16 @@ from unrolled_by_hand import (
     descent,
     engine_of,
     every_solver,
+    fitted,
     hooked,
     hypergradient,
     ridge,
     written_out,
 )
 
+from multilevel import Engine, Graph, Problem
 from multilevel.problems.errors import GraphError
-from multilevel.solvers import Dense, FiniteDifference, Identity, Sama, SolveError, Unrolled
+from multilevel.solvers import ConjugateGradient, Dense, FiniteDifference, Identity, Sama, SolveError, Unrolled
 
 Adam, AdamW = torch.optim.Adam, torch.optim.AdamW
 FLAT = (0.05, (0.3, 0.4))  # rates and betas at which the running maximum of AMSGrad is not the last square
@@ -105,6 +109,60 @@ def test_other_solvers_take_the_negated_loss_too(make, solver):
 
     expected = hypergradient(optimizer(False), solver)
     check(hypergradient(optimizer(True), solver, sign=-1), expected, 1e-5 if "product" in str(solver) else 1e-4)
+
+
+class Predicting(Problem):
+    def __init__(self, *arguments, sign, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.sign_of_loss = sign
+
+    def outputs(self, levels, batch, draws):
+        return levels.fit(X)
+
+    def criterion(self, outputs, levels, batch, draws):
+        return self.sign_of_loss * ((outputs - Y) * levels.up.log[:1].exp()).square().mean()
+
+
+def test_gauss_newton_curvature_is_that_of_the_negated_loss():
+    found = []
+    for sign in (1, -1):
+        fit, up = fitted(), Penalties()
+        optimizer = SGD(fit.parameters(), 0.1, maximize=sign < 0)
+        solver = ConjugateGradient(curvature="gauss_newton", damping=0.1)
+        lower = Predicting("fit", fit, sign=sign, optimizer=optimizer, solver=solver)
+        upper = Level("up", up, function=lambda levels, batch: (levels.fit(XV) - YV).square().mean())
+        found.append(Engine(Graph(lower, upper)).solve_hypergradient("up"))
+    assert found[0].values["log"][0].abs() > 1e-3
+    torch.testing.assert_close(found[1].values["log"], found[0].values["log"], rtol=1e-9, atol=0)
+    assert not found[1].reports["fit"].failed
+
+
+def test_levels_that_read_each_other_are_solved_with_the_negated_loss():
+    found = []
+    for sign in (1, -1):
+        inner, outer, top = fitted(), fitted(), Penalties()
+
+        def loss(levels, batch, own, other, sign=sign):
+            weight = getattr(levels, own).weight
+            return sign * (
+                (weight - getattr(levels, other).weight / 3 - levels.up.log[0]).square().sum() + weight.cosh().sum()
+            )
+
+        def level(name, module, other, sign=sign, loss=loss):
+            return Level(
+                name,
+                module,
+                function=lambda levels, batch: loss(levels, batch, name, other),
+                optimizer=SGD([module.weight], 0.1, maximize=sign < 0),
+                solver=ConjugateGradient(iterations=20, tolerance=1e-12),
+            )
+
+        upper = Level("up", top, function=lambda levels, batch: levels.outer.weight.square().sum())
+        found.append(Engine(Graph(level("inner", inner, "outer"), level("outer", outer, "inner"), upper)))
+    values = [engine.solve_hypergradient("up") for engine in found]
+    assert values[0].values["log"][0].abs() > 1e-3
+    torch.testing.assert_close(values[1].values["log"], values[0].values["log"], rtol=1e-9, atol=1e-12)
+    assert not any(report.failed for report in values[1].reports.values())
 
 
 def test_groups_that_maximize_and_minimize_are_refused():
