@@ -150,7 +150,7 @@ class Evaluator:
         With several ranks it is this rank's own, and its derivatives in ``parameters`` are those of the ranks' mean.
         """
         with part.state.active():
-            return self.loss(name, part, replicated(parameters, shared), shared=shared)[0]
+            return self.loss(name, part, replicated(parameters, shared, self.problems), shared=shared)[0]
 
     def record(self, name: str, batch: Any) -> Part:
         """Draw what the loss of ``batch`` needs from the generators as they stand, and record it."""
@@ -224,14 +224,22 @@ def check_finite(name: str, loss: float) -> None:
         )
 
 
-def replicated(parameters: Mapping[str, Tensors], shared: SharedCalls | None = None) -> Mapping[str, Tensors]:
-    """``averaging`` of each level's parameters; within a solve once, for it to share the calls that take them."""
+def replicated(
+    parameters: Mapping[str, Tensors], shared: SharedCalls | None = None, problems: Mapping[str, Problem] | None = None
+) -> Mapping[str, Tensors]:
+    """``averaging`` of each level's parameters; within a solve once, for it to share the calls that take them.
+
+    Buffers among them, known by their ``problems``, have no derivative, and the loss may write to them.
+    """
     if replicas.count() == 1:
         return parameters
-    return {
-        level: replicas.averaging(tensors) if shared is None else shared.once(level, tensors, replicas.averaging)
-        for level, tensors in parameters.items()
-    }
+    result: dict[str, Tensors] = {}
+    for level, tensors in parameters.items():
+        names = [key for key, _ in problems[level].module.named_buffers() if key in tensors] if problems else []
+        moving = {key: tensor for key, tensor in tensors.items() if key not in names} if names else tensors
+        made = replicas.averaging(moving) if shared is None else shared.once(level, moving, replicas.averaging)
+        result[level] = {**made, **{key: tensors[key] for key in names}} if names else made
+    return result
 
 
 def _move(buffers: Sequence[tuple[Tensor, Tensor]]) -> None:

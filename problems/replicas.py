@@ -136,10 +136,9 @@ def averaging(parameters: Tensors) -> dict[str, Tensor]:
     reverse mode the ranks' gradients are averaged where they arrive at the parameters, all of them in one message; a
     cotangent or tangent that comes from outside is the same on every rank and stays what it is.
     """
-    moving = {name: tensor for name, tensor in parameters.items() if tensor.is_floating_point()}  # no counters
-    if count() == 1 or not moving:
+    if count() == 1 or not parameters:
         return dict(parameters)
-    return {**parameters, **dict(zip(moving, _Replicated.apply(*moving.values()), strict=True))}
+    return dict(zip(parameters, _Replicated.apply(*parameters.values()), strict=True))
 
 
 class _Replicated(torch.autograd.Function):
