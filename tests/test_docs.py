@@ -8,12 +8,15 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from claims import above, claims
 
 from multilevel.problems.betty_solvers import BETTY_COMMAND
 from multilevel.solver_page import sections, solver_page
 from multilevel.solvers import SOLVERS
 
 ROOT = Path(__file__).parent.parent
+FROM_BETTY = (ROOT / "docs" / "from_betty.md").read_text()
+PROGRAMS = re.findall(r"```python\n(.*?)```", FROM_BETTY, re.DOTALL)
 
 
 def test_the_solver_page_is_what_the_docstrings_say():
@@ -29,32 +32,40 @@ def test_every_solver_says_what_it_assumes_costs_and_is_for():
         assert all(len(text) > 10 for text in sections(solver).values()), name
 
 
-@pytest.fixture
-def betty_page():
-    """Betty's program, the same one here, and the lines that take over the first, as the page has them."""
-    pytest.importorskip("betty", reason=BETTY_COMMAND)
-    page = (ROOT / "docs" / "from_betty.md").read_text()
-    return page, re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-
-
 def run(code):
     names = {"__name__": "example"}
     exec(compile(code, "from_betty.md", "exec"), names)
     return names["weights"].weight.detach()
 
 
-def test_the_programs_of_the_page_from_betty_come_to_the_same(betty_page):
-    _, (on_betty, here, taken_over) = betty_page
+@claims(penalty_gap=above(0))
+def three_inputs_matter(seed):
+    _, here, _ = PROGRAMS
+    weights = run(
+        here.replace("manual_seed(0)", f"manual_seed({2 * seed})").replace(
+            "manual_seed(1)", f"manual_seed({2 * seed + 1})"
+        )
+    )
+    return {"penalty_gap": float(weights[:, 3:].min() - weights[:, :3].max())}
+
+
+def test_the_program_of_the_page_from_betty_finds_the_inputs_that_matter():
+    three_inputs_matter.check()
+
+
+def test_the_programs_of_the_page_from_betty_come_to_the_same():
+    pytest.importorskip("betty", reason=BETTY_COMMAND)
+    on_betty, here, taken_over = PROGRAMS
     expected = run(on_betty)
-    assert expected[:, :3].max() < expected[:, 3:].min()  # three inputs matter
     defined = on_betty.replace("Engine([", "# ")  # what the third block goes on from
     for code in (here, defined + taken_over):
         assert (run(code) - expected).abs().max() < 1e-5
 
 
-def test_the_page_from_betty_has_every_setting_of_betty(betty_page):
+def test_the_page_from_betty_has_every_setting_of_betty():
+    pytest.importorskip("betty", reason=BETTY_COMMAND)
     configs = importlib.import_module("betty.configs")
     names = [one.name for kind in (configs.Config, configs.EngineConfig) for one in fields(kind)]
     assert len(names) == 31
-    assert [name for name in names if f"`{name}" not in betty_page[0]] == []
-    assert BETTY_COMMAND in betty_page[0]
+    assert [name for name in names if f"`{name}" not in FROM_BETTY] == []
+    assert BETTY_COMMAND in FROM_BETTY

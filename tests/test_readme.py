@@ -3,17 +3,26 @@
 import re
 from pathlib import Path
 
+from claims import above, claims
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_example_runs_and_finds_the_inputs_that_matter():
-    _, code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(code.strip().splitlines()) <= 25
+EXAMPLE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1]
+
+
+@claims(penalty_gap=above(0))
+def example(seed):
     names = {"__name__": "example"}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(EXAMPLE.replace("manual_seed(0)", f"manual_seed({seed})"), "README.md", "exec"), names)
     penalties = names["penalty"].weight.sigmoid().flatten()
-    assert penalties[:3].max() < penalties[3:].min()
+    return {"penalty_gap": float(penalties[3:].min() - penalties[:3].max())}
+
+
+def test_the_example_runs_and_finds_the_inputs_that_matter():
+    assert len(EXAMPLE.strip().splitlines()) <= 25
+    example.check()
 
 
 def test_a_logger_of_ones_own_is_five_lines(capsys):

@@ -6,6 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from claims import above, below, claims, start
+from digits import digits as digits_data
+from digits import setup as setup_of
 from PIL import Image
 
 from multilevel.levels import MaskedAutoencoder
@@ -21,8 +24,8 @@ from multilevel.recipes.evaluation.protocols.linear_probe_sgd import LinearProbe
 from multilevel.solvers import SettingError
 
 
-def autoencoder(width=16, depth=2):
-    torch.manual_seed(0)
+def autoencoder(width=16, depth=2, seed=0):
+    torch.manual_seed(seed)
     sizes = {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2, "mask_ratio": 0.75}
     return MaskedAutoencoder.of_size(image_size=8, channels=1, patch_size=2, width=width, depth=depth, heads=2, **sizes)
 
@@ -43,10 +46,9 @@ class Pictures(Source):
         return str(row)
 
 
-@pytest.fixture
-def stripes(digits):
+def stripes(seed):
     """Two classes: somewhere on noise, one patch of horizontal or of vertical stripes."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     labels = random.integers(0, 2, 1000)
     pixels = random.normal(128, 30, (1000, 8, 8))
     for image, label in zip(pixels, labels, strict=True):
@@ -59,21 +61,29 @@ def stripes(digits):
         Part(name, images, some) for name, some in zip(("train", "test"), torch.arange(1000).split(700), strict=True)
     )
     mean, std = torch.tensor([0.5]), torch.tensor([0.1])
-    return replace(digits, train=train, test=test, class_names=("horizontal", "vertical"), mean=mean, std=std)
+    names = ("horizontal", "vertical")
+    return replace(digits_data(), train=train, test=test, class_names=names, mean=mean, std=std)
 
 
-def test_finetuning_learns_what_a_linear_probe_cannot_and_leaves_the_encoder_alone(stripes, setup):
-    encoder = candidate()
-    before = {name: tensor.clone() for name, tensor in encoder.module.state_dict().items()}
-    state = torch.get_rng_state()
+@claims(linear_probe=below(0.8), finetune=above(0.95))
+def striped(seed):
+    return scores_of_stripes(candidate(start(autoencoder(seed=seed))), seed)
+
+
+def scores_of_stripes(encoder, seed):
     options = Finetune(
         epochs=20, least_updates=1, batch_size=50, learning_rate=2e-2, layer_decay=0.9, mixup=0.0, cutmix=0.0
     )
-    settings = EvaluationSettings(protocols=["linear_probe", "finetune"], finetune=options)
-    scores = evaluate_features([encoder], setup(stripes), settings)
-    probe, finetuned = (one.metrics["accuracy"] for one in scores[:2])
-    assert probe < 0.8
-    assert finetuned > 0.95
+    settings = EvaluationSettings(protocols=["linear_probe", "finetune"], finetune=options, seed=seed)
+    scores = evaluate_features([encoder], setup_of(stripes(seed)), settings)
+    return {one.protocol: one.metrics["accuracy"] for one in scores[:2]}
+
+
+def test_finetuning_learns_what_a_linear_probe_cannot_and_leaves_the_encoder_alone():
+    encoder = candidate()
+    before = {name: tensor.clone() for name, tensor in encoder.module.state_dict().items()}
+    state = torch.get_rng_state()
+    striped.hold(scores_of_stripes(encoder, seed=0))
     assert torch.equal(torch.get_rng_state(), state)
     after = encoder.module.state_dict()
     assert before.keys() == after.keys()
@@ -101,19 +111,27 @@ class Pixels(torch.nn.Module):
 
     width = 64
 
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(64))
+
     def features(self, images):
-        return images.flatten(1)
+        return images.flatten(1) * self.scale
 
     def encode(self, images):
-        return images.flatten(1)[:, None].expand(-1, 3, -1)
+        return self.features(images)[:, None].expand(-1, 3, -1)
 
 
-def test_the_probe_by_sgd_and_the_head_come_close_to_the_regression(setup):
-    settings = EvaluationSettings(protocols=["linear_probe", "linear_probe_sgd", "head"])
-    scores = evaluate_features([candidate(Pixels())], setup(), settings)
+@claims(regression=above(0.96), furthest_from_it=below(0.02))
+def pixels(seed):
+    settings = EvaluationSettings(protocols=["linear_probe", "linear_probe_sgd", "head"], seed=seed)
+    scores = evaluate_features([candidate(start(Pixels()))], setup_of(), settings)
     regression, *others = (one.metrics["accuracy"] for one in scores[:3])
-    assert regression > 0.96
-    assert others == pytest.approx([regression] * 2, abs=0.02)
+    return {"regression": regression, "furthest_from_it": max(abs(other - regression) for other in others)}
+
+
+def test_the_probe_by_sgd_and_the_head_come_close_to_the_regression():
+    pixels.check()
 
 
 def test_few_images_are_gone_over_more_often(setup):

@@ -1,23 +1,36 @@
 """The search chooses operations that do better than random ones."""
 
 import pytest
+from claims import above, claims, trained, untrained
 
-from multilevel.configuration import build_recipe, compose_config
 from multilevel.recipes.architecture_search import _described
-from multilevel.train import new_engine
+
+SMALL = ("recipe=architecture_search", "steps=80", "nodes=2", "width=6", "random_cells=3")
+
+
+@claims(weight_of_convolutions=above(0.5), gain_over_random_cells=above(0.05))
+def search(seed):
+    return measured(trained(*SMALL, seed=seed).findings())
+
+
+def measured(findings):
+    weights, scores = findings["mean_weight"], findings["test_accuracy"]
+    return {
+        "weight_of_convolutions": weights["conv"] + weights["dilated_conv"],
+        "gain_over_random_cells": scores["chosen cell"]["mean"] - scores["random cells"]["mean"],
+    }
 
 
 def test_the_chosen_cell_is_better_than_random_ones():
-    small = ["steps=80", "nodes=2", "width=6", "random_cells=3"]
-    recipe = build_recipe(compose_config(["recipe=architecture_search", *small]))
-    assert all(one == pytest.approx(1 / 6, abs=0.01) for one in recipe.mixture().flatten().tolist())
-    new_engine(recipe).run(80)
-    found = recipe.findings()
-    assert sum(found["mean_weight"].values()) == pytest.approx(1)
-    assert found["mean_weight"]["conv"] + found["mean_weight"]["dilated_conv"] > 0.5
-    assert found["skip_share"] == sum(line.count("skip") for line in found["cell"].values()) / 3
-    scores = found["test_accuracy"]
-    assert scores["chosen cell"]["mean"] > scores["random cells"]["mean"] + 0.05
+    findings = trained(*SMALL, seed=0).findings()
+    search.hold(measured(findings))
+    assert sum(findings["mean_weight"].values()) == pytest.approx(1)
+    assert findings["skip_share"] == sum(line.count("skip") for line in findings["cell"].values()) / 3
+
+
+def test_at_first_all_operations_weigh_alike():
+    weights = untrained(*SMALL, seed=0).mixture().flatten()
+    assert weights.tolist() == pytest.approx([1 / 6] * len(weights), abs=0.01)
 
 
 def test_a_cell_is_described_by_nodes():

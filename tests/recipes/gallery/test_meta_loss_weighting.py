@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from claims import above, below, claims, trained
 
 from multilevel import Engine, Graph
 from multilevel.configuration import build_recipe, compose_config
@@ -10,7 +11,6 @@ from multilevel.levels.auxiliary_tasks import AUXILIARY_TASKS, AuxiliaryLearning
 from multilevel.levels.classification import Classification
 from multilevel.levels.positive import Positive
 from multilevel.solvers import SettingError, Unrolled
-from multilevel.train import new_engine
 
 RATE = 0.1
 
@@ -68,15 +68,24 @@ def test_the_weights_hypergradient_is_how_far_each_loss_moves_the_held_out_one()
     assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-9)
 
 
+@claims(
+    weight_of_random_labels=below(0.3), hidden_pixels_over_random_labels=above(3), gain_over_equal_weights=above(0.01)
+)
+def weighting(seed):
+    recipe = trained("recipe=meta_loss_weighting", "steps=100", "repeats=1", "evaluate=false", seed=seed)
+    weights = recipe.findings()["weights"]
+    learned, equal = (
+        recipe.mean_accuracy(ways, *recipe.labelled) for ways in (recipe.weights().detach(), torch.ones(3))
+    )
+    return {
+        "weight_of_random_labels": weights["random_labels"],
+        "hidden_pixels_over_random_labels": weights["hidden_pixels"] / weights["random_labels"],
+        "gain_over_equal_weights": learned - equal,
+    }
+
+
 def test_random_labels_lose_their_weight_and_that_pays():
-    recipe = build_recipe(compose_config(["recipe=meta_loss_weighting", "steps=100", "repeats=1", "evaluate=false"]))
-    new_engine(recipe).run(100)
-    found = recipe.findings()["weights"]
-    assert found["random_labels"] < 0.3
-    assert found["hidden_pixels"] > 3 * found["random_labels"]
-    ways = recipe.weights().detach(), torch.ones(3)
-    learned, equal = (recipe.mean_accuracy(weights, *recipe.labelled) for weights in ways)
-    assert learned > equal + 0.01
+    weighting.check()
 
 
 def test_a_class_has_as_many_labels_as_asked():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from claims import above, below, claims, trained
 from sklearn.linear_model import LogisticRegression
 
 from multilevel import Engine, Graph
@@ -13,7 +14,6 @@ from multilevel.levels.penalized_classification import PenalizedClassification, 
 from multilevel.levels.positive import Positive
 from multilevel.recipes.regularization import cross_entropy
 from multilevel.solvers import ConjugateGradient
-from multilevel.train import new_engine
 
 INPUTS, CLASSES = 4, 3
 
@@ -67,17 +67,37 @@ def test_the_hypergradient_is_the_finite_difference_of_the_whole_fit():
         assert found[entry].item() == pytest.approx((above - below) / 2e-4, rel=1e-6)
 
 
+SHORT = ("recipe=regularization", "steps=60")
+LEARNED = "learned, a penalty for each weight"
+SEARCHES = ("grid search, one penalty", "random search, a penalty for each weight")
+
+
+@claims(
+    noise_penalty_over_pixels=above(3),
+    held_out_loss_ratio=below(0.5),
+    test_loss_ratio=below(0.7),
+    gain_in_accuracy=above(0.03),
+)
+def penalties(seed):
+    return measured(trained(*SHORT, seed=seed).findings())
+
+
+def measured(findings):
+    """Learned penalties against the better search."""
+    learned, searches = findings[LEARNED], [findings[search] for search in SEARCHES]
+    return {
+        "noise_penalty_over_pixels": findings["mean_penalty"]["noise"] / findings["mean_penalty"]["pixels"],
+        "held_out_loss_ratio": learned["held_out_loss"] / min(search["held_out_loss"] for search in searches),
+        "test_loss_ratio": learned["test_loss"] / min(search["test_loss"] for search in searches),
+        "gain_in_accuracy": learned["test_accuracy"] - max(search["test_accuracy"] for search in searches),
+    }
+
+
 def test_learned_penalties_beat_searches_of_the_same_cost():
-    recipe = build_recipe(compose_config(["recipe=regularization", "steps=60"]))
-    new_engine(recipe).run(60)
-    found = recipe.findings()
-    assert found["mean_penalty"]["noise"] > 3 * found["mean_penalty"]["pixels"]
-    learned = found["learned, a penalty for each weight"]
-    for search in ("grid search, one penalty", "random search, a penalty for each weight"):
-        assert learned["gradients"] <= found[search]["gradients"] < 1.3 * learned["gradients"]
-        assert learned["held_out_loss"] < 0.5 * found[search]["held_out_loss"]
-        assert learned["test_loss"] < 0.7 * found[search]["test_loss"]
-        assert learned["test_accuracy"] > found[search]["test_accuracy"] + 0.03
+    findings = trained(*SHORT, seed=0).findings()
+    penalties.hold(measured(findings))
+    for search in SEARCHES:
+        assert findings[LEARNED]["gradients"] <= findings[search]["gradients"] < 1.3 * findings[LEARNED]["gradients"]
 
 
 def test_the_cost_of_a_step_is_what_it_evaluates():

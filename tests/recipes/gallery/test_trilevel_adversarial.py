@@ -1,15 +1,26 @@
 """The three levels are solved together, and what they learn withstands more than training without an adversary."""
 
-from multilevel.configuration import build_recipe, compose_config
-from multilevel.train import new_engine
+from claims import above, below, claims, trained, untrained
+
+SHORT = ("recipe=trilevel_adversarial", "steps=10", "data.limit=200")
+FIXED = ("0.001", "0.01", "0.1", "1")
+
+
+@claims(loss_over_best_fixed=below(0.95), gain_by_adversary=above(0), least_cost_of_attacks=above(0))
+def decay(seed):
+    findings = trained(*SHORT, seed=seed).findings()
+    loss, clean, robust = (findings[name] for name in ("held_out_loss", "clean_accuracy", "robust_accuracy"))
+    return {
+        "loss_over_best_fixed": loss["learned"] / min(loss[f"fixed at {fixed}"] for fixed in FIXED),
+        "gain_by_adversary": robust["learned"] - robust[f"no adversary, {findings['weight_decay']:.3g}"],
+        "least_cost_of_attacks": min(clean[name] - robust[name] for name in clean),
+    }
 
 
 def test_the_learned_decay_beats_fixed_ones_and_the_adversary_pays():
-    recipe = build_recipe(compose_config(["recipe=trilevel_adversarial", "steps=10", "data.limit=200"]))
-    assert recipe.graph.blocks("decay")[0].levels == ("adversary", "classify")  # they read each other
-    new_engine(recipe).run(10)
-    found = recipe.findings()
-    loss, clean, robust = (found[name] for name in ("held_out_loss", "clean_accuracy", "robust_accuracy"))
-    assert loss["learned"] < 0.95 * min(loss[f"fixed at {decay}"] for decay in ("0.001", "0.01", "0.1", "1"))
-    assert robust["learned"] > robust[f"no adversary, {found['weight_decay']:.3g}"]
-    assert all(robust[name] < clean[name] for name in clean)
+    decay.check()
+
+
+def test_adversary_and_classifier_are_one_block():
+    graph = untrained(*SHORT, seed=0).graph
+    assert graph.blocks("decay")[0].levels == ("adversary", "classify")  # they read each other
