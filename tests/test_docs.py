@@ -40,23 +40,19 @@ def run(code):
 
 @claims(penalty_gap=above(0))
 def three_inputs_matter(seed):
-    _, here, _ = PROGRAMS
-    weights = run(
-        here.replace("manual_seed(0)", f"manual_seed({2 * seed})").replace(
-            "manual_seed(1)", f"manual_seed({2 * seed + 1})"
-        )
-    )
+    program = PROGRAMS[1].replace("manual_seed(0)", f"manual_seed({seed})")
+    return gap(run(program.replace("manual_seed(1)", f"manual_seed({seed + 1})")))
+
+
+def gap(weights):
     return {"penalty_gap": float(weights[:, 3:].min() - weights[:, :3].max())}
-
-
-def test_the_program_of_the_page_from_betty_finds_the_inputs_that_matter():
-    three_inputs_matter.check()
 
 
 def test_the_programs_of_the_page_from_betty_come_to_the_same():
     pytest.importorskip("betty", reason=BETTY_COMMAND)
     on_betty, here, taken_over = PROGRAMS
     expected = run(on_betty)
+    three_inputs_matter.hold(gap(expected))
     defined = on_betty.replace("Engine([", "# ")  # what the third block goes on from
     for code in (here, defined + taken_over):
         assert (run(code) - expected).abs().max() < 1e-5

@@ -1,9 +1,12 @@
 """multilevel evaluate: other protocols, few labels, the validation split, and other sets than the run's own."""
 
 import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from claims import above, claims
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -20,16 +23,22 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "run"
+    return train(tmp_path_factory.mktemp("runs") / "run")
+
+
+def train(folder, seed=0):
     settings = ["steps=3", "data.validation_share=0.1", "evaluation.split=validation"]
-    assert main(["train", *TINY, *settings, f"output={folder}"]) == 0
+    assert main(["train", *TINY, *settings, f"seed={seed}", f"output={folder}"]) == 0
     return folder
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+def write_images(root):
     """A folder of colour images of 12 x 12: handwritten noughts and ones, each in a hue of its own."""
-    root = tmp_path_factory.mktemp("images")
     digits = load_digits()
     for label, name in enumerate(("nought", "one")):
         for part, some in (("train", slice(0, 60)), ("test", slice(60, 90))):
@@ -68,21 +77,31 @@ def test_protocols_and_shares_of_the_labels(run, capsys):
     assert "finetuning" in said
 
 
-def test_transfer_to_a_folder(run, images, capsys):
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+@claims(raw_pixels=above(0.95), trained_encoder=above(0.8))
+def transfer(seed):
+    with TemporaryDirectory() as folder:
+        scores = accuracies(train(Path(folder) / "run", seed), write_images(Path(folder) / "images"))
+    return {"raw_pixels": scores["raw pixels"], "trained_encoder": scores["trained encoder"]}
+
+
+def accuracies(run, images):
+    """{encoder: accuracy} on other images than the run's."""
     arguments = ["data=folder", f"data.path={images}", "evaluation.split=test", "evaluation.protocols=[linear_probe]"]
     assert main(["evaluate", str(run), *arguments]) == 0
-    scores = {one["encoder"]: one["metrics"]["accuracy"] for one in evaluation(run, "evaluation-folder.json")}
+    return {one["encoder"]: one["metrics"]["accuracy"] for one in evaluation(run, "evaluation-folder.json")}
+
+
+def test_transfer_to_a_folder(run, images, capsys):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    scores = accuracies(run, images)
     assert scores["majority class"] == 0.5
-    assert scores["raw pixels"] > 0.95
-    assert scores["trained encoder"] > 0.8
+    transfer.hold({"raw_pixels": scores["raw pixels"], "trained_encoder": scores["trained encoder"]})
     assert "evaluation-folder.json" in capsys.readouterr().out
     (run / "evaluation-folder.json").unlink()
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_transfer_takes_the_trained_encoder(run, images, tmp_path):
-    arguments = ["data=folder", f"data.path={images}", "evaluation.split=test", "evaluation.protocols=[linear_probe]"]
     other = tmp_path / "run"
     (other / "checkpoint" / "step-3").mkdir(parents=True)
     (other / "config.yaml").write_text((run / "config.yaml").read_text())
@@ -92,8 +111,7 @@ def test_transfer_takes_the_trained_encoder(run, images, tmp_path):
             tensor.zero_()
     save_file(weights, other / "checkpoint" / "step-3" / "weights.safetensors")
     write_digests(other / "checkpoint" / "step-3")
-    assert main(["evaluate", str(other), *arguments]) == 0
-    scores = {one["encoder"]: one["metrics"]["accuracy"] for one in evaluation(other, "evaluation-folder.json")}
+    scores = accuracies(other, images)
     assert scores["trained encoder"] == 0.5 < scores["untrained encoder"]
 
 
