@@ -45,7 +45,7 @@ def three_inputs_matter(seed):
 
 
 def gap(weights):
-    return {"penalty_gap": float(weights[:, 3:].min() - weights[:, :3].max())}
+    return {"penalty_gap": (weights[:, 3:].min() - weights[:, :3].max()).item()}
 
 
 def test_the_programs_of_the_page_from_betty_come_to_the_same():

@@ -17,7 +17,7 @@ def example(seed):
     names = {"__name__": "example"}
     exec(compile(EXAMPLE.replace("manual_seed(0)", f"manual_seed({seed})"), "README.md", "exec"), names)
     penalties = names["penalty"].weight.sigmoid().flatten()
-    return {"penalty_gap": float(penalties[3:].min() - penalties[:3].max())}
+    return {"penalty_gap": (penalties[3:].min() - penalties[:3].max()).item()}
 
 
 def test_the_example_runs_and_finds_the_inputs_that_matter():
