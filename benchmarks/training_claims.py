@@ -92,14 +92,13 @@ def table(claims: dict[str, Claims], rows: dict[Key, Row], version: str) -> tupl
     titles = ["claim", "seeds 0 to 4", "moved weights", "room", "holds", "commit", "CPU seconds"]
     lines, good = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"], True
     for name, claim in claims.items():
-        own = [rows[key] for key in keys_of([name]) if key in rows]
+        own = [
+            rows[key] for key in keys_of([name]) if key in rows and rows[key]["values"].keys() == claim.bounds.keys()
+        ]
         commits = sorted({row["commit"] for row in own})
         for number, bound in claim.bounds.items():
-            measured = [row for row in own if number in row["values"]]
-            values = [row["values"][number] for row in measured]
-            by_start = [
-                [f"{row['values'][number]:.3g}" for row in measured if row["moved"] == moved] for moved in MOVED
-            ]
+            values = [row["values"][number] for row in own]
+            by_start = [[f"{row['values'][number]:.3g}" for row in own if row["moved"] == moved] for moved in MOVED]
             cells = [
                 f"{name} {number} {bound}",
                 *map(" ".join, by_start),

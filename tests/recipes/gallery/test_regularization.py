@@ -75,7 +75,7 @@ SEARCHES = ("grid search, one penalty", "random search, a penalty for each weigh
 @claims(
     noise_penalty_over_pixels=above(3),
     held_out_loss_ratio=below(0.5),
-    test_loss_ratio=below(0.7),
+    test_loss_ratio=below(0.85),
     gain_in_accuracy=above(0.01),
 )
 def penalties(seed):
