@@ -104,13 +104,11 @@ def moved_starts(moved: float) -> Iterator[None]:
 
 @torch.no_grad()
 def start(module: nn.Module) -> nn.Module:
-    """A module whose weights have been moved, where they are to be, in a random direction; as ones would be, where all
-    are 0."""
+    """A module whose weights have been moved, where they are to be, in a random direction; those that are 0 stay so."""
     generator = torch.Generator().manual_seed(0)
     for weights in module.parameters() if start.moved else ():
         direction = torch.randn(weights.shape, generator=generator).to(weights)
-        size = weights.square().mean().sqrt()
-        weights += start.moved * (size if size > 0 else 1) * direction
+        weights += start.moved * weights.square().mean().sqrt() * direction
     return module
 
 

@@ -23,7 +23,7 @@ def error_ratio(bound, steps, *settings):
     return measure
 
 
-maml = error_ratio(below(0.95), 5, "steps=80")
+maml = error_ratio(below(0.7), 5, "steps=80", "levels.meta.learning_rate=1e-2")
 imaml = error_ratio(below(0.7), 20, *IMPLICIT)
 digits = error_ratio(below(0.6), 5, "steps=80", *DIGITS)
 
