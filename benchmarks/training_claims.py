@@ -2,11 +2,12 @@
 with these again from starting weights moved by a millionth, as another processor's rounding would.
 
 Prints a row for each claim: the values of both, how far the worst of them is from the threshold in standard deviations
-of all ten, and whether the claim holds: in every run, with at least two of these to spare. Rows in the output are
-not run again, unless the code has changed since: a row has the last commit that changed it. The exit status is 1 while
-a claim does not hold or has not been run with the code as it is.
+of all ten, and whether the claim holds: in every run, with at least two of these to spare. Runs whose rows are in the
+output are not repeated, unless the code has changed since: a row has the last commit that changed it. Where a claim
+measures something else than before, delete its rows. The exit status is 1 while a claim does not hold, or has not been
+run with the code as it is.
 
-    python benchmarks/training_claims.py                      # all: an hour or two on one core
+    python benchmarks/training_claims.py                      # all: about an hour on one core
     python benchmarks/training_claims.py --only maml readme   # files or claims that have this in their names
     python benchmarks/training_claims.py --only none          # prints what the output holds
 """

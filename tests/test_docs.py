@@ -38,14 +38,14 @@ def run(code):
     return names["weights"].weight.detach()
 
 
-@claims(penalty_gap=above(0))
+@claims(mean_of_others_above_theirs=above(0))
 def three_inputs_matter(seed):
     program = PROGRAMS[1].replace("manual_seed(0)", f"manual_seed({seed})")
     return gap(run(program.replace("manual_seed(1)", f"manual_seed({seed + 1})")))
 
 
 def gap(weights):
-    return {"penalty_gap": (weights[:, 3:].min() - weights[:, :3].max()).item()}
+    return {"mean_of_others_above_theirs": (weights[:, 3:].mean() - weights[:, :3].mean()).item()}
 
 
 def test_the_programs_of_the_page_from_betty_come_to_the_same():
