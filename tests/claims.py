@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from multilevel.configuration import build_recipe, compose_config
-from multilevel.problems import Engine, Graph
+from multilevel.problems import Engine
 from multilevel.recipes.base import Recipe
 from multilevel.train import new_engine
 
@@ -93,9 +93,9 @@ def moved_starts(moved: float) -> Iterator[None]:
     """Within, every engine starts from moved weights, and so does what ``start`` is called with."""
     construct = Engine.__init__
 
-    def construct_and_move(engine: Engine, graph: Graph, **keywords: Any) -> None:
-        construct(engine, graph, **keywords)
-        for problem in graph.problems.values():
+    def construct_and_move(engine: Engine, *arguments: Any, **keywords: Any) -> None:
+        construct(engine, *arguments, **keywords)
+        for problem in engine.graph.problems.values():
             start(problem.module)
 
     with patch.object(Engine, "__init__", construct_and_move), patch.object(start, "moved", moved):

@@ -6,7 +6,7 @@ from claims import above, claims, trained, untrained
 from multilevel.configuration import build_recipe, compose_config
 
 
-@claims(separation_auc=above(0.93))
+@claims(separation_auc=above(0.95))
 def separation(seed):
     return trained("recipe=hyper_cleaning", "steps=150", "evaluate=false", seed=seed).findings()
 
