@@ -43,22 +43,22 @@ class Stream:
 
 
 class BettyLevel(ImplicitProblem):
-    """One level: the loss of a level of multilevel, its handles on modules being the modules themselves.
+    """One level: the loss of a level of multilevel, on the modules themselves.
 
     Args:
         level: whose loss, draws, module and optimizer (Adam) are taken.
-        handles: on all modules.
+        levels: all modules.
         batches: of this level.
         told: called with (level, loss) once for each update.
         config: Betty's.
     """
 
     def __init__(
-        self, level: Problem, handles: Levels, batches: Batches, told: Callable[[str, float], None], config: Any
+        self, level: Problem, levels: Levels, batches: Batches, told: Callable[[str, float], None], config: Any
     ) -> None:
         super().__init__(level.name, config, level.module, level.optimizer, train_data_loader=Stream(batches))
         self.level = level
-        self.handles = handles
+        self.levels = levels
         self.told = told
         self.drawn_for: Any = None
         self.draws: Any = None
@@ -67,9 +67,9 @@ class BettyLevel(ImplicitProblem):
         first = batch is not self.drawn_for
         if first:
             with torch.no_grad():
-                self.draws = self.level.draw(self.handles, batch)
+                self.draws = self.level.draw(self.levels, batch)
             self.drawn_for = batch
-        loss, _ = self.level.loss(self.handles, batch, self.draws)
+        loss, _ = self.level.loss(self.levels, batch, self.draws)
         if first:
             self.told(self.level.name, loss.item())
         return loss
@@ -94,14 +94,14 @@ class BettyRun:
         told: Callable[[str, float], None] = lambda level, loss: None,
     ) -> None:
         logging.disable(logging.INFO)  # Betty describes every problem
-        handles = Levels(lambda name: recipe.modules[name], recipe.graph.names)
+        levels = Levels(recipe.modules)
         configs = {
             name: Config(type="darts", darts_alpha=radius, unroll_steps=level.steps)
             for name, level in recipe.graph.problems.items()
         }
         configs["mask"] = Config(retain_graph=True)  # its loss is differentiated once for each path
         self.levels = {
-            name: BettyLevel(level, handles, recipe.graph.batches[name], told, configs[name])
+            name: BettyLevel(level, levels, recipe.graph.batches[name], told, configs[name])
             for name, level in recipe.graph.problems.items()
         }
         pretrain, finetune, mask = (self.levels[name] for name in ("pretrain", "finetune", "mask"))

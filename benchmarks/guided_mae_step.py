@@ -46,8 +46,7 @@ class PlainSteps:
 
     def __init__(self, recipe: GuidedMae) -> None:
         self.levels, self.batches, self.modules = recipe.graph.problems, recipe.graph.batches, recipe.modules
-        # The handles that a loss is given; here they are the modules themselves.
-        self.handles = Levels(lambda name: recipe.modules[name], recipe.graph.names)
+        self.modules_of_levels = Levels(recipe.modules)
         self.device = recipe.device.type
         self.mixed = recipe.settings.precision == "bf16"
 
@@ -62,8 +61,8 @@ class PlainSteps:
         self.modules["mask"].requires_grad_(False)
         with self.autocast():
             with torch.no_grad():
-                draws = level.draw(self.handles, batch)
-            loss, _ = level.loss(self.handles, batch, draws)
+                draws = level.draw(self.modules_of_levels, batch)
+            loss, _ = level.loss(self.modules_of_levels, batch, draws)
         self.update("pretrain", loss)
 
     def finetune(self) -> None:

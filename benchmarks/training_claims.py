@@ -3,7 +3,7 @@ with these again from starting weights moved by a millionth, as another processo
 
 Prints a row for each claim: the values of both, how far the worst of them is from the threshold in standard deviations
 of all ten, and whether the claim holds: in every run, with at least two of these to spare. Runs whose rows are in the
-output are not repeated, unless the code has changed since: a row has the last commit that changed it. Where a claim
+output are not repeated, unless the code has changed since: a row has a hash of it. Where a claim
 measures something else than before, delete its rows. The exit status is 1 while a claim does not hold, or has not been
 run with the code as it is.
 
@@ -15,6 +15,7 @@ run with the code as it is.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import subprocess
@@ -57,14 +58,14 @@ def all_claims() -> dict[str, Claims]:
 
 
 def code_version() -> str:
-    """The last commit that changed the code, with a plus sign where it has changes that are not committed."""
+    """A hash of the code, whatever commits it is in, with a plus sign where it has changes that are not committed."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", ROOT, *arguments, "--", *ROOMS], capture_output=True, text=True, check=True
-        ).stdout
+        command = ["git", "-C", str(ROOT), *arguments, "--", *ROOMS]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-    return git("log", "-1", "--format=%h").strip() + ("+" if git("status", "--porcelain") else "")
+    trees = hashlib.sha1(git("ls-tree", "HEAD").encode()).hexdigest()[:8]
+    return trees + ("+" if git("status", "--porcelain") else "")
 
 
 def measure(name: str, claims: Claims, seed: int, moved: float, version: str) -> Row:
@@ -72,14 +73,14 @@ def measure(name: str, claims: Claims, seed: int, moved: float, version: str) ->
     with redirect_stdout(StringIO()):  # what programs print
         values = {number: float(f"{value:.5g}") for number, value in claims.values(seed, moved).items()}
     spent = round(time.process_time() - start, 1)
-    return {"claims": name, "seed": seed, "moved": moved, "commit": version, "values": values, "cpu_seconds": spent}
+    return {"claims": name, "seed": seed, "moved": moved, "code": version, "values": values, "cpu_seconds": spent}
 
 
 def is_current(row: Row | None, claims: Claims, version: str) -> bool:
     """Whether a row is there, of the numbers claimed now, and of committed code that has not changed since."""
     if row is None or version.endswith("+"):
         return False
-    return row["commit"] == version and row["values"].keys() == claims.bounds.keys()
+    return row.get("code") == version and row["values"].keys() == claims.bounds.keys()
 
 
 def verdict(bound: Bound, values: list[float]) -> str:
@@ -90,13 +91,13 @@ def verdict(bound: Bound, values: list[float]) -> str:
 
 def table(claims: dict[str, Claims], rows: dict[Key, Row], version: str) -> tuple[str, bool]:
     """A row for each claim, and whether all of them hold of the code as it is."""
-    titles = ["claim", "seeds 0 to 4", "moved weights", "room", "holds", "commit", "CPU seconds"]
+    titles = ["claim", "seeds 0 to 4", "moved weights", "room", "holds", "code", "CPU seconds"]
     lines, good = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"], True
     for name, claim in claims.items():
         own = [
             rows[key] for key in keys_of([name]) if key in rows and rows[key]["values"].keys() == claim.bounds.keys()
         ]
-        commits = sorted({row["commit"] for row in own})
+        versions = sorted({row.get("code", "older") for row in own})
         for number, bound in claim.bounds.items():
             values = [row["values"][number] for row in own]
             by_start = [[f"{row['values'][number]:.3g}" for row in own if row["moved"] == moved] for moved in MOVED]
@@ -105,11 +106,11 @@ def table(claims: dict[str, Claims], rows: dict[Key, Row], version: str) -> tupl
                 *map(" ".join, by_start),
                 f"{bound.room(values):.1f}" if len(values) > 1 else "",
                 verdict(bound, values),
-                ", ".join(commits),
+                ", ".join(versions),
                 f"{max((row['cpu_seconds'] for row in own), default=0):.0f}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
-            good = good and commits == [version] and cells[4] == "yes"
+            good = good and versions == [version] and cells[4] == "yes"
     return "\n".join(lines), good
 
 

@@ -193,8 +193,14 @@ def expand(overrides: Sequence[str]) -> list[str]:
     for one in parsed:
         level = _LEVEL_SOLVER.fullmatch(one.key_or_group)
         if level and level[2] is None:
-            names[level[1]] = one.get_value_element_as_str()
             _check_choice(level[1], "solver", one)
+            if one.is_sweep_override():
+                raise SettingError(
+                    level[1],
+                    str(one.input_line).partition("=")[2],
+                    "one solver; solver=A,B with --multirun sweeps over all",
+                )
+            names[level[1]] = one.get_value_element_as_str()
         else:
             others.append(str(one.input_line))
             _check_choice(one.key_or_group, one.key_or_group, one)

@@ -53,9 +53,9 @@ Settings (all: the config.yaml of any run; those of a recipe of its own: recipes
   diagnose=N          compare with a reference hypergradient every N steps (diagnosis.jsonl)
   seed, device, precision=float32|bf16, checkpoint.every, evaluate=true|false
   checkpointing=true (activations are computed again instead of being kept: less memory, more time, the same result)
-  compile=true (torch.compile, wherever it works; needs a C++ compiler)
+  compile=true (torch.compile in updates, wherever it works; needs a C++ compiler)
   engine=betty (Betty 0.2.1 runs the levels, with its own hypergradients: docs/from_betty.md)
-  reuse=true (an update's encoder pass serves the finite differences after it: less time, more memory)
+  check=false (leaves out the comparison of each level's first products with products formed in another way)
   loggers=[tensorboard,mlflow], or MODULE.CLASS of your own
   max_skipped (updates in a row that may be skipped where a loss or hypergradient is not finite)
   data.batch_size, data.limit (use only so many training images), data.image_size, data.mask_share,
@@ -80,7 +80,7 @@ compare.json, compare.csv and compare.png. Settings are those of multilevel trai
 
   solvers=A,B          which (all); A.OPTION=VALUE sets an option of one; betty/darts, betty/neumann and betty/cg are
                        computed by Betty 0.2.1 (docs/from_betty.md), betty/neumann.neumann_iterations=5 sets an option
-  products=P,Q         try each solver with each of reverse, forward, finite_difference (its own)
+  products=P,Q         try each solver with each of forward, reverse, finite_difference, auto (its own)
   precisions=P,Q       try each with float32 and bf16 (the recipe's); the reference is in float64 all the same
   shares=1,0.5         try each with solves on so much of the batch; the reference takes all of it
   warmup=10            outer steps before the comparison

@@ -42,7 +42,7 @@ class Progress(Callback):
         for level, report in update.solves.items():
             if report.choice and (level, report.choice) not in self._told:
                 self._told.add((level, report.choice))
-                tqdm.write(f"solver=auto at level {level}: {report.choice}", file=sys.stderr)
+                tqdm.write(f"level {level}: {report.choice}", file=sys.stderr)
             if report.failed and level not in self._warned:
                 self._warned.add(level)
                 tqdm.write(f"step {engine.step}: the solve of level {level} failed: {report.cause}", file=sys.stderr)

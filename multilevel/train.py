@@ -118,7 +118,7 @@ def new_engine(recipe: Recipe) -> Engine:
         precision=settings.precision,
         max_skipped=settings.max_skipped,
         compile=settings.compile,
-        reuse=settings.reuse,
+        check=settings.check,
     )
 
 

@@ -74,6 +74,13 @@ class Batches:
             self.waited += perf_counter() - start
         return self._peeked[0]
 
+    def ahead(self, count: int) -> list[Any]:
+        """The next ``count`` batches, fewer where the epoch ends; they stay the next."""
+        self.peek()
+        while len(self._peeked) < count and self._iterator is not None and (batch := self._advance()) is not _END:
+            self._peeked.append(self._placed(batch))
+        return self._peeked[:count]
+
     def next(self) -> Any:
         """The next batch.
 
@@ -81,7 +88,7 @@ class Batches:
             DataError: the data is empty, or an iterator that has ended and cannot start again.
         """
         batch = self.peek()
-        self._peeked = []
+        self._peeked.pop(0)
         self.position += 1
         return batch
 
@@ -103,6 +110,9 @@ class Batches:
             batch = self._advance()
         if batch is _END:
             raise DataError(f"the data of level {self.level!r} is empty, or an iterator that cannot start again")
+        return self._placed(batch)
+
+    def _placed(self, batch: Any) -> Any:
         return to_device(own_share(batch, self.level) if self._cut else batch, self.device)
 
     def _start_epoch(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
-from multilevel.solvers import ConjugateGradient, FiniteDifference, MultilevelError, SettingError, Solver
+from multilevel.solvers import ConjugateGradient, FiniteDifference, Identity, MultilevelError, SettingError, Solver
 from multilevel.solvers import Neumann as OwnNeumann
 
 BETTY_COMMAND = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
@@ -96,7 +96,7 @@ def betty_solver(solver: Solver | None, level: str) -> BettySolver:
     Raises:
         SettingError: Betty has nothing like it.
     """
-    if isinstance(solver, FiniteDifference) and solver.scale == 1:
+    if isinstance(solver, Identity) and solver.scale == 1 and solver.product in ("auto", "finite_difference"):
         return Darts() if solver.radius is None else Darts(solver.radius)
     plain = getattr(solver, "product", None) == "reverse"
     if isinstance(solver, OwnNeumann) and plain:
@@ -104,7 +104,7 @@ def betty_solver(solver: Solver | None, level: str) -> BettySolver:
         return Neumann(solver.terms - 1, damping=solver.damping, **alpha)
     if isinstance(solver, ConjugateGradient) and plain and solver.curvature == "hessian" and not solver.warm_start:
         return Cg(solver.iterations, damping=solver.damping)
-    known = "finite_difference, neumann or conjugate_gradient with product=reverse: Betty has no other"
+    known = "identity, finite_difference, neumann or conjugate_gradient with product=reverse: Betty has no other"
     raise SettingError(f"levels.{level}.solver", str(solver), known)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,11 +13,11 @@ from torch import Tensor
 from multilevel.problems import replicas
 from multilevel.problems.batches import first_rows
 from multilevel.problems.callbacks import Callback, Update
-from multilevel.problems.carried_calls import CarriedCall
 from multilevel.problems.compilation import Backend, Compilation
+from multilevel.problems.discovery import Discovery
 from multilevel.problems.errors import DivergedError, GraphError, NotFiniteError
-from multilevel.problems.evaluation import Evaluator, Part, Record
-from multilevel.problems.graph import Graph, check_match
+from multilevel.problems.evaluation import Evaluator, Part, Record, check_finite
+from multilevel.problems.graph import Graph
 from multilevel.problems.hypergradient import (
     Gradients,
     Hypergradient,
@@ -25,7 +25,6 @@ from multilevel.problems.hypergradient import (
     Total,
     added,
     averaged,
-    carried,
     differentiated,
     filled,
     gradients,
@@ -36,10 +35,11 @@ from multilevel.problems.hypergradient import (
 from multilevel.problems.problem import Problem
 from multilevel.problems.randomness import RandomState
 from multilevel.problems.recording import RecordedUpdate, Values, buffers_of, followed, recorded_count, recorded_step
-from multilevel.problems.shared_calls import SharedCalls
+from multilevel.problems.self_check import SelfCheck
 from multilevel.problems.tracking import untracked
 from multilevel.problems.updates import set_gradient, take_step
-from multilevel.solvers import CotangentError, Solver
+from multilevel.solvers import CotangentError, ProductChoice, Solver
+from multilevel.solvers.differentiation import differentiating
 from multilevel.solvers.vectors import Tensors, flatten
 
 
@@ -53,10 +53,10 @@ class Engine:
         precision: float32 (the parameters' own dtype) or bf16 (autocast).
         callbacks: told of every update.
         max_skipped: updates in a row of one level that may be skipped, as its loss or hypergradient is not finite.
-        compile: compile the calls on levels where that is possible, see ``Compilation``: True, or a backend of
-            torch.compile. Reference computations in another precision never are.
-        reuse: have what an update computes on a level that it reads serve the finite differences that follow it: less
-            time, and the memory of its graph until then.
+        compile: compile the calls on levels in updates where that is possible, see ``Compilation``: True, or a backend
+            of torch.compile. Solves and reference computations run as written.
+        check: compare the products of each level's first hypergradient with products formed in another way, and tell
+            of a difference above 5%.
 
     Attributes:
         step: updates of the top level so far.
@@ -76,7 +76,7 @@ class Engine:
         callbacks: Iterable[Callback] = (),
         max_skipped: int = 10,
         compile: bool | Backend = False,
-        reuse: bool = False,
+        check: bool = True,
     ) -> None:
         self.graph = graph
         self.seed = seed
@@ -84,7 +84,8 @@ class Engine:
         self.callbacks = list(callbacks)
         self.step = 0
         self.max_skipped = max_skipped
-        self.reuse = reuse
+        self.check = check
+        self._checked = SelfCheck()
         self.skipped = dict.fromkeys(graph.names, 0)
         self._stopping = False
         self._updated_now: set[str] = set()  # levels with an update in the step that is under way
@@ -95,13 +96,15 @@ class Engine:
         self.recorded_steps = 0
         self._starts: dict[str, dict[str, Tensors]] = {}
         self._last: dict[str, Tensors] = {}
-        self._calls: dict[str, list[CarriedCall]] = {}
+        self._products = {name: ProductChoice() for name in graph.names}
+        self._discovery = Discovery(graph, self.evaluator)
         for batches in graph.batches.values():
             batches.restart(seed)
         modules = [problem.module for problem in graph.problems.values()]
         replicas.broadcast(tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
         _ = graph.reads  # a graph that does not fit together is refused here, before any work
 
+    @differentiating()
     def run(self, steps: int) -> None:
         """Update the top level ``steps`` times, and each level below it by the schedule of ``Problem.steps``.
 
@@ -123,7 +126,6 @@ class Engine:
             self._steps.clear()
             self._updated_now.clear()
             self._descend(len(self.graph.names) - 1)
-            self._calls.clear()
             self._pass_on_notices()
             self.step += 1
             for callback in self.callbacks:
@@ -148,6 +150,7 @@ class Engine:
         return dict(self.solve_hypergradient(name).values)
 
     @untracked()
+    @differentiating()
     def solve_hypergradient(
         self,
         name: str,
@@ -198,15 +201,7 @@ class Engine:
             "last": self._last,
             "random": random,
             "others": others,
-            "levels": {
-                name: {
-                    "module": problem.module.state_dict(),
-                    "optimizer": None if problem.optimizer is None else problem.optimizer.state_dict(),
-                    "scheduler": None if problem.scheduler is None else problem.scheduler.state_dict(),
-                    "data": self.graph.batches[name].state_dict(),
-                }
-                for name, problem in self.graph.problems.items()
-            },
+            "levels": self.graph.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -215,15 +210,7 @@ class Engine:
         Raises:
             CheckpointError: it is of other levels, or of modules with other parameters; nothing is changed then.
         """
-        levels = state["levels"]
-        check_match({name: level["module"] for name, level in levels.items()}, self.graph.problems)
-        for name, problem in self.graph.problems.items():
-            problem.module.load_state_dict(levels[name]["module"])
-            if problem.optimizer is not None:
-                problem.optimizer.load_state_dict(levels[name]["optimizer"])
-            if problem.scheduler is not None:
-                problem.scheduler.load_state_dict(levels[name]["scheduler"])
-            self.graph.batches[name].load_state_dict(levels[name]["data"])
+        self.graph.load_state_dict(state["levels"])
         self.step = state["step"]
         known = [state["random"], *state.get("others", ())]
         if replicas.rank() < len(known):
@@ -233,7 +220,7 @@ class Engine:
         # Not in older checkpoints.
         self._starts, self._last = state.get("starts", {}), state.get("last", {})
         self.skipped = {name: state.get("skipped", {}).get(name, 0) for name in self.graph.names}
-        self._records, self._steps, self._calls = {}, {}, {}
+        self._records, self._steps = {}, {}
 
     def records(self) -> dict[str, Any]:
         """What the last updates used, for ``load_records``: solves at this very point need it, training does not."""
@@ -249,30 +236,29 @@ class Engine:
         self._records = dict(records["records"])
         self._steps = {level: deque(steps, maxlen=len(steps)) for level, steps in records["steps"].items()}
 
-    def _descend(self, index: int, last: bool = False) -> None:
-        """Update a level once, after the updates of the levels below it that this one asks for.
-
-        Args:
-            index: the level's.
-            last: before an update of the next level up.
-        """
+    def _descend(self, index: int) -> None:
+        """Update the level of this index once, after the updates of the levels below it that this one asks for."""
         if index > 0:
             below = self.graph.problems[self.graph.names[index - 1]]
             if below.starts_anew:
                 below.begin()
                 self._steps.pop(below.name, None)  # an unrolled solver does not go back beyond its start
-            for left in reversed(range(below.steps)):
-                self._descend(index - 1, last=not left)
-        self._update(self.graph.problems[self.graph.names[index]], last)
+            for _ in range(below.steps):
+                self._descend(index - 1)
+        self._update(self.graph.problems[self.graph.names[index]])
 
     def _pass_on_notices(self) -> None:
-        notices = self.evaluator.compilation.notices if self.evaluator.compilation else []
-        while notices:
-            notice = notices.pop(0)
-            for callback in self.callbacks:
-                callback.on_notice(self, notice)
+        while self.evaluator.notices:
+            self._tell(self.evaluator.notices.pop(0))
 
-    def _update(self, problem: Problem, last: bool) -> None:
+    def _tell(self, notice: str) -> None:
+        """Give a line to the callbacks; where there is none, it is a warning."""
+        for callback in self.callbacks:
+            callback.on_notice(self, notice)
+        if not self.callbacks:
+            warnings.warn(notice, stacklevel=2)
+
+    def _update(self, problem: Problem) -> None:
         """One update of a level, or none where its loss or hypergradient is not finite, or would go through a level
         that has had no update in this step."""
         name, before = problem.name, self._records.get(problem.name)
@@ -281,7 +267,7 @@ class Engine:
             self._skip(problem, f"level {missing[0]!r} below it has had no update in this step")
             return
         try:
-            update = self._updated(problem, last)
+            update = self._updated(problem)
         except (NotFiniteError, CotangentError) as error:
             if before is None:
                 self._records.pop(name, None)
@@ -308,30 +294,30 @@ class Engine:
             updates = f"{count} update{'s' * (count > 1)} in a row of level {problem.name!r}"
             raise DivergedError(f"{updates} had to be skipped, the last one because {reason}{through}")
 
-    def _updated(self, problem: Problem, last: bool) -> Update:
+    def _updated(self, problem: Problem) -> Update:
         """Take the update; raise NotFiniteError where it cannot be, everything but batches and buffers unchanged."""
         name = problem.name
         inputs = leaves(self.evaluator, differentiated(self.graph, name))
-        carry = carried(self.graph, name) if self.reuse and last else ()
-        given, shared = {**leaves(self.evaluator, carry), **inputs}, SharedCalls(name)
-        self._calls.pop(name, None)
         batches = [self.graph.batches[name].next() for _ in range(problem.accumulate)]
         parts: list[Part] = []
         buffers: list[Values] = []
         values: list[tuple[float, dict[str, float]]] = []
         total: Total | None = None
-        with self._random.active(), shared.kept() if carry else nullcontext():
+        with self._random.active():
             for batch in batches:
                 part = self.evaluator.record(name, batch)
                 if recorded_count(problem, self.recorded_steps):
                     buffers.append(buffers_of(self.graph, problem, buffers))
-                loss, metrics = self.evaluator.loss(name, part, given, move_buffers=True, shared=shared)
-                total = added(total, gradients(loss, inputs))
+                evaluation, inputs = self._discovery.evaluate(name, part, inputs)
+                if replicas.count() > 1:
+                    check_finite(name, replicas.mean([evaluation.loss.detach()])[0].item())
+                evaluation.move_buffers(name)
+                total = added(total, gradients(evaluation.loss, inputs))
                 parts.append(part)
-                values.append((float(loss.detach()), {key: float(value) for key, value in metrics.items()}))
-                del loss
+                metrics = {key: float(value) for key, value in evaluation.metrics.items()}
+                values.append((float(evaluation.loss.detach()), metrics))
+                del evaluation
             self._random = RandomState.capture()
-            self._calls[name] = shared.carry()
         assert total is not None
         mean, metrics = mean_values(values)
         self._records[name] = tuple(parts)
@@ -358,9 +344,17 @@ class Engine:
         record_of = self._record_of if whole else self._solved_record
         records = {level: record_of(level) for level in passes}
         # A solver other than the level's own starts from nothing.
-        memory = Memory(self._steps, {} if solvers else self._starts.get(name, {}), self._calls)
+        memory = Memory(self._steps, {} if solvers else self._starts.get(name, {}), self._products)
+        taken = solvers or self._solvers(passes)
+        unchecked = self.check and solvers is None and evaluator is self.evaluator and name not in self._checked.names
+
+        def check(level: str, cotangent: Tensors) -> None:
+            if line := self._checked.compare(self.graph, evaluator, name, level, records[level], cotangent, memory):
+                self._tell(line)
+
+        observe = check if unchecked else None
         try:
-            return respond(self.graph, evaluator, records, name, direct, memory, solvers or self._solvers(passes))
+            return respond(self.graph, evaluator, records, name, direct, memory, taken, observe)
         except torch.linalg.LinAlgError as error:
             raise NotFiniteError(f"a solve for level {name!r} met numbers that are not finite: {error}") from error
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from multilevel.problems import replicas
 from multilevel.problems.autocast import AutocastAttention
-from multilevel.problems.batches import fresh, map_tensors
-from multilevel.problems.compilation import Compilation, Value
+from multilevel.problems.batches import fresh, map_tensors, versions
+from multilevel.problems.compilation import Compilation, GradientGraphError, as_written, compiled_by_user
 from multilevel.problems.errors import LossError, NotFiniteError
-from multilevel.problems.levels import LevelHandle, Levels
+from multilevel.problems.levels import Levels
+from multilevel.problems.loss_mode import LossMode
 from multilevel.problems.metrics import split
 from multilevel.problems.problem import Problem
-from multilevel.problems.randomness import RandomState, ReplayableDropout
-from multilevel.problems.shared_calls import SharedCalls
+from multilevel.problems.randomness import RandomState
+from multilevel.problems.recomputation import recomputed_within
+from multilevel.problems.substitution import Modules, Substitution, Variable
 from multilevel.solvers import SettingError
 from multilevel.solvers.vectors import Tensors
 
@@ -37,15 +39,42 @@ class Part:
         batch: the batch, on the module's device.
         draws: what the level's ``draw`` returned for it.
         state: the generators' state that the loss starts from.
+        generators: the states of the user's own ``torch.Generator`` that the loss uses, at its start.
     """
 
     batch: Any
     draws: Any
     state: RandomState
+    generators: dict[torch.Generator, Tensor] = field(default_factory=dict)
 
 
 #: What an update used: one part for each batch that it averages over.
 Record = tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A loss evaluated at substituted parameters.
+
+    Attributes:
+        loss: a scalar.
+        metrics: what the loss returned beside it.
+        touched: the levels that were watched and used while gradients were enabled.
+        seen: those used at all.
+        substitution: holds what the buffers have become.
+        moving: the level's parameters that its forward pass writes to.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Any]
+    touched: frozenset[str]
+    seen: frozenset[str]
+    substitution: Substitution
+    moving: Collection[str]
+
+    def move_buffers(self, level: str) -> None:
+        """Let a level's buffers (running statistics) become what the evaluation has made of them."""
+        _move(self.substitution.moved(level, self.moving))
 
 
 class Evaluator:
@@ -69,69 +98,198 @@ class Evaluator:
         self.problems = problems
         self.precision = precision
         self.compilation = compilation
+        modules = {name: problem.module for name, problem in problems.items()}
+        self.modules = Modules(modules)
+        self.levels = Levels(modules)
+        #: Lines on what is compiled, and what is not; whoever shows them takes them away.
+        self.notices = compiled_by_user(modules) if compilation is None else compilation.notices
 
-    def loss(
+    def evaluate(
         self,
         name: str,
         part: Part,
         parameters: Mapping[str, Tensors],
-        move_buffers: bool = False,
-        shared: SharedCalls | None = None,
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """The level's loss and metrics, with ``parameters`` in place of the levels' own.
+        watched: Collection[str] = (),
+        moving: bool = False,
+    ) -> Evaluation:
+        """The level's loss and metrics, with ``parameters`` in place of the levels' own; no buffer moves yet.
 
         Args:
             name: the level.
-            part: its batch and draws; the generators are the caller's business.
-            parameters: for each level to substitute, its variables; the others enter detached.
-            move_buffers: let this level's buffers (running statistics) move, as an update does.
-            shared: calls that other evaluations of one solve have made already.
+            part: its batch and draws; the generators are the caller's business, but for the user's own.
+            parameters: for each level to substitute, its variables (and buffers, if they are to be others than now);
+                the others enter detached.
+            watched: levels whose use is told.
+            moving: let the user's own generators move on, as an update does.
 
         Raises:
             LossError: the loss is not a scalar tensor.
             NotFiniteError: it is not finite.
         """
-        part = self.cast(part)
-        if shared is not None:
-            shared.give(part.batch, part.draws)
 
-        def evaluate(compilation: Compilation | None) -> tuple[Any, list[tuple[Tensor, Tensor]]]:
-            levels, own_buffers = self._levels(parameters, name if move_buffers else None, shared, compilation)
-            with ReplayableDropout(), self._autocast(name):
-                return self.problems[name].loss(levels, fresh(part.batch), fresh(part.draws)), own_buffers
+        def loss(batch: Any, draws: Any) -> Any:
+            return self.problems[name].loss(self.levels, batch, draws)
 
-        value, own_buffers = self._compiled(name, evaluate)
-        loss, metrics = self._checked(name, value)
-        if move_buffers and replicas.count() > 1:
-            check_finite(name, replicas.mean([loss.detach()])[0].item())
-        _move(own_buffers)
-        return loss, metrics
+        value, mode, substitution = self._at(name, part, parameters, loss, watched, self.compilation)
+        if not moving:
+            mode.restore_generators()
+        with torch._C.DisableTorchFunction():
+            checked, metrics = self._checked(name, value)
+        return Evaluation(
+            checked, metrics, frozenset(mode.touched), frozenset(mode.seen), substitution, self.problems[name].moving
+        )
+
+    def loss(
+        self, name: str, part: Part, parameters: Mapping[str, Tensors], move_buffers: bool = False
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The loss and metrics of ``evaluate``; with ``move_buffers`` this level's buffers move, as an update does."""
+        evaluation = self.evaluate(name, part, parameters, moving=move_buffers)
+        if move_buffers:
+            evaluation.move_buffers(name)
+        return evaluation.loss, evaluation.metrics
+
+    def replay(self, name: str, part: Part, parameters: Mapping[str, Tensors]) -> Tensor:
+        """The loss of a recorded part, its random draws repeated; no generator and no buffer moves.
+
+        Nothing is compiled, as there may be no second derivative of what is. With several
+        ranks it is this rank's own, and its derivatives in ``parameters`` are those of the ranks' mean.
+        """
+
+        def loss(batch: Any, draws: Any) -> Any:
+            return self.problems[name].loss(self.levels, batch, draws)
+
+        value = self._replayed(name, part, parameters, loss)
+        with torch._C.DisableTorchFunction():
+            return self._checked(name, value)[0]
 
     def outputs(self, name: str, part: Part, parameters: Mapping[str, Tensors]) -> tuple[list[Tensor], RandomState]:
         """What a level computes on a recorded part, and the generators' state that its criterion starts from."""
-        part = self.cast(part)
-        levels, _ = self._levels(replicated(parameters), None)
-        with part.state.active(), ReplayableDropout(), self._autocast(name):
-            found = self.problems[name].outputs(levels, fresh(part.batch), fresh(part.draws))
-            after = RandomState.capture()
-        return [found] if isinstance(found, Tensor) else list(found), after
+        after = part.state
+
+        def outputs(batch: Any, draws: Any) -> Any:
+            nonlocal after
+            result = self.problems[name].outputs(self.levels, batch, draws)
+            with torch._C.DisableTorchFunction():
+                after = RandomState.capture()
+            return result
+
+        result = self._replayed(name, part, parameters, outputs)
+        return [result] if isinstance(result, Tensor) else list(result), after
 
     def criterion(
         self, name: str, part: Part, outputs: Sequence[Tensor], parameters: Mapping[str, Tensors], state: RandomState
     ) -> Tensor:
         """The loss of a level's outputs."""
-        part = self.cast(part)
-        levels, _ = self._levels(replicated(parameters), None)
         given = outputs[0] if len(outputs) == 1 else list(outputs)
-        with state.active(), ReplayableDropout(), self._autocast(name):
-            value = self.problems[name].criterion(given, levels, fresh(part.batch), fresh(part.draws))
+
+        def criterion(batch: Any, draws: Any) -> Any:
+            return self.problems[name].criterion(given, self.levels, batch, draws)
+
+        value = self._replayed(name, replace(part, state=state), parameters, criterion)
+        with torch._C.DisableTorchFunction():
             return self._checked(name, value)[0]
 
     def cast(self, part: Part) -> Part:
         """A part as this evaluator's precision takes it."""
         if self.precision != REFERENCE_PRECISION:
             return part
-        return Part(_doubled(part.batch), _doubled(part.draws), part.state)
+        return replace(part, batch=_doubled(part.batch), draws=_doubled(part.draws))
+
+    def record(self, name: str, batch: Any) -> Part:
+        """Draw what the loss of ``batch`` needs from the generators as they stand, and record it."""
+        batch = fresh(batch)  # whatever draw writes into it is the loss's alone
+        with self.modules.substitution({}, self._own), torch.no_grad(), self._autocast(name):
+            draws = self.problems[name].draw(self.levels, batch)
+        return Part(batch, draws, RandomState.capture())
+
+    def device(self, name: str) -> torch.device:
+        """Where a level lives: the device of its first parameter or buffer."""
+        return module_device(self.problems[name].module)
+
+    def arithmetic(self, name: str) -> torch.dtype:
+        """The coarsest dtype that a level's loss is computed in."""
+        if self.precision == "bf16":
+            return torch.bfloat16
+        dtypes = {value.dtype for value in self.detached(name).values()}
+        return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+
+    def detached(self, name: str) -> dict[str, Tensor]:
+        """The level's variables at the current point, outside any graph."""
+        return {key: self._own(parameter.detach()) for key, parameter in self.problems[name].variables().items()}
+
+    def _replayed(
+        self, name: str, part: Part, parameters: Mapping[str, Tensors], compute: Callable[[Any, Any], Any]
+    ) -> Any:
+        with part.state.active():
+            value, mode, _ = self._at(name, part, replicated(parameters, self.problems), compute)
+            mode.restore_generators()
+        return value
+
+    def _at(
+        self,
+        name: str,
+        part: Part,
+        parameters: Mapping[str, Tensors],
+        compute: Callable[[Any, Any], Any],
+        watched: Collection[str] = (),
+        compilation: Compilation | None = None,
+    ) -> tuple[Any, LossMode, Substitution]:
+        """``compute(batch, draws)`` while the modules hold what is substituted."""
+        problem = self.problems[name]
+        with torch._C.DisableTorchFunction():
+            cast = self.cast(part)
+            first = problem.writes_to_batch is None
+            moving = None if first else {level: other.moving for level, other in self.problems.items()}
+            substitution = self.modules.substitution(parameters, self._own, problem.takes_gradients, moving)
+            watching = {id(value): level for level in watched for value in substitution.substitutes(level)}
+            mode = LossMode(substitution.nominal, part.generators, watching)
+            batch, draws = fresh((cast.batch, cast.draws), tensors=problem.writes_to_batch is not False)
+            before = versions((batch, draws))
+
+        try:
+            with (
+                torch.enable_grad(),
+                substitution,
+                recomputed_within(substitution),
+                compilation.installed(name, self.modules.modules, mode) if compilation else as_written(),
+                mode,
+                self._autocast(name),
+            ):
+                value = compute(batch, draws)
+        except (RuntimeError, GradientGraphError) as error:
+            if isinstance(error, RuntimeError):
+                if problem.takes_gradients or "does not require grad" not in str(error):
+                    raise
+                problem.takes_gradients = True  # from now on
+            mode.restore_generators()
+            part.state.restore()
+            return self._at(name, part, parameters, compute, watched, compilation)
+        self._check_writes(problem, substitution, first, before != versions((batch, draws)))
+        return value, mode, substitution
+
+    def _check_writes(self, problem: Problem, substitution: Substitution, first: bool, batch: bool) -> None:
+        """From its first evaluation on it is known what a loss writes to: its batch, and parameters.
+
+        Raises:
+            LossError: a parameter that a level trains, a buffer that was not there, or a batch on later batches alone.
+        """
+        told = f"the loss of level {problem.name!r}"
+        if substitution.added:
+            raise LossError(
+                f"{told} registers {substitution.added[0]!r} in a module: register it in __init__, or call "
+                "the module once before the graph is made"
+            )
+        for variable in substitution.written() if first else ():
+            if variable.current is not None and variable.current.requires_grad:
+                raise LossError(
+                    f"{told} writes to the parameter {variable.name!r} of level {variable.level!r}, and is evaluated "
+                    "several times for an update: write to it in a step hook of the optimizer, or in Callback.on_update"
+                )
+            self.problems[variable.level].moving.add(variable.name)
+        if first:
+            problem.writes_to_batch = batch
+        elif batch and not problem.writes_to_batch:
+            raise LossError(f"{told} changes its batch in place, which it did not do at first: clone what it changes")
 
     def _checked(self, name: str, value: Any) -> tuple[Tensor, dict[str, Any]]:
         loss, metrics = split(name, value)
@@ -142,70 +300,8 @@ class Evaluator:
             check_finite(name, loss.item())
         return loss, metrics
 
-    def replay(
-        self, name: str, part: Part, parameters: Mapping[str, Tensors], shared: SharedCalls | None = None
-    ) -> Tensor:
-        """The loss of a recorded part, its random draws repeated; no generator and no buffer moves.
-
-        With several ranks it is this rank's own, and its derivatives in ``parameters`` are those of the ranks' mean.
-        """
-        with part.state.active():
-            return self.loss(name, part, replicated(parameters, shared, self.problems), shared=shared)[0]
-
-    def record(self, name: str, batch: Any) -> Part:
-        """Draw what the loss of ``batch`` needs from the generators as they stand, and record it."""
-        batch = fresh(batch)  # whatever draw writes into it is the loss's alone
-
-        def draw(compilation: Compilation | None) -> Any:
-            levels, _ = self._levels({}, None, compilation=compilation)
-            with torch.no_grad(), self._autocast(name):
-                return self.problems[name].draw(levels, batch)
-
-        return Part(batch, self._compiled(name, draw), RandomState.capture())
-
-    def device(self, name: str) -> torch.device:
-        """Where a level lives: the device of its first parameter or buffer."""
-        return module_device(self.problems[name].module)
-
-    def arithmetic(self, name: str) -> torch.dtype:
-        """The coarsest dtype that a level's loss is computed in."""
-        if self.precision == "bf16":
-            return torch.bfloat16
-        return next((value.dtype for value in self.detached(name).values()), torch.float32)
-
-    def detached(self, name: str) -> dict[str, Tensor]:
-        """The level's variables at the current point, outside any graph."""
-        return {key: self._own(parameter.detach()) for key, parameter in self.problems[name].variables().items()}
-
-    def _levels(
-        self,
-        parameters: Mapping[str, Tensors],
-        moving: str | None,
-        shared: SharedCalls | None = None,
-        compilation: Compilation | None = None,
-    ) -> tuple[Levels, list[tuple[Tensor, Tensor]]]:
-        """Handles on all levels, and (buffer, its substitute) for the buffers of the level that may move."""
-        moved: list[tuple[Tensor, Tensor]] = []
-
-        def handle(name: str) -> LevelHandle:
-            module = self.problems[name].module
-            values = {key: self._own(value.detach()) for key, value in module.named_parameters()}
-            for key, buffer in module.named_buffers():
-                values[key] = self._own(buffer.clone())
-                if name == moving:
-                    moved.append((buffer, values[key]))
-            values.update(parameters.get(name, {}))
-            usable = shared is not None and shared.active and name != shared.level
-            return LevelHandle(module, values, parameters.get(name, {}), shared if usable else None, compilation)
-
-        return Levels(handle, tuple(self.problems)), moved
-
-    def _compiled(self, name: str, evaluate: Callable[[Compilation | None], Value]) -> Value:
-        """``evaluate`` with what compiles its calls, where there is that."""
-        return evaluate(None) if self.compilation is None else self.compilation.attempt(name, evaluate)
-
     def _own(self, tensor: Tensor) -> Tensor:
-        return _doubled(tensor) if self.precision == REFERENCE_PRECISION else tensor
+        return tensor.double() if self.precision == REFERENCE_PRECISION and tensor.is_floating_point() else tensor
 
     @contextmanager
     def _autocast(self, name: str) -> Iterator[None]:
@@ -224,33 +320,35 @@ def check_finite(name: str, loss: float) -> None:
         )
 
 
-def replicated(
-    parameters: Mapping[str, Tensors], shared: SharedCalls | None = None, problems: Mapping[str, Problem] | None = None
-) -> Mapping[str, Tensors]:
-    """``averaging`` of each level's parameters; within a solve once, for it to share the calls that take them.
-
-    Buffers among them, known by their ``problems``, have no derivative, and the loss may write to them.
-    """
+def replicated(parameters: Mapping[str, Tensors], problems: Mapping[str, Problem]) -> Mapping[str, Tensors]:
+    """``averaging`` of each level's parameters; buffers among them have no derivative, and a loss may write to them."""
     if replicas.count() == 1:
         return parameters
     result: dict[str, Tensors] = {}
     for level, tensors in parameters.items():
-        names = [key for key, _ in problems[level].module.named_buffers() if key in tensors] if problems else []
-        moving = {key: tensor for key, tensor in tensors.items() if key not in names} if names else tensors
-        made = replicas.averaging(moving) if shared is None else shared.once(level, moving, replicas.averaging)
-        result[level] = {**made, **{key: tensors[key] for key in names}} if names else made
+        buffers = {name for name, _ in problems[level].module.named_buffers()}
+        moving = {name: tensor for name, tensor in tensors.items() if name not in buffers}
+        result[level] = {**tensors, **replicas.averaging(moving)}
     return result
 
 
-def _move(buffers: Sequence[tuple[Tensor, Tensor]]) -> None:
+def _move(buffers: Sequence[tuple[Variable, Tensor | None]]) -> None:
     """Give buffers their new values, means over the ranks where they are no whole numbers."""
+    pairs = []
+    for variable, moved in buffers:
+        buffer = variable.current
+        if buffer is None or moved is None or buffer.shape != moved.shape:  # a forward pass has assigned another one
+            variable.put(None if moved is None else moved.detach())
+        else:
+            pairs.append((buffer, moved.detach()))
     if replicas.count() > 1:
-        fractions = [pair for pair in buffers if pair[1].is_floating_point()]
+        fractions = [place for place, (_, moved) in enumerate(pairs) if moved.is_floating_point()]
         # means of differences: what has not moved stays what it is to the last bit
-        means = replicas.mean([moved - buffer for buffer, moved in fractions])
-        for (buffer, moved), difference in zip(fractions, means, strict=True):
-            moved.copy_(buffer + difference)
-    for buffer, moved in buffers:
+        means = replicas.mean([pairs[place][1] - pairs[place][0] for place in fractions])
+        for place, difference in zip(fractions, means, strict=True):
+            buffer, _ = pairs[place]
+            pairs[place] = (buffer, buffer + difference)
+    for buffer, moved in pairs:
         buffer.copy_(moved)
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from graphlib import TopologicalSorter
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from multilevel.problems.betty_level import ImplicitProblem
 from multilevel.problems.betty_solvers import BettyError, own_solver
 from multilevel.problems.graph import Graph
 from multilevel.problems.levels import Levels
-from multilevel.problems.module_call import ModuleCall
 from multilevel.problems.problem import LossValue, Problem
 from multilevel.solvers import DataError, Solver
 
@@ -39,7 +38,8 @@ SETTINGS = {
 class FromBetty(Problem):
     """A problem of Betty as a level: its ``training_step`` is the loss.
 
-    While it is evaluated, the modules of all problems hold the parameters and buffers that the engine substitutes.
+    While it is evaluated, the modules of all problems hold the parameters and buffers that the engine substitutes, so
+    that it sees them however it reads a module.
 
     Args:
         problem: whose loss, module, optimizer, scheduler, loaders and Config are taken.
@@ -74,13 +74,7 @@ class FromBetty(Problem):
             )
 
     def loss(self, levels: Levels, batch: Any, draws: Any) -> LossValue:
-        values: dict[str, Tensor] = {}
-        for index, peer in enumerate(self.peers):
-            handle = getattr(levels, peer.name)
-            for key, _ in chain(peer.module.named_parameters(), peer.module.named_buffers()):
-                values[f"{index}.{key}"] = getattr(handle, key)
-        modules = nn.ModuleList([peer.module for peer in self.peers])
-        found = ModuleCall(modules, self.problem.training_step).at(values, (batch,), {})
+        found = self.problem.training_step(batch)
         if not isinstance(found, dict):
             return found
         return found["loss"], {key: value for key, value in found.items() if key != "loss" and _is_number(value)}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import TopologicalSorter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,12 @@ from multilevel.problems.html import html_table
 from multilevel.problems.lazy_modules import initialize
 from multilevel.problems.problem import Problem
 from multilevel.problems.randomness import RandomState
+from multilevel.solvers import default_solver
+from multilevel.solvers.autograd_graph import leaves
+from multilevel.solvers.vectors import Tensors
+
+#: Batches looked at for a level that the first ones would leave without a gradient.
+LOOK_AHEAD = 16
 
 
 class Graph:
@@ -39,6 +47,7 @@ class Graph:
         if not problems:
             raise GraphError("a graph needs at least one level")
         self.approximate = approximate
+        self._seen: set[str] = set()  # levels whose parameters another level's loss uses in whatever way
         self.problems: dict[str, Problem] = {}
         owners: dict[int, str] = {}
         for problem in problems:
@@ -70,24 +79,68 @@ class Graph:
     def reads(self) -> dict[str, tuple[str, ...]]:
         """For each level the other levels whose variables its loss depends on, in the graph's order.
 
-        Found on the first use: each loss is evaluated once on its first batch, which is not consumed.
+        Found on the first use: each loss is evaluated once on its first batch, which is not consumed. Levels that are
+        first read on a later batch are added at the update that reads them.
 
         Raises:
-            ReadsError: a pinned ``reads`` differs from what was found.
+            ReadsError: a pinned ``reads`` leaves out what was found.
             NestedChainError: levels read each other, and a solver cannot treat that exactly.
-            GraphError: a level that hypergradients pass through has no solver.
+            GraphError: a level that could never move, or a loss that uses parameters beside ``levels``.
         """
         evaluator = Evaluator(self.problems)
-        reads = {name: self._discover(evaluator, name) for name in self.names}
+        try:
+            standing = self._read(evaluator, 1) and self._read(evaluator, LOOK_AHEAD)
+            for name in standing:
+                _refuse_or_warn(self.problems, name, self._seen)
+            self._check_passes()
+        except Exception:
+            self.__dict__.pop("reads", None)
+            raise
+        return self.__dict__["reads"]
+
+    def _read(self, evaluator: Evaluator, count: int) -> list[str]:
+        """Find ``reads`` on so many batches of each level; returns the levels that nothing would move."""
+        self._seen.clear()
+        found = {name: self._discover(evaluator, name, self.batches[name].ahead(count)) for name in self.names}
+        reads = {name: self._in_order(found[name] - {name}) for name in self.names}
         for name, problem in self.problems.items():
-            if problem.reads is not None and set(problem.reads) != set(reads[name]):
-                raise ReadsError(
-                    f"level {name!r} is pinned to read {_listed(problem.reads)}, but its loss reads "
-                    f"{_listed(reads[name])}"
-                )
-        self.__dict__["reads"] = reads  # the checks use it
+            if problem.reads is not None:
+                unknown = [level for level in problem.reads if level not in self.problems]
+                if unknown:
+                    raise ReadsError(f"level {name!r} is pinned to read {unknown[0]!r}, and there is no such level")
+                _check_pinned(problem, reads[name])
+                reads[name] = self._in_order(problem.reads)
+        self.__dict__["reads"] = reads  # the hypergradients' ways are made of them
+        return [
+            name
+            for name, problem in self.problems.items()
+            if not (name in found[name] or self.passes(name) or problem.reads is not None) and problem.variables()
+        ]
+
+    def extend_reads(self, evaluator: Evaluator, name: str, loss: Tensor, values: Mapping[str, Tensors]) -> bool:
+        """Whether a loss depends on more levels than known; they belong to its ``reads`` from now on.
+
+        Args:
+            evaluator: that has evaluated it.
+            name: the level.
+            loss: its loss.
+            values: what was substituted.
+
+        Raises:
+            ReadsError: ``reads`` is pinned to fewer.
+            GraphError: the loss uses a level's parameters beside ``levels``.
+        """
+        known = self.reads[name]
+        more = set().union(*replicas.gather(_reached(evaluator, name, loss, values))) - {name, *known}
+        if not more:
+            return False
+        _check_pinned(self.problems[name], self._in_order({*known, *more}))
+        self.reads[name] = self._in_order({*known, *more})
         self._check_passes()
-        return reads
+        return True
+
+    def _in_order(self, levels: Collection[str]) -> tuple[str, ...]:
+        return tuple(level for level in self.names if level in levels)
 
     def passes(self, name: str) -> tuple[str, ...]:
         """The levels that the hypergradient of ``name`` goes through, in the order in which they are solved.
@@ -108,6 +161,33 @@ class Graph:
         """Whether the block's solvers can solve with its total gradient; without inner levels, any can."""
         solvers = [self.problems[level].solver for level in block.levels]
         return not block.inner or all(solver is not None and solver.nests for solver in solvers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of each level: module, optimizer, scheduler, and where its data is."""
+        return {
+            name: {
+                "module": problem.module.state_dict(),
+                "optimizer": None if problem.optimizer is None else problem.optimizer.state_dict(),
+                "scheduler": None if problem.scheduler is None else problem.scheduler.state_dict(),
+                "data": self.batches[name].state_dict(),
+            }
+            for name, problem in self.problems.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to a state that ``state_dict`` gave.
+
+        Raises:
+            CheckpointError: it is of other levels, or of modules with other parameters; nothing is changed then.
+        """
+        check_match({name: level["module"] for name, level in state.items()}, self.problems)
+        for name, problem in self.problems.items():
+            problem.module.load_state_dict(state[name]["module"])
+            if problem.optimizer is not None:
+                problem.optimizer.load_state_dict(state[name]["optimizer"])
+            if problem.scheduler is not None:
+                problem.scheduler.load_state_dict(state[name]["scheduler"])
+            self.batches[name].load_state_dict(state[name]["data"])
 
     def describe(self) -> str:
         """The levels, top first: who reads whom, how often each is updated, what its hypergradient goes through."""
@@ -135,30 +215,30 @@ class Graph:
             parameters = f"{count:,} parameter{'s' * (count != 1)}"
             yield name, parameters, often, _listed(self.reads[name]), through, solver
 
-    def _discover(self, evaluator: Evaluator, name: str) -> tuple[str, ...]:
-        leaves = {
-            level: {key: value.requires_grad_() for key, value in evaluator.detached(level).items()}
-            for level in self.names
-        }
-        with RandomState.seeded(0).active():
-            part = evaluator.record(name, self.batches[name].peek())
-            loss, _ = evaluator.loss(name, part, leaves)
-        keyed = [(level, leaf) for level, some in leaves.items() for leaf in some.values()]
+    def _discover(self, evaluator: Evaluator, name: str, batches: Iterable[Any]) -> set[str]:
+        """The levels, its own included, that a level's loss depends on for these batches."""
         found: set[str] = set()
-        if loss.requires_grad:
-            gradients = torch.autograd.grad(loss, [leaf for _, leaf in keyed], allow_unused=True)
-            found = {level for (level, _), gradient in zip(keyed, gradients, strict=True) if gradient is not None}
-        found = set().union(*replicas.gather(found))  # a loss may not use all of them on every share of the data
+        for batch in batches:
+            values = {
+                level: {key: value.clone().requires_grad_() for key, value in evaluator.detached(level).items()}
+                for level in self.names
+            }
+            with RandomState.seeded(0).active(), torch.enable_grad():
+                part, others = evaluator.record(name, batch), [other for other in self.names if other != name]
+                evaluation = evaluator.evaluate(name, part, values, others)
+            self._seen |= evaluation.seen
+            found |= _reached(evaluator, name, evaluation.loss, values)
+        found = found.union(*replicas.gather(found))  # a loss may not use all of them on every share of the data
         if not found:
             raise GraphError(f"the loss of level {name!r} depends on no level's parameters")
-        return tuple(level for level in self.names if level in found and level != name)
+        return found
 
     def _check_passes(self) -> None:
         for name in self.names:
             for block in self.blocks(name):
                 for level in block.levels:
                     if self.problems[level].solver is None:
-                        raise GraphError(f"level {level!r} is below {name!r}, which depends on it: give it a solver")
+                        self.problems[level].solver = default_solver()
                 if not self.approximate and not self.treats_exactly(block):
                     raise NestedChainError(
                         f"levels {_listed(block.levels)} read each other below {name!r}: exactly treated by solvers of "
@@ -215,6 +295,55 @@ def _reachable(start: str, edges: Mapping[str, Sequence[str]], within: set[str])
                 found.add(level)
                 waiting.append(level)
     return found
+
+
+def _reached(evaluator: Evaluator, name: str, loss: Tensor, values: Mapping[str, Tensors]) -> set[str]:
+    """The levels on whose substituted ``values`` a loss depends; GraphError for parameters that are beside them."""
+    substituted = {id(value): level for level, tensors in values.items() for value in tensors.values()}
+    own = evaluator.modules.raw()
+    found = set()
+    for leaf in leaves(loss):
+        if id(leaf) in substituted:
+            found.add(substituted[id(leaf)])
+        elif id(leaf) in own:
+            level, parameter = own[id(leaf)]
+            raise GraphError(
+                f"the loss of level {name!r} uses the parameter {parameter!r} of level {level!r} as it was kept "
+                "outside the loss (or left on a module by a hook), and would not be differentiated in it: read it "
+                f"through levels.{level}"
+            )
+    return found
+
+
+def _refuse_or_warn(problems: Mapping[str, Problem], name: str, seen: Collection[str]) -> None:
+    """Raise GraphError for a level that nothing would move, and that something is made to depend on: a loss that uses
+    it, a level that starts anew, an optimizer's setting. One that nothing uses at all is a warning."""
+    own = {id(parameter) for parameter in problems[name].module.parameters()}
+    settings = [
+        value
+        for problem in problems.values()
+        if problem.optimizer is not None
+        for group in problem.optimizer.param_groups
+        for key, value in group.items()
+        if key != "params" and isinstance(value, Tensor)
+    ]
+    anew = any(problem.starts_anew for problem in problems.values())
+    if name in seen or anew or any(id(leaf) in own for value in settings for leaf in (value, *leaves(value))):
+        raise GraphError(
+            f"level {name!r} could never move: its loss does not depend on its own parameters, and no level listed "
+            f"before it that it depends on reads them. List levels bottom first, and use levels.{name} in such a "
+            "level's loss (state_dict, a copy in begin and a learning rate carry no gradient); reads=[...] pins what "
+            "the first batches do not show"
+        )
+    warnings.warn(f"level {name!r} will never move: no loss depends on its parameters", stacklevel=2)
+
+
+def _check_pinned(problem: Problem, found: tuple[str, ...]) -> None:
+    """Raise ReadsError for levels that a loss reads and ``reads`` leaves out."""
+    if problem.reads is not None and not set(found) <= set(problem.reads):
+        raise ReadsError(
+            f"level {problem.name!r} is pinned to read {_listed(problem.reads)}, but its loss reads {_listed(found)}"
+        )
 
 
 def _listed(names: tuple[str, ...]) -> str:

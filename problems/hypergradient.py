@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from multilevel.problems import replicas
-from multilevel.problems.carried_calls import CarriedCall
 from multilevel.problems.evaluation import Evaluator, Part, Record
 from multilevel.problems.graph import Graph
 from multilevel.problems.nested import NestedSystem
 from multilevel.problems.recording import RecordedUpdate, Values, same
-from multilevel.problems.shared_calls import SharedCalls
-from multilevel.solvers import LowerLevel, Prediction, SolveError, Solver, SolveReport, Step
+from multilevel.solvers import LowerLevel, Prediction, ProductChoice, SolveError, Solver, SolveReport, Step
 from multilevel.solvers.update_rules import UpdateRule, known
 from multilevel.solvers.vectors import Tensors, zeros_like
 
@@ -30,18 +28,7 @@ def differentiated(graph: Graph, name: str) -> tuple[str, ...]:
     return (name, *(level for level in graph.passes(name) if level in graph.reads[name]))
 
 
-def carried(graph: Graph, name: str) -> tuple[str, ...]:
-    """The levels read by ``name`` whose calls in its update may serve the solves that go through it: they differentiate
-    in these levels' variables, and take first derivatives alone."""
-    problem = graph.problems[name]
-    if getattr(problem.solver, "product", None) != "finite_difference" or problem.solve_share < 1:
-        return ()
-    above = graph.names[graph.names.index(name) + 1 :]
-    through = [(*graph.passes(other), other) for other in above if name in graph.passes(other)]
-    return tuple(level for level in graph.reads[name] if any(level in some for some in through))
-
-
-def leaves(evaluator: Evaluator, levels: tuple[str, ...]) -> Gradients:
+def leaves(evaluator: Evaluator, levels: Iterable[str]) -> Gradients:
     """The variables of ``levels``, detached and requiring a gradient."""
     return {
         level: {key: value.requires_grad_() for key, value in evaluator.detached(level).items()} for level in levels
@@ -63,9 +50,10 @@ def added(total: Total | None, term: Total) -> Total:
     if total is None:
         return term
     for level, tensors in term.items():
+        sums = total.setdefault(level, dict.fromkeys(tensors))  # a level that a later part was the first to read
         for key, value in tensors.items():
-            before = total[level][key]
-            total[level][key] = value if before is None else before if value is None else before + value
+            before = sums[key]
+            sums[key] = value if before is None else before if value is None else before + value
     return total
 
 
@@ -106,12 +94,12 @@ class Memory:
     Attributes:
         steps: of each level whose solver goes through its updates, the last of them.
         starts: of each level, the last solution where its solver starts from it.
-        calls: of each level, what its last update has called where a solve will call it again.
+        products: of each level, which products its solves take where that is left to them.
     """
 
     steps: Mapping[str, Sequence[RecordedUpdate]] = field(default_factory=dict)
     starts: Mapping[str, Tensors] = field(default_factory=dict)
-    calls: Mapping[str, list[CarriedCall]] = field(default_factory=dict)
+    products: Mapping[str, ProductChoice] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -137,6 +125,7 @@ def respond(
     direct: Gradients,
     memory: Memory,
     solvers: Mapping[str, Solver],
+    observe: Callable[[str, Tensors], None] | None = None,
 ) -> Hypergradient:
     """Add to the direct gradient of ``name`` what comes through the levels below it.
 
@@ -152,6 +141,7 @@ def respond(
         direct: the direct gradient of its loss for each level of ``differentiated``.
         memory: of earlier updates.
         solvers: of the levels passed.
+        observe: told of each level solved at, and of the cotangent that has arrived there.
     """
     cotangents = dict(direct)
     reports: dict[str, SolveReport] = {}
@@ -167,8 +157,8 @@ def respond(
                 f"is trained with {type(optimizer).__name__}"
             )
         updates = list(memory.steps.get(level, ()))[-count:] if count else []
-        calls = memory.calls.get(level)
-        return lower_level(evaluator, records[level], level, wanted, updates, memory.starts.get(level), calls)
+        start, choice = memory.starts.get(level), memory.products.get(level)
+        return lower_level(evaluator, records[level], level, wanted, updates, start, choice)
 
     for block in graph.blocks(name):
         exact = block.inner and graph.treats_exactly(block)
@@ -191,6 +181,9 @@ def respond(
                 contributions, reports[level] = response.contributions, response.report
                 if response.solution is not None:
                     solutions[level] = response.solution
+            if observe is not None:
+                for level, cotangent in given.items():
+                    observe(level, cotangent)
             for other, contribution in contributions.items():
                 so_far = cotangents.get(other) or zeros_like(contribution)
                 cotangents[other] = {key: so_far[key] + contribution[key] for key in contribution}
@@ -204,22 +197,22 @@ def lower_level(
     wanted: Collection[str],
     updates: Sequence[RecordedUpdate] = (),
     start: Tensors | None = None,
-    calls: list[CarriedCall] | None = None,
+    choice: ProductChoice | None = None,
 ) -> LowerLevel:
     """A level as its solver sees it, at the current point, with its recorded batch, draws and generator state."""
-    shared = SharedCalls(level, calls)
     problem = evaluator.problems[level]
     predictions = [_prediction(evaluator, level, evaluator.cast(part)) for part in record]
     return LowerLevel(
-        recorded_losses(evaluator, record, level, shared),
+        recorded_losses(evaluator, record, level),
         evaluator.detached(level),
         {other: evaluator.detached(other) for other in wanted},
         evaluator.arithmetic(level),
-        shared,
         predictions if problem.declares_outputs else None,
         UpdateRule.of(problem.optimizer, problem.variables(), problem.clip_norm),
         recorded_steps(evaluator, level, updates),
         start,
+        choice or ProductChoice(),
+        level,
     )
 
 
@@ -254,7 +247,6 @@ def recorded_losses(
     evaluator: Evaluator,
     record: Record,
     level: str,
-    shared: SharedCalls | None = None,
     buffers: Sequence[Values] | None = None,
 ) -> list[Callable[..., Tensor]]:
     """What the level minimizes on each part of a record, as a function of (parameters, parameters of each level read).
@@ -268,7 +260,7 @@ def recorded_losses(
         own = {other: {name: buffer.clone() for name, buffer in tensors.items()} for other, tensors in held.items()}
         given = {level: parameters, **reads}
         substituted = {other: {**given.get(other, {}), **own.get(other, {})} for other in {**own, **given}}
-        value = evaluator.replay(level, part, substituted, shared)
+        value = evaluator.replay(level, part, substituted)
         return value if sign == 1 else sign * value
 
     each = buffers if buffers is not None else [{}] * len(record)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from multilevel.problems.batches import Batches, fresh
 from multilevel.problems.errors import GraphError
-from multilevel.problems.parameter_module import ParameterModule
+from multilevel.problems.levels import Levels
 from multilevel.problems.problem import Problem
 from multilevel.problems.randomness import RandomState
 
@@ -33,7 +32,9 @@ def initialize(problems: Mapping[str, Problem], batches: Mapping[str, Batches]) 
             return
         try:
             with _standing_buffers(problem.module for problem in problems.values()):
-                _evaluate(problem, _Modules(problems), batches[name].peek())
+                _evaluate(
+                    problem, Levels({name: problem.module for name, problem in problems.items()}), batches[name].peek()
+                )
         except Exception as error:  # a loss may raise anything
             reason = " ".join(str(error).split())
             failures.append(f"; the loss of {name!r} fails on its first batch ({type(error).__name__}: {reason})")
@@ -43,19 +44,6 @@ def initialize(problems: Mapping[str, Problem], batches: Mapping[str, Batches]) 
                 f"level {name!r}: no loss initializes its lazy parameter {key!r}: call the module once before the "
                 f"graph is made{''.join(failures)}"
             )
-
-
-class _Modules(SimpleNamespace):
-    """What a loss sees of the levels: the modules as they are."""
-
-    def __init__(self, problems: Mapping[str, Problem]) -> None:
-        modules = {name: problem.module for name, problem in problems.items()}
-        super().__init__(
-            **{name: one.value if isinstance(one, ParameterModule) else one for name, one in modules.items()}
-        )
-
-    def __getitem__(self, name: str) -> Any:
-        return getattr(self, name)
 
 
 def _evaluate(problem: Problem, levels: Any, batch: Any) -> None:

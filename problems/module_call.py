@@ -28,3 +28,13 @@ class ModuleCall(nn.Module):
     def at(self, values: Mapping[str, Tensor], inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
         """The result with ``values`` in place of the module's parameters and buffers of these names."""
         return functional_call(self, {f"module.{name}": one for name, one in values.items()}, inputs, dict(keywords))
+
+
+class BufferedCall(ModuleCall):
+    """A call whose result comes with the module's buffers that it has assigned anew."""
+
+    def forward(self, *inputs: Any, **keywords: Any) -> tuple[Any, dict[str, Tensor]]:
+        before = dict(self.module.named_buffers(remove_duplicate=False))
+        result = self.compute(*inputs, **keywords)
+        after = dict(self.module.named_buffers(remove_duplicate=False))
+        return result, {name: buffer for name, buffer in after.items() if buffer is not before.get(name)}

@@ -28,6 +28,8 @@ class ElementaryNormalization(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         keywords = dict(keywords or {})
+        if function is torch._weight_norm:
+            return weight_norm(*arguments, **keywords)
         if function in _LOW_LEVEL:
             raise ProductError(
                 f"torch.{function.__name__} has no third derivative that is right, which levels that read each other "
@@ -64,6 +66,18 @@ def _channel_norm(
         return function(input, running_mean, running_var, weight, bias, False, momentum, eps)
     dimensions = (*([0] if over_batch else []), *range(2, input.ndim))
     return _scaled(_standardized(input, dimensions, eps), *_for_channels(input, weight, bias))
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """``g v / |v|``, the norm over all dimensions but ``dim`` (over all where it is -1), by elementary operations.
+
+    torch's own, under both forms of ``weight_norm``, takes the norm as a constant in its second derivative.
+
+    >>> weight_norm(torch.tensor([[3.0, 4.0]]), torch.tensor([[10.0]]))
+    tensor([[6., 8.]])
+    """
+    over = [index for index in range(v.ndim) if index != dim]
+    return v * (g / v.square().sum(over, keepdim=True).sqrt()) if over else v * (g / v.abs())
 
 
 def _standardized(input: Tensor, dimensions: tuple[int, ...], eps: float) -> Tensor:

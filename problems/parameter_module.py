@@ -1,4 +1,4 @@
-"""A parameter as a module."""
+"""A bare parameter as a level."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from torch import nn
 
 
 class ParameterModule(nn.Module):
-    """A level that is one parameter: losses read the tensor itself as ``levels.NAME``.
+    """Holds the parameter that a level consists of; ``levels.NAME`` is the tensor itself.
 
     Args:
-        value: the parameter, any shape.
+        value: the parameter, of any shape; its name in the level is ``value``.
     """
 
     def __init__(self, value: nn.Parameter) -> None:

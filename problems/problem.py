@@ -96,6 +96,9 @@ class Problem:
         self.steps = steps
         self.solver = solver
         self.reads = None if reads is None else tuple(reads)
+        self.writes_to_batch: bool | None = None
+        self.takes_gradients = False
+        self.moving: set[str] = set()
         self.scheduler = scheduler
         self.clip_norm = clip_norm
         self.accumulate = accumulate
@@ -159,12 +162,23 @@ class Problem:
         return None
 
     def variables(self) -> dict[str, nn.Parameter]:
-        """The parameters that this level trains, by their names in the module."""
-        trained = None if self.optimizer is None else {id(parameter) for parameter in self._optimized()}
+        """The parameters that this level trains, by their names in the module.
+
+        Raises:
+            GraphError: the optimizer holds parameters that are no longer in the module.
+        """
+        named = dict(self.module.named_parameters())
+        trained = self._optimized() if self.optimizer is not None else list(named.values())
+        trained_ids = {id(parameter) for parameter in trained}
+        if not trained_ids <= {id(parameter) for parameter in named.values()}:
+            raise GraphError(
+                f"level {self.name!r}: its optimizer holds parameters that are no longer in its module, as after "
+                "load_state_dict(assign=True): make the optimizer, and the graph, after such a change"
+            )
         return {
             name: parameter
-            for name, parameter in self.module.named_parameters()
-            if parameter.requires_grad and (trained is None or id(parameter) in trained)
+            for name, parameter in named.items()
+            if parameter.requires_grad and id(parameter) in trained_ids
         }
 
     def check_share(self, share: float, solver: Solver | None) -> None:
@@ -231,6 +245,11 @@ def _check_gradients(problem: Problem) -> None:
                 "parameter, torch.view_as_real of it, and have the loss take torch.view_as_complex of that"
             )
     for key, part in problem.module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise GraphError(
+                f"level {problem.name!r}: the module {key or type(part).__name__!r} is compiled by TorchScript, and "
+                "cannot be evaluated at other parameters: give the nn.Module that it was made of"
+            )
         if not isinstance(part, nn.Embedding | nn.EmbeddingBag):
             continue
         if part.max_norm is not None:

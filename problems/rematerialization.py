@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,12 +22,13 @@ from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 from torch.func import functional_call, jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import _get_current_function_mode_stack
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from multilevel.problems.autocast import AutocastState
 from multilevel.problems.module_call import ModuleCall
 from multilevel.problems.randomness import RandomState
+from multilevel.solvers.differentiation import computing_again, modes_again
 
 Tensors = tuple[Tensor, ...]
 Places = Sequence[int]
@@ -127,22 +128,22 @@ class _Surroundings:
 
     random: RandomState
     autocast: AutocastState
-    modes: Sequence[AbstractContextManager[Any]]
+    modes: Sequence[tuple[TorchFunctionMode, TorchFunctionMode]]
     buffers: Mapping[str, Tensor]
 
     @classmethod
     def capture(cls, call: ModuleCall, points: Tensors) -> _Surroundings:
         buffers = {name: buffer.clone() for name, buffer in call.named_buffers()}
-        return cls(RandomState.capture(), AutocastState.capture(points), _get_current_function_mode_stack(), buffers)
+        return cls(RandomState.capture(), AutocastState.capture(points), modes_again(), buffers)
 
     @contextmanager
     def active(self, first: bool) -> Iterator[None]:
         """Within the block all is as it was; the generators of the ``first`` time move on."""
-        around = _get_current_function_mode_stack()
-        with ExitStack() as stack, self.autocast.active(), nullcontext() if first else self.random.active():
-            for mode in self.modes:
-                if not any(mode is other for other in around):
-                    stack.enter_context(mode)
+        with (
+            self.autocast.active(),
+            nullcontext() if first else self.random.active(),
+            computing_again(self.modes),
+        ):
             yield
 
 
@@ -179,7 +180,7 @@ class _Layer(_Function):
         held = dict(zip(self.names, points, strict=False))
         if not first:
             held |= {name: buffer.clone() for name, buffer in self.surroundings.buffers.items()}
-        with torch.enable_grad(), self.surroundings.active(first):
+        with _gradients_enabled(), self.surroundings.active(first):
             results, self.results = tree_flatten(functional_call(self.call, held, inputs, keywords))
         return tuple(results)
 
@@ -244,6 +245,19 @@ class _Pushforward(_Function):
         in_points = _Rematerialized.apply(pushed, *points, *cotangents, *tangents) if own else ()
         others = [self.moving[place - self.count] for place in wanted if place >= self.count]
         return *in_points, *(self.function.pulled(points, cotangents, given, others) if others else ())
+
+
+@contextmanager
+def _gradients_enabled() -> Iterator[None]:
+    """``torch.enable_grad()``, which function modes see nothing of: to them it is no part of the layer."""
+    before = torch.is_grad_enabled()
+    with torch._C.DisableTorchFunction():
+        torch._C._set_grad_enabled(True)
+    try:
+        yield
+    finally:
+        with torch._C.DisableTorchFunction():
+            torch._C._set_grad_enabled(before)
 
 
 def _present(vectors: Sequence[Tensor | None]) -> tuple[list[int], Tensors]:

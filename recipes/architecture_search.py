@@ -61,9 +61,9 @@ class ArchitectureSearchSettings(RunSettings):
     random_cells: int
     levels: ArchitectureSearchLevels
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise SettingError for the first setting that cannot work."""
-        super().check()
+        super().validate()
         for name, least in (("nodes", 1), ("width", 1), ("random_cells", 2)):
             require(name, getattr(self, name), getattr(self, name) >= least, f"a whole number of at least {least}")
 
@@ -76,7 +76,7 @@ class ArchitectureSearch(Recipe):
     settings: ArchitectureSearchSettings
 
     def __init__(self, settings: ArchitectureSearchSettings) -> None:
-        settings.check()
+        settings.validate()
         self.settings, size = settings, settings.data.batch_size
         self.device = chosen_device(settings.device)
         data = load_data(settings.data)

@@ -60,9 +60,9 @@ class DistillationSettings(RunSettings):
     other_width: int
     levels: DistillationLevels
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise SettingError for the first setting that cannot work."""
-        super().check()
+        super().validate()
         require("images_per_class", self.images_per_class, self.images_per_class >= 1, "a whole number of at least 1")
         require("penalty", self.penalty, self.penalty > 0, "a number above 0")
         for name in ("width", "other_width"):
@@ -78,7 +78,7 @@ class Distillation(Recipe):
     settings: DistillationSettings
 
     def __init__(self, settings: DistillationSettings) -> None:
-        settings.check()
+        settings.validate()
         self.settings = settings
         self.device = chosen_device(settings.device)
         self.data = load_data(settings.data)

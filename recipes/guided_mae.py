@@ -144,9 +144,9 @@ class GuidedMaeSettings(RunSettings):
     levels: GuidedMaeLevels
     evaluation: EvaluationSettings
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise SettingError for the first setting that cannot work."""
-        super().check()
+        super().validate()
         split, share = self.evaluation.split, self.data.validation_share
         usable = split != "validation" or share > 0
         require("evaluation.split", split, usable, f"test, or data.validation_share above {share:g}")
@@ -181,7 +181,7 @@ class GuidedMae(Recipe):
     def __init__(self, settings: GuidedMaeSettings) -> None:
         if settings.init is not None:
             self.notes = (settings.model.take_from(settings.init, settings.data.channels),)
-        settings.check()
+        settings.validate()
         self.settings = settings
         self.policy = settings.mask.new_policy()
         downstream = self.policy.learns_from == "downstream"

@@ -67,9 +67,9 @@ class GuidedTextSettings(RunSettings):
     paths: str
     levels: GuidedTextLevels
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise SettingError for the first setting that cannot work."""
-        super().check()
+        super().validate()
         model = self.model
         for name, value in vars(model).items():
             require(f"model.{name}", value, value >= 1, "a whole number of at least 1")
@@ -88,7 +88,7 @@ class GuidedText(Recipe):
     settings: GuidedTextSettings
 
     def __init__(self, settings: GuidedTextSettings) -> None:
-        settings.check()
+        settings.validate()
         self.settings, mask = settings, settings.mask
         self.device = chosen_device(settings.device)
         self.data = load_texts(settings.data)

@@ -48,9 +48,9 @@ class HyperCleaningSettings(RunSettings):
     width: int
     levels: HyperCleaningLevels
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise SettingError for the first setting that cannot work."""
-        super().check()
+        super().validate()
         require("noise", self.noise, 0 < self.noise < 1, "a share above 0 and below 1")
         require("width", self.width, self.width >= 0, "a whole number, or 0 for a linear classifier")
 
@@ -74,7 +74,7 @@ class HyperCleaning(Recipe):
     settings: HyperCleaningSettings
 
     def __init__(self, settings: HyperCleaningSettings) -> None:
-        settings.check()
+        settings.validate()
         self.settings, size = settings, settings.data.batch_size
         self.device = chosen_device(settings.device)
         data = load_data(settings.data)

@@ -78,9 +78,9 @@ class MamlSettings(RunSettings):
     def data_name(self) -> str:
         return self.tasks
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise SettingError for the first setting that cannot work."""
-        super().check()
+        super().validate()
         require("tasks", self.tasks, self.tasks in TASKS, f"one of {', '.join(TASKS)}")
         for name in ("tasks_per_step", "shots", "queries", "width"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "a whole number of at least 1")
@@ -98,7 +98,7 @@ class Maml(Recipe):
     settings: MamlSettings
 
     def __init__(self, settings: MamlSettings) -> None:
-        settings.check()
+        settings.validate()
         self.settings = settings
         self.device = chosen_device(settings.device)
         self.error: Error = F.mse_loss if settings.tasks == "sinusoids" else F.cross_entropy

@@ -50,9 +50,9 @@ class MetaLossWeightingSettings(RunSettings):
     repeats: int
     levels: MetaLossWeightingLevels
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise SettingError for the first setting that cannot work."""
-        super().check()
+        super().validate()
         for setting in ("labels_per_class", "width", "repeats"):
             require(setting, getattr(self, setting), getattr(self, setting) >= 1, "a whole number of at least 1")
 
@@ -65,7 +65,7 @@ class MetaLossWeighting(Recipe):
     settings: MetaLossWeightingSettings
 
     def __init__(self, settings: MetaLossWeightingSettings) -> None:
-        settings.check()
+        settings.validate()
         self.settings = settings
         self.device = chosen_device(settings.device)
         data = load_data(settings.data)

@@ -56,9 +56,9 @@ class RegularizationSettings(RunSettings):
     initial_penalty: float
     levels: RegularizationLevels
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise SettingError for the first setting that cannot work."""
-        super().check()
+        super().validate()
         require("noise_inputs", self.noise_inputs, self.noise_inputs >= 0, "a whole number of at least 0")
         require("initial_penalty", self.initial_penalty, self.initial_penalty > 0, "a number above 0")
 
@@ -71,7 +71,7 @@ class Regularization(Recipe):
     settings: RegularizationSettings
 
     def __init__(self, settings: RegularizationSettings) -> None:
-        settings.check()
+        settings.validate()
         self.settings, size = settings, settings.data.batch_size
         device = chosen_device(settings.device)
         data = load_data(settings.data)

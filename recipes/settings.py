@@ -79,8 +79,9 @@ class RunSettings:
         diagnose: steps between comparisons of the top level's hypergradient with a reference; 0: none.
         checkpoint: how often.
         max_skipped: updates in a row of a level that may be skipped, as its loss or hypergradient is not finite.
-        compile: whether calls on levels are compiled where they can be.
-        reuse: see ``Engine``.
+        compile: whether calls on levels are compiled in updates, where they can be.
+        check: see ``Engine``.
+        reuse: of earlier versions; it changed no number, and has no effect any more.
         loggers: where else the numbers of every step go.
         objective: path of the number in summary.json that a sweeper minimizes; None: the top level's last loss.
         engine: multilevel, or betty (see ``multilevel.betty.BettyEngine``).
@@ -100,6 +101,7 @@ class RunSettings:
     max_skipped: int = 10
     threads: int | None = None
     compile: bool = False
+    check: bool = True
     reuse: bool = False
     loggers: list[str] = field(default_factory=list)
     objective: str | None = None
@@ -112,7 +114,7 @@ class RunSettings:
         data = getattr(self, "data", None)
         return None if data is None else data.name
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise SettingError for the first setting that cannot work."""
         require("steps", self.steps, self.steps >= 1, "a whole number of at least 1")
         require("seed", self.seed, 0 <= self.seed < 2**32, "a whole number from 0 to 4294967295")
@@ -124,8 +126,7 @@ class RunSettings:
         require("max_skipped", self.max_skipped, self.max_skipped >= 0, "a whole number of updates of at least 0")
         require("diagnose", self.diagnose, self.diagnose >= 0, "a whole number of steps, or 0 for never")
         require("engine", self.engine, self.engine in ENGINES, f"one of {', '.join(ENGINES)}")
-        for setting in ("compile", "reuse"):
-            require(setting, True, self.engine == "multilevel" or not getattr(self, setting), "false with engine=betty")
+        require("compile", self.compile, self.engine == "multilevel" or not self.compile, "false with engine=betty")
         chosen_device(self.device)
 
 

@@ -56,9 +56,9 @@ class TrilevelSettings(RunSettings):
     start: float
     levels: TrilevelLevels
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise SettingError for the first setting that cannot work."""
-        super().check()
+        super().validate()
         for name in ("penalty", "radius", "start"):
             require(name, getattr(self, name), getattr(self, name) > 0, "a number above 0")
 
@@ -72,7 +72,7 @@ class TrilevelAdversarial(Recipe):
     settings: TrilevelSettings
 
     def __init__(self, settings: TrilevelSettings) -> None:
-        settings.check()
+        settings.validate()
         self.settings = settings
         self.device = chosen_device(settings.device)
         data = load_data(settings.data)

@@ -16,10 +16,17 @@ from multilevel.solvers.base import (
     Step,
 )
 from multilevel.solvers.errors import CotangentError, DataError, MultilevelError, ProductError, SettingError, SolveError
+from multilevel.solvers.products import ProductChoice
 from multilevel.solvers.registry import discover
 
 #: Every solver by the name of its file, which is its name in configuration.
 SOLVERS: dict[str, type[Solver]] = discover(sys.modules[__name__], Solver)  # type: ignore[type-abstract]
+
+
+def default_solver() -> Solver:
+    """What a level that others depend on takes where nothing else is said, in Python as in configuration."""
+    return SOLVERS["identity"]()
+
 
 __all__ = [
     "SOLVERS",
@@ -29,6 +36,7 @@ __all__ = [
     "LowerLevel",
     "MultilevelError",
     "Prediction",
+    "ProductChoice",
     "ProductError",
     "Response",
     "SettingError",
@@ -37,6 +45,7 @@ __all__ = [
     "SolveReport",
     "Solver",
     "Step",
+    "default_solver",
 ]
 __all__ += [solver.__name__ for solver in SOLVERS.values()]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from multilevel.solvers.base import LowerLevel, Response, Solver
 from multilevel.solvers.conjugate_gradient import ConjugateGradient
 from multilevel.solvers.dense import Dense
-from multilevel.solvers.finite_difference import FiniteDifference
+from multilevel.solvers.identity import Identity
 from multilevel.solvers.sama import Sama
 from multilevel.solvers.vectors import Tensors
 
@@ -21,7 +21,7 @@ class Auto(Solver):
 
     The rule, first match: at most 200 parameters: ``dense``; at most 20,000 and outputs and a criterion declared:
     ``conjugate_gradient`` with Gauss-Newton curvature, damping 0.01 and a warm start; trained with Adam or AdamW:
-    ``sama``; otherwise ``finite_difference``.
+    ``sama``; otherwise ``identity``.
 
     Assumes: what the solver it takes assumes.
     Costs: what that solver costs; never more than 200 products.
@@ -53,9 +53,10 @@ class Auto(Solver):
             )
         if lower.rule is not None and lower.rule.kind != "sgd":
             return Sama(), f"sama: {count:,} parameters, trained with {lower.rule.kind}"
-        return FiniteDifference(), f"finite_difference: {count:,} parameters, not trained with Adam"
+        return Identity(), f"identity: {count:,} parameters, not trained with Adam"
 
     def respond(self, lower: LowerLevel, cotangent: Tensors) -> Response:
         solver, choice = self.resolved(lower)
         response = solver.respond(lower, cotangent)
-        return replace(response, report=replace(response.report, choice=choice))
+        chosen = ", ".join(filter(None, [f"solver={choice}", response.report.choice]))
+        return replace(response, report=replace(response.report, choice=chosen))

@@ -5,42 +5,21 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from functools import wraps
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from multilevel.solvers.differentiation import differentiating
 from multilevel.solvers.errors import CotangentError, SettingError, SolveError
-from multilevel.solvers.products import PRODUCTS, Products
+from multilevel.solvers.products import PRODUCTS, ProductChoice, Products
 from multilevel.solvers.steps import Step
 from multilevel.solvers.update_rules import UpdateRule
 from multilevel.solvers.vectors import Tensors, flatten, magnitude, scaled, unflatten, zeros_like
 
 Loss = Callable[[Tensors, Mapping[str, Tensors]], Tensor]
-
-
-class Shared(Protocol):
-    """Keeps what evaluations of a loss at several values of the level's own parameters have in common."""
-
-    @property
-    def holds_graph(self) -> bool:
-        """Whether something kept depends on what is being differentiated, so that one backward pass can serve two."""
-
-    def kept(self) -> AbstractContextManager[None]:
-        """Within the block results are kept."""
-
-
-class Nothing:
-    """Keeps nothing."""
-
-    holds_graph = False
-
-    def kept(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -66,22 +45,24 @@ class LowerLevel:
         parameters: the trained parameters at the current point, detached.
         reads: for every level read that is being differentiated, its trained parameters, detached.
         arithmetic: dtype in which the loss computes (bfloat16 under such an autocast), for finite differences.
-        shared: keeps what the evaluations of one solve have in common.
         predictions: the same losses in two parts each; None where the level does not say.
         rule: the optimizer's next update; None where the level has no optimizer that can be differentiated.
         steps: the level's last updates, oldest first; as many as the solver asked to have recorded, or fewer.
         start: the solution of the last solve, where the solver asks for it; None at the first.
+        choice: which products ``product=auto`` takes, kept from solve to solve.
+        name: the level's, to tell it by.
     """
 
     losses: Sequence[Loss]
     parameters: Tensors
     reads: Mapping[str, Tensors]
     arithmetic: torch.dtype = torch.float32
-    shared: Shared = field(default_factory=Nothing)
     predictions: Sequence[Prediction] | None = None
     rule: UpdateRule | None = None
     steps: Sequence[Step] = ()
     start: Tensors | None = None
+    choice: ProductChoice = field(default_factory=ProductChoice)
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,7 +76,7 @@ class SolveReport:
         converged: whether the residual met the tolerance; None where the residual was not measured.
         cause: why it did not converge and which setting to change; empty where it did.
         failed: the solve diverged or met negative curvature, and returned its last good iterate.
-        choice: the solver that ``auto`` took, and why; empty elsewhere.
+        choice: the solver or the products that ``auto`` took, and why; empty elsewhere.
     """
 
     evaluations: int = 0
@@ -130,7 +111,7 @@ def at_unit_scale(respond: Callable[[Any, LowerLevel, Tensors], Response]) -> Ca
     def respond_to_any(self: Solver, lower: LowerLevel, cotangent: Tensors) -> Response:
         with differentiating():
             scale = scale_of(cotangent)
-            if scale == 0:
+            if scale == 0 or not any(lower.reads.values()):
                 return no_response(lower, self.resolved(lower)[1])
             if lower.start is not None:
                 lower = replace(lower, start=scaled(lower.start, 1 / scale))
@@ -155,7 +136,7 @@ def scale_of(cotangent: Tensors) -> float:
 
 
 def no_response(lower: LowerLevel, choice: str = "") -> Response:
-    """What every solver returns for a cotangent of 0."""
+    """What every solver returns for a cotangent of 0, and where there is no level to hand anything on to."""
     zeros = {name: zeros_like(tensors) for name, tensors in lower.reads.items()}
     return Response(zeros, SolveReport(residual=0.0, converged=True, choice=choice))
 
@@ -250,7 +231,8 @@ class ImplicitSolver(Solver):
 
     Args:
         product: how products are formed: reverse (over reverse; exact), forward (and reverse combined; exact, and
-            no graph of the gradient kept) or finite_difference.
+            no graph of the gradient kept), finite_difference, or auto (the first of forward, reverse and
+            finite_difference that the loss's operators allow).
         damping: added to the Hessian's diagonal, >= 0.
         radius: norm of a finite difference's perturbation; None chooses it (see FiniteDifferenceProducts).
         strict: raise SolveError when a solve fails, instead of going on with its last good iterate.
@@ -288,9 +270,8 @@ class ImplicitSolver(Solver):
 
     def respond(self, lower: LowerLevel, cotangent: Tensors) -> Response:
         products = PRODUCTS[self.product](lower, self.radius)
-        with lower.shared.kept() if self.product != "forward" else nullcontext():
-            solution = self.checked(self.system(products, self.curved(products), flatten(cotangent)))
-            mixed = products.mixed(unflatten(solution.x, lower.parameters))
+        solution = self.checked(self.system(products, self.curved(products), flatten(cotangent)))
+        mixed = products.mixed(unflatten(solution.x, lower.parameters))
         contributions = {level: {name: -value for name, value in tensors.items()} for level, tensors in mixed.items()}
         kept = unflatten(solution.x, lower.parameters) if self.keeps_solution else None
         return Response(contributions, report_of(solution, products), kept)
@@ -335,6 +316,7 @@ def report_of(solution: Solution, products: Products) -> SolveReport:
         converged=solution.converged,
         cause=solution.cause,
         failed=solution.failed,
+        choice=products.chosen,
     )
 
 

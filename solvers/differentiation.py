@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from multilevel.solvers.errors import SolveError
 
@@ -22,7 +23,7 @@ def differentiating() -> Iterator[None]:
         SolveError: in inference mode, which nothing within it can leave.
     """
     if torch.is_inference_mode_enabled():
-        raise SolveError("a solve differentiates, which torch.inference_mode() rules out: leave inference mode first")
+        raise SolveError("nothing can be differentiated within torch.inference_mode(): leave inference mode first")
     with torch.enable_grad():
         yield
 
@@ -45,3 +46,22 @@ def higher_derivatives(fused: bool = False) -> Iterator[None]:
 def wants_higher_derivatives() -> bool:
     """Whether this is within ``higher_derivatives``."""
     return _HIGHER.get()
+
+
+def modes_again() -> list[tuple[TorchFunctionMode, TorchFunctionMode]]:
+    """The function modes around here, each with the one that stands for it where this is computed again.
+
+    A mode that follows what is computed has a method ``again``; the others are what they were.
+    """
+    return [(mode, getattr(mode, "again", lambda mode=mode: mode)()) for mode in _get_current_function_mode_stack()]
+
+
+@contextmanager
+def computing_again(modes: Sequence[tuple[TorchFunctionMode, TorchFunctionMode]]) -> Iterator[None]:
+    """Within the block the modes of ``modes_again`` are active, those that are not around it already."""
+    around = _get_current_function_mode_stack()
+    with ExitStack() as stack:
+        for mode, again in modes:
+            if not any(mode is other for other in around):
+                stack.enter_context(again)
+        yield

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 
 class MultilevelError(Exception):
     """Base of every error that a user can cause; its text is one line."""
@@ -41,3 +43,11 @@ class CotangentError(SolveError):
 
 class ProductError(SolveError):
     """An operator lacks the derivative that a product needs; the text names it and the product that would work."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, which torch says by errors of several kinds."""
+    texts = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    )

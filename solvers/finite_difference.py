@@ -16,7 +16,7 @@ class FiniteDifference(Identity):
 
     Assumes: as ``identity``; a loss smooth over the radius, which is chosen from the parameters' scale.
     Costs: two evaluations; only what the levels read need is kept for backward: the least memory of all.
-    Use when: prototyping, large models, operators without a second derivative. The default.
+    Use when: operators have no second derivative, or as Betty had it.
     """
 
     product: str = field(default="finite_difference", kw_only=True)

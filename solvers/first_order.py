@@ -11,7 +11,8 @@ from multilevel.solvers.base import LowerLevel, Response, Solver, SolveReport, a
 from multilevel.solvers.errors import SettingError
 from multilevel.solvers.neumann import largest_eigenvalue
 from multilevel.solvers.products import FiniteDifferenceProducts, default_radius
-from multilevel.solvers.products.base import added, detached_leaves, gradient_of, grouped, keyed
+from multilevel.solvers.products.base import added, averaged, detached_leaves, gradient_of, grouped, keyed
+from multilevel.solvers.products.stop_gradients import HeldLosses
 from multilevel.solvers.vectors import Tensors, flatten, unflatten
 
 
@@ -53,29 +54,28 @@ class FirstOrder(Solver):
                 raise SettingError(f"solver.{name}", value, "a number above 0, or null to have it chosen")
 
     def respond(self, lower: LowerLevel, cotangent: Tensors) -> Response:
-        with lower.shared.kept():
-            return self._respond(lower, flatten(cotangent))
-
-    def _respond(self, lower: LowerLevel, cotangent: Tensor) -> Response:
-        products = FiniteDifferenceProducts(lower)
-        step = self.step_size or self._chosen_step(products, cotangent)
-        scale = 1 / self.penalty if self.penalty else self._chosen_scale(lower, step, cotangent)
+        products, held, right_hand_side = FiniteDifferenceProducts(lower), HeldLosses(lower), flatten(cotangent)
+        step = self.step_size or self._chosen_step(products, right_hand_side)
+        scale = 1 / self.penalty if self.penalty else self._chosen_scale(lower, step, right_hand_side)
         start, slope = flatten(lower.parameters), flatten(products.gradient())
-        ends = []
+        largest, ends, steps = self._largest_move(scale, step, right_hand_side), [], 0
         for sign in (1, -1):
             moved = torch.zeros_like(start)
             for _ in range(self.steps):
-                at = LowerLevel(lower.losses, unflatten(start + moved, lower.parameters), lower.reads)
-                descent = flatten(FiniteDifferenceProducts(at).gradient()) - slope
-                moved = moved - step * (descent + sign * scale * cotangent + self.damping * moved)
+                if not moved.norm().item() < largest:
+                    break
+                steps += 1
+                descent = flatten(_gradient(held, lower, unflatten(start + moved, lower.parameters))) - slope
+                moved = moved - step * (descent + sign * scale * right_hand_side + self.damping * moved)
             ends.append(moved)
         size = max(end.norm().item() for end in ends)
-        failed = not size < self._largest_move(scale, step, cotangent)
+        failed = not size < largest
         cause = "the descent diverged: lower solver.step_size or raise solver.damping" if failed else ""
         if failed:  # the first step is the identity, scaled
-            ends = [-sign * step * scale * cotangent for sign in (1, -1)]
-        contributions = _difference(lower, [unflatten(start + end, lower.parameters) for end in ends], 2 * scale)
-        evaluations = products.evaluations + 2 * self.steps + 2
+            ends = [-sign * step * scale * right_hand_side for sign in (1, -1)]
+        points = [unflatten(start + end, lower.parameters) for end in ends]
+        contributions = _difference(held, lower, points, 2 * scale)
+        evaluations = products.evaluations + held.evaluations + steps + 2
         return Response(contributions, SolveReport(evaluations, products.products, None, None, cause, failed))
 
     def _chosen_step(self, products: FiniteDifferenceProducts, cotangent: Tensor) -> float:
@@ -94,14 +94,26 @@ class FirstOrder(Solver):
         return 1.01 * self.steps * step * scale * cotangent.norm().item()
 
 
-def _difference(lower: LowerLevel, ends: list[dict[str, Tensor]], distance: float) -> dict[str, dict[str, Tensor]]:
+def _gradient(held: HeldLosses, lower: LowerLevel, parameters: Tensors) -> dict[str, Tensor]:
+    """Gradient of the loss at ``parameters``, what it detaches staying as it is at the current point."""
+    leaves = detached_leaves(parameters)
+    total = [torch.zeros_like(leaf) for leaf in leaves.values()]
+    for part in range(len(lower.losses)):
+        total = added(total, gradient_of(held.at(part, leaves, lower.reads), leaves))
+    return averaged(leaves, total, len(lower.losses))
+
+
+def _difference(
+    held: HeldLosses, lower: LowerLevel, ends: list[dict[str, Tensor]], distance: float
+) -> dict[str, dict[str, Tensor]]:
     """Difference of the loss's gradients in the levels read at two values of the parameters, over a distance."""
     reads = {level: detached_leaves(tensors) for level, tensors in lower.reads.items()}
     leaves = keyed(reads)
     total = [torch.zeros_like(leaf) for leaf in leaves.values()]
-    for loss in lower.losses:
-        ahead = loss(ends[0], reads)
-        behind = loss(ends[1], reads)
-        total = added(total, gradient_of(ahead - behind, leaves))
+    for part in range(len(lower.losses)):
+        # the graph of the first goes before the second one comes
+        ahead = gradient_of(held.at(part, ends[0], reads), leaves)
+        behind = gradient_of(held.at(part, ends[1], reads), leaves)
+        total = added(total, [first - second for first, second in zip(ahead, behind, strict=True)])
     scale = 1 / (distance * len(lower.losses))
-    return grouped({key: some * scale for key, some in zip(leaves, total, strict=True)}, reads)
+    return grouped({key: total_slope * scale for key, total_slope in zip(leaves, total, strict=True)}, reads)

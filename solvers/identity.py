@@ -14,13 +14,14 @@ class Identity(ImplicitSolver):
 
     Assumes: a lower Hessian near a multiple of the identity, or an upper optimizer that heeds the direction alone.
     Costs: one mixed product; memory of one evaluation.
-    Use when: the cheapest exact-product hypergradient is wanted, to see what a better solve would add.
+    Use when: starting out; to see what a better solve would add. The default.
 
     Args:
         scale: the multiple, above 0; the inverse of the lower curvature where it is known.
         measure_residual: spend one more product to report ``|H x - a| / |a|``; it is not known otherwise.
     """
 
+    product: str = field(default="auto", kw_only=True)
     scale: float = field(default=1.0, kw_only=True)
     measure_residual: bool = field(default=False, kw_only=True)
 

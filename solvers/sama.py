@@ -20,11 +20,11 @@ class Sama(ImplicitSolver):
     For Adam and AdamW, D is diagonal; for SGD it is the identity.
 
     Assumes: as ``identity``, in the geometry of the lower level's optimizer: SGD, Adam or AdamW.
-    Costs: one evaluation for the gradient, one mixed product (finite differences unless set otherwise).
-    Use when: the lower level trains with Adam and the solve must stay as cheap as ``finite_difference``.
+    Costs: one evaluation for the gradient, one mixed product.
+    Use when: the lower level trains with Adam and the solve must stay as cheap as ``identity``.
     """
 
-    product: str = field(default="finite_difference", kw_only=True)
+    product: str = field(default="auto", kw_only=True)
 
     @property
     def nests(self) -> bool:

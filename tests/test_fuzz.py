@@ -162,7 +162,7 @@ def test_settings_are_taken_or_refused_in_one_line(given_settings):
 
     def check():
         config = compose_config(overrides)
-        typed_settings(config, recipe_class(config.recipe).settings_class).check()
+        typed_settings(config, recipe_class(config.recipe).settings_class).validate()
 
     assert error_of(check) != ""
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from multilevel.solvers.autograd_graph import nodes
 from multilevel.solvers.differentiation import higher_derivatives
-from multilevel.solvers.errors import ProductError, SolveError
+from multilevel.solvers.errors import MultilevelError, ProductError, SolveError, is_out_of_memory
 from multilevel.solvers.vectors import Tensors
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class Products(ABC):
         products: Hessian-vector, Gauss-Newton-vector and mixed products formed.
     """
 
-    #: Why an operator may fail, and which product would work then.
+    #: How derivatives are taken, why an operator may fail, and which product would work then.
+    mode: str
     lacks: str
     remedy: str
 
@@ -38,6 +40,11 @@ class Products(ABC):
         self.radius = radius
         self.evaluations = 0
         self.products = 0
+
+    @property
+    def chosen(self) -> str:
+        """Which form was chosen and why; empty where there was no choice."""
+        return ""
 
     @abstractmethod
     def hessian(self, direction: Tensors, read_direction: Mapping[str, Tensors] | None = None) -> dict[str, Tensor]:
@@ -107,24 +114,57 @@ class Products(ABC):
     def explained(self, fused: bool = False) -> Iterator[None]:
         """Within the block an operator that lacks a derivative is named.
 
-        Whatever takes more than a gradient must be formed in it, see ``higher_derivatives``.
+        Whatever takes more than a gradient must be formed in it, see ``higher_derivatives``. An error that the loss
+        raises when it is merely evaluated stays what it is, and so does running out of memory.
 
         Raises:
-            ProductError: an operator has no such derivative.
+            ProductError: an operator has no such derivative, or torch cannot form it.
         """
         try:
             with higher_derivatives(fused):
                 yield
-        except (NotImplementedError, RuntimeError) as error:
+        except MultilevelError:
+            raise
+        except Exception as error:  # torch.func's errors are of all kinds
+            if is_out_of_memory(error):
+                raise
             operator = lacking_operator(error)
             if operator is not None:
-                raise ProductError(f"{operator} has no {self.lacks}: {self.remedy}") from error
+                named = self._custom_function() if operator == CUSTOM_FUNCTION else operator
+                raise ProductError(f"{named} has no {self.lacks}: {self.remedy}") from error
             if self.lower.arithmetic == torch.bfloat16 and any(text in str(error) for text in _MIXED):
                 raise ProductError(
                     f"under precision=bf16 an operator's {self.lacks} mixes dtypes: {self.remedy}; "
                     "precision=float32 works with every product"
                 ) from error
-            raise
+            if self._loss_fails():
+                raise
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST_REASON]}"
+            raise ProductError(f"{self.mode} cannot follow the loss ({reason}): {self.remedy}") from error
+
+    def _loss_fails(self) -> bool:
+        """Whether the loss raises an error when it is merely evaluated."""
+        try:
+            for loss in self.lower.losses:
+                loss(self.lower.parameters, self.lower.reads)
+        except Exception:
+            return True
+        return False
+
+    def _custom_function(self) -> str:
+        """Which autograd.Function of the loss lacks a derivative; torch does not name it."""
+        parameters = detached_leaves(self.lower.parameters)
+        reads = {level: detached_leaves(tensors) for level, tensors in self.lower.reads.items()}
+        for loss in self.lower.losses:
+            for node in nodes(loss(parameters, reads)):
+                function = getattr(type(node), "_forward_cls", None)
+                if function is not None and function.jvp is torch.autograd.Function.jvp:
+                    return f"the autograd.Function {function.__name__}"
+        return CUSTOM_FUNCTION
+
+
+CUSTOM_FUNCTION = "a custom autograd.Function"
+LONGEST_REASON = 160
 
 
 def lacking_operator(error: Exception) -> str | None:
@@ -135,9 +175,9 @@ def lacking_operator(error: Exception) -> str | None:
         if found:
             return "operator " + tail.partition(end)[0].removeprefix("aten::")
     if "must override the setup_context staticmethod" in text or "jvp is not implemented" in text.lower():
-        return "a custom autograd.Function"
+        return CUSTOM_FUNCTION
     if "implement the jvp" in text or "marked with @once_differentiable" in text:
-        return "a custom autograd.Function"
+        return CUSTOM_FUNCTION
     return None
 
 
@@ -149,7 +189,7 @@ _MESSAGES = (
 
 
 #: What torch says where dtypes meet that an operator does not take together.
-_MIXED = ("expected scalar type", "to have the same dtype")
+_MIXED = ("expected scalar type", "to have the same dtype", "should be the same")
 
 
 def gradient_of(value: Tensor, leaves: Mapping[Any, Tensor]) -> list[Tensor]:

@@ -18,27 +18,35 @@ from multilevel.solvers.products.base import (
     grouped,
     keyed,
 )
+from multilevel.solvers.products.stop_gradients import HeldLosses
 from multilevel.solvers.vectors import Tensors, norm, shifted
 
 if TYPE_CHECKING:
-    from multilevel.solvers.base import Loss, Prediction
+    from multilevel.solvers.base import LowerLevel, Prediction
 
 
 class FiniteDifferenceProducts(Products):
     """Central differences of gradients at ``p +- (radius / |v|) v``: first derivatives only, no second one.
 
+    What the loss detaches is held at its value at p, see ``HeldLosses``.
+
     Args:
         radius: norm of the perturbation; None chooses it, see ``default_radius``.
     """
 
+    mode = "reverse mode"
     lacks = "first derivative"
     remedy = "nothing can be differentiated through it"
 
+    def __init__(self, lower: LowerLevel, radius: float | None = None) -> None:
+        super().__init__(lower, radius)
+        self._losses = HeldLosses(lower)
+
     def hessian(self, direction: Tensors, read_direction: Mapping[str, Tensors] | None = None) -> dict[str, Tensor]:
-        def difference(loss: Loss, plus: Tensors, minus: Tensors, step: float) -> list[Tensor]:
+        def difference(part: int, plus: Tensors, minus: Tensors, step: float) -> list[Tensor]:
             ahead, behind = detached_leaves(plus), detached_leaves(minus)
-            first = gradient_of(loss(ahead, self._reads_at(read_direction, step)), ahead)
-            second = gradient_of(loss(behind, self._reads_at(read_direction, -step)), behind)
+            first = gradient_of(self._losses.at(part, ahead, self._reads_at(read_direction, step)), ahead)
+            second = gradient_of(self._losses.at(part, behind, self._reads_at(read_direction, -step)), behind)
             return [one - other for one, other in zip(first, second, strict=True)]
 
         return self._central(self.lower.parameters, direction, difference, read_direction)
@@ -47,13 +55,12 @@ class FiniteDifferenceProducts(Products):
         reads = {level: detached_leaves(tensors) for level, tensors in self.lower.reads.items()}
         leaves = keyed(reads)
 
-        def difference(loss: Loss, plus: Tensors, minus: Tensors, step: float) -> list[Tensor]:
-            ahead = loss(plus, reads)
-            if self.lower.shared.holds_graph:  # one backward pass through what both points have in common
-                return gradient_of(ahead - loss(minus, reads), leaves)
-            first = gradient_of(ahead, leaves)
-            del ahead  # its graph goes before the second one comes
-            return [one - other for one, other in zip(first, gradient_of(loss(minus, reads), leaves), strict=True)]
+        def difference(part: int, plus: Tensors, minus: Tensors, step: float) -> list[Tensor]:
+            first = gradient_of(
+                self._losses.at(part, plus, reads), leaves
+            )  # its graph goes before the second one comes
+            second = gradient_of(self._losses.at(part, minus, reads), leaves)
+            return [one - other for one, other in zip(first, second, strict=True)]
 
         return grouped(self._central(leaves, direction, difference), reads)
 
@@ -62,11 +69,10 @@ class FiniteDifferenceProducts(Products):
         if length == 0:
             return [torch.zeros_like(one) for one in prediction.outputs(self.lower.parameters, self.lower.reads)]
         step = self._radius() / length
-        with torch.no_grad():
-            ahead, behind = (
-                prediction.outputs(shifted(self.lower.parameters, direction, sign * step), self.lower.reads)
-                for sign in (1, -1)
-            )
+        ahead, behind = (
+            prediction.outputs(shifted(self.lower.parameters, direction, sign * step), self.lower.reads)
+            for sign in (1, -1)
+        )
         self.evaluations += 2
         return [(one - other) / (2 * step) for one, other in zip(ahead, behind, strict=True)]
 
@@ -87,7 +93,7 @@ class FiniteDifferenceProducts(Products):
     ) -> dict[Key, Tensor]:
         """Central difference along ``direction``, averaged over the parts of the batch.
 
-        ``difference(loss, plus, minus, step)`` gives the gradient in ``leaves`` at the one point less that at the
+        ``difference(part, plus, minus, step)`` gives the gradient in ``leaves`` at the one point less that at the
         other.
         """
         self.products += 1
@@ -99,9 +105,10 @@ class FiniteDifferenceProducts(Products):
         plus = shifted(self.lower.parameters, direction, step)
         minus = shifted(self.lower.parameters, direction, -step)
         total = [torch.zeros_like(leaf) for leaf in leaves.values()]
-        for loss in self.lower.losses:
-            total = added(total, difference(loss, plus, minus, step))
-        self.evaluations += 2
+        before = self._losses.evaluations
+        for part in range(len(self.lower.losses)):
+            total = added(total, difference(part, plus, minus, step))
+        self.evaluations += 2 + self._losses.evaluations - before
         scale = 1 / (2 * step * len(self.lower.losses))
         return {key: some * scale for key, some in zip(leaves, total, strict=True)}
 

@@ -26,6 +26,7 @@ from multilevel.solvers.products.base import (
     grouped,
     keyed,
 )
+from multilevel.solvers.products.replacements import REPLACEMENTS
 from multilevel.solvers.vectors import Tensors
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class ForwardProducts(Products):
     the factors of a linear solve), and a reverse pass over them is wrong without a word.
     """
 
+    mode = "forward mode"
     lacks = "forward derivative"
     remedy = (
         "solver.product=reverse works where it has a second derivative, "
@@ -57,7 +59,7 @@ class ForwardProducts(Products):
     def mixed(self, direction: Tensors) -> Reads:
         try:
             return self._reverse(direction)
-        except (_NotFollowedError, ProductError):
+        except ProductError:
             reads = plain(self.lower.reads)
             return self._forward(lambda loss: lambda p: grad(cut(loss), 1)(p, reads), (direction,))
 
@@ -124,7 +126,7 @@ FOLLOWED = WRITING | frozenset(
 )
 
 
-class _NotFollowedError(Exception):
+class _NotFollowedError(ProductError):
     """A tangent and a gradient meet in a function whose tangent a reverse pass may not follow."""
 
 
@@ -139,9 +141,13 @@ class OutOfPlace(TorchDispatchMode):
 
 
 class NoGradientNoTangent(TorchFunctionMode):
-    """Has forward mode see nothing of what runs without gradients, as reverse mode does."""
+    """Has forward mode see nothing of what runs without gradients, as reverse mode does.
+
+    Functions that torch does not differentiate rightly in forward mode are replaced.
+    """
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        function = REPLACEMENTS.get(function, function)
         result = function(*arguments, **(keywords or {}))
         if torch.is_grad_enabled():
             return result

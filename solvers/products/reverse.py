@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from multilevel.solvers.autograd_graph import nodes
+from multilevel.solvers.errors import ProductError
 from multilevel.solvers.products.base import Key, Products, Reads, added, averaged, detached_leaves, grouped, keyed
 from multilevel.solvers.vectors import Tensors
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 class ReverseProducts(Products):
     """Reverse over reverse: exact. The gradient's graph is built once and serves every product of a solve."""
 
+    mode = "reverse mode over reverse mode"
     lacks = "second derivative"
     remedy = "solver.product=finite_difference takes first derivatives alone"
 
@@ -91,7 +94,7 @@ class ReverseProducts(Products):
         total = [torch.zeros_like(leaf) for leaf in self._parameters.values()]
         with self.explained():
             for loss in self.lower.losses:
-                value = loss(self._parameters, self._reads)
+                value = differentiable_twice(loss(self._parameters, self._reads))
                 slopes = torch.autograd.grad(value, list(leaves.values()), create_graph=True, materialize_grads=True)
                 pairs = [(one, vectors[key]) for key, one in zip(leaves, slopes, strict=True) if one.requires_grad]
                 if pairs:
@@ -106,10 +109,30 @@ class ReverseProducts(Products):
         if not self._gradients:
             with self.explained():
                 for loss in self.lower.losses:
-                    value = loss(self._parameters, self._reads)
+                    value = differentiable_twice(loss(self._parameters, self._reads))
                     gradients = torch.autograd.grad(
                         value, list(self._parameters.values()), create_graph=True, materialize_grads=True
                     )
                     self._gradients.append(gradients)
             self.evaluations += 1
         return self._gradients
+
+
+def differentiable_twice(loss: Tensor) -> Tensor:
+    """``loss``, unless it was computed by a Function marked ``once_differentiable``: torch takes some second
+    derivatives of those for 0 without a word.
+
+    Raises:
+        ProductError: it names the Function.
+    """
+    for node in nodes(loss):
+        function: Any = getattr(type(node), "_forward_cls", None)
+        if getattr(getattr(function, "backward", None), "__code__", None) is _ONCE:
+            raise ProductError(
+                f"the autograd.Function {function.__name__} is marked once_differentiable and has no second "
+                f"derivative: {ReverseProducts.remedy}"
+            )
+    return loss
+
+
+_ONCE = torch.autograd.function.once_differentiable(lambda context: None).__code__

@@ -55,7 +55,7 @@ def test_rows_of_other_code_or_other_numbers_are_run_again():
     row = training_claims.measure("name", claim, 0, 0.0, "abc")
     assert training_claims.is_current(row, claim, "abc")
     assert not training_claims.is_current(row, claim, "abd")
-    assert not training_claims.is_current({**row, "commit": "abc+"}, claim, "abc+")  # changes that are not committed
+    assert not training_claims.is_current({**row, "code": "abc+"}, claim, "abc+")  # changes that are not committed
     assert not training_claims.is_current({**row, "values": {"loss": 0.0}}, claim, "abc")
     keys = training_claims.keys_of(["name"])
     rows = {key: training_claims.measure(key[0], claim, *key[1:], "abc") for key in keys}

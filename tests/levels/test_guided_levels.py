@@ -44,10 +44,11 @@ def levels(policy="topk", through_encoder=True, solver=None, bonus=0.0, task=TAS
     ).double()
     head, masking = task.new_head(8).double(), MaskingNetwork(**sizes, width=4).double()
     solver = solver or FiniteDifference(product="finite_difference")
+    reads = None if POLICIES[policy]().learns_from == "downstream" else ("pretrain", "finetune")  # nothing moves it
     return Graph(
         MaskedPretrain("pretrain", mae, policy=POLICIES[policy](), data=parts[:1], solver=solver, **options),
         Finetune("finetune", head, task=task, through_encoder=through_encoder, data=parts[1:2], solver=solver),
-        MaskLearning("mask", masking, task=task, data=parts[2:], entropy_bonus=bonus),
+        MaskLearning("mask", masking, task=task, data=parts[2:], entropy_bonus=bonus, reads=reads),
     )
 
 

@@ -81,7 +81,10 @@ def test_wrong_settings_are_one_line(arguments, text, capsys, tmp_path):
 def test_a_solver_that_betty_has_not_is_one_line(capsys, tmp_path):
     pytest.importorskip("betty", reason=BETTY_COMMAND)
     assert main(["train", *SMALL, ADAM, "engine=betty", "solver=minres", f"output={tmp_path / 'run'}"]) == 2
-    assert "levels.classify.solver: got 'Minres()'; expected finite_difference, neumann" in capsys.readouterr().err
+    assert (
+        "levels.classify.solver: got 'Minres()'; expected identity, finite_difference, neumann"
+        in capsys.readouterr().err
+    )
 
 
 def test_without_betty_the_error_has_the_command(capsys, monkeypatch, tmp_path):

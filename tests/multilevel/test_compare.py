@@ -125,7 +125,7 @@ def test_the_front_is_what_nothing_is_below_in_both():
     ("arguments", "text"),
     [
         (["solvers=none"], "solvers: got 'none'; expected some of auto, "),
-        (["products=exact"], "products: got 'exact'; expected some of reverse, forward, finite_difference"),
+        (["products=exact"], "products: got 'exact'; expected some of auto, forward, reverse, finite_difference"),
         (["warmup=-1"], "warmup: got '-1'; expected a whole number of at least 0"),
         (["damping=much"], "damping: got 'much'; expected a number of at least 0"),
         (["neumann.iterations=3"], "neumann.iterations: got '3'; expected a setting of neumann: "),

@@ -36,7 +36,7 @@ def test_its_values(experiment):
     config = compose_config([f"experiment={experiment}"])
     assert {key: OmegaConf.select(config, key) for key in EXPECTED[experiment]} == EXPECTED[experiment]
     settings = typed_settings(config, GuidedMaeSettings)
-    settings.check()
+    settings.validate()
 
 
 @pytest.mark.parametrize("experiment", list(EPOCHS))

@@ -102,4 +102,4 @@ def test_an_option_of_one_levels_solver_starts_from_the_recipes_solver(tmp_path)
     option = "levels.classify.solver.radius=0.5"
     assert main(["train", "recipe=hyper_cleaning", option, "steps=1", "evaluate=false", f"output={run}"]) == 0
     solver = json.loads((run / "summary.json").read_text())["solvers"]["classify"]
-    assert (solver["name"], solver["radius"]) == ("finite_difference", 0.5)
+    assert (solver["name"], solver["radius"]) == ("identity", 0.5)

@@ -68,7 +68,7 @@ def test_one_levels_solver_and_its_options_from_the_command_line(finished):
     solvers = finished[1]["solvers"]
     assert solvers["pretrain"]["name"] == "neumann"
     assert solvers["pretrain"]["terms"] == 7
-    assert solvers["finetune"]["name"] == "finite_difference"
+    assert solvers["finetune"]["name"] == "identity"
 
 
 def test_an_option_alone_changes_the_solver_of_all_levels_for_one(tmp_path):

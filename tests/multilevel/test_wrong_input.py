@@ -78,7 +78,14 @@ CASES = [
     (["train", "levels.mask.warmup=1"], "levels.mask.warmup: got 1.0"),
     (["train", "levels.pretrain.steps=0"], "levels.pretrain.steps: got 0"),
     (["train", "solver.damping=-1"], "solver.damping: got -1.0; expected a number >= 0"),
-    (["train", "solver.product=reverse"], "solver.product: got 'reverse'; expected finite_difference"),
+    (
+        ["train", "solver=finite_difference", "solver.product=reverse"],
+        "solver.product: got 'reverse'; expected finite_difference",
+    ),
+    (
+        ["train", "levels.pretrain.solver=neumann,dense"],
+        "levels.pretrain.solver: got 'neumann,dense'; expected one solver",
+    ),
     (["train", "solver=neumann", "solver.terms=0"], "solver.terms: got 0; expected a number >= 1"),
     (
         ["train", "levels.pretrain.solver=neumann", "levels.pretrain.solver.terms=0"],

@@ -238,7 +238,9 @@ def test_a_level_that_starts_anew_is_trained_by_no_schedule_of_bettys():
 def test_optimizers_and_solvers_that_betty_has_not():
     with pytest.raises(bridge.BettyError, match="optimizer of level 'fit' again from its defaults, and AdamW refuses"):
         bridge.BettyEngine(network_graph(FiniteDifference(), kind=torch.optim.AdamW))
-    with pytest.raises(SettingError, match=r"levels.fit.solver: got 'Dense\(\)'; expected finite_difference, neumann"):
+    with pytest.raises(
+        SettingError, match=r"levels.fit.solver: got 'Dense\(\)'; expected identity, finite_difference, neumann"
+    ):
         bridge.BettyEngine(network_graph(Dense()))
 
 

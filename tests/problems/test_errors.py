@@ -7,7 +7,15 @@ from toy import Function, Vector, toy_graph
 
 from multilevel import Engine, Graph, Problem
 from multilevel.problems import GraphError, LossError, NestedChainError, ReadsError
-from multilevel.solvers import SOLVERS, ConjugateGradient, DataError, FirstOrder, MultilevelError, SettingError
+from multilevel.solvers import (
+    SOLVERS,
+    ConjugateGradient,
+    DataError,
+    FirstOrder,
+    MultilevelError,
+    SettingError,
+    default_solver,
+)
 from multilevel.solvers.registry import build
 
 ONE = torch.ones(2)
@@ -71,13 +79,6 @@ CASES = {
             "a", nn.Sequential(nn.Embedding(3, 2, max_norm=1.0))
         ),
     ),
-    "no solver": (
-        GraphError,
-        "give it a solver",
-        lambda: Engine(
-            toy_graph({"p": lambda v: (v["p"] * v["u"]).sum(), "u": square("p")}, dict.fromkeys("pu", ONE), {})
-        ),
-    ),
     "no optimizer": (GraphError, "'a' has no optimizer", lambda: Engine(Graph(level())).run(1)),
     "an unknown level": (
         GraphError,
@@ -90,12 +91,16 @@ CASES = {
         lambda: Engine(Graph(level(function=lambda v: torch.zeros(())))),
     ),
     "a nested chain": (NestedChainError, "read each other", lambda: Engine(nested_chain())),
+    "a pinned level that does not exist": (
+        ReadsError,
+        "'p' is pinned to read 'x', and there is no such level",
+        lambda: Engine(pinned(("u", "x"))),
+    ),
     "too few pinned reads": (
         ReadsError,
         "'p' is pinned to read no level, but its loss reads u",
         lambda: Engine(pinned(())),
     ),
-    "too many pinned reads": (ReadsError, "pinned to read u, q", lambda: Engine(pinned(("u", "q")))),
     "a vector as loss": (LossError, r"shape \[2\]", lambda: Engine(Graph(Loss(lambda value: value)))),
     "a number as loss": (LossError, "got float", lambda: Engine(Graph(Loss(lambda value: 1.0)))),
     "a loss of nan": (LossError, "is nan", lambda: Engine(Graph(Loss(lambda value: (value * float("nan")).sum())))),
@@ -138,6 +143,14 @@ def test_an_iterator_that_has_ended():
 
 def test_pinned_reads_that_match():
     assert Engine(pinned(("u",))).graph.reads["p"] == ("u",)
+
+
+def test_a_level_without_a_solver_takes_the_default_one():
+    graph = toy_graph({"p": lambda v: (v["p"] * v["u"]).sum(), "u": square("p")}, dict.fromkeys("pu", ONE), {})
+    hypergradient = Engine(graph).hypergradient("u")["value"]
+    assert graph.problems["p"].solver == default_solver()
+    assert graph.problems["u"].solver is None
+    torch.testing.assert_close(hypergradient, -2 * ONE, rtol=0, atol=0)  # the mixed derivative is 1, the cotangent 2p
 
 
 def test_a_nested_chain_is_refused_only_where_it_is_below():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from multilevel.solvers import ConjugateGradient, Dense, FiniteDifference, LowerLevel, Prediction, Sama
+from multilevel.solvers import ConjugateGradient, Dense, Identity, LowerLevel, Prediction, Sama
 from multilevel.solvers.auto import Auto
 from multilevel.solvers.update_rules import UpdateRule
 
@@ -53,10 +53,10 @@ GAUSS_NEWTON = ConjugateGradient(curvature="gauss_newton", damping=0.01, warm_st
         (level(201, rule=rule_of(torch.optim.AdamW)), Sama(), "sama: 201 parameters, trained with adamw"),
         (
             level(201, rule=rule_of(torch.optim.SGD)),
-            FiniteDifference(),
-            "finite_difference: 201 parameters, not trained with Adam",
+            Identity(),
+            "identity: 201 parameters, not trained with Adam",
         ),
-        (level(201), FiniteDifference(), "finite_difference: 201 parameters"),
+        (level(201), Identity(), "identity: 201 parameters"),
     ],
 )
 def test_the_first_rule_that_matches_chooses_and_answers(lower, chosen, why):

@@ -39,9 +39,9 @@ class NewRecipeSettings(RunSettings):
     strength: float
     levels: NewRecipeLevels
 
-    def check(self) -> None:
+    def validate(self) -> None:
         """Raise SettingError for the first setting that cannot work."""
-        super().check()
+        super().validate()
         require("strength", self.strength, self.strength > 0, "a number above 0")
 
 
@@ -69,7 +69,7 @@ class NewRecipe(Recipe):
     settings: NewRecipeSettings
 
     def __init__(self, settings: NewRecipeSettings) -> None:
-        settings.check()
+        settings.validate()
         self.settings, size = settings, settings.data.batch_size
         device = chosen_device(settings.device)
         data = load_data(settings.data)

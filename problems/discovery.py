@@ -1,0 +1,53 @@
+"""Levels that a loss is the first to read at a later update."""
+
+from __future__ import annotations
+
+from multilevel.problems import replicas
+from multilevel.problems.evaluation import Evaluation, Evaluator, Part
+from multilevel.problems.graph import Graph
+from multilevel.problems.hypergradient import Gradients, differentiated, leaves
+
+
+class Discovery:
+    """Evaluates the losses of updates, and adds to the graph's ``reads`` what they turn out to depend on.
+
+    Args:
+        graph: the levels.
+        evaluator: of their losses.
+    """
+
+    def __init__(self, graph: Graph, evaluator: Evaluator) -> None:
+        self._graph = graph
+        self._evaluator = evaluator
+        #: Of each level, the levels that its loss uses without being known to depend on them.
+        self._used: dict[str, set[str]] = {name: set() for name in graph.names}
+        self._seen: set[str] = set()
+
+    def evaluate(self, name: str, part: Part, inputs: Gradients) -> tuple[Evaluation, Gradients]:
+        """The loss of an update of a level, and what it is to be differentiated in: more than ``inputs`` where it reads
+        another level for the first time.
+
+        A level that the loss uses enters as what could be differentiated: the graph of the loss then tells whether it
+        depends on it. The generators must be at ``part.state``.
+
+        Raises:
+            ReadsError: the level's ``reads`` is pinned, to fewer.
+            GraphError: the loss uses a level's parameters beside ``levels``.
+        """
+        used = self._used[name]
+        while True:
+            unread = [level for level in self._graph.names if level not in (name, *self._graph.reads[name])]
+            suspected = leaves(self._evaluator, used.intersection(unread))
+            watched = [level for level in unread if level not in used]
+            evaluation = self._evaluator.evaluate(name, part, {**suspected, **inputs}, watched, moving=True)
+            touched = set().union(*replicas.gather(evaluation.touched)) if watched else set()
+            if not touched:
+                if not suspected and name in self._seen:
+                    return evaluation, inputs
+                self._seen.add(name)
+                if not self._graph.extend_reads(self._evaluator, name, evaluation.loss, {**suspected, **inputs}):
+                    return evaluation, inputs
+                inputs = leaves(self._evaluator, differentiated(self._graph, name))
+            used |= touched
+            del evaluation
+            part.state.restore()

@@ -1,0 +1,315 @@
+"""The products of a hypergradient, compared once with products that are formed in another way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from multilevel.problems.errors import NotFiniteError
+from multilevel.problems.evaluation import Evaluator, Record
+from multilevel.problems.graph import Graph
+from multilevel.problems.hypergradient import Memory, lower_level
+from multilevel.solvers import (
+    FiniteDifference,
+    FirstOrder,
+    Identity,
+    LowerLevel,
+    MultilevelError,
+    ProductChoice,
+    ProductError,
+    Sama,
+    Solver,
+)
+from multilevel.solvers.base import scale_of
+from multilevel.solvers.errors import is_out_of_memory
+from multilevel.solvers.products import PRODUCTS, AutomaticProducts, FiniteDifferenceProducts, Products, default_radius
+from multilevel.solvers.products.base import detached_leaves, gradient_of, keyed
+from multilevel.solvers.products.stop_gradients import HeldLosses
+from multilevel.solvers.vectors import Tensors, flatten, norm, scaled, shifted, unflatten
+
+#: Relative difference above which two ways of forming a product are said to differ.
+TOLERANCE = 0.05
+#: Roundings of a gradient that go unnoticed in a product: its error is about so many, over the radius.
+ROUNDINGS = 20.0
+
+#: Spreads of a product under moves of a few roundings, beyond which a difference is none of rounding.
+UNLIKELY = 5.0
+
+EXACT = ("forward", "reverse")
+DIFFERENCES = "finite_difference"
+
+
+class SelfCheck:
+    """The comparisons of a run.
+
+    Attributes:
+        names: of the levels whose hypergradient has been compared.
+    """
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self._told: set[str] = set()
+
+    def compare(
+        self,
+        graph: Graph,
+        evaluator: Evaluator,
+        name: str,
+        level: str,
+        record: Record,
+        cotangent: Tensors,
+        memory: Memory,
+    ) -> str:
+        """``check_products`` for a level that a hypergradient goes through, in float32 where the run is coarser.
+
+        Empty as well where nothing has arrived at the level, and where something has been said of it before.
+
+        Args:
+            graph: the levels.
+            evaluator: whose solve is checked.
+            name: the level whose hypergradient it is.
+            level: the one that it goes through.
+            record: of that level's last update.
+            cotangent: what has arrived there.
+            memory: of earlier updates.
+        """
+        if not any(tensor.any() for tensor in cotangent.values()):
+            return ""
+        self.names.add(name)
+        solver = graph.problems[level].solver
+        if solver is None or level in self._told:
+            return ""
+        exact = evaluator.precision == "float32"  # the rounding of bf16 is no fault
+        single = evaluator if exact else Evaluator(graph.problems)
+        wanted = [other for other in graph.reads[level] if other in (name, *graph.passes(name))]
+        lower = lower_level(single, record, level, wanted, choice=memory.products.get(level))
+        line = check_products(level, solver, lower, cotangent)
+        if line:
+            self._told.add(level)
+        return line
+
+
+def check_products(level: str, solver: Solver, lower: LowerLevel, cotangent: Tensors) -> str:
+    """A line where a solver's products differ by more than 5% from others; empty where they agree or are mere noise.
+
+    Exact products are compared with the other exact form (where an operator lacks it, with finite differences), finite
+    differences and ``first_order`` with an exact form, in the direction of the cotangent.
+
+    Args:
+        level: whose solver it is.
+        solver: of the level; one whose products are not known is not checked.
+        lower: the level.
+        cotangent: what arrives at it.
+    """
+    solver, _ = solver.resolved(lower)
+    used = _form_of(solver, lower)
+    scale = scale_of(cotangent)
+    if used is None or scale == 0 or not keyed(lower.reads):
+        return ""
+    check = _Check(level, solver, used, replace(lower, choice=ProductChoice()), scaled(cotangent, 1 / scale))
+    reason = ""
+    for kind in ("mixed",) if isinstance(solver, Identity | Sama) else ("mixed", "hessian"):
+        for other in check.others:
+            try:
+                line = check.difference(kind, other)
+            except Exception as error:  # a check ends no run
+                reason = reason or _told(error)
+                continue
+            if line:
+                return f"self-check: {line}"
+            break
+        else:
+            return f"self-check: the products at level {level!r} were not compared: {reason}"
+    return ""
+
+
+def _form_of(solver: Solver, lower: LowerLevel) -> str | None:
+    """How a solver forms products."""
+    if isinstance(solver, FirstOrder):
+        return "finite_difference"
+    product = getattr(solver, "product", None)
+    return AutomaticProducts(lower, getattr(solver, "radius", None)).form if product == "auto" else product
+
+
+def _told(error: Exception) -> str:
+    """An error in one line."""
+    if isinstance(error, MultilevelError):
+        return str(error)
+    if is_out_of_memory(error):
+        return "memory ran out; training goes on"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+@dataclass
+class _Check:
+    """Products of a solver beside others.
+
+    Attributes:
+        level: its name.
+        solver: its solver.
+        used: how the solver forms products.
+        lower: the level.
+        direction: of the products.
+    """
+
+    level: str
+    solver: Solver
+    used: str
+    lower: LowerLevel
+    direction: Tensors
+
+    @property
+    def others(self) -> list[str]:
+        return [form for form in (*EXACT[::-1], DIFFERENCES) if form != self.used]
+
+    def difference(self, kind: str, other: str) -> str:
+        """What to say of products of one kind that differ when formed in another way; empty where they agree."""
+        used = self.used
+        first = self._product(kind, used)
+        if self._agrees_with_differences(kind, other, first):
+            return ""
+        second = self._product(kind, other)
+        difference = _distance(first, second)
+        if difference <= TOLERANCE or self._is_noise(kind, other, first, second):
+            return ""
+        differ = f"{kind} products at level {self.level!r} by {used} differ from those by {other} by {difference:.0%}"
+        wrong = f"so {used} is wrong ({_why(used)}): set {self._setting(other)}"
+        right = f"so {used} is right ({other}: {_why(other)})"
+        third = self._third(kind, other)
+        if third is not None:
+            name, value = third
+            limit = max(TOLERANCE, difference / 4)
+            if _distance(value, second) <= limit:
+                return f"{differ}; {name} agrees with {other}, {wrong}"
+            if _distance(value, first) <= limit:
+                return f"{differ}; {name} agrees with {used}, {right}"
+        elif DIFFERENCES in (used, other):
+            if not self._is_steady(kind):
+                return "" if other == DIFFERENCES else f"{differ} and depend on their radius, {wrong}"
+            unseen = self._moves_unseen()
+            if unseen and other == DIFFERENCES:
+                return ""
+            if unseen is not None:
+                reason = "is not" if unseen else "is"
+                differ = f"{differ}; the gradient {reason} the derivative of the loss at moved parameters"
+                return f"{differ}, {wrong if unseen or other == DIFFERENCES else right}"
+        return (
+            f"{differ}, and nothing tells which is right: compare reverse, forward and finite_difference in a small "
+            "problem in float64"
+        )
+
+    def _agrees_with_differences(self, kind: str, other: str, product: Tensor) -> bool:
+        """Whether differences confirm an exact product, at less memory than the other exact form would take."""
+        if {self.used, other} != set(EXACT):
+            return False
+        try:
+            return _distance(product, self._product(kind, DIFFERENCES)) <= TOLERANCE
+        except (ProductError, NotFiniteError):
+            return False
+
+    def _third(self, kind: str, other: str) -> tuple[str, Tensor] | None:
+        """Products formed in the way that is left, and which it is; None where they cannot be had."""
+        for name in self.others:
+            if name != other:
+                try:
+                    return name, self._product(kind, name)
+                except (ProductError, NotFiniteError):
+                    continue
+        return None
+
+    def _setting(self, product: str) -> str:
+        """What has the level's solver, or the one most like it, form products in a certain way."""
+        prefix = f"levels.{self.level}.solver"
+        like = {FirstOrder: "neumann", FiniteDifference: "identity"}.get(type(self.solver))
+        return f"{prefix}={like} {prefix}.product={product}" if like else f"{prefix}.product={product}"
+
+    def _radius(self) -> float:
+        given = getattr(self.solver, "radius", None)
+        return given or default_radius(self.lower.parameters, self.lower.arithmetic)
+
+    def _product(self, kind: str, form: str, factor: float = 1.0, moved: Tensors | None = None) -> Tensor:
+        lower = self.lower if moved is None else replace(self.lower, parameters=moved)
+        products: Products = PRODUCTS[form](lower, factor * self._radius())
+        if kind == "hessian":
+            return flatten(products.hessian(self.direction))
+        return flatten(keyed(products.mixed(self.direction)))  # type: ignore[arg-type]
+
+    def _is_steady(self, kind: str) -> bool:
+        """Whether finite differences hardly depend on their radius."""
+        first, second = (self._product(kind, DIFFERENCES, factor) for factor in (0.5, 2.0))
+        return _distance(first, second) <= TOLERANCE
+
+    def _moves_unseen(self) -> bool | None:
+        """Whether the loss changes with its parameters by what its gradient leaves out; None where rounding hides it.
+
+        Finite differences move what leaves torch unseen, and differ from right exact products by that.
+        """
+        gradient = FiniteDifferenceProducts(self.lower).gradient()
+        along, across = flatten(gradient), flatten(self.direction)
+        if not along.any():
+            return None
+        sign = 1 if along @ across >= 0 else -1
+        direction = along / along.norm() + sign * across / across.norm()
+        step = self._radius() / direction.norm().item()
+        named, losses = unflatten(direction, self.lower.parameters), HeldLosses(self.lower)
+        ahead, behind = (
+            fmean(
+                losses.at(part, shifted(self.lower.parameters, named, move), self.lower.reads).item()
+                for part in range(len(self.lower.losses))
+            )
+            for move in (step, -step)
+        )
+        slope, central = (along @ direction).item(), (ahead - behind) / (2 * step)
+        error, size = abs(slope - central), max(abs(slope), abs(central))
+        rounding = ROUNDINGS * torch.finfo(self.lower.arithmetic).eps * max(abs(ahead), abs(behind)) / step
+        if error > TOLERANCE * size and error > rounding:
+            return True
+        return False if max(error, rounding) < size / 100 else None
+
+    def _is_noise(self, kind: str, other: str, first: Tensor, second: Tensor) -> bool:
+        """Whether rounding alone can make products differ, by used and other: they are below what it leaves of them."""
+        largest = max(first.norm().item(), second.norm().item())
+        if TOLERANCE * largest < self._rounding_of_gradient(kind, DIFFERENCES in (self.used, other)):
+            return True
+        spread = UNLIKELY * (self._spread(kind, self.used, first) + self._spread(kind, other, second))
+        smallest = min(first.norm().item(), second.norm().item())
+        return max(smallest, (first - second).norm().item()) <= spread
+
+    def _rounding_of_gradient(self, kind: str, differences: bool) -> float:
+        """Norm of what the rounding of a gradient without cancellations leaves in a product."""
+        parameters = detached_leaves(self.lower.parameters)
+        reads = {name: detached_leaves(tensors) for name, tensors in self.lower.reads.items()}
+        leaves: Mapping[object, Tensor] = parameters if kind == "hessian" else keyed(reads)  # type: ignore[assignment]
+        slopes = [gradient_of(loss(parameters, reads), leaves) for loss in self.lower.losses]
+        slope = max(torch.stack([tensor.norm() for tensor in part]).norm().item() for part in slopes)
+        count = sum(tensor.numel() for tensor in parameters.values())
+        radius = self._radius() if differences else norm(parameters) / count**0.5
+        return ROUNDINGS * self._eps() * slope * norm(self.direction) / max(radius, 1e-12)
+
+    def _spread(self, kind: str, form: str, product: Tensor) -> float:
+        """How far a product moves as the parameters move by a few roundings: where terms cancel, by all that it is."""
+        return max(
+            (self._product(kind, form, moved=scaled(self.lower.parameters, 1 + sign * 8 * self._eps())) - product)
+            .norm()
+            .item()
+            for sign in (1, -1)
+        )
+
+    def _eps(self) -> float:
+        return torch.finfo(next(iter(self.lower.parameters.values())).dtype).eps
+
+
+def _distance(first: Tensor, second: Tensor) -> float:
+    """Norm of the difference, relative to the larger of the two."""
+    largest = max(first.norm().item(), second.norm().item())
+    return (first - second).norm().item() / largest if largest else 0.0
+
+
+def _why(form: str) -> str:
+    if form == DIFFERENCES:
+        return "the loss is not smooth over the radius, or changes by what torch does not see"
+    return "an operator of the loss has a wrong derivative"

@@ -1,0 +1,184 @@
+"""Tensors in the places of the parameters and buffers of all levels' modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from multilevel.solvers.vectors import Tensors
+
+
+@dataclass(frozen=True, eq=False)
+class Variable:
+    """A parameter or buffer, and every place that holds it: (dictionary of a module, key); several where it is tied."""
+
+    level: str
+    name: str
+    is_parameter: bool
+    places: list[tuple[dict[str, Tensor | None], str]]
+
+    @property
+    def current(self) -> Tensor | None:
+        holder, key = self.places[0]
+        return holder.get(key)
+
+    def put(self, value: Tensor | None) -> None:
+        for holder, key in self.places:
+            holder[key] = value
+
+
+class Modules:
+    """All levels' modules as one.
+
+    ``torch.func.functional_call`` over a module that holds them all would do, but finds names and ties anew at every
+    call, and forgets buffers that the call assigns anew.
+
+    Args:
+        modules: by level. Names, ties and buffers are worked out once.
+
+    Attributes:
+        modules: every module and submodule, once.
+        rnns: modules that keep a list of their own weights beside the parameters.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._variables: list[Variable] = []
+        self._sizes: list[tuple[nn.Module, int]] = []
+        self.modules = list(dict.fromkeys(part for module in modules.values() for part in module.modules()))
+        self.rnns = [part for part in self.modules if isinstance(part, nn.RNNBase)]
+        known: dict[int, Variable] = {}
+        for level, module in modules.items():
+            for prefix, part in module.named_modules():
+                self._sizes.append((part, _size(part)))
+                for holder in (part._parameters, part._buffers):
+                    for key, tensor in holder.items():
+                        if tensor is not None and id(tensor) in known:
+                            known[id(tensor)].places.append((holder, key))
+                        elif tensor is not None or holder is part._buffers:
+                            name = f"{prefix}.{key}" if prefix else key
+                            variable = Variable(level, name, holder is part._parameters, [(holder, key)])
+                            self._variables.append(variable)
+                            if tensor is not None:
+                                known[id(tensor)] = variable
+
+    def raw(self) -> dict[int, tuple[str, str]]:
+        """The level and name of each of the modules' own parameters, by its ``id``."""
+        return {id(one.current): (one.level, one.name) for one in self._variables if one.is_parameter}
+
+    def substitution(
+        self,
+        values: Mapping[str, Tensors],
+        cast: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+        differentiable: bool = False,
+        moving: Mapping[str, Collection[str]] | None = None,
+    ) -> Substitution:
+        """Puts ``values``, ``{level: {name: tensor}}``, in their places, and copies where there is none.
+
+        Args:
+            values: for parameters and buffers; a parameter that is not among them enters detached, a buffer as a copy.
+            cast: applied to those.
+            differentiable: let every parameter that requires a gradient be one that a loss itself can differentiate in.
+            moving: of each level, the parameters that its forward pass writes to, which enter as copies; None: all do.
+        """
+        held: list[tuple[Variable, Tensor | None]] = []
+        nominal: dict[int, bool] = {}
+        for variable in self._variables:
+            current, value = variable.current, values.get(variable.level, {}).get(variable.name)
+            if value is None and current is not None:
+                stands = variable.is_parameter and moving is not None and variable.name not in moving[variable.level]
+                value = cast(current.detach() if stands else current.detach().clone())
+            if variable.is_parameter and value is not None and current is not None:
+                if differentiable and current.requires_grad and not value.requires_grad:
+                    value = value.view_as(value).requires_grad_()
+                value._is_param = True  # isinstance(value, nn.Parameter), as modules may ask
+                nominal[id(value)] = current.requires_grad
+            held.append((variable, value))
+        return Substitution(held, nominal, self.rnns, self._sizes)
+
+
+class Substitution:
+    """Within the block the modules hold the substitutes; after it what they held before. It can be entered again.
+
+    Attributes:
+        nominal: whether the parameter in whose place a substitute is requires a gradient, by the substitute's ``id``.
+        added: names of buffers and parameters that were registered in the block; they are taken out again.
+    """
+
+    def __init__(
+        self,
+        held: list[tuple[Variable, Tensor | None]],
+        nominal: dict[int, bool],
+        rnns: list[nn.RNNBase],
+        sizes: list[tuple[nn.Module, int]],
+    ) -> None:
+        self._held = held
+        self._sizes = sizes
+        self.added: list[str] = []
+        self.nominal = nominal
+        self._rnns = rnns
+        self._before: list[list[Tensor | None]] = []
+        #: What all held when the block ended: a forward pass may have assigned buffers anew.
+        self._after: list[tuple[Variable, Tensor | None]] = []
+
+    def __enter__(self) -> Substitution:
+        self._before.append([variable.current for variable, _ in self._held])
+        for variable, value in self._held:
+            variable.put(value)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._after = [(variable, variable.current) for variable, _ in self._held]
+        for (variable, _), value in zip(self._held, self._before.pop(), strict=True):
+            variable.put(value)
+        for module, size in self._sizes:
+            if _size(module) > size:
+                self._take_out(module, size)
+        for rnn in self._rnns:
+            rnn._flat_weights = [getattr(rnn, name, None) for name in rnn._flat_weights_names]
+
+    def substitutes(self, level: str) -> list[Tensor]:
+        """Those of a level's parameters."""
+        return [
+            value
+            for variable, value in self._held
+            if variable.is_parameter and variable.level == level and value is not None
+        ]
+
+    def moved(self, level: str, moving: Collection[str] = ()) -> list[tuple[Variable, Tensor | None]]:
+        """A level's buffers, and its parameters that are ``moving``, with what they held when the block ended."""
+        return [
+            (variable, value)
+            for variable, value in self._after
+            if variable.level == level and (not variable.is_parameter or variable.name in moving)
+        ]
+
+    def written(self) -> list[Variable]:
+        """The parameters that the block has written to; they must have entered as copies."""
+        before = {id(variable): value for variable, value in self._held}
+        return [
+            variable
+            for variable, value in self._after
+            if variable.is_parameter
+            and variable.current is not None
+            and value is not None
+            and (value is not before[id(variable)] or not _same(value, variable.current))
+        ]
+
+    def _take_out(self, module: nn.Module, size: int) -> None:
+        known = {(id(holder), key) for variable, _ in self._held for holder, key in variable.places}
+        for holder in (module._parameters, module._buffers):
+            for key in [key for key, tensor in holder.items() if tensor is not None and (id(holder), key) not in known]:
+                del holder[key]
+                self.added.append(key)
+
+
+def _size(module: nn.Module) -> int:
+    """How many parameters and buffers a module itself has registered."""
+    return len(module._parameters) + len(module._buffers)
+
+
+def _same(value: Tensor, current: Tensor) -> bool:
+    return value.shape == current.shape and torch.equal(value.detach().to(current.dtype), current)

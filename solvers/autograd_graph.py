@@ -1,0 +1,41 @@
+"""What the autograd graph of a loss is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+
+def nodes(loss: Tensor) -> Iterator[Any]:
+    """The nodes of a loss's graph, each once.
+
+    >>> import torch
+    >>> weight = torch.ones(2, requires_grad=True)
+    >>> [type(node).__name__ for node in nodes((2 * weight).sum())]
+    ['SumBackward0', 'MulBackward0', 'AccumulateGrad']
+    """
+    seen: set[Any] = set()
+    waiting = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            waiting.extend(function for function, _ in node.next_functions)
+
+
+def leaves(loss: Tensor) -> Iterator[Tensor]:
+    """The leaf tensors that a loss's gradient would arrive at.
+
+    >>> import torch
+    >>> weight = torch.ones(2, requires_grad=True)
+    >>> [leaf is weight for leaf in leaves((2 * weight).sum())]
+    [True]
+    """
+    if loss.grad_fn is None and loss.requires_grad:
+        yield loss
+    for node in nodes(loss):
+        if hasattr(node, "variable"):
+            yield node.variable

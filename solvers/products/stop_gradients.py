@@ -1,0 +1,245 @@
+"""What a loss detaches, held while its parameters are moved: differences of gradients then cut what autograd cuts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from multilevel.solvers.errors import ProductError
+from multilevel.solvers.vectors import Tensors
+
+if TYPE_CHECKING:
+    from multilevel.solvers.base import LowerLevel
+
+#: Functions whose result is outside the graph, tensors and numbers.
+CUTTING = frozenset(
+    [
+        Tensor.detach,
+        Tensor.detach_,
+        Tensor.data.__get__,  # type: ignore[attr-defined]
+        Tensor.item,
+        Tensor.tolist,
+        Tensor.numpy,
+        Tensor.__float__,
+        Tensor.__int__,
+        Tensor.__bool__,
+        Tensor.__index__,
+        Tensor.__deepcopy__,
+        Tensor.new_tensor,
+        torch.tensor,
+        torch.equal,
+        torch.allclose,
+        torch.is_nonzero,
+    ]
+)
+
+
+#: Functions whose result may come back in a way that is not seen.
+LEAVING_TORCH = frozenset([Tensor.__dlpack__, Tensor.__array__])
+
+
+class HeldLosses:
+    """A lower level's losses at moved parameters, with everything that they detach as it is at the current point.
+
+    That is what ``detach``, ``no_grad`` and ``item`` mean to autograd: constants. A loss that detaches something and
+    goes on with it is evaluated at the current point once more.
+
+    Args:
+        lower: the level.
+
+    Attributes:
+        evaluations: those at the current point, over the whole batch.
+    """
+
+    def __init__(self, lower: LowerLevel) -> None:
+        self.evaluations = 0
+        self._lower = lower
+        self._held: list[list[Any] | None] = [None] * len(lower.losses)
+
+    def at(self, part: int, parameters: Tensors, reads: Mapping[str, Tensors]) -> Tensor:
+        """The loss on one part of the batch at ``parameters`` and ``reads``.
+
+        Raises:
+            ProductError: the loss detaches other things than at the current point.
+        """
+        loss = self._lower.losses[part]
+        if self._held[part] is None:
+            if not self._lower.choice.detaches:
+                with Detection() as detection:
+                    value = loss(parameters, reads)
+                if not detection.used:
+                    return value
+                del value
+                self._lower.choice.detaches = True
+            with StopGradients() as current:
+                loss(self._lower.parameters, self._lower.reads)
+            self._held[part] = current.values
+            self.evaluations += part == 0
+        with StopGradients(self._held[part]) as moved:
+            value = loss(parameters, reads)
+        moved.check()
+        return value
+
+
+class _LeavingGraph(TorchFunctionMode):
+    """Follows what leaves the graph of a loss while gradients are enabled around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cutting = False
+        self._outer: list[bool] = []
+
+    def _leaves(self, function: Any, arguments: Any, keywords: Any, enabled: bool, result: Any) -> bool:
+        """Whether a function's result is outside the graph; ``enabled``: gradients were, before it."""
+        if function is torch._C._set_grad_enabled:
+            self._follow(enabled, arguments[0])
+        if function is torch.autograd.grad:
+            return not _keeps_graph(arguments, **keywords)
+        off = not torch.is_grad_enabled()
+        if off and not self._cutting:  # within an autograd.Function, whose backward pass says what its derivative is
+            return False
+        return function in CUTTING or (off and _holds_tensor(result))
+
+    def _follow(self, before: bool, now: bool) -> None:
+        """Tell a loss's own ``no_grad`` from gradients that are off as an ``autograd.Function`` is being computed."""
+        if now and not before:
+            self._outer.append(self._cutting)
+            self._cutting = False
+        elif before and not now:
+            self._cutting = self._outer.pop() if self._outer else True
+
+
+class Detection(_LeavingGraph):
+    """Finds whether anything that leaves the graph comes into it again; what a metric is made of does not.
+
+    Attributes:
+        used: whether it is. Numbers count as used.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = False
+        self._tensors: dict[int, Tensor] = {}
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        if function is F.gumbel_softmax:
+            with self:
+                return _gumbel_softmax(*arguments, **(keywords or {}))
+        enabled = torch.is_grad_enabled()
+        result = function(*arguments, **(keywords or {}))
+        leaves = tree_leaves(result)
+        if self._leaves(function, arguments, keywords or {}, enabled, result):
+            self._follow_on(leaves)
+            self.used |= not all(isinstance(leaf, Tensor) for leaf in leaves)
+        elif (enabled or not self._cutting) and not self.used and self._takes(arguments, keywords):
+            comes_back = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves)
+            self.used = comes_back or function in LEAVING_TORCH
+            self._follow_on(leaves)  # still outside the graph
+        return result
+
+    def _takes(self, arguments: Any, keywords: Any) -> bool:
+        """Whether any of the tensors that have left the graph is among the arguments."""
+        return bool(self._tensors) and any(id(leaf) in self._tensors for leaf in tree_leaves((arguments, keywords)))
+
+    def _follow_on(self, leaves: Sequence[Any]) -> None:
+        self._tensors |= {id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}
+
+
+class StopGradients(_LeavingGraph):
+    """Records what leaves the graph, or gives what was recorded instead.
+
+    Args:
+        held: to be given in turn; None records.
+        start: place of the first one to be given.
+
+    Attributes:
+        values: recorded: tensors, numbers and what holds them.
+    """
+
+    def __init__(self, held: list[Any] | None = None, start: int = 0) -> None:
+        super().__init__()
+        self.values: list[Any] = [] if held is None else held
+        self._recording = held is None
+        self._start = self._position = start
+        self._entered = 0
+
+    def __enter__(self) -> Self:
+        if not self._entered:  # within a function of its own it goes on where it is
+            self._position = self._start
+        self._entered += 1
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._entered -= 1
+        super().__exit__(*error)
+
+    def again(self) -> StopGradients:
+        """For what is computed from here on to be computed again, as checkpointing does: gives what was recorded."""
+        return StopGradients(self.values, len(self.values) if self._recording else self._position)
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        if function is F.gumbel_softmax:
+            with self:
+                return _gumbel_softmax(*arguments, **(keywords or {}))
+        enabled = torch.is_grad_enabled()
+        result = function(*arguments, **(keywords or {}))
+        if not self._leaves(function, arguments, keywords or {}, enabled, result):
+            return result
+        with torch._C.DisableTorchFunction():
+            if self._recording:
+                self.values.append(_copied(result))
+                return result
+            if self._position == len(self.values):
+                raise ProductError(OTHER_WAY)
+            held = self.values[self._position]
+            self._position += 1
+            if isinstance(result, Tensor) and isinstance(held, Tensor):
+                if result.shape == held.shape and torch.equal(result, held):
+                    return result  # where writing to it, as to a parameter's data, goes where it should
+                if arguments and result is arguments[0]:  # written in place
+                    return result.copy_(held)
+            return _copied(held)
+
+    def check(self) -> None:
+        """Raise ProductError where less has been asked for than was recorded."""
+        if self._position < len(self.values):
+            raise ProductError(OTHER_WAY)
+
+
+REMEDY = "take solver.product=forward or reverse"
+OTHER_WAY = f"a loss detaches other things at moved parameters, which finite differences cannot hold: {REMEDY}"
+
+
+def _keeps_graph(arguments: Any, create_graph: Any = False, **_: Any) -> bool:
+    """Whether ``torch.autograd.grad`` with these arguments gives what can be differentiated."""
+    return bool(arguments[4] if len(arguments) > 4 else create_graph)
+
+
+def _gumbel_softmax(logits: Tensor, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1) -> Tensor:
+    """``F.gumbel_softmax``, whose ``detach`` no function mode sees."""
+    noise = -torch.empty_like(logits, memory_format=torch.legacy_contiguous_format).exponential_().log()
+    soft = ((logits + noise) / tau).softmax(dim)
+    if not hard:
+        return soft
+    index = soft.max(dim, keepdim=True)[1]
+    one_hot = torch.zeros_like(logits, memory_format=torch.legacy_contiguous_format).scatter_(dim, index, 1.0)
+    return one_hot - soft.detach() + soft
+
+
+def _holds_tensor(result: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(result))
+
+
+def _copied(value: Any) -> Any:
+    """A value of its own, outside any graph."""
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), value)
