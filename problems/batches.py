@@ -204,11 +204,16 @@ def fresh(batch: Any, tensors: bool = False) -> Any:
     return map_tensors(Tensor.clone if tensors else lambda tensor: tensor, batch)
 
 
+def tensors_of(batch: Any) -> list[Tensor]:
+    """Every tensor of a batch, once."""
+    tensors: list[Tensor] = []
+    map_tensors(tensors.append, batch)
+    return tensors
+
+
 def versions(batch: Any) -> list[int]:
     """How often each tensor of a batch has been written to; 0 for those of inference mode, which do not count it."""
-    found: list[int] = []
-    map_tensors(lambda tensor: found.append(0 if tensor.is_inference() else tensor._version), batch)
-    return found
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors_of(batch)]
 
 
 def map_tensors(function: Callable[[Tensor], Any], batch: Any) -> Any:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,12 +14,12 @@ from torch import Tensor, nn
 
 from multilevel.problems import replicas
 from multilevel.problems.autocast import AutocastAttention
-from multilevel.problems.batches import fresh, map_tensors, versions
+from multilevel.problems.batches import fresh, map_tensors, tensors_of, versions
 from multilevel.problems.compilation import Compilation, GradientGraphError, as_written, compiled_by_user
 from multilevel.problems.errors import LossError, NotFiniteError
 from multilevel.problems.levels import Levels
 from multilevel.problems.loss_mode import LossMode
-from multilevel.problems.metrics import split
+from multilevel.problems.metrics import describe, split
 from multilevel.problems.problem import Problem
 from multilevel.problems.randomness import RandomState
 from multilevel.problems.recomputation import recomputed_within
@@ -126,15 +127,11 @@ class Evaluator:
             LossError: the loss is not a scalar tensor.
             NotFiniteError: it is not finite.
         """
-
-        def loss(batch: Any, draws: Any) -> Any:
-            return self.problems[name].loss(self.levels, batch, draws)
-
+        loss = partial(self.problems[name].loss, self.levels)
         value, mode, substitution = self._at(name, part, parameters, loss, watched, self.compilation)
         if not moving:
             mode.restore_generators()
-        with torch._C.DisableTorchFunction():
-            checked, metrics = self._checked(name, value)
+        checked, metrics = self._checked(name, value)
         return Evaluation(
             checked, metrics, frozenset(mode.touched), frozenset(mode.seen), substitution, self.problems[name].moving
         )
@@ -151,16 +148,11 @@ class Evaluator:
     def replay(self, name: str, part: Part, parameters: Mapping[str, Tensors]) -> Tensor:
         """The loss of a recorded part, its random draws repeated; no generator and no buffer moves.
 
-        Nothing is compiled, as there may be no second derivative of what is. With several
-        ranks it is this rank's own, and its derivatives in ``parameters`` are those of the ranks' mean.
+        Nothing is compiled, as there may be no second derivative of what is. With several ranks it is this rank's own,
+        and its derivatives in ``parameters`` are those of the ranks' mean.
         """
-
-        def loss(batch: Any, draws: Any) -> Any:
-            return self.problems[name].loss(self.levels, batch, draws)
-
-        value = self._replayed(name, part, parameters, loss)
-        with torch._C.DisableTorchFunction():
-            return self._checked(name, value)[0]
+        value = self._replayed(name, part, parameters, partial(self.problems[name].loss, self.levels))
+        return self._checked(name, value)[0]
 
     def outputs(self, name: str, part: Part, parameters: Mapping[str, Tensors]) -> tuple[list[Tensor], RandomState]:
         """What a level computes on a recorded part, and the generators' state that its criterion starts from."""
@@ -181,19 +173,14 @@ class Evaluator:
     ) -> Tensor:
         """The loss of a level's outputs."""
         given = outputs[0] if len(outputs) == 1 else list(outputs)
-
-        def criterion(batch: Any, draws: Any) -> Any:
-            return self.problems[name].criterion(given, self.levels, batch, draws)
-
-        value = self._replayed(name, replace(part, state=state), parameters, criterion)
-        with torch._C.DisableTorchFunction():
-            return self._checked(name, value)[0]
+        criterion = partial(self.problems[name].criterion, given, self.levels)
+        return self._checked(name, self._replayed(name, replace(part, state=state), parameters, criterion))[0]
 
     def cast(self, part: Part) -> Part:
         """A part as this evaluator's precision takes it."""
         if self.precision != REFERENCE_PRECISION:
             return part
-        return replace(part, batch=_doubled(part.batch), draws=_doubled(part.draws))
+        return replace(part, batch=map_tensors(_doubled, part.batch), draws=map_tensors(_doubled, part.draws))
 
     def record(self, name: str, batch: Any) -> Part:
         """Draw what the loss of ``batch`` needs from the generators as they stand, and record it."""
@@ -244,7 +231,8 @@ class Evaluator:
             watching = {id(value): level for level in watched for value in substitution.substitutes(level)}
             mode = LossMode(substitution.nominal, part.generators, watching)
             batch, draws = fresh((cast.batch, cast.draws), tensors=problem.writes_to_batch is not False)
-            before = versions((batch, draws))
+            tensors = tensors_of((batch, draws))  # the loss may take them out of their containers
+            before = versions(tensors)
 
         try:
             with (
@@ -264,7 +252,7 @@ class Evaluator:
             mode.restore_generators()
             part.state.restore()
             return self._at(name, part, parameters, compute, watched, compilation)
-        self._check_writes(problem, substitution, first, before != versions((batch, draws)))
+        self._check_writes(problem, substitution, first, before != versions(tensors))
         return value, mode, substitution
 
     def _check_writes(self, problem: Problem, substitution: Substitution, first: bool, batch: bool) -> None:
@@ -292,16 +280,16 @@ class Evaluator:
             raise LossError(f"{told} changes its batch in place, which it did not do at first: clone what it changes")
 
     def _checked(self, name: str, value: Any) -> tuple[Tensor, dict[str, Any]]:
-        loss, metrics = split(name, value)
-        if not isinstance(loss, Tensor) or loss.ndim != 0:
-            shape = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise LossError(f"the loss of level {name!r} must be a scalar tensor; got {shape}")
-        if replicas.count() == 1:  # what one of several ranks alone saw all of them see in the means
-            check_finite(name, loss.item())
+        with torch._C.DisableTorchFunction():  # what is read here is no part of the loss
+            loss, metrics = split(name, value)
+            if not isinstance(loss, Tensor) or loss.ndim != 0:
+                raise LossError(f"the loss of level {name!r} must be a scalar tensor; got {describe(loss)}")
+            if replicas.count() == 1:  # what one of several ranks alone saw all of them see in the means
+                check_finite(name, loss.item())
         return loss, metrics
 
     def _own(self, tensor: Tensor) -> Tensor:
-        return tensor.double() if self.precision == REFERENCE_PRECISION and tensor.is_floating_point() else tensor
+        return _doubled(tensor) if self.precision == REFERENCE_PRECISION else tensor
 
     @contextmanager
     def _autocast(self, name: str) -> Iterator[None]:
@@ -352,9 +340,8 @@ def _move(buffers: Sequence[tuple[Variable, Tensor | None]]) -> None:
         buffer.copy_(moved)
 
 
-def _doubled(value: Any) -> Any:
-    """Every floating-point tensor of a batch in float64."""
-    return map_tensors(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, value)
+def _doubled(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def module_device(module: nn.Module) -> torch.device:

@@ -28,8 +28,6 @@ class ElementaryNormalization(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         keywords = dict(keywords or {})
-        if function is torch._weight_norm:
-            return weight_norm(*arguments, **keywords)
         if function in _LOW_LEVEL:
             raise ProductError(
                 f"torch.{function.__name__} has no third derivative that is right, which levels that read each other "

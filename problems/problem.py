@@ -96,9 +96,10 @@ class Problem:
         self.steps = steps
         self.solver = solver
         self.reads = None if reads is None else tuple(reads)
+        # What evaluations of the loss have shown of it; None: there has been none.
         self.writes_to_batch: bool | None = None
-        self.takes_gradients = False
-        self.moving: set[str] = set()
+        self.takes_gradients = False  # in parameters, by itself
+        self.moving: set[str] = set()  # parameters that a forward pass writes to
         self.scheduler = scheduler
         self.clip_norm = clip_norm
         self.accumulate = accumulate

@@ -96,8 +96,8 @@ class SelfCheck:
 def check_products(level: str, solver: Solver, lower: LowerLevel, cotangent: Tensors) -> str:
     """A line where a solver's products differ by more than 5% from others; empty where they agree or are mere noise.
 
-    Exact products are compared with the other exact form (where an operator lacks it, with finite differences), finite
-    differences and ``first_order`` with an exact form, in the direction of the cotangent.
+    Exact products are compared with finite differences, and with the other exact form where these do not agree and
+    every operator has it; finite differences and ``first_order`` with an exact form. All along the cotangent.
 
     Args:
         level: whose solver it is.

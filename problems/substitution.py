@@ -66,7 +66,11 @@ class Modules:
 
     def raw(self) -> dict[int, tuple[str, str]]:
         """The level and name of each of the modules' own parameters, by its ``id``."""
-        return {id(one.current): (one.level, one.name) for one in self._variables if one.is_parameter}
+        return {
+            id(variable.current): (variable.level, variable.name)
+            for variable in self._variables
+            if variable.is_parameter
+        }
 
     def substitution(
         self,
@@ -135,7 +139,7 @@ class Substitution:
             variable.put(value)
         for module, size in self._sizes:
             if _size(module) > size:
-                self._take_out(module, size)
+                self._take_out(module)
         for rnn in self._rnns:
             rnn._flat_weights = [getattr(rnn, name, None) for name in rnn._flat_weights_names]
 
@@ -167,7 +171,7 @@ class Substitution:
             and (value is not before[id(variable)] or not _same(value, variable.current))
         ]
 
-    def _take_out(self, module: nn.Module, size: int) -> None:
+    def _take_out(self, module: nn.Module) -> None:
         known = {(id(holder), key) for variable, _ in self._held for holder, key in variable.places}
         for holder in (module._parameters, module._buffers):
             for key in [key for key, tensor in holder.items() if tensor is not None and (id(holder), key) not in known]:

@@ -54,8 +54,10 @@ class FirstOrder(Solver):
                 raise SettingError(f"solver.{name}", value, "a number above 0, or null to have it chosen")
 
     def respond(self, lower: LowerLevel, cotangent: Tensors) -> Response:
-        products, held, right_hand_side = FiniteDifferenceProducts(lower), HeldLosses(lower), flatten(cotangent)
+        products, right_hand_side = FiniteDifferenceProducts(lower), flatten(cotangent)
+        held = products.losses
         step = self.step_size or self._chosen_step(products, right_hand_side)
+        counted = held.evaluations  # with the products
         scale = 1 / self.penalty if self.penalty else self._chosen_scale(lower, step, right_hand_side)
         start, slope = flatten(lower.parameters), flatten(products.gradient())
         largest, ends, steps = self._largest_move(scale, step, right_hand_side), [], 0
@@ -75,7 +77,7 @@ class FirstOrder(Solver):
             ends = [-sign * step * scale * right_hand_side for sign in (1, -1)]
         points = [unflatten(start + end, lower.parameters) for end in ends]
         contributions = _difference(held, lower, points, 2 * scale)
-        evaluations = products.evaluations + held.evaluations + steps + 2
+        evaluations = products.evaluations + held.evaluations - counted + steps + 2
         return Response(contributions, SolveReport(evaluations, products.products, None, None, cause, failed))
 
     def _chosen_step(self, products: FiniteDifferenceProducts, cotangent: Tensor) -> float:

@@ -3,13 +3,30 @@
 import torch
 
 
-class WrongTwice(torch.autograd.Function):
-    """exp(x): the first derivative is right, the second is 3 exp(x)."""
+class Exponential(torch.autograd.Function):
+    """exp(x), without a forward derivative; each kind has its own backward pass."""
 
     @staticmethod
     def forward(context, x):
         context.save_for_backward(x)
         return x.exp()
+
+
+class ForwardExponential(torch.autograd.Function):
+    """exp(x), as torch.func takes it; each kind has its own ``jvp`` and backward pass."""
+
+    @staticmethod
+    def forward(x):
+        return x.exp()
+
+    @staticmethod
+    def setup_context(context, inputs, output):
+        context.save_for_backward(*inputs)
+        context.save_for_forward(*inputs)
+
+
+class WrongTwice(Exponential):
+    """exp(x): the first derivative is right, the second is 3 exp(x)."""
 
     @staticmethod
     def backward(context, slope):
@@ -28,19 +45,10 @@ class WrongTwiceBackward(torch.autograd.Function):
         return slope * x.exp(), 3 * slope * before * x.exp()
 
 
-class WrongTwiceForwardToo(torch.autograd.Function):
+class WrongTwiceForwardToo(ForwardExponential):
     """The same with a forward derivative, which is right."""
 
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x):
-        return x.exp()
-
-    @staticmethod
-    def setup_context(context, inputs, output):
-        context.save_for_backward(*inputs)
-        context.save_for_forward(*inputs)
 
     @staticmethod
     def jvp(context, tangent):
@@ -72,17 +80,8 @@ class WrongTwiceForwardTooBackward(torch.autograd.Function):
         return slope * x.exp(), 3 * slope * before * x.exp()
 
 
-class WrongJvp(torch.autograd.Function):
+class WrongJvp(ForwardExponential):
     """exp(x) with right reverse derivatives of every order, and a forward derivative of 3 exp(x)."""
-
-    @staticmethod
-    def forward(x):
-        return x.exp()
-
-    @staticmethod
-    def setup_context(context, inputs, output):
-        context.save_for_backward(*inputs)
-        context.save_for_forward(*inputs)
 
     @staticmethod
     def jvp(context, tangent):
@@ -93,13 +92,8 @@ class WrongJvp(torch.autograd.Function):
         return slope * context.saved_tensors[0].exp()
 
 
-class Once(torch.autograd.Function):
+class Once(Exponential):
     """exp(x) with a first derivative alone."""
-
-    @staticmethod
-    def forward(context, x):
-        context.save_for_backward(x)
-        return x.exp()
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -32,6 +32,9 @@ class FiniteDifferenceProducts(Products):
 
     Args:
         radius: norm of the perturbation; None chooses it, see ``default_radius``.
+
+    Attributes:
+        losses: the level's, with what they detach held.
     """
 
     mode = "reverse mode"
@@ -40,13 +43,13 @@ class FiniteDifferenceProducts(Products):
 
     def __init__(self, lower: LowerLevel, radius: float | None = None) -> None:
         super().__init__(lower, radius)
-        self._losses = HeldLosses(lower)
+        self.losses = HeldLosses(lower)
 
     def hessian(self, direction: Tensors, read_direction: Mapping[str, Tensors] | None = None) -> dict[str, Tensor]:
         def difference(part: int, plus: Tensors, minus: Tensors, step: float) -> list[Tensor]:
             ahead, behind = detached_leaves(plus), detached_leaves(minus)
-            first = gradient_of(self._losses.at(part, ahead, self._reads_at(read_direction, step)), ahead)
-            second = gradient_of(self._losses.at(part, behind, self._reads_at(read_direction, -step)), behind)
+            first = gradient_of(self.losses.at(part, ahead, self._reads_at(read_direction, step)), ahead)
+            second = gradient_of(self.losses.at(part, behind, self._reads_at(read_direction, -step)), behind)
             return [one - other for one, other in zip(first, second, strict=True)]
 
         return self._central(self.lower.parameters, direction, difference, read_direction)
@@ -56,10 +59,8 @@ class FiniteDifferenceProducts(Products):
         leaves = keyed(reads)
 
         def difference(part: int, plus: Tensors, minus: Tensors, step: float) -> list[Tensor]:
-            first = gradient_of(
-                self._losses.at(part, plus, reads), leaves
-            )  # its graph goes before the second one comes
-            second = gradient_of(self._losses.at(part, minus, reads), leaves)
+            first = gradient_of(self.losses.at(part, plus, reads), leaves)  # its graph goes before the second one comes
+            second = gradient_of(self.losses.at(part, minus, reads), leaves)
             return [one - other for one, other in zip(first, second, strict=True)]
 
         return grouped(self._central(leaves, direction, difference), reads)
@@ -105,10 +106,10 @@ class FiniteDifferenceProducts(Products):
         plus = shifted(self.lower.parameters, direction, step)
         minus = shifted(self.lower.parameters, direction, -step)
         total = [torch.zeros_like(leaf) for leaf in leaves.values()]
-        before = self._losses.evaluations
+        before = self.losses.evaluations
         for part in range(len(self.lower.losses)):
             total = added(total, difference(part, plus, minus, step))
-        self.evaluations += 2 + self._losses.evaluations - before
+        self.evaluations += 2 + self.losses.evaluations - before
         scale = 1 / (2 * step * len(self.lower.losses))
         return {key: some * scale for key, some in zip(leaves, total, strict=True)}
 

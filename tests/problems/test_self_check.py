@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from plain_modules import TwiceSine
 from torch import nn
 from torch.nn import functional as F
 from toy import Vector, toy_graph
@@ -119,18 +120,10 @@ def test_a_loss_that_is_not_smooth_over_the_radius(loss, dtype):
 
 
 def test_a_loss_that_is_not_smooth_over_the_radius_without_a_second_exact_form():
-    class Sine(torch.autograd.Function):
-        @staticmethod
-        def forward(context, x):
-            context.save_for_backward(x)
-            return x.sin()
-
-        @staticmethod
-        def backward(context, slope):
-            return slope * context.saved_tensors[0].cos()
-
     lines = notices(
-        lambda p, u: (Sine.apply(3 * p) * u).sum(), Identity(product="finite_difference", radius=3.0), torch.float64
+        lambda p, u: (TwiceSine.apply(3 * p) * u).sum(),
+        Identity(product="finite_difference", radius=3.0),
+        torch.float64,
     )
     assert told(lines, "finite_difference", "reverse", "finite_difference", "levels.p.solver.product=reverse")
 

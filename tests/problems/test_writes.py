@@ -175,3 +175,23 @@ def test_a_level_that_nothing_uses_is_a_warning():
     upper = Validate("strength", strength, optimizer=torch.optim.SGD(strength.parameters(), 0.1), data=[(-X, Y)])
     with pytest.warns(UserWarning, match="level 'strength' will never move"):
         Engine(Graph(lower, upper))
+
+
+class Popping(Problem):
+    """Takes the labels out of a batch that says so."""
+
+    def loss(self, levels, batch, draws):
+        y = batch.pop("y") if batch["labelled"] else levels.fit(batch["x"]).detach()
+        penalty = levels.strength.log.exp() * levels.fit.weight.square().sum()
+        return mse_loss(levels.fit(batch["x"]), y) + penalty
+
+
+def test_taking_a_tensor_out_of_a_later_batch_is_no_writing_to_it():
+    module, strength = nn.Linear(3, 2).double(), Strength()
+    data = [{"x": X, "y": Y, "labelled": labelled} for labelled in (False, True)]
+    lower = Popping("fit", module, optimizer=torch.optim.SGD(module.parameters(), 0.1), data=data, steps=2)
+    upper = Validate("strength", strength, optimizer=torch.optim.SGD(strength.parameters(), 0.1), data=[(-X, Y)])
+    engine = Engine(Graph(lower, upper))
+    engine.run(2)
+    assert list(data[1]) == ["x", "y", "labelled"]
+    assert engine.graph.problems["fit"].writes_to_batch is False

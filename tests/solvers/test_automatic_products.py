@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from toy import toy_graph
-from wrong_derivatives import Once, StoppedInReverse
+from wrong_derivatives import Once, StoppedInReverse, WrongJvp
 
 from multilevel import Engine
 from multilevel.problems import Callback
@@ -19,24 +19,12 @@ POINT = torch.tensor([0.3, 1.0, -0.4, 2.0], dtype=torch.float64)
 VECTOR = {"p": torch.tensor([1.0, -2.0, 0.5, 1.5], dtype=torch.float64)}
 
 
-class Odd(torch.autograd.Function):
+class Odd(WrongJvp):
     """exp(x), whose forward derivative fails in a way that says nothing of derivatives."""
-
-    @staticmethod
-    def forward(x):
-        return x.exp()
-
-    @staticmethod
-    def setup_context(context, inputs, output):
-        context.save_for_backward(*inputs)
 
     @staticmethod
     def jvp(context, tangent):
         raise RuntimeError("INTERNAL ASSERT\nFAILED: please report")
-
-    @staticmethod
-    def backward(context, slope):
-        return slope * context.saved_tensors[0].exp()
 
 
 #: The loss's function of p, which products it allows, and the reason why not the ones before.
