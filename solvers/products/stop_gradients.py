@@ -23,6 +23,8 @@ CUTTING = frozenset(
     [
         Tensor.detach,
         Tensor.detach_,
+        torch.detach,
+        torch.detach_,
         Tensor.data.__get__,  # type: ignore[attr-defined]
         Tensor.item,
         Tensor.tolist,
