@@ -11,6 +11,7 @@ from time import perf_counter
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -194,14 +195,15 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 
 def fresh(batch: Any, tensors: bool = False) -> Any:
-    """A batch that a loss may pop from and write to: its containers are copied, and with ``tensors`` its tensors too.
+    """A batch that a loss may pop from and write to: containers and arrays are copied, with ``tensors`` tensors too.
 
     >>> batch = {"x": torch.ones(2)}
     >>> _ = fresh(batch).pop("x")
     >>> list(batch)
     ['x']
     """
-    return map_tensors(Tensor.clone if tensors else lambda tensor: tensor, batch)
+    clone = Tensor.clone if tensors else lambda tensor: tensor
+    return map_tensors(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else clone(leaf), batch, arrays=True)
 
 
 def tensors_of(batch: Any) -> list[Tensor]:
@@ -216,11 +218,12 @@ def versions(batch: Any) -> list[int]:
     return [0 if tensor.is_inference() else tensor._version for tensor in tensors_of(batch)]
 
 
-def map_tensors(function: Callable[[Tensor], Any], batch: Any) -> Any:
+def map_tensors(function: Callable[[Any], Any], batch: Any, arrays: bool = False) -> Any:
     """A copy of a batch with ``function`` of every tensor in its place; the types of all containers stay.
 
     Tensors are found in tuples, lists, mappings and dataclasses of any kind, nested, and in the attributes of other
-    objects that hold one directly. A tensor that is there twice is still one tensor afterwards.
+    objects that hold one directly. A tensor that is there twice is still one tensor afterwards. With ``arrays``
+    numpy's arrays are mapped as well.
 
     >>> map_tensors(torch.neg, {"x": [torch.tensor(1), "a name"]})
     {'x': [tensor(-1), 'a name']}
@@ -231,7 +234,7 @@ def map_tensors(function: Callable[[Tensor], Any], batch: Any) -> Any:
         if isinstance(leaf, PackedSequence):
             data, sizes, *order = leaf  # the sizes must stay on the CPU
             return tuple.__new__(PackedSequence, (once(data), sizes, *map(once, order)))
-        if not isinstance(leaf, Tensor):
+        if not isinstance(leaf, Tensor) and not (arrays and isinstance(leaf, np.ndarray)):
             return leaf
         if id(leaf) not in results:
             results[id(leaf)] = function(leaf)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -45,8 +46,9 @@ class UpdateRule:
         cls, optimizer: torch.optim.Optimizer | None, variables: Mapping[str, Tensor], clip_norm: float | None = None
     ) -> UpdateRule | None:
         """The next update of an optimizer over ``variables``; None where it is of another kind or variant."""
-        if optimizer is None or not known(optimizer):
+        if not known(optimizer):
             return None
+        assert optimizer is not None
         kind = KINDS[type(optimizer)]
         groups = {id(variable): group for group in optimizer.param_groups for variable in group["params"]}
         settings = {name: groups[id(variable)] for name, variable in variables.items()}
@@ -103,8 +105,12 @@ class UpdateRule:
 
 
 def known(optimizer: torch.optim.Optimizer | None) -> bool:
-    """Whether an optimizer has an ``UpdateRule``: one of ``KINDS`` itself, as a subclass may do anything."""
-    return type(optimizer) in KINDS
+    """Whether an optimizer has an ``UpdateRule``: one of ``KINDS`` itself, as a subclass or another ``step`` may do
+    anything. A scheduler's wrapper around ``step`` changes nothing."""
+    if optimizer is None or type(optimizer) not in KINDS:
+        return False
+    step = getattr(optimizer.step, "__func__", optimizer.step)
+    return unwrap(step) is unwrap(type(optimizer).step)
 
 
 def maximizes(optimizer: torch.optim.Optimizer | None) -> bool:
