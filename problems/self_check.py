@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from statistics import fmean
 
 import torch
@@ -26,8 +28,8 @@ from multilevel.solvers import (
 )
 from multilevel.solvers.base import scale_of
 from multilevel.solvers.errors import is_out_of_memory
-from multilevel.solvers.products import PRODUCTS, AutomaticProducts, FiniteDifferenceProducts, Products, default_radius
-from multilevel.solvers.products.base import detached_leaves, gradient_of, keyed
+from multilevel.solvers.products import PRODUCTS, AutomaticProducts, Products, default_radius
+from multilevel.solvers.products.base import detached_leaves, gradient_of, grouped, keyed
 from multilevel.solvers.products.stop_gradients import HeldLosses
 from multilevel.solvers.vectors import Tensors, flatten, norm, scaled, shifted, unflatten
 
@@ -111,13 +113,15 @@ def check_products(level: str, solver: Solver, lower: LowerLevel, cotangent: Ten
     if used is None or scale == 0 or not keyed(lower.reads):
         return ""
     check = _Check(level, solver, used, replace(lower, choice=ProductChoice()), scaled(cotangent, 1 / scale))
+    if line := check.replay():
+        return f"self-check: {line}"
     reason = ""
     for kind in ("mixed",) if isinstance(solver, Identity | Sama) else ("mixed", "hessian"):
         for other in check.others:
             try:
                 line = check.difference(kind, other)
             except Exception as error:  # a check ends no run
-                reason = reason or _told(error)
+                reason = reason or _told(error).partition(f": {PRODUCTS[other].remedy}")[0]
                 continue
             if line:
                 return f"self-check: {line}"
@@ -166,6 +170,17 @@ class _Check:
     def others(self) -> list[str]:
         return [form for form in (*EXACT[::-1], DIFFERENCES) if form != self.used]
 
+    def replay(self) -> str:
+        """What to say of a loss that differs from one evaluation at a point to the next; empty where it does not."""
+        for loss in self.lower.losses:
+            first, second = (loss(self.lower.parameters, self.lower.reads).item() for _ in range(2))
+            if abs(first - second) > self._eps() ** 0.5 * max(abs(first), abs(second)):
+                return (
+                    f"the loss of level {self.level!r} is {first:.6g}, then {second:.6g} at the same point: draw "
+                    "what is random in Problem.draw, or from the global generator of torch, numpy or random"
+                )
+        return ""
+
     def difference(self, kind: str, other: str) -> str:
         """What to say of products of one kind that differ when formed in another way; empty where they agree."""
         used = self.used
@@ -190,13 +205,14 @@ class _Check:
         elif DIFFERENCES in (used, other):
             if not self._is_steady(kind):
                 return "" if other == DIFFERENCES else f"{differ} and depend on their radius, {wrong}"
-            unseen = self._moves_unseen()
-            if unseen and other == DIFFERENCES:
+            differences, exact = (first, second) if used == DIFFERENCES else (second, first)
+            confirmed = self._confirmed(kind, differences, exact)
+            if confirmed is False and other == DIFFERENCES:
                 return ""
-            if unseen is not None:
-                reason = "is not" if unseen else "is"
-                differ = f"{differ}; the gradient {reason} the derivative of the loss at moved parameters"
-                return f"{differ}, {wrong if unseen or other == DIFFERENCES else right}"
+            if confirmed is not None:
+                verb = "agree" if confirmed else "do not agree"
+                differ = f"{differ}; differences taken in another way {verb} with {DIFFERENCES}"
+                return f"{differ}, {right if confirmed and used == DIFFERENCES else wrong}"
         return (
             f"{differ}, and nothing tells which is right: compare reverse, forward and finite_difference in a small "
             "problem in float64"
@@ -243,32 +259,58 @@ class _Check:
         first, second = (self._product(kind, DIFFERENCES, factor) for factor in (0.5, 2.0))
         return _distance(first, second) <= TOLERANCE
 
-    def _moves_unseen(self) -> bool | None:
-        """Whether the loss changes with its parameters by what its gradient leaves out; None where rounding hides it.
+    def _confirmed(self, kind: str, differences: Tensor, exact: Tensor) -> bool | None:
+        """Whether differences taken in another way agree with finite differences; None where they hardly tell.
 
-        Finite differences move what leaves torch unseen, and differ from right exact products by that.
+        They do not where the loss moves by what its gradient leaves out, which right exact products leave out too.
         """
-        gradient = FiniteDifferenceProducts(self.lower).gradient()
-        along, across = flatten(gradient), flatten(self.direction)
-        if not along.any():
+        gap = (differences - exact).norm().item()
+        across = (differences - exact) / gap
+        value, rounding = self._curvature(across) if kind == "hessian" else self._exchanged(across)
+        distance = abs(value - (across @ differences).item()) / gap
+        if rounding > gap / 4 or TOLERANCE < distance < 0.25:
             return None
-        sign = 1 if along @ across >= 0 else -1
-        direction = along / along.norm() + sign * across / across.norm()
-        step = self._radius() / direction.norm().item()
-        named, losses = unflatten(direction, self.lower.parameters), HeldLosses(self.lower)
-        ahead, behind = (
-            fmean(
-                losses.at(part, shifted(self.lower.parameters, named, move), self.lower.reads).item()
-                for part in range(len(self.lower.losses))
-            )
-            for move in (step, -step)
-        )
-        slope, central = (along @ direction).item(), (ahead - behind) / (2 * step)
-        error, size = abs(slope - central), max(abs(slope), abs(central))
-        rounding = ROUNDINGS * torch.finfo(self.lower.arithmetic).eps * max(abs(ahead), abs(behind)) / step
-        if error > TOLERANCE * size and error > rounding:
-            return True
-        return False if max(error, rounding) < size / 100 else None
+        return distance <= TOLERANCE
+
+    def _curvature(self, across: Tensor) -> tuple[float, float]:
+        """Second difference of the loss itself along the direction and another one [N], and its rounding."""
+        ways = (self.direction, unflatten(across, self.lower.parameters))
+        radius = self._radius() * self._arithmetic_eps ** (-1 / 12)  # eps^(1/4): best for second differences
+        steps = [radius / norm(way) for way in ways]
+        losses = HeldLosses(self.lower)
+
+        def loss(*signs: int) -> float:
+            point = self.lower.parameters
+            for way, step, sign in zip(ways, steps, signs, strict=True):
+                point = shifted(point, way, sign * step)
+            return fmean(losses.at(part, point, self.lower.reads).item() for part in range(len(self.lower.losses)))
+
+        values = {signs: signs[0] * signs[1] * loss(*signs) for signs in product((1, -1), repeat=2)}
+        area = 4 * math.prod(steps)
+        return sum(values.values()) / area, ROUNDINGS * self._arithmetic_eps * max(map(abs, values.values())) / area
+
+    def _exchanged(self, across: Tensor) -> tuple[float, float]:
+        """Difference of the gradient in the parameters, along the direction, as what is read moves along another one
+        [M]; and its rounding."""
+        reads: Tensors = keyed(self.lower.reads)  # type: ignore[assignment]
+        radius = getattr(self.solver, "radius", None) or default_radius(reads, self.lower.arithmetic)
+        parameters, losses = detached_leaves(self.lower.parameters), HeldLosses(self.lower)
+
+        def slope(sign: int) -> float:
+            point = grouped(shifted(reads, unflatten(across, reads), sign * radius), self.lower.reads)  # type: ignore[arg-type]
+            total = torch.zeros_like(across[0])
+            for part in range(len(self.lower.losses)):
+                gradient = gradient_of(losses.at(part, parameters, point), parameters)
+                total += flatten(dict(zip(parameters, gradient, strict=True))) @ flatten(self.direction)
+            return total.item() / len(self.lower.losses)
+
+        ahead, behind = slope(1), slope(-1)
+        rounding = ROUNDINGS * self._arithmetic_eps * max(abs(ahead), abs(behind)) / (2 * radius)
+        return (ahead - behind) / (2 * radius), rounding
+
+    @property
+    def _arithmetic_eps(self) -> float:
+        return torch.finfo(self.lower.arithmetic).eps
 
     def _is_noise(self, kind: str, other: str, first: Tensor, second: Tensor) -> bool:
         """Whether rounding alone can make products differ, by used and other: they are below what it leaves of them."""

@@ -34,6 +34,7 @@ CUTTING = frozenset(
         Tensor.__bool__,
         Tensor.__index__,
         Tensor.__deepcopy__,
+        Tensor.__format__,
         Tensor.new_tensor,
         torch.tensor,
         torch.equal,
@@ -44,7 +45,9 @@ CUTTING = frozenset(
 
 
 #: Functions whose result may come back in a way that is not seen.
-LEAVING_TORCH = frozenset([Tensor.__dlpack__, Tensor.__array__])
+LEAVING_TORCH = frozenset(
+    [Tensor.__dlpack__, Tensor.__array__, Tensor.untyped_storage, Tensor.data.__set__]  # type: ignore[attr-defined]
+)
 
 
 class HeldLosses:
@@ -103,8 +106,10 @@ class _LeavingGraph(TorchFunctionMode):
         if function is torch._C._set_grad_enabled:
             self._follow(enabled, arguments[0])
         if function is torch.autograd.grad:
-            return not _keeps_graph(arguments, **keywords)
+            return not keeps_graph(arguments, **keywords)
         off = not torch.is_grad_enabled()
+        if off and torch.is_inference_mode_enabled():  # torch tells no function mode that it is entered
+            return _holds_tensor(result)
         if off and not self._cutting:  # within an autograd.Function, whose backward pass says what its derivative is
             return False
         return function in CUTTING or (off and _holds_tensor(result))
@@ -220,7 +225,7 @@ REMEDY = "take solver.product=forward or reverse"
 OTHER_WAY = f"a loss detaches other things at moved parameters, which finite differences cannot hold: {REMEDY}"
 
 
-def _keeps_graph(arguments: Any, create_graph: Any = False, **_: Any) -> bool:
+def keeps_graph(arguments: Any, create_graph: Any = False, **_: Any) -> bool:
     """Whether ``torch.autograd.grad`` with these arguments gives what can be differentiated."""
     return bool(arguments[4] if len(arguments) > 4 else create_graph)
 
