@@ -42,7 +42,7 @@ class Discovery:
             evaluation = self._evaluator.evaluate(name, part, {**suspected, **inputs}, watched, moving=True)
             touched = set().union(*replicas.gather(evaluation.touched)) if watched else set()
             if not touched:
-                if not suspected and name in self._seen:
+                if not suspected and name in self._seen and not evaluation.uses_replaced:
                     return evaluation, inputs
                 self._seen.add(name)
                 if not self._graph.extend_reads(self._evaluator, name, evaluation.loss, {**suspected, **inputs}):

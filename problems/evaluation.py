@@ -18,7 +18,7 @@ from multilevel.problems.batches import fresh, map_tensors, tensors_of, versions
 from multilevel.problems.compilation import Compilation, GradientGraphError, as_written, compiled_by_user
 from multilevel.problems.errors import LossError, NotFiniteError
 from multilevel.problems.levels import Levels
-from multilevel.problems.loss_mode import LossMode
+from multilevel.problems.loss_mode import GradientsWantedError, LossMode
 from multilevel.problems.metrics import describe, split
 from multilevel.problems.problem import Problem
 from multilevel.problems.randomness import RandomState
@@ -62,6 +62,7 @@ class Evaluation:
         metrics: what the loss returned beside it.
         touched: the levels that were watched and used while gradients were enabled.
         seen: those used at all.
+        uses_replaced: the loss has used a parameter that it has from elsewhere than its level's module.
         substitution: holds what the buffers have become.
         moving: the level's parameters that its forward pass writes to.
     """
@@ -70,6 +71,7 @@ class Evaluation:
     metrics: dict[str, Any]
     touched: frozenset[str]
     seen: frozenset[str]
+    uses_replaced: bool
     substitution: Substitution
     moving: Collection[str]
 
@@ -132,9 +134,9 @@ class Evaluator:
         if not moving:
             mode.restore_generators()
         checked, metrics = self._checked(name, value)
-        return Evaluation(
-            checked, metrics, frozenset(mode.touched), frozenset(mode.seen), substitution, self.problems[name].moving
-        )
+        touched, seen = frozenset(mode.touched), frozenset(mode.seen)
+        moving_parameters = self.problems[name].moving
+        return Evaluation(checked, metrics, touched, seen, mode.uses_replaced, substitution, moving_parameters)
 
     def loss(
         self, name: str, part: Part, parameters: Mapping[str, Tensors], move_buffers: bool = False
@@ -229,7 +231,8 @@ class Evaluator:
             moving = None if first else {level: other.moving for level, other in self.problems.items()}
             substitution = self.modules.substitution(parameters, self._own, problem.takes_gradients, moving)
             watching = {id(value): level for level in watched for value in substitution.substitutes(level)}
-            mode = LossMode(substitution.nominal, part.generators, watching)
+            storages = substitution.storages() if first else {}
+            mode = LossMode(substitution, part.generators, watching, storages, problem.takes_gradients)
             batch, draws = fresh((cast.batch, cast.draws), tensors=problem.writes_to_batch is not False)
             tensors = tensors_of((batch, draws))  # the loss may take them out of their containers
             before = versions(tensors)
@@ -244,36 +247,46 @@ class Evaluator:
                 self._autocast(name),
             ):
                 value = compute(batch, draws)
-        except (RuntimeError, GradientGraphError) as error:
-            if isinstance(error, RuntimeError):
-                if problem.takes_gradients or "does not require grad" not in str(error):
-                    raise
-                problem.takes_gradients = True  # from now on
+        except (RuntimeError, GradientGraphError, GradientsWantedError) as error:
+            if isinstance(error, RuntimeError) and (
+                problem.takes_gradients or "does not require grad" not in str(error)
+            ):
+                raise
+            problem.takes_gradients |= not isinstance(error, GradientGraphError)  # from now on
             mode.restore_generators()
             part.state.restore()
             return self._at(name, part, parameters, compute, watched, compilation)
-        self._check_writes(problem, substitution, first, before != versions(tensors))
+        written = {*substitution.written(), *(storages[address] for address in mode.written)}
+        if first:
+            written.update(substitution.differing())
+        self._check_writes(problem, substitution.added, written, first, before != versions(tensors))
         return value, mode, substitution
 
-    def _check_writes(self, problem: Problem, substitution: Substitution, first: bool, batch: bool) -> None:
+    def _check_writes(
+        self, problem: Problem, added: Sequence[str], written: Collection[Variable], first: bool, batch: bool
+    ) -> None:
         """From its first evaluation on it is known what a loss writes to: its batch, and parameters.
 
         Raises:
-            LossError: a parameter that a level trains, a buffer that was not there, or a batch on later batches alone.
+            LossError: a parameter that a level trains, a buffer that was not there, or something that it did not write
+                to at first.
         """
         told = f"the loss of level {problem.name!r}"
-        if substitution.added:
+        if added:
             raise LossError(
-                f"{told} registers {substitution.added[0]!r} in a module: register it in __init__, or call "
+                f"{told} registers {added[0]!r} in a module: register it in __init__, or call "
                 "the module once before the graph is made"
             )
-        for variable in substitution.written() if first else ():
-            if variable.current is not None and variable.current.requires_grad:
+        for variable in written:
+            trained, moving = variable.current, self.problems[variable.level].moving
+            later = "" if first or variable.name in moving else ", which it did not do at first"
+            if later or (trained is not None and trained.requires_grad):
                 raise LossError(
-                    f"{told} writes to the parameter {variable.name!r} of level {variable.level!r}, and is evaluated "
-                    "several times for an update: write to it in a step hook of the optimizer, or in Callback.on_update"
+                    f"{told} writes to the parameter {variable.name!r} of level {variable.level!r}{later}, and is "
+                    "evaluated several times for an update: write to it in a step hook of the optimizer, or in "
+                    "Callback.on_update"
                 )
-            self.problems[variable.level].moving.add(variable.name)
+            moving.add(variable.name)
         if first:
             problem.writes_to_batch = batch
         elif batch and not problem.writes_to_batch:

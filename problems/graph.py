@@ -9,7 +9,6 @@ from functools import cached_property
 from graphlib import TopologicalSorter
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from multilevel.problems import replicas
@@ -20,8 +19,10 @@ from multilevel.problems.html import html_table
 from multilevel.problems.lazy_modules import initialize
 from multilevel.problems.problem import Problem
 from multilevel.problems.randomness import RandomState
+from multilevel.problems.substitution import is_marked, marked
 from multilevel.solvers import default_solver
 from multilevel.solvers.autograd_graph import leaves
+from multilevel.solvers.differentiation import differentiating
 from multilevel.solvers.vectors import Tensors
 
 #: Batches looked at for a level that the first ones would leave without a gradient.
@@ -220,10 +221,10 @@ class Graph:
         found: set[str] = set()
         for batch in batches:
             values = {
-                level: {key: value.clone().requires_grad_() for key, value in evaluator.detached(level).items()}
+                level: {key: marked(value.clone().requires_grad_()) for key, value in evaluator.detached(level).items()}
                 for level in self.names
             }
-            with RandomState.seeded(0).active(), torch.enable_grad():
+            with RandomState.seeded(0).active(), differentiating():
                 part, others = evaluator.record(name, batch), [other for other in self.names if other != name]
                 evaluation = evaluator.evaluate(name, part, values, others)
             self._seen |= evaluation.seen
@@ -305,6 +306,11 @@ def _reached(evaluator: Evaluator, name: str, loss: Tensor, values: Mapping[str,
     for leaf in leaves(loss):
         if id(leaf) in substituted:
             found.add(substituted[id(leaf)])
+        elif is_marked(leaf):
+            raise GraphError(
+                f"the loss of level {name!r} uses parameters kept from an earlier evaluation (in a list that it, or a "
+                "module, made once), and would not be differentiated in them: list parameters anew at every call"
+            )
         elif id(leaf) in own:
             level, parameter = own[id(leaf)]
             raise GraphError(

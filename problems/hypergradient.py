@@ -14,8 +14,9 @@ from multilevel.problems.evaluation import Evaluator, Part, Record
 from multilevel.problems.graph import Graph
 from multilevel.problems.nested import NestedSystem
 from multilevel.problems.recording import RecordedUpdate, Values, same
+from multilevel.problems.substitution import marked
 from multilevel.solvers import LowerLevel, Prediction, ProductChoice, SolveError, Solver, SolveReport, Step
-from multilevel.solvers.update_rules import UpdateRule, known
+from multilevel.solvers.update_rules import KINDS, UpdateRule, known
 from multilevel.solvers.vectors import Tensors, zeros_like
 
 Gradients = dict[str, dict[str, Tensor]]
@@ -31,7 +32,8 @@ def differentiated(graph: Graph, name: str) -> tuple[str, ...]:
 def leaves(evaluator: Evaluator, levels: Iterable[str]) -> Gradients:
     """The variables of ``levels``, detached and requiring a gradient."""
     return {
-        level: {key: value.requires_grad_() for key, value in evaluator.detached(level).items()} for level in levels
+        level: {key: marked(value.requires_grad_()) for key, value in evaluator.detached(level).items()}
+        for level in levels
     }
 
 
@@ -152,9 +154,10 @@ def respond(
         count = solvers[level].recorded_steps
         optimizer = graph.problems[level].optimizer
         if count and optimizer is not None and not known(optimizer):
+            replaced = ", whose step was replaced" if type(optimizer) in KINDS else ""
             raise SolveError(
                 f"level {level!r}: an unrolled solver goes through updates of SGD, Adam or AdamW themselves; it "
-                f"is trained with {type(optimizer).__name__}"
+                f"is trained with {type(optimizer).__name__}{replaced}"
             )
         updates = list(memory.steps.get(level, ()))[-count:] if count else []
         start, choice = memory.starts.get(level), memory.products.get(level)

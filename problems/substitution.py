@@ -89,6 +89,7 @@ class Modules:
         """
         held: list[tuple[Variable, Tensor | None]] = []
         nominal: dict[int, bool] = {}
+        replaced: set[int] = set()
         for variable in self._variables:
             current, value = variable.current, values.get(variable.level, {}).get(variable.name)
             if value is None and current is not None:
@@ -99,8 +100,19 @@ class Modules:
                     value = value.view_as(value).requires_grad_()
                 value._is_param = True  # isinstance(value, nn.Parameter), as modules may ask
                 nominal[id(value)] = current.requires_grad
+                replaced.add(id(current))
             held.append((variable, value))
-        return Substitution(held, nominal, self.rnns, self._sizes)
+        return Substitution(held, nominal, replaced, self.rnns, self._sizes)
+
+
+def marked(leaf: Tensor) -> Tensor:
+    """A tensor to differentiate in, marked: a loss that keeps it for its next evaluation is found out."""
+    leaf.is_substitute = True  # type: ignore[attr-defined]
+    return leaf
+
+
+def is_marked(leaf: Tensor) -> bool:
+    return getattr(leaf, "is_substitute", False)
 
 
 class Substitution:
@@ -108,6 +120,7 @@ class Substitution:
 
     Attributes:
         nominal: whether the parameter in whose place a substitute is requires a gradient, by the substitute's ``id``.
+        replaced: the ``id`` of each parameter in whose place there is a substitute.
         added: names of buffers and parameters that were registered in the block; they are taken out again.
     """
 
@@ -115,6 +128,7 @@ class Substitution:
         self,
         held: list[tuple[Variable, Tensor | None]],
         nominal: dict[int, bool],
+        replaced: set[int],
         rnns: list[nn.RNNBase],
         sizes: list[tuple[nn.Module, int]],
     ) -> None:
@@ -122,13 +136,17 @@ class Substitution:
         self._sizes = sizes
         self.added: list[str] = []
         self.nominal = nominal
+        self.replaced = replaced
         self._rnns = rnns
         self._before: list[list[Tensor | None]] = []
         #: What all held when the block ended: a forward pass may have assigned buffers anew.
         self._after: list[tuple[Variable, Tensor | None]] = []
+        #: The state of each parameter's storage when the block began.
+        self._marks: list[tuple[int, int] | None] = []
 
     def __enter__(self) -> Substitution:
         self._before.append([variable.current for variable, _ in self._held])
+        self._marks = [_mark(value) if variable.is_parameter else None for variable, value in self._held]
         for variable, value in self._held:
             variable.put(value)
         return self
@@ -159,16 +177,33 @@ class Substitution:
             if variable.level == level and (not variable.is_parameter or variable.name in moving)
         ]
 
+    def storages(self) -> dict[int, Variable]:
+        """The parameters by the address of their substitutes' storage."""
+        return {
+            value.untyped_storage().data_ptr(): variable
+            for variable, value in self._held
+            if variable.is_parameter and value is not None
+        }
+
     def written(self) -> list[Variable]:
-        """The parameters that the block has written to; they must have entered as copies."""
-        before = {id(variable): value for variable, value in self._held}
+        """The parameters that the block has written to or assigned anew, but for what torch does not count: writes
+        through ``data``."""
+        pairs = zip(self._held, self._after, self._marks, strict=True)
+        return [
+            variable
+            for (variable, before), (_, after), mark in pairs
+            if variable.is_parameter and after is not None and (after is not before or _mark(after) != mark)
+        ]
+
+    def differing(self) -> list[Variable]:
+        """The parameters that have other values after the block; they must have entered as copies."""
         return [
             variable
             for variable, value in self._after
             if variable.is_parameter
             and variable.current is not None
             and value is not None
-            and (value is not before[id(variable)] or not _same(value, variable.current))
+            and not _same(value, variable.current)
         ]
 
     def _take_out(self, module: nn.Module) -> None:
@@ -182,6 +217,13 @@ class Substitution:
 def _size(module: nn.Module) -> int:
     """How many parameters and buffers a module itself has registered."""
     return len(module._parameters) + len(module._buffers)
+
+
+def _mark(value: Tensor | None) -> tuple[int, int] | None:
+    """What changes when a tensor is written to, or given other ``data``; the values may stay the same."""
+    if value is None or value.is_inference() or torch._C._functorch.is_functorch_wrapped_tensor(value):
+        return None
+    return value._version, value.data_ptr()
 
 
 def _same(value: Tensor, current: Tensor) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -65,3 +66,24 @@ def computing_again(modes: Sequence[tuple[TorchFunctionMode, TorchFunctionMode]]
             if not any(mode is other for other in around):
                 stack.enter_context(again)
         yield
+
+
+def writes_in_place(function: Any) -> bool:
+    """Whether a function of torch writes to the values of its first argument.
+
+    >>> writes_in_place(Tensor.mul_), writes_in_place(Tensor.mul), writes_in_place(Tensor.t_)
+    (True, False, False)
+    """
+    name = getattr(function, "__name__", "")
+    return name in _WRITING or (name.endswith("_") and not name.endswith("__") and name not in _RESHAPING)
+
+
+#: Functions that write to their first argument, beside those whose names end in an underscore.
+_WRITING = frozenset("__setitem__ __iadd__ __isub__ __imul__ __itruediv__ __ipow__".split())
+#: Functions whose names end in one, and that leave values alone.
+_RESHAPING = frozenset(
+    """
+    requires_grad_ detach_ share_memory_ resize_ set_ as_strided_
+    t_ transpose_ swapaxes_ swapdims_ squeeze_ unsqueeze_
+    """.split()
+)

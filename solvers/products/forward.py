@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.autograd import forward_ad
 from torch.func import grad, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from multilevel.solvers.differentiation import writes_in_place
 from multilevel.solvers.errors import ProductError
 from multilevel.solvers.products.base import (
     Products,
@@ -27,6 +29,7 @@ from multilevel.solvers.products.base import (
     keyed,
 )
 from multilevel.solvers.products.replacements import REPLACEMENTS
+from multilevel.solvers.products.stop_gradients import keeps_graph
 from multilevel.solvers.vectors import Tensors
 
 if TYPE_CHECKING:
@@ -126,6 +129,10 @@ FOLLOWED = WRITING | frozenset(
 )
 
 
+#: Functions that need the graph of reverse mode, or change it: forward mode has none.
+GRAPH_FUNCTIONS = frozenset([Tensor.register_hook, Tensor.retain_grad, Tensor.detach_, Tensor.backward])
+
+
 class _NotFollowedError(ProductError):
     """A tangent and a gradient meet in a function whose tangent a reverse pass may not follow."""
 
@@ -144,14 +151,55 @@ class NoGradientNoTangent(TorchFunctionMode):
     """Has forward mode see nothing of what runs without gradients, as reverse mode does.
 
     Functions that torch does not differentiate rightly in forward mode are replaced.
+
+    Raises:
+        ProductError: in the loss, where a function depends on the graph of reverse mode, see ``needs_graph``.
     """
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        keywords = keywords or {}
+        if needs_graph(function, arguments, keywords):
+            descriptor = getattr(function, "__self__", None)  # of an attribute of tensors
+            name = getattr(descriptor or function, "__name__", str(function))
+            raise ProductError(f"{name} has no {ForwardProducts.lacks}: {ForwardProducts.remedy}")
         function = REPLACEMENTS.get(function, function)
-        result = function(*arguments, **(keywords or {}))
+        if function == Tensor.data.__set__:  # type: ignore[attr-defined]  # what torch.func wraps ends with the product
+            arguments = (arguments[0], _unwrapped(arguments[1]))
         if torch.is_grad_enabled():
-            return result
-        return tree_map_only(Tensor, lambda tensor: tensor.detach() if tensor.is_floating_point() else tensor, result)
+            return function(*arguments, **keywords)
+        if writes_in_place(function):  # the values change, the tangent does not
+            result = function(*without_tangents(arguments), **without_tangents(keywords))
+            return None if result is None else arguments[0]
+        return without_tangents(function(*arguments, **keywords))
+
+
+def needs_graph(function: Any, arguments: Any, keywords: Mapping[str, Any]) -> bool:
+    """Whether a function needs the graph of reverse mode, changes it, or defines a derivative for it alone."""
+    if function in GRAPH_FUNCTIONS:
+        return isinstance(arguments[0], Tensor) and arguments[0].is_floating_point()
+    if function == Tensor.data.__set__:  # type: ignore[attr-defined]
+        return _may_have_tangent(arguments[0])
+    if function is torch.autograd.grad:
+        return not keeps_graph(arguments, **keywords)
+    return isinstance(function, OpOverload | OpOverloadPacket) and not str(function).startswith(("aten.", "prims."))
+
+
+def _may_have_tangent(tensor: Tensor) -> bool:
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return wrapped or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None)
+
+
+def _unwrapped(tensor: Tensor) -> Tensor:
+    """The values of a tensor that torch.func may have wrapped, without tangent."""
+    if not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return tensor.detach()
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def without_tangents(values: Any) -> Any:
+    return tree_map_only(Tensor, lambda tensor: tensor.detach() if tensor.is_floating_point() else tensor, values)
 
 
 class ReverseFollows(NoGradientNoTangent):

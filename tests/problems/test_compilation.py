@@ -29,6 +29,7 @@ from multilevel.problems import load_checkpoint, save_checkpoint
 from multilevel.problems.compilation import Compilation
 from multilevel.problems.loss_mode import LossMode
 from multilevel.problems.reference import reference_hypergradient
+from multilevel.problems.substitution import Modules
 from multilevel.run_folder import RunFolder
 from multilevel.solvers import ConjugateGradient, FiniteDifference
 
@@ -227,7 +228,7 @@ def test_many_modules_are_compiled():
     compilation = Compilation(backend)
     for width in range(1, 11):
         module = nn.Linear(4, width)
-        with compilation.installed("wide", [module], LossMode({}, {}, {})):
+        with compilation.installed("wide", [module], LossMode(Modules({}).substitution({}), {}, {})):
             compiled = module(X)
         assert torch.equal(compiled, module(X))
     assert backend.calls == 10

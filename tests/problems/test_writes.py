@@ -18,10 +18,12 @@ X, Y = (torch.randn(12, size, generator=generator, dtype=torch.float64) for size
 class Student(nn.Module):
     """A student and its teacher, a moving average that the forward pass updates in one of three ways."""
 
-    def __init__(self, way):
+    def __init__(self, way, copied=False):
         super().__init__()
         torch.manual_seed(1)
         self.student, self.teacher = nn.Linear(3, 2).double(), nn.Linear(3, 2).double().requires_grad_(False)
+        if copied:  # the first move changes no number
+            self.teacher.load_state_dict(self.student.state_dict())
         self.way = way
 
     def forward(self, x):
@@ -29,6 +31,8 @@ class Student(nn.Module):
             for mean, value in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
                 if self.way == "assigned":  # as MoCo
                     mean.data = mean.data * 0.9 + value.data * 0.1
+                elif self.way == "copied":
+                    mean.copy_(value)
                 elif self.way == "in place":  # as DINO
                     mean.data.mul_(0.9).add_(0.1 * value.detach().data)
                 else:
@@ -66,12 +70,13 @@ def engine_of(module, solver=None, steps=1):
     return Engine(Graph(lower, upper))
 
 
-@pytest.mark.parametrize("way", ["assigned", "in place", "lerp"])
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("way", ["assigned", "in place", "lerp", "copied"])
 @pytest.mark.parametrize(
     "solver", [None, Dense(damping=1.0), FiniteDifference(), Identity(product="reverse")], ids=lambda one: str(one)
 )
-def test_a_moving_average_of_weights_moves_once_an_update(way, solver):
-    module, plain = Student(way), Student(way)
+def test_a_moving_average_of_weights_moves_once_an_update(way, solver, copied):
+    module, plain = Student(way, copied), Student(way, copied)
     engine = engine_of(module, solver)
     optimizer = torch.optim.SGD(plain.student.parameters(), 0.1)
     for _ in range(5):
@@ -84,10 +89,11 @@ def test_a_moving_average_of_weights_moves_once_an_update(way, solver):
         torch.testing.assert_close(value, expected, rtol=1e-12, atol=0, msg=name)
 
 
-@pytest.mark.parametrize("way", ["assigned", "in place", "lerp"])
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("way", ["assigned", "in place", "lerp", "copied"])
 @pytest.mark.parametrize("product", ["forward", "reverse", "finite_difference"])
-def test_the_hypergradient_of_a_moving_average_is_that_of_plain_torch(way, product):
-    module = Student(way)
+def test_the_hypergradient_of_a_moving_average_is_that_of_plain_torch(way, product, copied):
+    module = Student(way, copied)
     engine = engine_of(module, Identity(product=product))
     engine.run(1)
     plain = copy.deepcopy(module)
@@ -102,8 +108,25 @@ def test_the_hypergradient_of_a_moving_average_is_that_of_plain_torch(way, produ
 
 
 class Clipped(nn.Linear):
+    """Weights that the forward pass keeps within a limit, which may be reached later."""
+
+    def __init__(self, way, limit):
+        super().__init__(3, 2)
+        self.way, self.limit, self.calls = way, limit, 0
+
     def forward(self, x):
-        self.weight.data.clamp_(-0.1, 0.1)
+        self.calls += 1
+        with torch.no_grad():
+            if self.way == "data":
+                self.weight.data.clamp_(-self.limit, self.limit)
+            elif self.way == "in place":
+                self.weight.clamp_(-self.limit, self.limit)
+            elif self.way == "assigned":  # as EEGNet
+                self.weight.data = torch.renorm(self.weight.data, 2, 0, self.limit)
+            elif self.way == "foreach":
+                torch._foreach_clamp_max_([self.weight], self.limit)
+            elif self.calls > 1:  # in a later call
+                self.weight.clamp_(-self.limit, self.limit)
         return super().forward(x)
 
 
@@ -132,11 +155,13 @@ def ridge(module):
     )
 
 
-def test_writing_to_trained_weights_is_refused_and_leaves_them_as_they_were():
-    module = Clipped(3, 2).double()
+@pytest.mark.parametrize("limit", [0.1, 10.0])
+@pytest.mark.parametrize("way", ["data", "in place", "assigned", "foreach", "later"])
+def test_writing_to_trained_weights_is_refused_and_leaves_them_as_they_were(way, limit):
+    module = Clipped(way, limit).double()
     before = module.weight.detach().clone()
-    with pytest.raises(LossError, match="level 'fit' writes to the parameter 'weight' of level 'fit'"):
-        Engine(ridge(module))
+    with pytest.raises(LossError, match=r"level '\w+' writes to the parameter 'weight' of level 'fit'"):
+        Engine(ridge(module)).hypergradient("strength")
     assert torch.equal(module.weight, before)
 
 
