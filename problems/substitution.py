@@ -107,12 +107,12 @@ class Modules:
 
 def marked(leaf: Tensor) -> Tensor:
     """A tensor to differentiate in, marked: a loss that keeps it for its next evaluation is found out."""
-    leaf.is_substitute = True  # type: ignore[attr-defined]
+    leaf.is_substitute = id(leaf)  # type: ignore[attr-defined]  # a copy of it has this attribute, and another id
     return leaf
 
 
 def is_marked(leaf: Tensor) -> bool:
-    return getattr(leaf, "is_substitute", False)
+    return getattr(leaf, "is_substitute", None) == id(leaf)
 
 
 class Substitution:

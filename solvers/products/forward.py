@@ -181,7 +181,8 @@ def needs_graph(function: Any, arguments: Any, keywords: Mapping[str, Any]) -> b
         return _may_have_tangent(arguments[0])
     if function is torch.autograd.grad:
         return not keeps_graph(arguments, **keywords)
-    return isinstance(function, OpOverload | OpOverloadPacket) and not str(function).startswith(("aten.", "prims."))
+    custom = isinstance(function, OpOverload | OpOverloadPacket) and not str(function).startswith(("aten.", "prims."))
+    return custom and any(isinstance(leaf, Tensor) for leaf in tree_leaves((arguments, keywords)))
 
 
 def _may_have_tangent(tensor: Tensor) -> bool:

@@ -1,5 +1,6 @@
 """Losses that ask for their own graph, change it, or leave it in rare ways, against plain PyTorch."""
 
+import copy
 import functools
 
 import numpy as np
@@ -114,6 +115,16 @@ def formatted(levels, batch):
     return fitted(levels, batch) * levels.up.log.exp() / scale
 
 
+def profiled(levels, batch):
+    with torch.profiler.record_function("loss"):  # an operator, of no tensors
+        return F.mse_loss(levels.fit(batch[0]), batch[1]) * levels.up.log.exp() + decayed(levels)
+
+
+def copied(levels, batch):
+    target = copy.deepcopy(levels.fit)
+    return fitted(levels, batch) + levels.up.log.exp() * F.mse_loss(levels.fit(batch[0]), target(0.5 * batch[0]))
+
+
 def in_an_array(levels, batch):
     x, y = batch
     x[:] *= 1.1
@@ -126,7 +137,7 @@ def arrays(x, y):
 
 LOSSES = [
     asking, hooked, retained, scaled_without_gradients, detached_in_place, gradient_norm, sharpness, custom, inferred,
-    formatted,
+    formatted, copied, profiled,
 ]  # fmt: skip
 MAKE = making(fit=lambda: sequential(), up=lambda: Strength())
 CASES = {loss.__name__: Case(loss.__name__, MAKE, loss, fitted) for loss in LOSSES}
@@ -161,7 +172,7 @@ def test_forward_products_are_refused_where_a_loss_needs_a_graph(loss, solver):
         engine_of(CASES[loss.__name__], solver).hypergradient("up")
 
 
-@pytest.mark.parametrize("name", ["asking", "scaled_without_gradients", "inferred", "in_an_array"])
+@pytest.mark.parametrize("name", ["asking", "profiled", "scaled_without_gradients", "inferred", "in_an_array"])
 def test_forward_products_are_right_where_it_is_only_asked_for(name):
     check(CASES[name], "forward", engine_of(CASES[name], SOLVERS["forward"]()))
 
