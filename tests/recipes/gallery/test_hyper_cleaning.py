@@ -15,14 +15,11 @@ def test_the_weights_find_the_wrong_labels():
     separation.check()
 
 
-@claims(gain_by_cleaning=above(0), short_of_oracle=above(0))
+@claims(gain_by_cleaning=above(0))
 def cleaning(seed):
     """Over 300 steps: with 150 cleaning does not pay with every seed."""
     scores = trained("recipe=hyper_cleaning", seed=seed).findings()["test_accuracy"]
-    return {
-        "gain_by_cleaning": scores["cleaned"] - scores["no cleaning"],
-        "short_of_oracle": scores["clean alone (oracle)"] - scores["cleaned"],
-    }
+    return {"gain_by_cleaning": scores["cleaned"] - scores["no cleaning"]}
 
 
 @pytest.mark.slow
