@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
-from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -264,24 +263,21 @@ class _Check:
 
         Finite differences move what leaves torch unseen, and differ from right exact products by that.
         """
-        gradient = PRODUCTS[DIFFERENCES](self.lower).gradient()
+        losses = HeldLosses(self.lower)
+        gradient = losses.gradient(self.lower.parameters, self.lower.reads)
         along, across = flatten(gradient), flatten(self.direction)
         if not along.any():
             return None
         sign = 1 if along @ across >= 0 else -1
         direction = along / along.norm() + sign * across / across.norm()
         step = self._radius() / direction.norm().item()
-        named, losses = unflatten(direction, self.lower.parameters), HeldLosses(self.lower)
+        named = unflatten(direction, self.lower.parameters)
         ahead, behind = (
-            fmean(
-                losses.at(part, shifted(self.lower.parameters, named, move), self.lower.reads).item()
-                for part in range(len(self.lower.losses))
-            )
-            for move in (step, -step)
+            losses.mean(shifted(self.lower.parameters, named, move), self.lower.reads) for move in (step, -step)
         )
         slope, central = (along @ direction).item(), (ahead - behind) / (2 * step)
         error, size = abs(slope - central), max(abs(slope), abs(central))
-        rounding = ROUNDINGS * torch.finfo(self.lower.arithmetic).eps * max(abs(ahead), abs(behind)) / step
+        rounding = ROUNDINGS * self._arithmetic_eps * max(abs(ahead), abs(behind)) / step
         if error > TOLERANCE * size and error > rounding:
             return True
         return False if max(error, rounding) < size / 100 else None
@@ -312,7 +308,7 @@ class _Check:
             point = self.lower.parameters
             for way, step, sign in zip(ways, steps, signs, strict=True):
                 point = shifted(point, way, sign * step)
-            return fmean(losses.at(part, point, self.lower.reads).item() for part in range(len(self.lower.losses)))
+            return losses.mean(point, self.lower.reads)
 
         values = {signs: signs[0] * signs[1] * loss(*signs) for signs in product((1, -1), repeat=2)}
         area = 4 * math.prod(steps)
@@ -323,15 +319,11 @@ class _Check:
         [M]; and its rounding."""
         reads: Tensors = keyed(self.lower.reads)  # type: ignore[assignment]
         radius = getattr(self.solver, "radius", None) or default_radius(reads, self.lower.arithmetic)
-        parameters, losses = detached_leaves(self.lower.parameters), HeldLosses(self.lower)
+        losses = HeldLosses(self.lower)
 
         def slope(sign: int) -> float:
             point = grouped(shifted(reads, unflatten(across, reads), sign * radius), self.lower.reads)  # type: ignore[arg-type]
-            total = torch.zeros_like(across[0])
-            for part in range(len(self.lower.losses)):
-                gradient = gradient_of(losses.at(part, parameters, point), parameters)
-                total += flatten(dict(zip(parameters, gradient, strict=True))) @ flatten(self.direction)
-            return total.item() / len(self.lower.losses)
+            return (flatten(losses.gradient(self.lower.parameters, point)) @ flatten(self.direction)).item()
 
         ahead, behind = slope(1), slope(-1)
         rounding = ROUNDINGS * self._arithmetic_eps * max(abs(ahead), abs(behind)) / (2 * radius)

@@ -11,7 +11,7 @@ from multilevel.solvers.base import LowerLevel, Response, Solver, SolveReport, a
 from multilevel.solvers.errors import SettingError
 from multilevel.solvers.neumann import largest_eigenvalue
 from multilevel.solvers.products import FiniteDifferenceProducts, default_radius
-from multilevel.solvers.products.base import added, averaged, detached_leaves, gradient_of, grouped, keyed
+from multilevel.solvers.products.base import added, detached_leaves, gradient_of, grouped, keyed
 from multilevel.solvers.products.stop_gradients import HeldLosses
 from multilevel.solvers.vectors import Tensors, flatten, unflatten
 
@@ -67,7 +67,7 @@ class FirstOrder(Solver):
                 if not moved.norm().item() < largest:
                     break
                 steps += 1
-                descent = flatten(_gradient(held, lower, unflatten(start + moved, lower.parameters))) - slope
+                descent = flatten(held.gradient(unflatten(start + moved, lower.parameters), lower.reads)) - slope
                 moved = moved - step * (descent + sign * scale * right_hand_side + self.damping * moved)
             ends.append(moved)
         size = max(end.norm().item() for end in ends)
@@ -94,15 +94,6 @@ class FirstOrder(Solver):
     def _largest_move(self, scale: float, step: float, cotangent: Tensor) -> float:
         """A convex problem moves by no more than every step along the cotangent would."""
         return 1.01 * self.steps * step * scale * cotangent.norm().item()
-
-
-def _gradient(held: HeldLosses, lower: LowerLevel, parameters: Tensors) -> dict[str, Tensor]:
-    """Gradient of the loss at ``parameters``, what it detaches staying as it is at the current point."""
-    leaves = detached_leaves(parameters)
-    total = [torch.zeros_like(leaf) for leaf in leaves.values()]
-    for part in range(len(lower.losses)):
-        total = added(total, gradient_of(held.at(part, leaves, lower.reads), leaves))
-    return averaged(leaves, total, len(lower.losses))
 
 
 def _difference(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from multilevel.solvers.errors import ProductError
+from multilevel.solvers.products.base import added, averaged, detached_leaves, gradient_of
 from multilevel.solvers.vectors import Tensors
 
 if TYPE_CHECKING:
@@ -91,6 +93,18 @@ class HeldLosses:
             value = loss(parameters, reads)
         moved.check()
         return value
+
+    def mean(self, parameters: Tensors, reads: Mapping[str, Tensors]) -> float:
+        """``at``, averaged over the parts of the batch."""
+        return fmean(self.at(part, parameters, reads).item() for part in range(len(self._lower.losses)))
+
+    def gradient(self, parameters: Tensors, reads: Mapping[str, Tensors]) -> dict[str, Tensor]:
+        """The gradient of the mean in ``parameters``, same names and shapes."""
+        leaves, count = detached_leaves(parameters), len(self._lower.losses)
+        total = [torch.zeros_like(leaf) for leaf in leaves.values()]
+        for part in range(count):
+            total = added(total, gradient_of(self.at(part, leaves, reads), leaves))
+        return averaged(leaves, total, count)
 
 
 class _LeavingGraph(TorchFunctionMode):
