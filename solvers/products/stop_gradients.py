@@ -115,6 +115,28 @@ class _LeavingGraph(TorchFunctionMode):
         self._cutting = False
         self._outer: list[bool] = []
 
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        keywords = keywords or {}
+        if function is F.gumbel_softmax:
+            with self:
+                return _gumbel_softmax(*arguments, **keywords)
+        enabled = torch.is_grad_enabled()
+        result = function(*arguments, **keywords)
+        has_left = self._leaves(function, arguments, keywords, enabled, result)
+        return self._handed_on(function, (arguments, keywords), result, has_left, enabled)
+
+    def _handed_on(self, function: Any, inputs: tuple[Any, Any], result: Any, has_left: bool, enabled: bool) -> Any:
+        """What the loss gets in place of a function's result.
+
+        Args:
+            function: of torch.
+            inputs: its arguments and keywords.
+            result: what it has returned.
+            has_left: whether that is outside the graph.
+            enabled: whether gradients were enabled before it.
+        """
+        raise NotImplementedError
+
     def _leaves(self, function: Any, arguments: Any, keywords: Any, enabled: bool, result: Any) -> bool:
         """Whether a function's result is outside the graph; ``enabled``: gradients were, before it."""
         if function is torch._C._set_grad_enabled:
@@ -149,28 +171,23 @@ class Detection(_LeavingGraph):
         self.used = False
         self._tensors: dict[int, Tensor] = {}
 
-    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
-        if function is F.gumbel_softmax:
-            with self:
-                return _gumbel_softmax(*arguments, **(keywords or {}))
-        enabled = torch.is_grad_enabled()
-        result = function(*arguments, **(keywords or {}))
-        leaves = tree_leaves(result)
-        if self._leaves(function, arguments, keywords or {}, enabled, result):
-            self._follow_on(leaves)
-            self.used |= not all(isinstance(leaf, Tensor) for leaf in leaves)
-        elif (enabled or not self._cutting) and not self.used and self._takes(arguments, keywords):
-            comes_back = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves)
+    def _handed_on(self, function: Any, inputs: tuple[Any, Any], result: Any, has_left: bool, enabled: bool) -> Any:
+        values = tree_leaves(result)
+        if has_left:
+            self._follow_on(values)
+            self.used |= not all(isinstance(value, Tensor) for value in values)
+        elif (enabled or not self._cutting) and not self.used and self._takes(inputs):
+            comes_back = any(isinstance(value, Tensor) and value.requires_grad for value in values)
             self.used = comes_back or function in LEAVING_TORCH
-            self._follow_on(leaves)  # still outside the graph
+            self._follow_on(values)  # still outside the graph
         return result
 
-    def _takes(self, arguments: Any, keywords: Any) -> bool:
+    def _takes(self, inputs: tuple[Any, Any]) -> bool:
         """Whether any of the tensors that have left the graph is among the arguments."""
-        return bool(self._tensors) and any(id(leaf) in self._tensors for leaf in tree_leaves((arguments, keywords)))
+        return bool(self._tensors) and any(id(leaf) in self._tensors for leaf in tree_leaves(inputs))
 
-    def _follow_on(self, leaves: Sequence[Any]) -> None:
-        self._tensors |= {id(leaf): leaf for leaf in leaves if isinstance(leaf, Tensor)}
+    def _follow_on(self, values: Sequence[Any]) -> None:
+        self._tensors |= {id(value): value for value in values if isinstance(value, Tensor)}
 
 
 class StopGradients(_LeavingGraph):
@@ -206,14 +223,10 @@ class StopGradients(_LeavingGraph):
         """For what is computed from here on to be computed again, as checkpointing does: gives what was recorded."""
         return StopGradients(self.values, len(self.values) if self._recording else self._position)
 
-    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
-        if function is F.gumbel_softmax:
-            with self:
-                return _gumbel_softmax(*arguments, **(keywords or {}))
-        enabled = torch.is_grad_enabled()
-        result = function(*arguments, **(keywords or {}))
-        if not self._leaves(function, arguments, keywords or {}, enabled, result):
+    def _handed_on(self, function: Any, inputs: tuple[Any, Any], result: Any, has_left: bool, enabled: bool) -> Any:
+        if not has_left:
             return result
+        arguments, _ = inputs
         with torch._C.DisableTorchFunction():
             if self._recording:
                 self.values.append(_copied(result))
