@@ -28,7 +28,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from multilevel.problems.autocast import AutocastState
 from multilevel.problems.module_call import ModuleCall
 from multilevel.problems.randomness import RandomState
-from multilevel.solvers.differentiation import computing_again, modes_again
+from multilevel.solvers.differentiation import computing_again, may_have_tangent, modes_again
 
 Tensors = tuple[Tensor, ...]
 Places = Sequence[int]
@@ -291,7 +291,7 @@ def _is_dual(tensor: Tensor) -> bool:
         interpreter.key() == TransformType.Jvp for interpreter in retrieve_all_functorch_interpreters()
     ):
         return False
-    return _is_wrapped(tensor) or forward_ad.unpack_dual(tensor).tangent is not None
+    return may_have_tangent(tensor)
 
 
 def _is_wrapped(tensor: Tensor) -> bool:

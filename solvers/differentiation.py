@@ -8,6 +8,8 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
@@ -66,6 +68,12 @@ def computing_again(modes: Sequence[tuple[TorchFunctionMode, TorchFunctionMode]]
             if not any(mode is other for other in around):
                 stack.enter_context(again)
         yield
+
+
+def may_have_tangent(tensor: Tensor) -> bool:
+    """Whether a tensor has a tangent of ``forward_ad`` itself, or torch.func wraps it, so that it may have one."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return wrapped or forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def writes_in_place(function: Any) -> bool:

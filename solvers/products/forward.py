@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from multilevel.solvers.differentiation import writes_in_place
+from multilevel.solvers.differentiation import may_have_tangent, writes_in_place
 from multilevel.solvers.errors import ProductError
 from multilevel.solvers.products.base import (
     Products,
@@ -178,16 +178,11 @@ def needs_graph(function: Any, arguments: Any, keywords: Mapping[str, Any]) -> b
     if function in GRAPH_FUNCTIONS:
         return isinstance(arguments[0], Tensor) and arguments[0].is_floating_point()
     if function == Tensor.data.__set__:  # type: ignore[attr-defined]
-        return _may_have_tangent(arguments[0])
+        return may_have_tangent(arguments[0])
     if function is torch.autograd.grad:
         return not keeps_graph(arguments, **keywords)
     custom = isinstance(function, OpOverload | OpOverloadPacket) and not str(function).startswith(("aten.", "prims."))
     return custom and any(isinstance(leaf, Tensor) for leaf in tree_leaves((arguments, keywords)))
-
-
-def _may_have_tangent(tensor: Tensor) -> bool:
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    return wrapped or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None)
 
 
 def _unwrapped(tensor: Tensor) -> Tensor:
