@@ -213,9 +213,9 @@ def tensors_of(batch: Any) -> list[Tensor]:
     return tensors
 
 
-def versions(batch: Any) -> list[int]:
-    """How often each tensor of a batch has been written to; 0 for those of inference mode, which do not count it."""
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors_of(batch)]
+def versions(tensors: Iterable[Tensor]) -> list[int]:
+    """How often each tensor has been written to; 0 for those of inference mode, which do not count it."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def map_tensors(function: Callable[[Any], Any], batch: Any, arrays: bool = False) -> Any:
