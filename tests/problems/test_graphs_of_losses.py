@@ -16,12 +16,7 @@ from multilevel import Engine, Graph
 from multilevel.problems.errors import GraphError
 from multilevel.solvers import Dense, FiniteDifference, Identity, ProductError, SolveError, Unrolled
 
-
-@pytest.fixture(autouse=True)
-def _double_precision():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def fitted(levels, batch):

@@ -43,13 +43,7 @@ from multilevel import Engine, Graph
 from multilevel.problems.errors import GraphError, LossError
 from multilevel.solvers import MultilevelError, ProductError, Unrolled
 
-
-@pytest.fixture(autouse=True)
-def _double_precision():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("double_precision", "fresh_compiler")
 
 
 def mse(levels, batch):

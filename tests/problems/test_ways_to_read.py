@@ -48,13 +48,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from multilevel.problems.errors import GraphError
 
-
-@pytest.fixture(autouse=True)
-def _double_precision():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("double_precision", "fresh_compiler")
 
 
 def row(name, read=lambda levels: squares([levels.fit.weight]), fit=linear, up=Strength, **keywords):
