@@ -256,9 +256,9 @@ class Evaluator:
             mode.restore_generators()
             part.state.restore()
             return self._at(name, part, parameters, compute, watched, compilation)
-        written = {*substitution.written(), *(storages[address] for address in mode.written)}
+        written = substitution.written()
         if first:
-            written.update(substitution.differing())
+            written += [*substitution.differing(), *map(storages.__getitem__, mode.written)]
         self._check_writes(problem, substitution.added, written, first, before != versions(tensors))
         return value, mode, substitution
 
