@@ -172,6 +172,22 @@ def test_forward_products_are_right_where_it_is_only_asked_for(name):
     check(CASES[name], "forward", engine_of(CASES[name], SOLVERS["forward"]()))
 
 
+def test_forward_products_leave_whole_what_a_loss_gives_to_a_module_outside_the_graph():
+    outside = linear()
+
+    def aligned(levels, batch):
+        for target, weight in zip(outside.parameters(), levels.fit.parameters(), strict=True):
+            target.data = weight.data
+        with torch.no_grad():
+            target = outside(0.5 * batch[0])
+        return fitted(levels, batch) + levels.up.log.exp() * F.mse_loss(levels.fit(batch[0]), target)
+
+    make = making(fit=lambda: linear(), up=lambda: Strength())
+    engine = engine_of(Case("aligned", make, aligned, fitted), Dense(damping=1.0, product="forward"))
+    check(Case("aligned", make, aligned, fitted), "dense", engine)
+    assert torch.equal(outside.weight, engine.graph.problems["fit"].module.weight)
+
+
 @pytest.mark.parametrize("name", list(CASES))
 def test_an_update_is_that_of_plain_torch(name):
     engine = engine_of(CASES[name], None)

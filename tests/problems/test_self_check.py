@@ -10,7 +10,15 @@ from plain_modules import TwiceSine
 from torch import nn
 from torch.nn import functional as F
 from toy import Vector, toy_graph
-from wrong_derivatives import Once, Stopped, StoppedInReverse, WrongJvp, WrongTwice, WrongTwiceForwardToo
+from wrong_derivatives import (
+    Once,
+    Stopped,
+    StoppedInReverse,
+    StraightThrough,
+    WrongJvp,
+    WrongTwice,
+    WrongTwiceForwardToo,
+)
 
 from multilevel import Engine, Graph, Problem
 from multilevel.__main__ import main
@@ -159,6 +167,31 @@ def test_exact_products_of_such_a_loss_are_not_said_to_be_wrong(stopped, product
     if (stopped, product) != ("without one", "forward"):
         loss = lambda p, u: (stop(p).exp() * p.square() * u.square()).sum()  # noqa: E731
         assert notices(loss, Identity(product=product), dtype) == []
+
+
+@every_dtype
+def test_a_second_derivative_that_is_wrong_in_the_hessian_alone(dtype):
+    lines = notices(lambda p, u: WrongTwice.apply(p).sum() + (p * u).sum(), Dense(product="reverse"), dtype)
+    assert told(lines, "reverse", "finite_difference", "reverse", "levels.p.solver.product=finite_difference")
+    assert lines[0].startswith("self-check: hessian products")
+
+
+@every_dtype
+def test_a_gradient_that_is_declared_is_not_said_to_be_wrong(dtype):
+    """Second differences of the loss agree with differences of its gradient, and neither with the gradient itself."""
+    loss = lambda p, u: (StraightThrough.apply(p) * u).square().sum()  # noqa: E731
+    assert notices(loss, Dense(product="reverse"), dtype) == []
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.5, ""), (0.9, "nothing tells which is right")])
+def test_it_blames_nothing_where_a_hidden_constant_hardly_shows(share, said):
+    """The constant takes all but (1 - share)^2 of the loss's curvature, and 1 - share of that of finite differences."""
+
+    def loss(p, u):
+        return (50 * p + p * u + (p - share * StoppedInReverse.apply(p)).square() / 2).sum()
+
+    lines = notices(loss, Dense(product="reverse"), torch.float64)
+    assert [said in line for line in lines] == [True] * bool(said)
 
 
 def numpy_detour(x):

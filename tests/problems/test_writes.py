@@ -24,13 +24,15 @@ class Student(nn.Module):
         self.student, self.teacher = nn.Linear(3, 2).double(), nn.Linear(3, 2).double().requires_grad_(False)
         if copied:  # the first move changes no number
             self.teacher.load_state_dict(self.student.state_dict())
-        self.way = way
+        self.way, self.calls = way, 0
 
     def forward(self, x):
         with torch.no_grad():
             for mean, value in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
                 if self.way == "assigned":  # as MoCo
                     mean.data = mean.data * 0.9 + value.data * 0.1
+                elif self.way == "later" and self.calls == 0:
+                    continue
                 elif self.way == "copied":
                     mean.copy_(value)
                 elif self.way == "in place":  # as DINO
@@ -38,6 +40,7 @@ class Student(nn.Module):
                 else:
                     mean.lerp_(value, 0.1)
             target = self.teacher(x)
+        self.calls += 1
         return self.student(x), target
 
 
@@ -105,6 +108,12 @@ def test_the_hypergradient_of_a_moving_average_is_that_of_plain_torch(way, produ
     expected = 2 * strength.log.detach() - torch.autograd.grad(along, strength.log)[0]
     found = engine.hypergradient("strength")["log"]
     torch.testing.assert_close(found, expected, rtol=1e-7 if product == "finite_difference" else 1e-12, atol=0)
+
+
+def test_a_teacher_that_is_left_alone_at_first_is_refused_where_it_moves():
+    module = Student("later")
+    with pytest.raises(LossError, match=r"writes to the parameter 'teacher\.weight' .*, which it did not do at first"):
+        engine_of(module).run(1)
 
 
 class Clipped(nn.Linear):
