@@ -1,6 +1,8 @@
 """Finite differences hold what a loss takes out of the graph, in whatever way, as double backward does by itself."""
 
 import copy
+import io
+import pickle
 
 import numpy as np
 import pytest
@@ -29,6 +31,25 @@ def straight_through(x):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return F.gumbel_softmax(x[None].expand(3, -1), tau=0.7, hard=True).sum(0)
+
+
+def saved_and_loaded(x):
+    file = io.BytesIO()
+    torch.save(x.detach(), file)
+    file.seek(0)
+    return torch.load(file)
+
+
+def given_as_data(x):
+    other = torch.empty_like(x)
+    other.data = x.data
+    return other
+
+
+def inferred(x):
+    with torch.inference_mode():
+        result = x.sin()
+    return result.clone()
 
 
 def branching(condition):
@@ -62,6 +83,11 @@ STOPS = {
     "torch.tensor": lambda x: torch.tensor(x),
     "new_tensor": lambda x: x.new_tensor(x),
     "deepcopy": lambda x: copy.deepcopy(x),
+    "pickle": lambda x: pickle.loads(pickle.dumps(x.detach())),
+    "torch.save": saved_and_loaded,
+    "data given": given_as_data,
+    "inference_mode": inferred,
+    "a formatted number": lambda x: torch.ones_like(x) * float(f"{x.sum():.15f}"),
     "autograd.grad": adversarial,
     "gumbel_softmax": straight_through,
     **{f"a branch by {name}": branch for name, branch in BRANCHES.items()},
