@@ -16,8 +16,8 @@ from functools import partial
 
 from side_by_side import Spread, alternate, conditions, ratio
 
-from multilevel.configuration import build_recipe, compose_config
-from multilevel.memory import MemoryTracker
+from multilevel.compare.memory import MemoryTracker
+from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.problems import Engine
 from multilevel.solvers.vectors import flatten
 

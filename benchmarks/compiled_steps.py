@@ -20,7 +20,7 @@ from guided_mae_step import iteration, recipe_for
 from side_by_side import Iterate, Spread, alternate, conditions, ratio, timed
 
 from multilevel.problems import Callback
-from multilevel.train import new_engine
+from multilevel.runs.training import new_engine
 
 GENERATED = "data=planted data.image_size=32 data.channels=3 data.batch_size=128 data.flip=true data.crop_scale=0.6"
 

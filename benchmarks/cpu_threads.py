@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import torch
 from side_by_side import Iterate, Spread, alternate, conditions, ratio
 
-from multilevel.configuration import build_recipe, compose_config
+from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.problems import Engine
-from multilevel.train import new_engine
+from multilevel.runs.training import new_engine
 
 #: Model, images in a batch and pixels on a side, patches being of 4 x 4.
 SIZES = [("tiny", 64, 16), ("mini", 64, 16), ("mini", 128, 16), ("tiny", 128, 32), ("mini", 128, 32)]

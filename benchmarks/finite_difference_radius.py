@@ -13,7 +13,7 @@ import sys
 
 import torch
 
-from multilevel.configuration import build_recipe, compose_config
+from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.problems import Engine
 from multilevel.problems.hypergradient import differentiated, gradients, leaves, lower_level
 from multilevel.solvers import LowerLevel

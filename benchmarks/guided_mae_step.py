@@ -21,10 +21,10 @@ import torch
 from side_by_side import Iterate, Spread, add_clock, alternate, conditions, in_own_process, ratio, resident_growth
 from torch.nn import functional as F
 
-from multilevel.configuration import build_recipe, compose_config
+from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.problems.levels import Levels
 from multilevel.recipes.guided_mae import GuidedMae
-from multilevel.train import new_engine
+from multilevel.runs.training import new_engine
 
 SIDES = ("plain", "direct", "both")
 

@@ -22,7 +22,7 @@ from peers import available
 from torch import Tensor
 from tqdm import tqdm
 
-from multilevel.memory import MemoryTracker
+from multilevel.compare.memory import MemoryTracker
 from multilevel.solvers import SOLVERS, LowerLevel, MultilevelError, Step
 from multilevel.solvers.update_rules import UpdateRule
 

@@ -23,7 +23,7 @@ from study_tables import cell
 from torch import Tensor
 from tqdm import tqdm
 
-from multilevel.configuration import build_recipe, compose_config
+from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.levels.masks import POLICIES, MaskPolicy, MaskView
 from multilevel.problems import Engine
 from multilevel.recipes.data.planted import signal_patches

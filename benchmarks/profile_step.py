@@ -24,13 +24,13 @@ from guided_mae_step import SIDES, PlainSteps, iteration, recipe_for
 from side_by_side import CLOCKS, Iterate, add_clock, conditions
 from torch.profiler import ProfilerActivity, profile
 
-from multilevel.levels.masked_autoencoder import MaskedAutoencoder, MaskingNetwork
+from multilevel.levels.models.masked_autoencoder import MaskedAutoencoder, MaskingNetwork
 from multilevel.problems import Engine
 from multilevel.problems import engine as engine_module
 from multilevel.problems.batches import Batches
-from multilevel.problems.evaluation import Evaluator
-from multilevel.problems.randomness import RandomState
-from multilevel.solvers.base import ImplicitSolver
+from multilevel.problems.evaluation.evaluator import Evaluator
+from multilevel.problems.evaluation.randomness import RandomState
+from multilevel.solvers.linear_system import ImplicitSolver
 
 OUTSIDE, REST = "outside", "everything else"
 PHASES = ("pretrain", "finetune", "mask", "product at finetune", "product at pretrain", OUTSIDE)

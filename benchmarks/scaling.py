@@ -27,15 +27,15 @@ from side_by_side import Iterate, Spread, add_clock, alternate, conditions, rati
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from multilevel.configuration import compose_config
-from multilevel.memory import MemoryTracker
+from multilevel.compare.memory import MemoryTracker
+from multilevel.configuration.composition import compose_config
 from multilevel.problems import Callback, Engine, Graph, Problem
 from multilevel.problems.callbacks import Update
 from multilevel.problems.levels import Levels
 from multilevel.recipes.settings import chosen_device
+from multilevel.runs.training import new_engine
 from multilevel.solvers import SOLVERS
 from multilevel.solvers.registry import build
-from multilevel.train import new_engine
 
 GENERATED = "data=planted data.image_size=32 data.channels=3 data.batch_size=32".split()
 #: Neither ends early: the damping makes the Hessian positive definite, and no tolerance is met.

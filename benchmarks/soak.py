@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from scipy import stats
 
-from multilevel.configuration import build_recipe, compose_config
-from multilevel.event_log import EventLog
+from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.problems import Callback, Checkpointing, Engine
-from multilevel.train import new_engine
+from multilevel.runs.event_log import EventLog
+from multilevel.runs.training import new_engine
 
 SETTINGS = (
     "data.limit=300 data.batch_size=8 model.width=16 model.heads=2 model.depth=1 model.decoder_width=8 "

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
 TESTS = ROOT / "tests"
-sys.path += [str(ROOT), str(TESTS)]  # the root first: tests/multilevel is no package
+sys.path += [str(ROOT), str(TESTS)]  # the root first: tests/package is no package
 
 from claims import Bound, Claims  # noqa: E402
 

@@ -26,10 +26,10 @@ from side_by_side import Iterate, Spread, add_clock, alternate, conditions, in_o
 
 from multilevel.problems import Callback, Engine
 from multilevel.problems.callbacks import Update
-from multilevel.problems.randomness import RandomState
+from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.guided_mae import GuidedMae
+from multilevel.runs.training import new_engine
 from multilevel.solvers.vectors import flatten
-from multilevel.train import new_engine
 
 #: Sides of multilevel, and their settings.
 VARIANTS = {

@@ -14,12 +14,13 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
-from multilevel.configuration import build_recipe, compose_config
+from multilevel.commands.graph_picture import draw_graph
+from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.problems import Graph
 from multilevel.recipes.base import Recipe
-from multilevel.recipes.pictures import draw_differences, draw_graph
+from multilevel.runs.training import new_engine
+from multilevel.study.pictures import draw_differences
 from multilevel.study.statistics import compare
-from multilevel.train import new_engine
 
 DOCS = Path(__file__).parent
 EXTERNAL = re.compile(r"<(?:script|img|iframe|link)\b[^>]*?\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>")

@@ -7,25 +7,25 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from multilevel.distributed import launched
-from multilevel.exit_status import exit_status
-from multilevel.help import OVERVIEW, help_for
+from multilevel.commands.help import OVERVIEW, help_for
+from multilevel.runs.distributed import launched
+from multilevel.runs.exit_status import exit_status
 from multilevel.solvers.errors import MultilevelError
 from multilevel.solvers.extensions import check_folders
 
 COMMANDS = {
-    "train": "train",
-    "compare": "compare",
-    "study": "study",
-    "recipes": "gallery",
-    "graph": "graph",
-    "evaluate": "evaluate",
-    "export": "export",
-    "predict": "predict",
-    "monitor": "monitor",
-    "completion": "completion",
-    "new": "new",
-}  # each with its file; multilevel.recipes is that of the recipes themselves
+    "train": "commands.train",
+    "compare": "compare.command",
+    "study": "study.command",
+    "recipes": "commands.recipes",
+    "graph": "commands.graph",
+    "evaluate": "commands.evaluate",
+    "export": "commands.export",
+    "predict": "commands.predict",
+    "monitor": "commands.monitor",
+    "completion": "commands.completion",
+    "new": "commands.new",
+}  # each with its module
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

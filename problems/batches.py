@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DistributedSampler
 
 from multilevel.problems import replicas
-from multilevel.problems.randomness import RandomState
+from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.solvers import DataError
 
 

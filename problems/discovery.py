@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from multilevel.problems import replicas
-from multilevel.problems.evaluation import Evaluation, Evaluator, Part
+from multilevel.problems.evaluation.evaluator import Evaluation, Evaluator, Part
 from multilevel.problems.graph import Graph
 from multilevel.problems.hypergradient import Gradients, differentiated, leaves
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from multilevel.problems import replicas
 from multilevel.problems.batches import first_rows
 from multilevel.problems.callbacks import Callback, Update
-from multilevel.problems.compilation import Backend, Compilation
 from multilevel.problems.discovery import Discovery
 from multilevel.problems.errors import DivergedError, GraphError, NotFiniteError
-from multilevel.problems.evaluation import Evaluator, Part, Record, check_finite
+from multilevel.problems.evaluation.compilation import Backend, Compilation
+from multilevel.problems.evaluation.evaluator import Evaluator, Part, Record, check_finite
+from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.problems.graph import Graph
 from multilevel.problems.hypergradient import (
     Gradients,
@@ -33,7 +34,6 @@ from multilevel.problems.hypergradient import (
     respond,
 )
 from multilevel.problems.problem import Problem
-from multilevel.problems.randomness import RandomState
 from multilevel.problems.recording import RecordedUpdate, Values, buffers_of, followed, recorded_count, recorded_step
 from multilevel.problems.self_check import SelfCheck
 from multilevel.problems.tracking import untracked

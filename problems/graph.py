@@ -14,12 +14,12 @@ from torch import Tensor
 from multilevel.problems import replicas
 from multilevel.problems.batches import Batches
 from multilevel.problems.errors import CheckpointError, GraphError, NestedChainError, ReadsError
-from multilevel.problems.evaluation import Evaluator, module_device
+from multilevel.problems.evaluation.evaluator import Evaluator, module_device
+from multilevel.problems.evaluation.lazy_modules import initialize
+from multilevel.problems.evaluation.randomness import RandomState
+from multilevel.problems.evaluation.substitution import is_marked, marked
 from multilevel.problems.html import html_table
-from multilevel.problems.lazy_modules import initialize
 from multilevel.problems.problem import Problem
-from multilevel.problems.randomness import RandomState
-from multilevel.problems.substitution import is_marked, marked
 from multilevel.solvers import default_solver
 from multilevel.solvers.autograd_graph import leaves
 from multilevel.solvers.differentiation import differentiating

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from multilevel.problems import replicas
-from multilevel.problems.evaluation import Evaluator, Part, Record
+from multilevel.problems.evaluation.evaluator import Evaluator, Part, Record
+from multilevel.problems.evaluation.substitution import marked
 from multilevel.problems.graph import Graph
 from multilevel.problems.nested import NestedSystem
 from multilevel.problems.recording import RecordedUpdate, Values, same
-from multilevel.problems.substitution import marked
 from multilevel.solvers import LowerLevel, Prediction, ProductChoice, SolveError, Solver, SolveReport, Step
 from multilevel.solvers.update_rules import KINDS, UpdateRule, known
 from multilevel.solvers.vectors import Tensors, zeros_like

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from multilevel.problems.evaluation import Evaluator, Record
-from multilevel.problems.normalization import ElementaryNormalization
+from multilevel.problems.evaluation.evaluator import Evaluator, Record
+from multilevel.problems.evaluation.normalization import ElementaryNormalization
 from multilevel.solvers import ImplicitSolver, LowerLevel, ProductError, Solver, SolveReport
-from multilevel.solvers.base import report_of, scale_of
+from multilevel.solvers.base import scale_of
 from multilevel.solvers.differentiation import differentiating, higher_derivatives
+from multilevel.solvers.linear_system import report_of
 from multilevel.solvers.products import PRODUCTS, Products
 from multilevel.solvers.products.base import lacking_operator
 from multilevel.solvers.vectors import Tensors, flatten, scaled, unflatten, zeros_like

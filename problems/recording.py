@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.optim import optimizer as optimizers
 
-from multilevel.problems.evaluation import Record
+from multilevel.problems.evaluation.evaluator import Record
 from multilevel.problems.graph import Graph
 from multilevel.problems.problem import Problem
 from multilevel.problems.tracking import NotFollowedError, Tracker
 from multilevel.problems.updates import take_step
-from multilevel.solvers.steps import Key, Keyed, Stage, keyed, keyed_reads
+from multilevel.solvers.stages import Key, Keyed, Stage, keyed, keyed_reads
 from multilevel.solvers.update_rules import STATE, UpdateRule, known
 from multilevel.solvers.vectors import Tensors
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from multilevel.problems.engine import Engine
-from multilevel.problems.evaluation import REFERENCE_PRECISION
+from multilevel.problems.evaluation.evaluator import REFERENCE_PRECISION
 from multilevel.problems.hypergradient import Hypergradient
 from multilevel.solvers import Dense, Minres, Solver
 from multilevel.solvers.vectors import Tensors, flatten

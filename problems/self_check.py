@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from multilevel.problems.errors import NotFiniteError
-from multilevel.problems.evaluation import Evaluator, Record
+from multilevel.problems.evaluation.evaluator import Evaluator, Record
 from multilevel.problems.graph import Graph
 from multilevel.problems.hypergradient import Memory, lower_level
 from multilevel.solvers import (

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode, _pop_mode_temporarily
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from multilevel.solvers.steps import Key, Keyed, Stage
+from multilevel.solvers.stages import Key, Keyed, Stage
 
 #: What takes numbers out of torch, beyond what can be followed.
 TAKING = frozenset("item tolist numpy __float__ __complex__ __array__ __dlpack__".split())

@@ -31,7 +31,7 @@ from multilevel.levels.distilled_classification import (
     fit_classifier,
 )
 from multilevel.problems import Graph
-from multilevel.problems.randomness import RandomState
+from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.data.tensors import batches, some_of_each_class, tensors

@@ -26,12 +26,12 @@ from multilevel.levels import (
     MaskingNetwork,
     MaskLearning,
 )
-from multilevel.levels.checkpoints import SIZES, load_autoencoder, read_config
 from multilevel.levels.masks import POLICIES, MaskPolicy, MaskView
+from multilevel.levels.models.checkpoints import SIZES, load_autoencoder, read_config
 from multilevel.levels.tasks import TASKS, Task, TaskData
 from multilevel.levels.tasks.classification import Classification, PooledLinear
 from multilevel.problems import Graph, Problem
-from multilevel.problems.randomness import RandomState
+from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, ImageLoader, load_data
 from multilevel.recipes.data import Part as ImagePart

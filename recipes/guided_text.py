@@ -22,18 +22,18 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from multilevel.levels import Finetune, MaskedPretrain, MaskLearning
-from multilevel.levels.masked_language_model import PADDING, MaskedLanguageModel, WordMaskingNetwork
 from multilevel.levels.masks import POLICIES, MaskPolicy
+from multilevel.levels.models.masked_language_model import PADDING, MaskedLanguageModel, WordMaskingNetwork
 from multilevel.levels.tasks import TaskData
 from multilevel.levels.tasks.classification import Classification
 from multilevel.problems import Engine, Graph
-from multilevel.problems.randomness import RandomState
+from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data.tensors import batches
-from multilevel.recipes.data.texts import TextPart, TextSettings, load_texts
 from multilevel.recipes.evaluation.protocols.linear_probe import linear_probe
 from multilevel.recipes.guided_mae import PATHS, MaskSettings
 from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
+from multilevel.recipes.texts.texts import TextPart, TextSettings, load_texts
 
 GUIDED = ("sampled", "topk")
 Features = Callable[[TextPart], np.ndarray]  # [N, D]

@@ -24,7 +24,7 @@ from multilevel.levels.classification import (
     multilayer_perceptron,
 )
 from multilevel.problems import Engine, Graph
-from multilevel.problems.randomness import RandomState
+from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.data.tensors import batches, tensors

@@ -41,9 +41,9 @@ from multilevel.levels.meta_learning import (
 )
 from multilevel.problems import Engine, Graph
 from multilevel.problems.batches import to_device
-from multilevel.problems.randomness import RandomState
+from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe
-from multilevel.recipes.data.few_shot import ClassTasks, Sinusoids, TaskSizes, held_out_combinations
+from multilevel.recipes.few_shot import ClassTasks, Sinusoids, TaskSizes, held_out_combinations
 from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
 
 TASKS = ("sinusoids", "digits", "new_digits")

@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader
 
 from multilevel.levels.auxiliary_tasks import AUXILIARY_TASKS, AuxiliaryLearning, MultiTaskNetwork
 from multilevel.levels.classification import Classification, accuracy
-from multilevel.levels.positive import Positive
+from multilevel.levels.models.positive import Positive
 from multilevel.problems import Engine, Graph
-from multilevel.problems.randomness import RandomState
+from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.data.tensors import batches, some_of_each_class, tensors

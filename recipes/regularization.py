@@ -26,11 +26,11 @@ from scipy.stats.qmc import Halton
 from torch import Tensor, nn
 
 from multilevel.levels.classification import Classification, accuracy
+from multilevel.levels.models.positive import Positive
 from multilevel.levels.penalized_classification import PenalizedClassification, fit_penalized
-from multilevel.levels.positive import Positive
 from multilevel.problems import Callback, Engine, Graph
 from multilevel.problems.callbacks import Update
-from multilevel.problems.randomness import RandomState
+from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.data.tensors import batches, tensors

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from multilevel.problems.evaluation import PRECISIONS
+from multilevel.problems.evaluation.evaluator import PRECISIONS
 from multilevel.solvers import SettingError
 
 ENGINES = ("multilevel", "betty")

@@ -26,7 +26,7 @@ from multilevel.levels.adversarial_training import (
     RobustSelection,
     selection_losses,
 )
-from multilevel.levels.positive import Positive
+from multilevel.levels.models.positive import Positive
 from multilevel.problems import Engine, Graph
 from multilevel.problems.batches import to_device
 from multilevel.recipes.base import Recipe

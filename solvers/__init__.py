@@ -5,18 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from multilevel.solvers.base import (
-    ImplicitSolver,
-    LowerLevel,
-    Prediction,
-    Response,
-    Solution,
-    Solver,
-    SolveReport,
-    Step,
-)
+from multilevel.solvers.base import Response, Solver, SolveReport
 from multilevel.solvers.errors import CotangentError, DataError, MultilevelError, ProductError, SettingError, SolveError
-from multilevel.solvers.products import ProductChoice
+from multilevel.solvers.linear_system import ImplicitSolver, Solution
+from multilevel.solvers.lower_level import LowerLevel, Prediction, ProductChoice, Step
 from multilevel.solvers.registry import discover
 
 #: Every solver by the name of its file, which is its name in configuration.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from multilevel.solvers.base import LowerLevel, Response, Solver
+from multilevel.solvers.base import Response, Solver
 from multilevel.solvers.conjugate_gradient import ConjugateGradient
 from multilevel.solvers.dense import Dense
 from multilevel.solvers.identity import Identity
+from multilevel.solvers.lower_level import LowerLevel
 from multilevel.solvers.sama import Sama
 from multilevel.solvers.vectors import Tensors
 

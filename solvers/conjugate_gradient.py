@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from multilevel.solvers.base import ImplicitSolver, LinearSystem, Solution, at_least
+from multilevel.solvers.base import at_least
 from multilevel.solvers.errors import SettingError
+from multilevel.solvers.linear_system import ImplicitSolver, LinearSystem, Solution
 from multilevel.solvers.products import Products
 from multilevel.solvers.vectors import Tensors
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multilevel.solvers.base import ImplicitSolver, LinearSystem, Solution, at_least
+from multilevel.solvers.base import at_least
 from multilevel.solvers.errors import SettingError
+from multilevel.solvers.linear_system import ImplicitSolver, LinearSystem, Solution
 
 
 @dataclass

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multilevel.solvers.base import LowerLevel, Response, Solver, SolveReport, at_least
+from multilevel.solvers.base import Response, Solver, SolveReport, at_least
 from multilevel.solvers.errors import SettingError
+from multilevel.solvers.lower_level import LowerLevel
 from multilevel.solvers.neumann import largest_eigenvalue
 from multilevel.solvers.products import FiniteDifferenceProducts, default_radius
 from multilevel.solvers.products.base import added, detached_leaves, gradient_of, grouped, keyed

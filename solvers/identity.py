@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from multilevel.solvers.base import ImplicitSolver, LinearSystem, Solution
 from multilevel.solvers.errors import SettingError
+from multilevel.solvers.linear_system import ImplicitSolver, LinearSystem, Solution
 
 
 @dataclass

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from multilevel.solvers.base import ImplicitSolver, LinearSystem, Solution, at_least
+from multilevel.solvers.base import at_least
+from multilevel.solvers.linear_system import ImplicitSolver, LinearSystem, Solution
 
 
 @dataclass

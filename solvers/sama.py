@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from multilevel.solvers.base import ImplicitSolver, LinearSystem, Solution
 from multilevel.solvers.errors import SolveError
+from multilevel.solvers.linear_system import ImplicitSolver, LinearSystem, Solution
 from multilevel.solvers.products.base import detached_leaves
 from multilevel.solvers.vectors import flatten, unflatten
 

@@ -5,16 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, field
 
-from multilevel.solvers.base import (
-    LowerLevel,
-    Response,
-    Solver,
-    SolveReport,
-    at_least,
-)
+from multilevel.solvers.base import Response, Solver, SolveReport, at_least
 from multilevel.solvers.errors import SettingError, SolveError
+from multilevel.solvers.lower_level import LowerLevel, Step
 from multilevel.solvers.products import PRODUCTS, Products
-from multilevel.solvers.steps import Step, keyed, named
+from multilevel.solvers.stages import keyed, named
 from multilevel.solvers.vectors import Tensors, zeros_like
 
 

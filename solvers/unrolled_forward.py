@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from multilevel.solvers.base import LowerLevel, Response, SolveReport, at_least
+from multilevel.solvers.base import Response, SolveReport, at_least
 from multilevel.solvers.errors import SettingError
+from multilevel.solvers.lower_level import LowerLevel
 from multilevel.solvers.products import Products
-from multilevel.solvers.steps import Keyed, keyed, keyed_reads, named
+from multilevel.solvers.stages import Keyed, keyed, keyed_reads, named
 from multilevel.solvers.unrolled import UnrolledSolver
 from multilevel.solvers.vectors import Tensors, flatten, zeros_like
 

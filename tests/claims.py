@@ -24,10 +24,10 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from multilevel.configuration import build_recipe, compose_config
+from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.problems import Engine
 from multilevel.recipes.base import Recipe
-from multilevel.train import new_engine
+from multilevel.runs.training import new_engine
 
 
 @dataclass(frozen=True)

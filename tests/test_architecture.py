@@ -1,22 +1,42 @@
-"""Imports point one way: multilevel -> recipes -> levels -> problems -> solvers."""
+"""Imports point one way: multilevel -> recipes -> levels -> problems -> solvers, and in no circle."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ["solvers", "problems", "levels", "recipes", "multilevel"]
-FORBIDDEN = {"solvers": {"transformers", "hydra", "omegaconf"}, "problems": {"transformers", "hydra", "omegaconf"}}
+#: What the framework may import: solvers, problems, and what ``import multilevel`` loads.
+FRAMEWORK = {*sys.stdlib_module_names, "multilevel", "torch", "numpy", "safetensors"}
+#: Within a room, what is above what: a package imports none that stands before it.
+FLOORS = {
+    "problems": ["multilevel.problems", "multilevel.problems.evaluation"],
+    "solvers": ["multilevel.solvers", "multilevel.solvers.products"],
+}
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts if parts[0] == "multilevel" else ("multilevel", *parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for room in ROOMS for path in (ROOT / room).rglob("*.py")}
 
 
 def imports(path):
+    """Modules that a file imports anywhere, for typing too."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield str(node.module)
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name for name in names if name in MODULES)
+            if not all(name in MODULES for name in names):
+                yield str(node.module)
 
 
 def room_of(module):
@@ -35,7 +55,21 @@ def test_a_room_imports_from_rooms_below_it_alone(room):
     for path in files:
         for module in imports(path):
             assert room_of(module) in (None, *allowed), f"{path} imports {module}"
-            assert module.split(".")[0] not in FORBIDDEN.get(room, ()), f"{path} imports {module}"
+
+
+def test_no_circle_of_imports():
+    remaining = {name: {one for one in imports(path) if one in MODULES} - {name} for name, path in MODULES.items()}
+    while free := [name for name, needed in remaining.items() if not needed & remaining.keys()]:
+        for name in free:
+            del remaining[name]
+    assert not remaining, "in circles, or importing what is: " + ", ".join(sorted(remaining))
+
+
+def test_the_framework_imports_torch_numpy_and_safetensors_alone():
+    for name, path in MODULES.items():
+        if room_of(name) in ("solvers", "problems") or name == "multilevel":
+            for module in imports(path):
+                assert module.split(".")[0] in FRAMEWORK, f"{path} imports {module}"
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from claims import above, claims
 
-from multilevel.problems.betty_solvers import BETTY_COMMAND
-from multilevel.solver_page import sections, solver_page
+from multilevel.betty.solvers import BETTY_COMMAND
+from multilevel.commands.solver_page import sections, solver_page
 from multilevel.solvers import SOLVERS
 
 ROOT = Path(__file__).parent.parent
@@ -21,10 +21,12 @@ PROGRAMS = re.findall(r"```python\n(.*?)```", FROM_BETTY, re.DOTALL)
 
 def test_the_solver_page_is_what_the_docstrings_say():
     made = subprocess.run(
-        [sys.executable, "-m", "multilevel.solver_page"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "multilevel.commands.solver_page"], capture_output=True, text=True, check=True
     ).stdout
     assert made == solver_page()
-    assert (ROOT / "docs" / "solvers.md").read_text() == made, "python -m multilevel.solver_page > docs/solvers.md"
+    assert (ROOT / "docs" / "solvers.md").read_text() == made, (
+        "make it anew: python -m multilevel.commands.solver_page > docs/solvers.md"
+    )
 
 
 def test_every_solver_says_what_it_assumes_costs_and_is_for():

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 
 from multilevel import Engine, Graph, Problem
-from multilevel.configuration import compose_config, typed_settings
+from multilevel.configuration.composition import compose_config, typed_settings
 from multilevel.problems import CheckpointError, load_checkpoint, save_checkpoint
 from multilevel.problems.checkpoint import write_digests
 from multilevel.recipes.base import recipe_class

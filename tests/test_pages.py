@@ -10,11 +10,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from multilevel.__main__ import COMMANDS
-from multilevel.compare import Comparison
-from multilevel.configuration import changed, compose_config, typed_settings
-from multilevel.evaluate import evaluation_config
-from multilevel.export import OWN
-from multilevel.image_files import SHARED, split_arguments
+from multilevel.commands.evaluate import evaluation_config
+from multilevel.commands.export import OWN
+from multilevel.commands.image_files import SHARED, split_arguments
+from multilevel.compare.command import Comparison
+from multilevel.configuration.composition import changed, compose_config, typed_settings
 from multilevel.levels.masks import POLICIES
 from multilevel.recipes.base import recipe_classes
 from multilevel.solvers import SettingError

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from multilevel.levels.tasks.base import Task, TaskData
 from multilevel.levels.tasks.losses import LOSSES, check_choice, class_weights
-from multilevel.problems.precision import at_least_float32
+from multilevel.problems.evaluation.precision import at_least_float32
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 

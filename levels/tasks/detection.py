@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from multilevel.levels.tasks.average_precision import average_precision
 from multilevel.levels.tasks.base import Task, TaskData
 from multilevel.levels.tasks.boxes import non_maximum_suppression
-from multilevel.problems.precision import at_least_float32
+from multilevel.problems.evaluation.precision import at_least_float32
 from multilevel.solvers import SettingError
 
 MOST_FOUND = 100  # detections of an image, those of COCO's protocol

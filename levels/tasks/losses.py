@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from multilevel.problems.precision import at_least_float32
+from multilevel.problems.evaluation.precision import at_least_float32
 from multilevel.solvers import SettingError
 
 LOSSES = ("cross_entropy", "balanced_cross_entropy")

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from multilevel.levels.tasks.base import Task
 from multilevel.levels.tasks.classification import PooledLinear
-from multilevel.problems.precision import at_least_float32
+from multilevel.problems.evaluation.precision import at_least_float32
 from multilevel.solvers import DataError
 
 

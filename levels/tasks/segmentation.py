@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from multilevel.levels.tasks.base import Task, TaskData
 from multilevel.levels.tasks.losses import IGNORED, LOSSES, check_choice, class_weights, cross_entropy
-from multilevel.problems.precision import at_least_float32
+from multilevel.problems.evaluation.precision import at_least_float32
 from multilevel.solvers import DataError
 
 _TOGETHER = 64  # images whose logits are brought to the size of their masks at once

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from multilevel.configuration import named
+from multilevel.configuration.composition import named
 from multilevel.loggers.base import Logger
 from multilevel.problems import Engine
 from multilevel.solvers import SettingError

@@ -11,11 +11,11 @@ from statistics import median
 import torch
 from tqdm import tqdm
 
-from multilevel.configuration import build_recipe, compose_config
-from multilevel.cpu_threads import cpu_threads
+from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.recipes.base import Recipe
+from multilevel.runs.cpu_threads import cpu_threads
+from multilevel.runs.training import new_engine
 from multilevel.study.plan import Study
-from multilevel.train import new_engine
 
 WARMUP, ROUNDS, STEPS = 2, 5, 3  # steps before the first round; rounds; steps of each arm in a round
 

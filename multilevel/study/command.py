@@ -12,9 +12,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from multilevel.configuration import build_recipe, compose_config
+from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.recipes.evaluation import PROTOCOLS
-from multilevel.run_folder import RunFolder, check_free, now
+from multilevel.runs.folder import RunFolder, check_free, now
 from multilevel.solvers import DataError, MultilevelError, SettingError
 from multilevel.study.launch import check_launcher, run_parts
 from multilevel.study.part import is_done

@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from multilevel.recipes.pictures import draw_costs, draw_differences, draw_over, draw_over_time, draw_scores
-from multilevel.run_folder import RunFolder
+from multilevel.runs.folder import RunFolder
 from multilevel.study.part import run_path
+from multilevel.study.pictures import draw_costs, draw_differences, draw_over, draw_over_time, draw_scores
 from multilevel.study.scores import TRAINED
 from multilevel.study.verdict import points
 

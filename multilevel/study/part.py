@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from multilevel.configuration import compose_config
-from multilevel.exit_status import exit_status
-from multilevel.stopping import stop_once
+from multilevel.configuration.composition import compose_config
+from multilevel.runs.exit_status import exit_status
+from multilevel.runs.stopping import stop_once
+from multilevel.runs.training import resume, train
 from multilevel.study.plan import Study
 from multilevel.study.transfer import write_transfer
-from multilevel.train import resume, train
 
 
 def main(arguments: Sequence[str]) -> int:

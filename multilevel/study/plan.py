@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from multilevel.levels.masks import POLICIES
 from multilevel.problems import Graph
-from multilevel.run_folder import RunFolder
+from multilevel.runs.folder import RunFolder
 from multilevel.solvers import MultilevelError, SettingError
 
 FILE = "study.yaml"

@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from multilevel.run_folder import RunFolder
+from multilevel.runs.folder import RunFolder
 from multilevel.study.figures import Figures
 from multilevel.study.results import TITLES
 from multilevel.study.verdict import points

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from multilevel.configuration import build_recipe
-from multilevel.evaluate import evaluation_config
-from multilevel.evaluate import main as evaluate
-from multilevel.run_folder import RunFolder
+from multilevel.commands.evaluate import evaluation_config
+from multilevel.commands.evaluate import main as evaluate
+from multilevel.configuration.composition import build_recipe
+from multilevel.runs.folder import RunFolder
 
 
 def transfer_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multilevel.recipes.data.boxes import mirror_boxes, move
+from multilevel.recipes.data.targets.boxes import mirror_boxes, move
 
 _TRIES = 10
 _WIDEST = 4 / 3  # a crop is at most this much wider than high, or higher than wide

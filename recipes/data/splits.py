@@ -11,13 +11,13 @@ from torch import Tensor
 
 from multilevel.recipes.data.augment import Geometry
 from multilevel.recipes.data.images import Images, MemoryImages, Source, SourceSplits, StreamedImages
-from multilevel.recipes.data.masks import mask_splits
 from multilevel.recipes.data.rows import Rows, divide
 from multilevel.recipes.data.settings import DataSettings
-from multilevel.recipes.data.sources import read_sources
+from multilevel.recipes.data.sources.choice import read_sources
 from multilevel.recipes.data.strata import random_for
-from multilevel.recipes.data.target_classes import check_targets, divided_by_marks, name_classes
-from multilevel.recipes.data.targets import Boxes, Labels, Masks, Targets
+from multilevel.recipes.data.targets.classes import check_targets, divided_by_marks, name_classes
+from multilevel.recipes.data.targets.masks import mask_splits
+from multilevel.recipes.data.targets.targets import Boxes, Labels, Masks, Targets
 from multilevel.solvers.errors import SettingError
 
 _STATISTICS_IMAGES = 10_000

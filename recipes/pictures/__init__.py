@@ -1,28 +1,5 @@
-"""Pictures of a run: losses over time, masks and reconstructions, the graph of levels, drift."""
+"""Pictures of what a recipe has trained: masks and reconstructions."""
 
-from multilevel.recipes.pictures.comparison import draw_comparison
-from multilevel.recipes.pictures.curves import draw_curves
-from multilevel.recipes.pictures.drift import draw_drift
-from multilevel.recipes.pictures.graph import draw_graph
 from multilevel.recipes.pictures.masks import draw_masks, reconstruct_pixels
-from multilevel.recipes.pictures.study import (
-    draw_costs,
-    draw_differences,
-    draw_over,
-    draw_over_time,
-    draw_scores,
-)
 
-__all__ = [
-    "draw_comparison",
-    "draw_costs",
-    "draw_curves",
-    "draw_differences",
-    "draw_drift",
-    "draw_graph",
-    "draw_masks",
-    "draw_over",
-    "draw_over_time",
-    "draw_scores",
-    "reconstruct_pixels",
-]
+__all__ = ["draw_masks", "reconstruct_pixels"]

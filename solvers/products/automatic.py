@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from multilevel.solvers.errors import ProductError
+from multilevel.solvers.lower_level import LowerLevel, Prediction, ProductChoice
 from multilevel.solvers.products.base import Products, Reads
 from multilevel.solvers.products.finite_difference import FiniteDifferenceProducts
 from multilevel.solvers.products.forward import ForwardProducts
 from multilevel.solvers.products.reverse import ReverseProducts
 from multilevel.solvers.vectors import Tensors
-
-if TYPE_CHECKING:
-    from multilevel.solvers.base import LowerLevel, Prediction
 
 #: In the order in which they are tried.
 FORMS: dict[str, type[Products]] = {
@@ -24,35 +21,6 @@ FORMS: dict[str, type[Products]] = {
     "reverse": ReverseProducts,
     "finite_difference": FiniteDifferenceProducts,
 }
-
-
-@dataclass
-class ProductChoice:
-    """What solves have learned about a level's loss; whoever keeps it saves later solves the search.
-
-    Attributes:
-        name: forward, reverse or finite_difference.
-        reason: why not the ones before it.
-        detaches: whether the loss is known to detach something, which finite differences hold.
-    """
-
-    name: str = "forward"
-    reason: str = "every operator of the loss has a forward derivative"
-    detaches: bool = False
-
-    def advance(self, error: ProductError) -> bool:
-        """Take the next form, as ``error`` says that this one cannot be had; False where there is none left."""
-        names = list(FORMS)
-        place = names.index(self.name) + 1
-        if place == len(names):
-            return False
-        reason, _, _ = str(error).partition(f": {FORMS[self.name].remedy}")
-        self.reason = f"{self.name} fails: {reason}" if place == 1 else f"{self.reason}; {self.name} fails: {reason}"
-        self.name = names[place]
-        return True
-
-    def __str__(self) -> str:
-        return f"product={self.name}: {self.reason}"
 
 
 class AutomaticProducts(Products):
@@ -98,9 +66,22 @@ class AutomaticProducts(Products):
             try:
                 return getattr(taken, product)(*arguments)
             except ProductError as error:
-                if not self._choice.advance(error):
+                if not _advance(self._choice, error):
                     raise
                 self._taken = None
             finally:
                 self.evaluations += taken.evaluations - before[0]
                 self.products += taken.products - before[1]
+
+
+def _advance(choice: ProductChoice, error: ProductError) -> bool:
+    """Take the next form, as ``error`` says that this one fails; False where none is left."""
+    names = list(FORMS)
+    position = names.index(choice.name) + 1
+    if position == len(names):
+        return False
+    reason, _, _ = str(error).partition(f": {FORMS[choice.name].remedy}")
+    failure = f"{choice.name} fails: {reason}"
+    choice.reason = failure if position == 1 else f"{choice.reason}; {failure}"
+    choice.name = names[position]
+    return True

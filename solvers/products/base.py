@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,10 +13,8 @@ from torch import Tensor
 from multilevel.solvers.autograd_graph import nodes
 from multilevel.solvers.differentiation import higher_derivatives
 from multilevel.solvers.errors import MultilevelError, ProductError, SolveError, is_out_of_memory
+from multilevel.solvers.lower_level import LowerLevel, Prediction
 from multilevel.solvers.vectors import Tensors
-
-if TYPE_CHECKING:
-    from multilevel.solvers.base import LowerLevel, Prediction
 
 Reads = dict[str, dict[str, Tensor]]
 Key = TypeVar("Key")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from multilevel.solvers.lower_level import LowerLevel, Prediction
 from multilevel.solvers.products.base import (
     Key,
     Products,
@@ -20,9 +20,6 @@ from multilevel.solvers.products.base import (
 )
 from multilevel.solvers.products.stop_gradients import HeldLosses
 from multilevel.solvers.vectors import Tensors, norm, shifted
-
-if TYPE_CHECKING:
-    from multilevel.solvers.base import LowerLevel, Prediction
 
 
 class FiniteDifferenceProducts(Products):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from multilevel.solvers.differentiation import may_have_tangent, writes_in_place
 from multilevel.solvers.errors import ProductError
+from multilevel.solvers.lower_level import Loss, Prediction
 from multilevel.solvers.products.base import (
     Products,
     Reads,
@@ -31,9 +32,6 @@ from multilevel.solvers.products.base import (
 from multilevel.solvers.products.replacements import REPLACEMENTS
 from multilevel.solvers.products.stop_gradients import keeps_graph
 from multilevel.solvers.vectors import Tensors
-
-if TYPE_CHECKING:
-    from multilevel.solvers.base import Loss, Prediction
 
 
 class ForwardProducts(Products):

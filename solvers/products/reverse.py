@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from multilevel.solvers.autograd_graph import nodes
 from multilevel.solvers.errors import ProductError
+from multilevel.solvers.lower_level import LowerLevel, Prediction
 from multilevel.solvers.products.base import Key, Products, Reads, added, averaged, detached_leaves, grouped, keyed
 from multilevel.solvers.vectors import Tensors
-
-if TYPE_CHECKING:
-    from multilevel.solvers.base import LowerLevel, Prediction
 
 
 class ReverseProducts(Products):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -15,10 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from multilevel.solvers.errors import ProductError
 from multilevel.solvers.products.base import added, averaged, detached_leaves, gradient_of
+from multilevel.solvers.lower_level import LowerLevel
 from multilevel.solvers.vectors import Tensors
-
-if TYPE_CHECKING:
-    from multilevel.solvers.base import LowerLevel
 
 #: Functions whose result is outside the graph, tensors and numbers.
 CUTTING = frozenset(

@@ -13,7 +13,7 @@ from multilevel.levels.adversarial_training import (
     RobustClassification,
     RobustSelection,
 )
-from multilevel.levels.positive import Positive
+from multilevel.levels.models.positive import Positive
 from multilevel.solvers import ConjugateGradient, Dense
 
 generator = torch.Generator().manual_seed(0)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from multilevel.levels import MaskedAutoencoder
-from multilevel.levels import attention as kernels
+from multilevel.levels.models import attention as kernels
 
 SIZES = {"width": 24, "depth": 2, "heads": 3, "decoder_width": 12, "decoder_depth": 1, "decoder_heads": 3}
 generator = torch.Generator().manual_seed(0)

@@ -6,7 +6,7 @@ import torch
 from transformers import ViTConfig, ViTMAEForPreTraining, ViTModel
 
 from multilevel.levels import MaskedAutoencoder
-from multilevel.levels.checkpoints import POSITIONS, load_autoencoder, read_config
+from multilevel.levels.models.checkpoints import POSITIONS, load_autoencoder, read_config
 from multilevel.solvers import SettingError
 
 IMAGES = torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -11,7 +11,8 @@ from transformers import BertConfig, BertForMaskedLM
 
 from multilevel import Engine, Graph
 from multilevel.levels import Finetune, MaskedPretrain, MaskLearning
-from multilevel.levels.masked_language_model import (
+from multilevel.levels.masks import POLICIES, MaskView
+from multilevel.levels.models.masked_language_model import (
     CLASS,
     MASK,
     PADDING,
@@ -19,7 +20,6 @@ from multilevel.levels.masked_language_model import (
     MaskedLanguageModel,
     WordMaskingNetwork,
 )
-from multilevel.levels.masks import POLICIES, MaskView
 from multilevel.levels.tasks import TaskData
 from multilevel.levels.tasks.classification import Classification
 from multilevel.solvers import Identity

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from multilevel import Engine, Graph, Problem
-from multilevel.configuration import build_recipe, compose_config
-from multilevel.problems.autocast import AutocastState
+from multilevel.configuration.composition import build_recipe, compose_config
+from multilevel.problems.evaluation.autocast import AutocastState
 from multilevel.solvers import ConjugateGradient, ProductError
 from multilevel.solvers.vectors import flatten
 

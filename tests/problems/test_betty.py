@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from multilevel import Callback, Engine, Graph, Problem
-from multilevel.problems.betty_solvers import BETTY_COMMAND
+from multilevel.betty.solvers import BETTY_COMMAND
 from multilevel.solvers import ConjugateGradient, Dense, FiniteDifference, Identity, Neumann, SettingError
 
 pytest.importorskip("betty", reason=BETTY_COMMAND)

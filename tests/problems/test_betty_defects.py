@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from multilevel import Engine
-from multilevel.problems.betty_solvers import BETTY_COMMAND
+from multilevel.betty.solvers import BETTY_COMMAND
 from multilevel.solvers import ConjugateGradient, Identity, Neumann
 
 pytest.importorskip("betty", reason=BETTY_COMMAND)

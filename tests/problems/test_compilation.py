@@ -24,13 +24,13 @@ from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 
 from multilevel import Engine, Graph, Problem
-from multilevel.event_log import EventLog
 from multilevel.problems import load_checkpoint, save_checkpoint
-from multilevel.problems.compilation import Compilation
-from multilevel.problems.loss_mode import LossMode
+from multilevel.problems.evaluation.compilation import Compilation
+from multilevel.problems.evaluation.loss_mode import LossMode
+from multilevel.problems.evaluation.substitution import Modules
 from multilevel.problems.reference import reference_hypergradient
-from multilevel.problems.substitution import Modules
-from multilevel.run_folder import RunFolder
+from multilevel.runs.event_log import EventLog
+from multilevel.runs.folder import RunFolder
 from multilevel.solvers import ConjugateGradient, FiniteDifference
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from toy import relative_error, toy_graph
 
 from multilevel import Engine
-from multilevel.problems.normalization import ElementaryNormalization
+from multilevel.problems.evaluation.normalization import ElementaryNormalization
 from multilevel.solvers import Dense, ProductError
 
 DOUBLE = {"dtype": torch.float64}

@@ -15,9 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from multilevel import Engine, Graph, Problem
-from multilevel.memory import MemoryTracker
-from multilevel.problems.randomness import ReplayableDropout
-from multilevel.problems.rematerialization import rematerialize, rematerialized
+from multilevel.compare.memory import MemoryTracker
+from multilevel.problems.evaluation.randomness import ReplayableDropout
+from multilevel.problems.evaluation.rematerialization import rematerialize, rematerialized
 from multilevel.solvers import ConjugateGradient, FiniteDifference, Identity
 from multilevel.solvers.vectors import flatten
 

@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.backends.registry import lookup_backend
 
 from multilevel.__main__ import main
-from multilevel.configuration import build_recipe, compose_config
+from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.problems import Callback, Engine
 
 SMALL = "data=digits data.batch_size=16 model.width=12 model.depth=1 model.decoder_width=12 model.heads=3".split()

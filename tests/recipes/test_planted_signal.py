@@ -3,7 +3,7 @@
 import pytest
 from claims import above, claims, trained
 
-from multilevel.configuration import build_recipe, compose_config
+from multilevel.configuration.composition import build_recipe, compose_config
 
 SETTINGS = [
     "data=planted", "data.limit=2500", "data.batch_size=64", "model.width=32", "model.heads=2", "model.depth=2",

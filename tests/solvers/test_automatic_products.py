@@ -10,9 +10,10 @@ from wrong_derivatives import Once, StoppedInReverse, WrongJvp
 
 from multilevel import Engine
 from multilevel.problems import Callback
-from multilevel.progress import Progress
+from multilevel.runs.progress import Progress
 from multilevel.solvers import ConjugateGradient, Identity, LowerLevel, Sama
-from multilevel.solvers.products import PRODUCTS, ProductChoice
+from multilevel.solvers.lower_level import ProductChoice
+from multilevel.solvers.products import PRODUCTS
 from multilevel.solvers.update_rules import UpdateRule
 
 POINT = torch.tensor([0.3, 1.0, -0.4, 2.0], dtype=torch.float64)

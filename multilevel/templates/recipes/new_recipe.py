@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from multilevel.levels.classification import Classification, accuracy
 from multilevel.problems import Graph
+from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.problems.levels import Levels
-from multilevel.problems.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.data.tensors import batches, tensors

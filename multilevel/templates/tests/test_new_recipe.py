@@ -1,9 +1,9 @@
 """The recipe new_recipe learns, and along the right hypergradient."""
 
-from multilevel.configuration import build_recipe, compose_config
+from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.levels.classification import accuracy
+from multilevel.runs.training import new_engine
 from multilevel.solvers import Dense
-from multilevel.train import new_engine
 
 
 def test_the_classifier_learns_and_the_penalties_move():

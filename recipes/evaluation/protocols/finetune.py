@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from multilevel.levels import MaskedAutoencoder
-from multilevel.problems.randomness import RandomState
+from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.evaluation.drop_path import add_drop_path
 from multilevel.recipes.evaluation.fitting import fit, new_loader, outputs_of
 from multilevel.recipes.evaluation.mixing import Mixing

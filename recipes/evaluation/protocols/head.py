@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multilevel.problems.randomness import RandomState
+from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.evaluation.fitting import fit, new_loader, outputs_of
 from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Trial, scored_by_task
 

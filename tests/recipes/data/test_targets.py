@@ -10,11 +10,11 @@ from PIL import Image
 from scipy import ndimage
 
 from multilevel.recipes.data import DataSettings, ImageLoader, load_data
-from multilevel.recipes.data.boxes import components, to_square
 from multilevel.recipes.data.images import Source, SourceSplits
-from multilevel.recipes.data.masks import class_numbers
-from multilevel.recipes.data.target_classes import divided_by_marks
 from multilevel.recipes.data.target_columns import rarest_classes
+from multilevel.recipes.data.targets.boxes import components, to_square
+from multilevel.recipes.data.targets.classes import divided_by_marks
+from multilevel.recipes.data.targets.masks import class_numbers
 from multilevel.solvers.errors import DataError, SettingError
 
 LABELS = [row % 3 for row in range(30)]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from multilevel.levels.masked_language_model import PADDING, SPECIAL, UNKNOWN
-from multilevel.recipes.data.planted_text import CLASSES, TOPICS, is_signal, planted_texts
-from multilevel.recipes.data.texts import TextSettings, load_texts
+from multilevel.levels.models.masked_language_model import PADDING, SPECIAL, UNKNOWN
+from multilevel.recipes.texts.planted import CLASSES, TOPICS, is_signal, planted_texts
+from multilevel.recipes.texts.texts import TextSettings, load_texts
 from multilevel.solvers import DataError, SettingError
 
 

@@ -8,7 +8,7 @@ from claims import above, claims, trained, untrained
 from sklearn.linear_model import LogisticRegression
 
 from multilevel import Engine, Graph
-from multilevel.configuration import build_recipe, compose_config
+from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.levels.classification import Classification
 from multilevel.levels.distilled_classification import (
     Classifier,

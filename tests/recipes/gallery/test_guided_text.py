@@ -8,7 +8,7 @@ from claims import above, claims
 from claims import trained as trained_recipe
 
 from multilevel.__main__ import main
-from multilevel.train import new_engine
+from multilevel.runs.training import new_engine
 
 SHORT = ("recipe=guided_text", "steps=20")
 

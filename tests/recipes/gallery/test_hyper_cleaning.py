@@ -3,7 +3,7 @@
 import pytest
 from claims import above, claims, trained, untrained
 
-from multilevel.configuration import build_recipe, compose_config
+from multilevel.configuration.composition import build_recipe, compose_config
 
 
 @claims(separation_auc=above(0.95))

@@ -4,8 +4,8 @@ import pytest
 import torch
 from claims import below, claims, trained
 
-from multilevel.configuration import build_recipe, compose_config
-from multilevel.recipes.data.few_shot import ClassTasks, TaskSizes, held_out_combinations
+from multilevel.configuration.composition import build_recipe, compose_config
+from multilevel.recipes.few_shot import ClassTasks, TaskSizes, held_out_combinations
 
 IMPLICIT = ["solver=conjugate_gradient", "levels.adapt.steps=20", "steps=100"]
 DIGITS = ["tasks=digits", "shots=1", "levels.adapt.learning_rate=0.1"]

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from claims import below, claims, trained
 
 from multilevel import Engine, Graph
-from multilevel.configuration import build_recipe, compose_config
+from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.levels.auxiliary_tasks import AUXILIARY_TASKS, AuxiliaryLearning, MultiTaskNetwork, rotated
 from multilevel.levels.classification import Classification
-from multilevel.levels.positive import Positive
+from multilevel.levels.models.positive import Positive
 from multilevel.solvers import SettingError, Unrolled
 
 RATE = 0.1

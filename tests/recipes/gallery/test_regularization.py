@@ -8,10 +8,10 @@ from claims import above, below, claims, trained
 from sklearn.linear_model import LogisticRegression
 
 from multilevel import Engine, Graph
-from multilevel.configuration import build_recipe, compose_config
+from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.levels.classification import Classification
+from multilevel.levels.models.positive import Positive
 from multilevel.levels.penalized_classification import PenalizedClassification, fit_penalized
-from multilevel.levels.positive import Positive
 from multilevel.recipes.regularization import cross_entropy
 from multilevel.solvers import ConjugateGradient
 

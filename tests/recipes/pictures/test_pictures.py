@@ -6,9 +6,10 @@ import torch
 from PIL import Image
 from toy import toy_graph
 
+from multilevel.commands.graph_picture import draw_graph
 from multilevel.levels import MaskedAutoencoder
-from multilevel.recipes.pictures import draw_curves, draw_graph, draw_masks, reconstruct_pixels
-from multilevel.recipes.pictures.curves import moving_mean
+from multilevel.recipes.pictures import draw_masks, reconstruct_pixels
+from multilevel.runs.curves import draw_curves, moving_mean
 from multilevel.solvers import FiniteDifference
 
 

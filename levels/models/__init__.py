@@ -1,0 +1,1 @@
+"""Networks that levels train, and what they are loaded from."""

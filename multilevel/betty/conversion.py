@@ -1,0 +1,219 @@
+"""A graph from Betty's problems and dependencies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from graphlib import TopologicalSorter
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+from multilevel.betty.level import ImplicitProblem
+from multilevel.betty.solvers import BettyError, own_solver
+from multilevel.problems.graph import Graph
+from multilevel.problems.levels import Levels
+from multilevel.problems.problem import LossValue, Problem
+from multilevel.solvers import DataError, Solver
+
+Dependencies = Mapping[str, Mapping[Any, Sequence[Any]]]
+
+#: What Betty calls, and nothing here does; with what would do.
+HOOKS = {
+    "param_groups": "give the optimizer its groups: they are kept here",
+    "custom_optimizer_step": "give an optimizer with that step",
+    "grad_callback": "Config(gradient_clipping=...) clips; an optimizer can do the rest",
+    "param_callback": "a multilevel.Callback with on_update can do it",
+    "on_inner_loop_start": "a multilevel.Callback with on_step can do it",
+    "epoch_callback": "a multilevel.Callback can do it",
+}
+#: Settings of Betty's Config that say something else than their default here.
+SETTINGS = {
+    "precision": ("fp32", 'Engine(graph, precision="bf16") is for all levels'),
+    "warmup_steps": (0, "run an Engine of a Graph of this problem alone first"),
+    "first_order": (True, "False leaves the hypergradient out on Betty"),
+}
+
+
+class FromBetty(Problem):
+    """A problem of Betty as a level: its ``training_step`` is the loss.
+
+    While it is evaluated, the modules of all problems hold the parameters and buffers that the engine substitutes, so
+    that it sees them however it reads a module.
+
+    Args:
+        problem: whose loss, module, optimizer, scheduler, loaders and Config are taken.
+        peers: all problems, this one included.
+        steps: updates for each one of the next level up.
+        solver: how a hypergradient passes through it.
+    """
+
+    def __init__(
+        self, problem: ImplicitProblem, peers: Sequence[ImplicitProblem], steps: int, solver: Solver | None
+    ) -> None:
+        config = problem.config
+        super().__init__(
+            problem.name,
+            problem.module,
+            optimizer=problem.optimizer,
+            data=Loaded(problem),
+            steps=steps,
+            solver=solver,
+            scheduler=problem.scheduler,
+            clip_norm=config.gradient_clipping or None,
+            accumulate=config.gradient_accumulation,
+        )
+        self.problem = problem
+        self.peers = peers
+        trained = {id(one) for one in problem.trainable_parameters() if one.requires_grad}
+        held = {id(one) for one in self._optimized() if one.requires_grad}
+        if trained != held:
+            raise BettyError(
+                f"problem {problem.name!r}: its optimizer holds {len(held)} parameters that are not frozen, "
+                f"trainable_parameters {len(trained)}; Betty trains the latter: give the optimizer these"
+            )
+
+    def loss(self, levels: Levels, batch: Any, draws: Any) -> LossValue:
+        found = self.problem.training_step(batch)
+        if not isinstance(found, dict):
+            return found
+        return found["loss"], {key: value for key, value in found.items() if key != "loss" and _is_number(value)}
+
+
+class Loaded:
+    """A problem's batches as Betty hands them to ``training_step``: a dict, or a tuple; of several loaders, a tuple of
+    these, each loader started again when it ends.
+
+    Args:
+        problem: with loaders, or a ``get_batch`` of its own.
+    """
+
+    def __init__(self, problem: ImplicitProblem) -> None:
+        self.problem = problem
+        self.own = type(problem).get_batch is not ImplicitProblem.get_batch
+        loaders = problem.train_data_loader
+        if loaders is None and not self.own:
+            raise BettyError(f"problem {problem.name!r} has neither train_data_loader nor get_batch")
+        self.loaders: tuple[Iterable[Any], ...] = loaders if isinstance(loaders, tuple) else (loaders,)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.own:
+            return iter(self.problem.get_batch, _NEVER)
+        if len(self.loaders) == 1:
+            return map(_converted, self.loaders[0])
+        return zip(*(self._endless(loader) for loader in self.loaders), strict=True)
+
+    def _endless(self, loader: Iterable[Any]) -> Iterator[Any]:
+        while True:
+            batch = _NEVER
+            for batch in loader:
+                yield _converted(batch)
+            if batch is _NEVER:
+                raise DataError(f"a loader of problem {self.problem.name!r} is empty")
+
+
+def from_betty(
+    problems: Sequence[ImplicitProblem],
+    dependencies: Dependencies,
+    *,
+    solvers: Mapping[str, Solver] | None = None,
+    approximate: bool = False,
+) -> Graph:
+    """The graph of a multilevel problem written for Betty, with solvers equal to those of its Configs.
+
+    Every ``training_step`` is used as it is: ``self(...)``, ``self.other(...)``, ``self.other.module.weight`` and
+    ``self.trainable_parameters()`` see the values that the engine substitutes. What it draws is replayed.
+
+    Args:
+        problems: instances, with the names by which they call each other. Modules stay on their device.
+        dependencies: ``{"u2l": {upper: [lower, ...]}, "l2u": {lower: [upper, ...]}}``.
+        solvers: by name, in place of what the problem's Config says.
+        approximate: see ``Graph``; True where levels read each other below another one is what Betty does.
+
+    Raises:
+        BettyError: something that Betty would do and a graph does not, a dependency that losses have and
+            ``dependencies`` have not, or a schedule that a graph cannot have.
+    """
+    up = {problem: list(dependencies["l2u"].get(problem, ())) for problem in problems}
+    for problem in problems:
+        _prepare(problem, problems)
+    order, updates = _schedule(problems, up)
+    levels = []
+    for problem, above in zip(order, [*order[1:], None], strict=True):
+        given = (solvers or {}).get(problem.name)
+        solver = given or (own_solver(problem.config, problem.name) if up[problem] else None)
+        steps = 1 if above is None else updates[problem] // updates[above]
+        levels.append(FromBetty(problem, problems, steps, solver))
+    graph = Graph(*levels, approximate=approximate)
+    _check_reads(graph, dependencies)
+    return graph
+
+
+def _prepare(problem: ImplicitProblem, peers: Sequence[ImplicitProblem]) -> None:
+    """What Betty's engine does to a problem before it starts, or BettyError where a level cannot do the same."""
+    for hook, remedy in HOOKS.items():
+        if callable(getattr(problem, hook, None)):
+            raise BettyError(f"problem {problem.name!r} has {hook}, which a level has not: {remedy}")
+    for setting, (expected, remedy) in SETTINGS.items():
+        got = getattr(problem.config, setting)
+        if got != expected:
+            raise BettyError(f"problem {problem.name!r}: Config({setting}={got!r}) is nothing of a level: {remedy}")
+    for part in ("train_data_loader", "module", "optimizer", "scheduler"):
+        configure = getattr(problem, f"configure_{part}", None)
+        if configure is not None and getattr(problem, part) is None:
+            setattr(problem, part, configure())
+    for part in ("module", "optimizer"):
+        if getattr(problem, part) is None:
+            raise BettyError(f"problem {problem.name!r} has no {part}")
+    for peer in peers:
+        if peer is problem:
+            continue
+        if getattr(problem, peer.name, peer) is not peer:
+            raise BettyError(f"problem {problem.name!r} has an attribute {peer.name!r}: give that problem another name")
+        setattr(problem, peer.name, peer)
+
+
+def _schedule(
+    problems: Sequence[ImplicitProblem], up: Mapping[Any, Sequence[Any]]
+) -> tuple[list[ImplicitProblem], dict[Any, int]]:
+    """The problems, bottom first, and how often each is updated for one update of the top."""
+    sorter = TopologicalSorter({problem: [low for low in problems if problem in up[low]] for problem in problems})
+    order = list(sorter.static_order())
+    updates: dict[Any, int] = {}
+    for problem in reversed(order):
+        above = [updates[one] for one in up[problem]]
+        updates[problem] = max(above) * problem.config.unroll_steps if above else 1
+    order.sort(key=lambda problem: -updates[problem])  # stable: who is below stays below
+    for low, high in pairwise(order):
+        if high not in up[low] and updates[low] != updates[high]:
+            raise BettyError(
+                f"problems {low.name!r} and {high.name!r} do not depend on each other and have other unroll_steps: "
+                "Betty then updates both at every step; give them the same"
+            )
+    return order, updates
+
+
+def _check_reads(graph: Graph, dependencies: Dependencies) -> None:
+    """BettyError for a dependency between losses that Betty would not have known of."""
+    known = {(low.name, high.name) for high, some in dependencies["u2l"].items() for low in some}
+    known |= {(high.name, low.name) for low, some in dependencies["l2u"].items() for high in some}
+    for name in graph.names:
+        for other in graph.reads[name]:
+            if (name, other) not in known:
+                edge = "l2u" if graph.names.index(other) < graph.names.index(name) else "u2l"
+                raise BettyError(
+                    f"the loss of problem {name!r} depends on {other!r}, which dependencies leave out, and Betty would "
+                    f"leave out of the hypergradient: add it to {edge!r}, or detach it in training_step"
+                )
+
+
+def _converted(batch: Any) -> Any:
+    """As Betty hands on what a loader gives: a tensor becomes the tuple of its rows."""
+    return batch if isinstance(batch, dict) else tuple(batch)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
+
+
+_NEVER = object()

@@ -1,0 +1,247 @@
+"""Betty's engine as an engine of a graph: its problems, schedule, optimizers and hypergradients."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from multilevel.betty.level import BettyLevel, BettyOwnEngine, EngineConfig, get_logger
+from multilevel.betty.solvers import BettyError, BettySolver, Darts, betty_solver
+from multilevel.problems import replicas
+from multilevel.problems.callbacks import Callback, Update
+from multilevel.problems.engine import Engine
+from multilevel.problems.evaluation.evaluator import Part
+from multilevel.problems.evaluation.randomness import RandomState
+from multilevel.problems.graph import Graph
+from multilevel.problems.hypergradient import Hypergradient
+from multilevel.solvers import MultilevelError, Solver, SolveReport
+
+
+class BettyEngine(Engine):
+    """Runs a graph on Betty 0.2.1: its engine calls the levels, forms the hypergradients and takes the steps.
+
+    Losses are evaluated here, so that batches, draws and checkpoints are those of ``Engine``; see ``BettySolver.held``.
+    The levels' optimizers and schedulers become those that Betty makes from them, their state kept. What remains is
+    Betty's: weights that it perturbs come back up to rounding, and nothing is skipped: an update that is not finite
+    ends the run at the next loss.
+
+    Args:
+        graph: the levels.
+        solver: of every level; None takes what Betty calls the solver of each.
+        seed: as for ``Engine``.
+        precision: as for ``Engine``.
+        callbacks: as for ``Engine``.
+
+    Raises:
+        SettingError: a level's solver, accumulate or solve_share that Betty has nothing like.
+        BettyError: Betty refuses the graph, or would not treat it as one multilevel problem.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        solver: BettySolver | None = None,
+        seed: int = 0,
+        precision: str = "float32",
+        callbacks: Iterable[Callback] = (),
+    ) -> None:
+        super().__init__(graph, seed=seed, precision=precision, callbacks=callbacks)
+        self._loss_error: Exception | None = None
+        _check(graph)
+        through = {level for name in graph.names for level in graph.passes(name)}
+        self.levels: dict[str, BettyLevel] = {}
+        for name, level in graph.problems.items():
+            own = (solver or betty_solver(level.solver, name)) if name in through else Darts()
+            self.levels[name] = BettyLevel(self, level, own, retain_graph=bool(graph.passes(name)))
+        with self._explained("the graph"), _quiet():
+            self._betty = BettyOwnEngine(list(self.levels.values()), EngineConfig(), self._dependencies())
+
+    def next_part(self, name: str) -> Part:
+        """The next batch of a level with its draws, recorded as what its update uses."""
+        batch = self.graph.batches[name].next()
+        with self._random.active():
+            part = self.evaluator.record(name, batch)
+        self._records[name] = (part,)
+        return part
+
+    def evaluate(self, level: BettyLevel, part: Part, fresh: bool) -> Tensor:
+        """A level's loss at what its parameters and those of all others are now."""
+        name = level.level.name
+        parameters = {other: problem.variables() for other, problem in self.graph.problems.items()}
+        anew = not fresh and not level.solver.held
+        try:
+            with (self._random if anew else part.state).active():
+                used = self.evaluator.record(name, part.batch) if anew else part
+                loss, metrics = self.evaluator.loss(name, used, parameters, move_buffers=fresh or anew)
+                if fresh or anew:
+                    self._random = RandomState.capture()
+        except Exception as error:
+            self._loss_error = error
+            raise
+        if fresh:
+            level.metrics = {key: float(value) for key, value in metrics.items()}
+        damping = getattr(level.solver, "damping", 0.0)
+        if damping and not fresh:  # 0 with derivative 0 here, and the second derivative is the damping
+            loss = loss + damping / 2 * sum((one - one.detach()).square().sum() for one in parameters[name].values())
+        return loss
+
+    def tell(self, level: BettyLevel, loss: float) -> None:
+        """Tell the callbacks of an update."""
+        name = level.level.name
+        update = Update(name, self.step, loss, level.metrics, level.norm, self._reports(name))
+        for callback in self.callbacks:
+            callback.on_update(self, update)
+
+    def solve_hypergradient(
+        self,
+        name: str,
+        solvers: Mapping[str, Solver] | None = None,
+        precision: str | None = None,
+        whole: bool = False,
+    ) -> Hypergradient:
+        """As ``Engine`` has it, by Betty; with solvers or a precision of one's own it is not Betty's.
+
+        Betty's perturbations of weights, and what it moves with ``held=False``, are undone: nothing has changed.
+
+        Raises:
+            GraphError: there is no such level.
+            BettyError: Betty refuses; the text says why.
+        """
+        if solvers is not None or precision is not None or name not in self.levels:
+            return super().solve_hypergradient(name, solvers, precision, whole)
+        own, passes = self.levels[name], self.graph.passes(name)
+        for level in (name, *passes):
+            (self.levels[level].cur_batch,) = self._record_of(level)
+        with self._unchanged(), self._explained(f"the hypergradient of level {name!r}"):
+            own.zero_grad()
+            loss = own.training_step_exec(own.cur_batch)
+            own.backward(loss, own.trainable_parameters(), own.paths, retain_graph=bool(passes))
+            values = {
+                key: torch.zeros_like(one) if one.grad is None else one.grad.clone()
+                for key, one in own.level.variables().items()
+            }
+            own.zero_grad()
+        return Hypergradient(values, self._reports(name), {})
+
+    def _descend(self, index: int, last: bool = False) -> None:
+        """One update of the top level, after as many of those below as Betty's schedule makes."""
+        updates = 1
+        for name, above in zip(self.graph.names, self.graph.names[1:], strict=False):
+            if name not in self.graph.reads[above]:
+                raise BettyError(
+                    f"level {above!r} does not read {name!r}, the next level below it: Betty's schedule, which goes "
+                    "from a level to those that read it, is another one"
+                )
+            updates *= self.graph.problems[name].steps
+        for name, problem in self.graph.problems.items():
+            if problem.starts_anew:
+                raise BettyError(
+                    f"level {name!r} starts anew for every update of the next level up, which Betty does not"
+                )
+        with self._explained("a step"):
+            for _ in range(updates):
+                self._betty.global_step += 1
+                self._betty.train_step()
+
+    def _reports(self, name: str) -> dict[str, SolveReport]:
+        """What the solves of a hypergradient have spent: Betty solves a level once for each path through it."""
+        paths = self.levels[name].paths
+        reports = {}
+        for level in self.graph.passes(name):
+            problem = self.levels[level]
+            solves = sum(problem in path for path in paths)
+            if not solves:
+                continue
+            evaluations = solves * (2 if problem.solver.type == "darts" else 1)
+            reports[level] = SolveReport(evaluations, solves * problem.solver.products)
+        return reports
+
+    def _dependencies(self) -> dict[str, dict[BettyLevel, list[BettyLevel]]]:
+        """Who constrains whom, in Betty's form."""
+        names, reads = self.graph.names, self.graph.reads
+        down = {name: [low for low in self.graph.passes(name) if name in reads[low]] for name in names}
+        up = {name: [high for high in names[names.index(name) + 1 :] if name in reads[high]] for name in names}
+        found = {}
+        for key, edges in (("u2l", down), ("l2u", up)):
+            found[key] = {self.levels[one]: [self.levels[other] for other in some] for one, some in edges.items()}
+            found[key] = {one: some for one, some in found[key].items() if some}
+        return found
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """After the block weights, buffers and generators are bit for bit what they were."""
+        modules = [problem.module for problem in self.graph.problems.values()]
+        tensors = [one for module in modules for one in (*module.parameters(), *module.buffers())]
+        before, random = [one.detach().clone() for one in tensors], self._random
+        try:
+            yield
+        finally:
+            self._random = random
+            with torch.no_grad():
+                for one, value in zip(tensors, before, strict=True):
+                    one.copy_(value)
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        """Within the block an error of Betty, not one of a loss, becomes one line."""
+        try:
+            yield
+        except MultilevelError:
+            raise
+        except Exception as error:
+            if error is self._loss_error:
+                raise
+            text = next(iter(str(error).splitlines()), "")
+            raise BettyError(f"Betty cannot do {what}: {type(error).__name__}: {text}{self._cause(text)}") from error
+
+    def _cause(self, text: str) -> str:
+        """What an error of torch within Betty comes from."""
+        if "not have been used" in text:
+            return " (its cg and neumann need a loss whose gradient depends on every parameter of the level)"
+        frozen = [
+            name
+            for name, level in self.levels.items()
+            if level.solver.type == "cg" and len(level.parameters()) > len(level.trainable_parameters())
+        ]
+        if frozen and "does not require grad" in text:
+            return f" (its cg differentiates the frozen parameters of level {frozen[0]!r} as well)"
+        return ""
+
+
+def _check(graph: Graph) -> None:
+    """Raise for what Betty would do in another way without a word."""
+    if replicas.count() > 1:
+        raise BettyError("Betty runs in one process here; several ranks take engine=multilevel")
+    for name, problem in graph.problems.items():
+        for setting in ("accumulate", "solve_share"):
+            if getattr(problem, setting) != 1:
+                raise BettyError(f"levels.{name}.{setting}: got {getattr(problem, setting)}; on Betty expected 1")
+    for name in graph.names:
+        passes = graph.passes(name)
+        for level in passes:
+            above = graph.names[graph.names.index(level) + 1 :]
+            for higher in (one for one in graph.reads[level] if one in passes and one in above):
+                readers = [one for one in (name, *passes) if one not in (level, higher) and level in graph.reads[one]]
+                if readers or not graph.approximate:
+                    remedy = "" if readers else "; Graph(..., approximate=True) says that this is what you want"
+                    raise BettyError(
+                        f"level {level!r} reads {higher!r} above it, below {name!r}: Betty goes down from level to "
+                        f"level alone and leaves that part of the hypergradient out{remedy}"
+                    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Betty describes every problem on standard output."""
+    logger = get_logger()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,63 @@
+"""The command ``multilevel completion``: completion of commands, settings and choices, for bash and zsh."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from omegaconf import OmegaConf
+
+from multilevel.configuration.composition import choices, compose_config, named
+from multilevel.levels.masks import POLICIES
+from multilevel.recipes.base import recipe_classes
+from multilevel.solvers import SettingError
+
+SHELLS = ("bash", "zsh")
+CONFIGURED = ("train", "compare", "study", "graph")  # the commands that take a recipe's settings
+
+SCRIPT = r"""
+_multilevel() {
+    local line="${COMP_LINE:0:$COMP_POINT}" words
+    local word="${line##* }"
+    case "$line" in
+        *" "*" "*) case "$line" in
+CASES
+        esac ;;
+        *) words="COMMANDS" ;;
+    esac
+    COMPREPLY=($(compgen -W "$words" -- "$word"))
+    # a word ends at "=", where the shell says so: what stands before it is not asked for
+    if [[ "$COMP_WORDBREAKS" == *=* && "$word" == *=* ]]; then
+        COMPREPLY=("${COMPREPLY[@]#"${word%=*}="}")
+    fi
+    if [[ "${COMPREPLY[0]}" == *= ]]; then compopt -o nospace 2>/dev/null; fi
+}
+complete -o default -F _multilevel multilevel
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print a script for a shell."""
+    if len(arguments) != 1 or arguments[0] not in SHELLS:
+        raise SettingError("completion", " ".join(arguments) or None, f"one of {', '.join(SHELLS)}")
+    print(script(arguments[0]))
+    return 0
+
+
+def script(shell: str) -> str:
+    """What ``eval "$(multilevel completion bash)"`` evaluates; it knows the settings of today."""
+    from multilevel.__main__ import COMMANDS
+
+    configured = "|".join(f'"multilevel {command} "*' for command in CONFIGURED)
+    cases = [f'            {configured}) words="{" ".join(words())}" ;;']
+    cases.append(f'            "multilevel recipes "*) words="{" ".join(recipe_classes())}" ;;')
+    filled = SCRIPT.replace("CASES", "\n".join(cases)).replace("COMMANDS", " ".join(COMMANDS))
+    return "autoload -U +X bashcompinit && bashcompinit" + filled if shell == "zsh" else filled.strip()
+
+
+def words() -> Iterator[str]:
+    """Every setting, ``SETTING=``, of any recipe, and every choice, ``GROUP=NAME``."""
+    for group in ("recipe", "data", "model", "task", "experiment", "solver"):
+        yield from (f"{group}={name}" for name in choices(group))
+    yield from (f"mask.policy={name}" for name in POLICIES)
+    configs = [OmegaConf.to_container(compose_config([f"recipe={recipe}"])) for recipe in recipe_classes()]
+    yield from dict.fromkeys(f"{name}=" for config in configs for name, _ in named(config))

@@ -1,0 +1,101 @@
+"""The command ``multilevel evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from multilevel.configuration.composition import build_recipe, changed, with_groups
+from multilevel.problems import load_weights
+from multilevel.recipes.base import recipe_class
+from multilevel.recipes.evaluation import EvaluationSettings, format_table
+from multilevel.runs.distributed import tell
+from multilevel.runs.folder import RunFolder
+from multilevel.solvers import DataError, SettingError
+
+SHAPE = ("image_size", "channels", "patch_size")  # of the images that an encoder takes
+DIVISION = ("test_share", "validation_share", "split_seed")  # of the run's own images
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Evaluate the encoder of a run's newest checkpoint, on its own data or on another set, and write the scores into
+    its folder: evaluation.json, or evaluation-NAME.json for the set NAME."""
+    runs = [argument for argument in arguments if "=" not in argument]
+    overrides = [argument for argument in arguments if "=" in argument]
+    if len(runs) != 1:
+        raise SettingError("evaluate", " ".join(runs) or None, "one run folder: multilevel evaluate RUN")
+    folder = RunFolder.open("evaluate", Path(runs[0]))
+    check_encoder("evaluate", folder)
+    config, transfer = evaluation_config(folder.config(), overrides)
+    recipe = build_recipe(config)
+    # Nothing but the encoder: the head that was trained is of the run's own classes.
+    tell(*load_weights(recipe.graph, folder.checkpoint, only=recipe.encoder_level))
+    scores = recipe.evaluate()
+    if scores is None:
+        where = config.data.path or config.data.name
+        raise DataError(f"the images of {where} have no labels: there is nothing to evaluate on")
+    name = f"evaluation-{config.data.name}.json" if transfer else "evaluation.json"
+    written = folder.write_json(name, [asdict(score) for score in scores])
+    print(format_table(scores, config.evaluation.split, config.evaluation.metric))
+    print(written)
+    return 0
+
+
+def check_encoder(setting: str, folder: RunFolder) -> None:
+    """Raise SettingError for a run of a recipe that trains no encoder."""
+    recipe = folder.config().recipe
+    if recipe_class(recipe).encoder_level is None:
+        raise SettingError(setting, str(folder.path), f"a run that trains an encoder, which {recipe} does not")
+
+
+def evaluation_config(stored: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, bool]:
+    """The configuration to evaluate a run with, and whether that is on another set.
+
+    ``data=NAME`` takes the place of the run's whole group ``data``, but for the shape of the images: theirs are
+    brought to the one that the encoder takes, and normalized by their own training images' statistics.
+
+    Args:
+        stored: the run's.
+        overrides: of the command line.
+
+    Raises:
+        SettingError: a setting that there is not, another shape, or another division of the images that the encoder
+            was trained on.
+    """
+    config, others = with_groups(stored, overrides, ("data", "task"))
+    transfer = any(one.startswith("data=") for one in overrides)
+    if transfer:
+        given = [name for name in SHAPE if any(one.startswith(f"data.{name}=") for one in overrides)]
+        _check_same(config, stored, given, "the encoder takes no other")
+        for name in SHAPE:
+            config.data[name] = stored.data[name]
+        config.data.batch_size = 1  # no level is trained here, so that sets of any size will do
+    # options of protocols that the run's version did not have
+    defaults = OmegaConf.structured(EvaluationSettings)
+    config.evaluation = OmegaConf.to_container(OmegaConf.merge(defaults, config.evaluation))
+    config = changed(config, others)
+    if transfer and _source(config) == _source(stored):
+        expected = "another set than the run's own, whose test images could be among those it was trained on"
+        raise SettingError("data", config.data.name, f"{expected}; without data= the run's own division holds")
+    if not transfer:
+        _check_same(config, stored, SHAPE, "the encoder takes no other")
+        _check_same(config, stored, DIVISION, "the encoder was trained on images divided so")
+    return config, transfer
+
+
+def _source(config: DictConfig) -> tuple[str, ...]:
+    """Where a set's images come from."""
+    data = config.data
+    if data.path:
+        return ("path", str(Path(data.path).expanduser().resolve()))
+    return ("hub", data.hub) if data.hub else ("name", data.name)
+
+
+def _check_same(config: DictConfig, stored: DictConfig, names: Sequence[str], why: str) -> None:
+    for name in names:
+        got, own = config.data.get(name), stored.data.get(name)
+        if got != own:
+            raise SettingError(f"data.{name}", got, f"{own}, as in the run: {why}")

@@ -1,0 +1,163 @@
+"""Images that a command line names, read and put through an exported model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from multilevel.recipes.data.images import worker_count
+from multilevel.recipes.data.pictures import to_pixels
+from multilevel.recipes.data.sources.folders import images_below
+from multilevel.recipes.export import ExportedModel
+from multilevel.recipes.settings import chosen_device
+from multilevel.solvers import DataError, SettingError
+
+SHARED = {"batch_size": "64", "device": "auto"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What ``multilevel predict`` and ``multilevel monitor`` are asked for.
+
+    Attributes:
+        model: the exported model.
+        folder: where it is.
+        files: the images, each once.
+        output: as given.
+        batch_size: images at a time.
+    """
+
+    model: ExportedModel
+    folder: Path
+    files: list[Path]
+    output: str
+    batch_size: int
+
+    @classmethod
+    def parse(cls, command: str, arguments: Sequence[str], output: str) -> Request:
+        """Read ``EXPORT FILE ... [SETTING=VALUE ...]``.
+
+        Raises:
+            SettingError: an unknown setting, a value that cannot work, a file that is not there, or no export.
+            DataError: a folder without images.
+            MultilevelError: a broken export.
+        """
+        places, settings = split_arguments(command, arguments, {"output": output, **SHARED})
+        if len(places) < 2:
+            usage = f"an exported folder and images: multilevel {command} EXPORT FILE ..."
+            raise SettingError(command, " ".join(places) or None, usage)
+        size = settings["batch_size"]
+        if not (size.isdecimal() and int(size) >= 1):
+            raise SettingError("batch_size", size, "a whole number of at least 1")
+        files = find_images(places[1:])
+        model = ExportedModel(Path(places[0]), chosen_device(settings["device"]))
+        return cls(model, Path(places[0]), files, settings["output"], int(size))
+
+    def run(self) -> Results:
+        """Decode every image in threads and put it through the model, a batch at a time."""
+        model, logits, features = self.model, [], []
+        errors: dict[Path, str] = {}
+        Image.init()  # Pillow looks for its formats on first use, which is not safe in threads
+        with (
+            ThreadPoolExecutor(worker_count(), "decode") as pool,
+            tqdm(total=len(self.files), desc="images", leave=False, disable=None) as bar,
+        ):
+            for start in range(0, len(self.files), self.batch_size):
+                batch = self.files[start : start + self.batch_size]
+                read = list(pool.map(lambda file: _read(file, model), batch))
+                errors |= {file: one for file, one in zip(batch, read, strict=True) if isinstance(one, str)}
+                pixels = [one for one in read if not isinstance(one, str)]
+                if pixels:
+                    some_logits, some_features = model(np.stack(pixels))
+                    features.append(some_features)
+                    logits += [] if some_logits is None else [some_logits]
+                bar.update(len(batch))
+        read_files = [file for file in self.files if file not in errors]
+        joined = np.concatenate(features) if features else np.zeros((0, 0), np.float32)
+        return Results(read_files, joined, np.concatenate(logits) if logits else None, errors)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a model made of images.
+
+    Attributes:
+        files: that could be read.
+        features: float32 [N, width], of those.
+        logits: float32 [N, classes]; None where there is no classifier, or no image.
+        errors: why a file could not be read.
+    """
+
+    files: list[Path]
+    features: np.ndarray
+    logits: np.ndarray | None
+    errors: Mapping[Path, str]
+
+
+def split_arguments(
+    command: str, arguments: Sequence[str], defaults: Mapping[str, str]
+) -> tuple[list[str], dict[str, str]]:
+    """Files and settings; a file may have ``=`` in its name.
+
+    Raises:
+        SettingError: a setting that the command does not have.
+    """
+    places, settings = [], dict(defaults)
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if equals and name in defaults:
+            settings[name] = value
+        elif equals and not Path(argument).exists():
+            raise SettingError(name, value, f"a setting of {command}: {', '.join(defaults)}")
+        else:
+            places.append(argument)
+    return places, settings
+
+
+def find_images(places: Sequence[str]) -> list[Path]:
+    """The files, and the images below the folders, each once.
+
+    Raises:
+        SettingError: nothing is there.
+        DataError: a folder without images.
+    """
+    found: dict[Path, None] = {}
+    for place in map(Path, places):
+        if not place.exists():
+            raise SettingError("FILE", str(place), "an image, or a folder of images")
+        below = images_below(place) if place.is_dir() else [place]
+        if not below:
+            raise DataError(f"{place} holds no images")
+        found |= dict.fromkeys(below)
+    return list(found)
+
+
+def writable(output: str) -> Path:
+    """The path of a file that can be written, its folder made.
+
+    Raises:
+        SettingError: it cannot.
+    """
+    path = Path(output)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingError("output", output, f"a file that can be written ({error.strerror})") from error
+    if path.is_dir():
+        raise SettingError("output", output, "the name of a file, and this is a folder")
+    return path
+
+
+def _read(file: Path, model: ExportedModel) -> np.ndarray | str:
+    """Pixels uint8 [C, H, W], or why there are none."""
+    try:
+        with Image.open(file) as picture:
+            return to_pixels(picture, model.image_size, model.channels, model.fit)
+    except Exception as error:  # Pillow's formats raise errors of many kinds for broken files
+        return f"unreadable ({type(error).__name__}: {' '.join(str(error).split())})"

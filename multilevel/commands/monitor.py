@@ -1,0 +1,105 @@
+"""The command ``multilevel monitor``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from multilevel.commands.drift_picture import draw_drift
+from multilevel.commands.image_files import Request, Results, writable
+from multilevel.commands.predict import report_unreadable
+from multilevel.recipes.export import Reference
+from multilevel.recipes.export.drift import DRIFT, FEWEST, PERMUTATIONS, QUANTILE, RULE, Drift, compare_features
+from multilevel.recipes.export.exported import probabilities
+from multilevel.runs.folder import write_whole
+from multilevel.solvers import DataError, SettingError
+
+LISTED = 10  # of the most unusual images in the report
+NAMED = 5  # of them on the screen
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compare new images with the training ones; 1 where some could not be read."""
+    request = Request.parse("monitor", arguments, output="monitor.json")
+    reference = Reference.load(request.folder)
+    path = writable(request.output)
+    picture = path.with_suffix(".png")
+    if picture == path:
+        raise SettingError("output", request.output, "a name in .json: the picture is written beside it, in .png")
+    results = request.run()
+    if min(len(results.files), len(reference.features)) < FEWEST:
+        few = f"{len(results.files)} images to compare with {len(reference.features)} training ones"
+        raise DataError(f"{few} are too few: at least {FEWEST} of each, that can be read")
+    if not np.isfinite(results.features).all():
+        raise DataError("the model's features of these images are not finite: export a run that has not diverged")
+    drift = compare_features(reference.features, results.features)
+    report = summarize(request, reference, results, drift)
+    draw_drift(picture, drift.reference_distances, drift.distances, drift.threshold, report["verdict"])
+    write_whole(path, json.dumps(report, indent=2) + "\n")
+    print(in_words(report))
+    print(f"{path}\n{picture}")
+    report_unreadable(results)
+    return 1 if results.errors else 0
+
+
+def summarize(request: Request, reference: Reference, results: Results, drift: Drift) -> dict[str, Any]:
+    """What monitor.json holds."""
+    unusual = drift.distances > drift.threshold
+    listed = np.argsort(-drift.distances, kind="stable")[:LISTED]
+    return {
+        "verdict": drift.verdict,
+        "rule": RULE,
+        "export": str(request.folder),
+        "images": len(results.files),
+        "reference_images": len(reference.features),
+        "p_value": drift.p_value,
+        "squared_mmd": drift.mmd,
+        "permutations": PERMUTATIONS,
+        "separability": drift.separability,
+        "threshold": drift.threshold,
+        "unusual_images": int(unusual.sum()),
+        "most_unusual": [
+            {"file": str(results.files[one]), "distance": float(drift.distances[one]), "unusual": bool(unusual[one])}
+            for one in listed
+        ],
+        "predictions": predictions(request, reference, results),
+        "unreadable": {str(file): error for file, error in results.errors.items()},
+    }
+
+
+def predictions(request: Request, reference: Reference, results: Results) -> dict[str, Any] | None:
+    """Share of each predicted class and mean confidence, training beside new; None without a classifier."""
+    if reference.logits is None or results.logits is None:
+        return None
+    training, new = probabilities(reference.logits), probabilities(results.logits)
+    shares = {
+        name: {"training": float(before), "new": float(after)}
+        for name, before, after in zip(request.model.class_names, _shares(training), _shares(new), strict=True)
+    }
+    confidence = {"training": float(training.max(1).mean()), "new": float(new.max(1).mean())}
+    return {"shares": shares, "mean_confidence": confidence}
+
+
+def in_words(report: Mapping[str, Any]) -> str:
+    """The report in a few lines."""
+    expected = (1 - QUANTILE) * report["images"]
+    lines = [
+        report["verdict"],
+        f"{report['images']} images against {report['reference_images']} training ones: p = {report['p_value']:.3g}, "
+        f"told apart with an area under the ROC curve of {report['separability']:.2f}",
+        f"{report['unusual_images']} unusual images, where about {expected:.0f} would be expected",
+    ]
+    if report["predictions"]:
+        confidence = report["predictions"]["mean_confidence"]
+        lines.append(f"mean confidence {confidence['new']:.2f}, on training images {confidence['training']:.2f}")
+    named = [one for one in report["most_unusual"] if one["unusual"] or report["verdict"] == DRIFT][:NAMED]
+    lines += [f"  {one['file']}: distance {one['distance']:.2f}" for one in named]
+    return "\n".join(lines)
+
+
+def _shares(chances: np.ndarray) -> np.ndarray:
+    """Share of the images [classes] that each class is the most probable for."""
+    return np.bincount(chances.argmax(1), minlength=chances.shape[1]) / len(chances)

@@ -1,0 +1,63 @@
+"""The command ``multilevel predict``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+from multilevel.commands.image_files import Request, Results, writable
+from multilevel.recipes.export.exported import probabilities
+from multilevel.runs.folder import write_whole
+from multilevel.solvers import MultilevelError
+
+NAMED = 5  # unreadable files that are named on the screen
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Label images and write CSV; 1 where some could not be read, which then have no label."""
+    request = Request.parse("predict", arguments, output="predictions.csv")
+    if not request.model.class_names:
+        raise MultilevelError(f"{request.folder} holds an encoder without a classifier: it cannot label images")
+    path = None if request.output == "-" else writable(request.output)
+    results = request.run()
+    text, counts = table(request, results)
+    if path is None:
+        print(text, end="")
+    else:
+        write_whole(path, text)
+    summary = ", ".join(f"{label} {count}" for label, count in counts.most_common())
+    print(f"{len(results.files)} images labelled: {summary or 'none'}", file=sys.stderr)
+    if path is not None:
+        print(path)
+    report_unreadable(results)
+    return 1 if results.errors else 0
+
+
+def table(request: Request, results: Results) -> tuple[str, Counter[str]]:
+    """The CSV, a row for each file in the order given, and how often each label is in it."""
+    names = request.model.class_names
+    rows = {} if results.logits is None else dict(zip(results.files, probabilities(results.logits), strict=True))
+    counts: Counter[str] = Counter()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file", "label", "probability", "error", *names])
+    for file in request.files:
+        if file in results.errors:
+            writer.writerow([file, "", "", results.errors[file], *[""] * len(names)])
+            continue
+        row = rows[file]
+        label = names[int(row.argmax())]
+        counts[label] += 1
+        writer.writerow([file, label, f"{row.max():.6f}", "", *(f"{one:.6f}" for one in row)])
+    return text.getvalue(), counts
+
+
+def report_unreadable(results: Results) -> None:
+    """Name files that could not be read, a line each."""
+    for file, error in list(results.errors.items())[:NAMED]:
+        print(f"multilevel: {file}: {error}", file=sys.stderr)
+    if len(results.errors) > NAMED:
+        print(f"multilevel: and {len(results.errors) - NAMED} more", file=sys.stderr)

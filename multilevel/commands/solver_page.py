@@ -1,0 +1,43 @@
+"""docs/solvers.md from the docstrings of the solvers: ``python -m multilevel.commands.solver_page`` prints it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+from multilevel.solvers import SOLVERS, Solver
+
+TITLE = """# Solvers
+
+How a hypergradient passes through a lower level with loss g, parameters p and cotangent a: every solver approximates
+`- d/dr <dg/dp, x>` with `(H + damping I) x = a`, H the Hessian of g in p, for each level r that g reads; the unrolled
+ones and the penalty method do so without a linear system. `python -m multilevel.commands.solver_page` makes this page
+from the docstrings; `multilevel compare` measures error, memory and time of each.
+
+| solver | assumes | costs, beside the mixed product where there is a solve | use when |
+|---|---|---|---|"""
+
+
+def sections(solver: type[Solver]) -> dict[str, str]:
+    """What a solver assumes, costs and is for, from its docstring, each on one line."""
+    text = inspect.getdoc(solver) or ""
+    found = {}
+    for name in ("Assumes", "Costs", "Use when"):
+        match = re.search(rf"^{name}: (.+?)(?=\n\S|\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
+        if match is None:
+            raise ValueError(f"the docstring of {solver.__name__} has no line '{name}: ...'")
+        found[name] = " ".join(match[1].split()).replace("``", "`")
+    return found
+
+
+def solver_page() -> str:
+    """The whole page."""
+    lines = [TITLE]
+    lines += [f"| `{name}` | {' | '.join(sections(solver).values())} |" for name, solver in SOLVERS.items()]
+    for name, solver in SOLVERS.items():
+        lines += ["", f"## {name}", "", "```", inspect.getdoc(solver) or "", "```"]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(solver_page(), end="")

@@ -1,0 +1,1 @@
+"""The command ``multilevel compare``: what every hypergradient solver costs at one point, and how accurate it is."""

@@ -1,0 +1,321 @@
+"""The command ``multilevel compare``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import multiprocessing
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from tqdm import tqdm
+
+from multilevel.compare.measure import OFFERS, measure_task, store_point
+from multilevel.compare.picture import draw_comparison
+from multilevel.compare.table import COLUMNS, ComparisonTable
+from multilevel.configuration.composition import build_recipe, compose_config
+from multilevel.problems import Engine, load_checkpoint
+from multilevel.problems.evaluation.evaluator import PRECISIONS
+from multilevel.problems.reference import agreement
+from multilevel.recipes.base import Recipe
+from multilevel.runs.cpu_threads import cpu_threads
+from multilevel.runs.distributed import tell
+from multilevel.runs.folder import RunFolder, check_free, now, title
+from multilevel.runs.progress import Progress
+from multilevel.runs.training import new_engine
+from multilevel.solvers import SOLVERS, MultilevelError, SettingError
+from multilevel.solvers.products import PRODUCTS
+
+CHOICES = {"solvers": list(OFFERS), "products": list(PRODUCTS), "precisions": list(PRECISIONS)}
+WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "float | None": "a number, or null"}
+#: Starts processes: where the platform can, as forks of one that has imported everything, which takes seconds.
+PROCESSES: Any = multiprocessing.get_context(
+    "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+)
+RECORDED = 10  # updates that unrolled solvers may go through
+
+
+@dataclass(frozen=True)
+class Task:
+    """A row of the table: a solver, and what differs from the recipe's settings.
+
+    Args:
+        solver: its name.
+        options: of the solver.
+        precision: in which everything is evaluated; None takes the recipe's.
+        share: ``solve_share`` of every level; None takes each level's own.
+    """
+
+    solver: str
+    options: dict[str, Any]
+    precision: str | None = None
+    share: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The solver with everything that was asked for."""
+        asked = {**self.options, "precision": self.precision, "solve_share": self.share}
+        text = ", ".join(f"{key}={value}" for key, value in asked.items() if value is not None)
+        return f"{self.solver}({text})" if text else self.solver
+
+
+@dataclass
+class Comparison:
+    """What to compare, as the command line says it.
+
+    Args:
+        solvers: names; all of this project where none is given.
+        products: forms of product to try each solver with; empty takes each solver's own.
+        precisions: to try each with; empty takes the recipe's.
+        shares: of each batch, that solves take, to try each with; empty takes the recipe's.
+        options: ``{solver: {setting: value}}``.
+        warmup: outer steps before the comparison.
+        damping: of the one system that every solver is given; the default makes that of guided_mae definite.
+        rounds: timed repetitions of each solve.
+        iterations: most of the reference's MINRES.
+        resume: a run whose checkpoint to compare at, or None.
+        settings: all other overrides, of the recipe.
+    """
+
+    solvers: list[str] = field(default_factory=lambda: list(SOLVERS))
+    products: list[str] = field(default_factory=list)
+    precisions: list[str] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    warmup: int = 10
+    damping: float = 30.0
+    rounds: int = 3
+    iterations: int = 1000
+    resume: str | None = None
+    settings: list[str] = field(default_factory=list)
+
+    @classmethod
+    def parsed(cls, arguments: Sequence[str]) -> Comparison:
+        """From ``SETTING=VALUE`` arguments.
+
+        Raises:
+            SettingError: one that has no value, or one out of range.
+        """
+        result = cls()
+        for argument in arguments:
+            setting, sign, text = argument.partition("=")
+            if not sign:
+                raise SettingError(setting, argument, "SETTING=VALUE")
+            solver, dot, option = setting.partition(".")
+            if dot and solver in OFFERS:
+                result.options.setdefault(solver, {})[option] = _option(solver, setting, option, text)
+            elif setting in CHOICES:
+                setattr(result, setting, _names(setting, text, CHOICES[setting]))
+            elif setting == "shares":
+                result.shares = [_share(setting, one) for one in text.strip("[]").split(",")]
+            elif setting in ("warmup", "rounds", "iterations"):
+                setattr(result, setting, _number(setting, text, int, 0 if setting == "warmup" else 1))
+            elif setting == "damping":
+                result.damping = _number(setting, text, float, 0)
+            elif setting == "resume":
+                result.resume = text
+            else:
+                result.settings.append(argument)
+        return result
+
+    def tasks(self) -> list[Task]:
+        """Every row to measure."""
+        precisions: list[Any] = self.precisions or [None]
+        shares: list[Any] = self.shares or [None]
+        found: list[Task] = []
+        for name in self.solvers:
+            own = self.options.get(name, {})
+            settable = "product" in _settings(name) and name != "finite_difference" and "product" not in own
+            products = self.products if settable and self.products else [None]
+            options = [own if product is None else {**own, "product": product} for product in products]
+            found += [Task(name, *rest) for rest in itertools.product(options, precisions, shares)]
+        return found
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure every solver at one point, print the table, and write it and its picture."""
+    table, folder = compare(arguments)
+    print(table)
+    paths = [
+        folder.write_json("compare.json", table.result),
+        folder.write("compare.csv", _as_csv(table.result["rows"])),
+    ]
+    draw_comparison(folder.path / "compare.png", table.result)
+    print("\n".join(str(path) for path in [*paths, folder.path / "compare.png"]))
+    return 0
+
+
+def compare(arguments: Sequence[str]) -> tuple[ComparisonTable, RunFolder]:
+    """The table that command-line arguments ask for, and a new folder to write it into.
+
+    Raises:
+        MultilevelError: a setting that cannot work, or a top level without a hypergradient.
+    """
+    comparison = Comparison.parsed(arguments)
+    config = _config(comparison)
+    output = Path(str(config.output or f"runs/compare-{title(config)}-{now()}"))
+    check_free(output)
+    recipe = build_recipe(config)
+    with cpu_threads(recipe):
+        threads = torch.get_num_threads()
+        engine = _engine_at_the_point(comparison, recipe)
+    if not engine.graph.passes(engine.graph.top):
+        raise MultilevelError(f"the top level {engine.graph.top!r} has a plain gradient: there is nothing to compare")
+    with tempfile.TemporaryDirectory() as scratch:
+        store_point(Path(scratch) / "point.pt", engine, config)
+        rows, reference = _measured(comparison, Path(scratch))
+    table = ComparisonTable(
+        {
+            "recipe": config.recipe,
+            "data": OmegaConf.select(config, "data.name"),
+            "step": engine.step,
+            "damping": comparison.damping,
+            "threads": threads,
+            "device": config.device,
+            "reference": reference,
+            "rows": rows,
+        }
+    )
+    return table, RunFolder.create(output, config)
+
+
+def _config(comparison: Comparison) -> DictConfig:
+    if comparison.resume is None:
+        return compose_config(comparison.settings)
+    others = [one for one in comparison.settings if not one.startswith("output=")]
+    if others:
+        raise SettingError("resume", others[0], "no setting of the recipe: the run's own hold")
+    config = RunFolder.open("resume", Path(comparison.resume)).config()
+    config.output = next((one.partition("=")[2] for one in comparison.settings if one.startswith("output=")), None)
+    return config
+
+
+def _engine_at_the_point(comparison: Comparison, recipe: Recipe) -> Engine:
+    engine = new_engine(recipe)
+    if comparison.resume is not None:
+        tell(*load_checkpoint(engine, Path(comparison.resume) / "checkpoint"))
+    asked = [getattr(OFFERS[task.solver](**task.options), "recorded_steps", 0) for task in comparison.tasks()]
+    engine.recorded_steps = min(max(asked), RECORDED) if comparison.warmup else 0
+    engine.callbacks.append(Progress(recipe.images_per_step))
+    engine.run(comparison.warmup)
+    engine.callbacks.clear()
+    return engine
+
+
+def _measured(comparison: Comparison, scratch: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A row for each solver, each measured in a process of its own, and the reference."""
+    common = {"point": str(scratch / "point.pt"), "damping": comparison.damping, "rounds": comparison.rounds}
+    tasks = comparison.tasks()
+    bar = tqdm(total=len(tasks) + 1, unit="solver", disable=None)
+    print("computing the reference, then each solver in a process of its own", file=sys.stderr, flush=True)
+    exactly = {"name": "reference", "iterations": comparison.iterations, "output": str(scratch / "reference.pt")}
+    reference = _in_a_process(measure_task, {**common, **exactly})
+    bar.update()
+    usable = reference.get("usable", False)
+    exact = torch.load(scratch / "reference.pt") if usable else None
+    rows = []
+    for task in tasks:
+        asked = {"name": task.solver, "options": task.options, "precision": task.precision, "share": task.share}
+        found = _in_a_process(measure_task, {**common, **asked, "output": str(scratch / "found.pt")})
+        row = {"solver": task.label, **asked, **found}
+        if "problem" not in found:
+            error = agreement(torch.load(scratch / "found.pt"), exact) if exact is not None else (None, None)
+            row |= {"error": error[0], "cosine": error[1]}
+        rows.append(row)
+        bar.update()
+        if bar.disable:
+            print(f"{len(rows)}/{len(tasks)} {task.label}", file=sys.stderr, flush=True)
+    bar.close()
+    return rows, reference
+
+
+def _in_a_process(call: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What a call returns in a process of its own; under ``problem`` why it returns nothing."""
+    PROCESSES.set_forkserver_preload([measure_task.__module__])
+    receiver, sender = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=_answer, args=(sender, call, arguments), daemon=True)
+    process.start()
+    sender.close()  # the process has the only one left: where it ends, so does the wait
+    try:
+        answer: dict[str, Any] = receiver.recv()
+    except EOFError:
+        process.join()
+        answer = {"problem": f"its process ended with status {process.exitcode} (-9: often as memory ran out)"}
+    finally:
+        process.kill()
+        process.join()
+    return answer
+
+
+def _answer(sender: Connection, call: Callable[..., dict[str, Any]], arguments: Sequence[Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
+    try:
+        answer = call(*arguments)
+    except Exception as error:  # of whatever kind: it is one row's
+        answer = {"problem": " ".join(f"{type(error).__name__}: {error}".split())}
+    sender.send(answer)
+
+
+def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["solver", *COLUMNS, "failed", "cause", "problem"], extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows({**row, "failed": " ".join(row.get("failed", []))} for row in rows)
+    return text.getvalue()
+
+
+def _settings(name: str) -> list[str]:
+    return [one.name for one in fields(OFFERS[name])]
+
+
+def _option(solver: str, setting: str, option: str, text: str) -> Any:
+    if option not in _settings(solver):
+        raise SettingError(setting, text, f"a setting of {solver}: {', '.join(_settings(solver))}")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(OFFERS[solver]), {option: value})
+        return getattr(OmegaConf.to_object(typed), option)
+    except OmegaConfBaseException as error:
+        kind = next((one.type for one in fields(OFFERS[solver]) if one.name == option), "")
+        raise SettingError(setting, text, WORDS.get(str(kind), f"a value of its kind ({kind})")) from error
+    except SettingError as error:
+        raise SettingError(setting, error.got, error.expected) from None
+
+
+def _names(setting: str, text: str, offers: Sequence[str]) -> list[str]:
+    names = [name.strip() for name in text.strip("[]").split(",") if name.strip()]
+    for name in names or [""]:
+        if name not in offers:
+            raise SettingError(setting, name, f"some of {', '.join(offers)}")
+    return names
+
+
+def _share(setting: str, text: str) -> float:
+    value = _number(setting, text, float, 0)
+    if not 0 < value <= 1:
+        raise SettingError(setting, text, "shares above 0 and at most 1, such as 1,0.5")
+    return float(value)
+
+
+def _number(setting: str, text: str, kind: type, least: float) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not least <= value < float("inf"):
+        raise SettingError(setting, text, f"a {'whole ' if kind is int else ''}number of at least {least}")
+    return value

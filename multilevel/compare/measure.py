@@ -1,0 +1,146 @@
+"""One solver's hypergradient at a stored point, and what it costs: a row of ``multilevel compare``."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from multilevel.betty.solvers import BETTY_SOLVERS, BettySolver
+from multilevel.compare.memory import MemoryTracker
+from multilevel.configuration.composition import build_recipe
+from multilevel.problems import Engine
+from multilevel.problems.engine import Hypergradient
+from multilevel.problems.reference import largest_residual, reference_hypergradient
+from multilevel.recipes.base import Recipe
+from multilevel.recipes.settings import chosen_device
+from multilevel.runs.cpu_threads import cpu_threads
+from multilevel.solvers import SOLVERS, MultilevelError, SettingError, Solver
+from multilevel.solvers.registry import build
+
+#: Every solver by its name, those of Betty as betty/NAME.
+OFFERS: dict[str, type[Any]] = {**SOLVERS, **BETTY_SOLVERS}
+LONG = 20.0  # seconds, from which on a solve is timed once
+
+
+def store_point(path: Path, engine: Engine, config: Any) -> None:
+    """Write all that a solve at the engine's point needs."""
+    point = {"config": OmegaConf.to_yaml(config), "state": engine.state_dict(), "records": engine.records()}
+    torch.save(point, path)
+
+
+def load_point(path: Path, make: Callable[..., Engine] = Engine) -> tuple[Engine, Recipe]:
+    """An engine, as ``make`` has it, at a stored point, and the recipe that it runs."""
+    # A file of this program's own, written a moment ago.
+    point = torch.load(path, weights_only=False)
+    config = OmegaConf.create(point["config"])
+    recipe = build_recipe(config)
+    engine = make(recipe.graph, seed=recipe.settings.seed, precision=recipe.settings.precision)
+    engine.load_state_dict(point["state"])
+    engine.load_records(point["records"])
+    return engine, recipe
+
+
+def measure(
+    engine: Engine, device: torch.device, solver: Solver | None, rounds: int, precision: str | None = None
+) -> tuple[dict[str, Any], Hypergradient]:
+    """Cost and reports of the top level's hypergradient with ``solver`` at every level, or as the engine by itself has
+    it; and the hypergradient."""
+    top = engine.graph.top
+    solvers = None if solver is None else dict.fromkeys(engine.graph.passes(top), solver)
+    solve = partial(engine.solve_hypergradient, top, solvers, precision)
+    seconds: list[float] = []
+    with MemoryTracker(device) as tracker:  # first, and not timed: it warms up
+        found = solve()
+    while len(seconds) < rounds and not (seconds and seconds[0] > LONG):
+        start = time.perf_counter()
+        solve()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    reports = list(found.reports.values())
+    return {
+        "residual": largest_residual(found),
+        "memory_mib": (tracker.peak + engine.recorded_bytes(solver.recorded_steps if solver else 0)) / 2**20,
+        "seconds": median(seconds),
+        "seconds_range": [min(seconds), max(seconds)],
+        "evaluations": sum(report.evaluations for report in reports),
+        "products": sum(report.products for report in reports),
+        "failed": [level for level, report in found.reports.items() if report.failed],
+        "cause": next((f"{level}: {one.cause}" for level, one in found.reports.items() if one.cause), ""),
+        "choice": ", ".join(f"{level}: {one.choice}" for level, one in found.reports.items() if one.choice),
+    }, found
+
+
+def measure_reference(engine: Engine, damping: float, iterations: int) -> tuple[dict[str, Any], Any]:
+    start = time.perf_counter()
+    top = engine.graph.top
+    found = reference_hypergradient(engine, top, dict.fromkeys(engine.graph.passes(top), damping), iterations)
+    cost = {"solver": found.solver, "residual": found.residual, "usable": found.usable}
+    return {**cost, "seconds": time.perf_counter() - start}, found
+
+
+def take_share(engine: Engine, solver: Solver | None, share: float) -> None:
+    """Let the solves at every level take a share of each batch.
+
+    Raises:
+        SettingError: the solver goes through whole updates.
+    """
+    for level in engine.graph.passes(engine.graph.top):
+        problem = engine.graph.problems[level]
+        problem.check_share(share, solver)
+        problem.solve_share = share
+
+
+def on_betty(solver: BettySolver) -> Callable[..., Engine]:
+    """Makes Betty's engine with one solver at every level."""
+    bridge = importlib.import_module("multilevel.betty")  # an error with the command where Betty is not installed
+    return partial(bridge.BettyEngine, solver=solver)
+
+
+def damped(solver: type[Any], damping: float) -> dict[str, float]:
+    """The damping as an option, where the solver has one."""
+    return {"damping": damping} if "damping" in {one.name for one in fields(solver)} else {}
+
+
+def measure_task(task: dict[str, Any]) -> dict[str, Any]:
+    """Figures of one row, or of the reference, and under ``problem`` why there are none; the hypergradient goes into
+    the file ``task["output"]``.
+
+    Args:
+        task: as ``multilevel.compare.command`` writes it: ``point`` (a file of ``store_point``), ``name`` (a solver, or
+            ``reference``), ``damping``, ``rounds``, and the settings of the row.
+    """
+    point, name = Path(task["point"]), task["name"]
+    try:
+        if name == "reference":
+            engine, recipe = load_point(point)
+            with cpu_threads(recipe):
+                result, found = measure_reference(engine, task["damping"], task["iterations"])
+        else:
+            options = {**damped(OFFERS[name], task["damping"]), **task["options"]}
+            solver = build("solver", OFFERS, name, options)
+            made, own = (Engine, solver) if name in SOLVERS else (on_betty(solver), None)
+            for axis in ("precision", "share"):
+                if own is None and task[axis] is not None:
+                    raise SettingError(
+                        f"{axis}s", task[axis], "nothing: Betty computes as the recipe says, on all rows"
+                    )
+            engine, recipe = load_point(point, made)
+            if task["share"] is not None:
+                take_share(engine, own, task["share"])
+            with cpu_threads(recipe):
+                device = chosen_device(recipe.settings.device)
+                result, found = measure(engine, device, own, task["rounds"], task["precision"])
+    except MultilevelError as error:
+        return {"problem": " ".join(str(error).split())}
+    torch.save(dict(found.values), task["output"])
+    return result

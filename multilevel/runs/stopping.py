@@ -1,0 +1,82 @@
+"""Stopping a run from outside without losing any of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any, ClassVar
+
+from multilevel.runs.distributed import launched
+from multilevel.problems import Engine, replicas
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(KeyboardInterrupt):
+    """A run that a signal has ended early, after a checkpoint.
+
+    Args:
+        text: what was done, and how to go on.
+        status: for the process to exit with: 128 + the signal's number, as a shell has it.
+    """
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text, status)
+        self.status = status
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class StopOnSignal:
+    """While active, SIGTERM and SIGINT let an engine end its step; a second one ends the process at once.
+
+    In a thread other than the main one, where signals cannot be handled, it does nothing; a signal that the process
+    ignores stays ignored.
+
+    Attributes:
+        number: of the signal that came; None while none has.
+    """
+
+    current: ClassVar[StopOnSignal | None] = None
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.number: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopOnSignal:
+        if threading.current_thread() is threading.main_thread():
+            used = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._handle) for number in used}
+            StopOnSignal.current = self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        StopOnSignal.current = None
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:
+            if launched():  # torchrun passes on what all processes got as well; it kills after 30 s itself
+                return
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        self.number = number
+        self.engine.stop()
+        if replicas.rank() > 0:
+            return
+        with contextlib.suppress(OSError):  # whoever read it may be gone
+            # Not print, which may be in the middle of a write of its own.
+            os.write(2, f"\n{signal.Signals(number).name}: ending after this step\n".encode())
+
+
+def stop_once() -> None:
+    """Send this process SIGTERM, but for one that is ending its step already."""
+    if StopOnSignal.current is None or StopOnSignal.current.number is None:
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,106 @@
+"""Several runs from one command: ``multilevel train --multirun``."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from multilevel.configuration.composition import CONFIG_MODULE, expand, plain, register_solvers, swept, users_files_read
+from multilevel.runs.folder import now
+from multilevel.solvers import MultilevelError, SettingError
+from multilevel.runs.stopping import Stopped
+
+FAILURE = "failure.txt"  # in the folder of a run that failed
+BEST = "optimization_results.yaml"  # what a sweeper that optimizes leaves
+
+
+@users_files_read()
+def sweep(overrides: Sequence[str], train: Callable[[DictConfig, Path], None]) -> None:
+    """A run for each combination of the values that overrides list, or each that a sweeper chooses, through Hydra's own
+    multirun, its launchers and its sweepers.
+
+    Args:
+        overrides: of the command line.
+        train: makes one run, from its settings, in its folder.
+
+    Raises:
+        MultilevelError: a run failed; the others have gone on.
+        Stopped: a signal has ended one early.
+    """
+    expanded = expand(overrides)
+    given = [one.partition("=")[2] for one in expanded if one.startswith("hydra.sweep.dir=")]
+    folder = given[-1] if given else f"runs/sweep-{now()}"
+    if "${" in folder:
+        raise SettingError("hydra.sweep.dir", folder, "a folder by its name, without an interpolation")
+    if any(one.startswith(("output=", "resume=")) for one in expanded):
+        raise SettingError("output", "a value with --multirun", "hydra.sweep.dir=FOLDER in its place")
+
+    @hydra.main(config_path=f"pkg://{CONFIG_MODULE}", config_name="config", version_base="1.3")
+    def job(config: DictConfig) -> float:
+        output = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            train(plain(config), output)
+            return objective(json.loads((output / "summary.json").read_text()), config.objective)
+        except MultilevelError as error:  # the other runs go on; this may be another process, or another machine
+            (output / FAILURE).write_text(f"{', '.join(HydraConfig.get().overrides.task)}: {error}")
+            return math.inf
+        except Stopped as stop:
+            raise Stopped(f"{stop}; the runs after it were not started", stop.status) from stop
+
+    register_solvers()
+    several = swept(expanded)
+    constant = ",".join(one.partition("=")[0] for one in expanded if one.partition("=")[0] not in several)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main, which puts them in a line
+    sys.argv = [
+        "multilevel train",
+        "--multirun",
+        "hydra.sweep.subdir=${hydra.job.override_dirname}",
+        f"hydra.job.config.override_dirname.exclude_keys=[{constant}]",
+        "hydra.output_subdir=null",
+        "hydra/job_logging=disabled",
+        "hydra/hydra_logging=disabled",
+        *expanded,
+        f"hydra.sweep.dir={folder}",
+    ]
+    try:
+        job()
+    except Stopped as stop:
+        failed = failures(Path(folder))
+        earlier = f"; {len(failed)} before it failed, the first with {failed[0]}" if failed else ""
+        raise Stopped(f"{stop}{earlier}", stop.status) from stop
+    if (Path(folder) / BEST).exists():
+        print((Path(folder) / BEST).read_text().strip())
+    failed = failures(Path(folder))
+    if failed:
+        raise MultilevelError(f"{len(failed)} of the runs failed; the first with {failed[0]}")
+
+
+def objective(summary: dict[str, Any], path: str | None) -> float:
+    """What a sweeper minimizes: a number of a run's summary by its path; None: the top level's last loss.
+
+    Raises:
+        SettingError: no such number.
+    """
+    found: Any = summary
+    top = list(summary["levels"])[-1]
+    if path is None and summary["levels"][top]["last_loss"] is None:
+        return math.inf  # every update of it was skipped
+    for key in (path or f"levels.{top}.last_loss").split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(found, int | float):
+        raise SettingError("objective", path, "the path of a number in summary.json, such as levels.mask.last_loss")
+    return float(found)
+
+
+def failures(folder: Path) -> list[str]:
+    """Why runs of a sweep failed, in the order of their settings."""
+    return [path.read_text() for path in sorted(folder.rglob(FAILURE))]  # a value with a slash makes folders in folders

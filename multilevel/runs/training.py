@@ -1,0 +1,179 @@
+"""Training: a new run, or one that goes on."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from multilevel.runs.collapse import CollapseReport
+from multilevel.configuration.composition import build_recipe
+from multilevel.runs.cpu_threads import cpu_threads
+from multilevel.runs.diagnosis import Diagnosis
+from multilevel.runs.distributed import led, restart, tell
+from multilevel.runs.event_log import EventLog
+from multilevel.loggers import Logger, new_loggers
+from multilevel.problems import CheckpointError, Checkpointing, DivergedError, Engine, load_checkpoint, replicas
+from multilevel.problems.checkpoint import newest_intact
+from multilevel.problems.errors import ReplicaError
+from multilevel.runs.progress import Progress
+from multilevel.recipes.base import Recipe
+from multilevel.recipes.evaluation import format_table
+from multilevel.runs.curves import draw_curves
+from multilevel.runs.folder import RunFolder, check_free, now, title
+from multilevel.solvers import MultilevelError, SettingError
+from multilevel.runs.stopping import StopOnSignal, Stopped
+from multilevel.runs.summary import Outcome, format_findings, peak_memory_mib, summarize
+
+
+def is_of(path: Path, config: DictConfig) -> bool:
+    """Whether a folder is that of the run with these settings."""
+    return (path / "config.yaml").is_file() and RunFolder(path).config() == config
+
+
+def train(config: DictConfig, output: Path) -> None:
+    """A new run.
+
+    Args:
+        config: all its settings.
+        output: its folder, made once everything that can be wrong beforehand has been checked.
+    """
+    led(lambda: check_free(output))
+    recipe = build_recipe(config)
+    engine, loggers = new_engine(recipe), loggers_of(recipe, output, config)
+    folder = led(lambda: RunFolder.create(output, config))
+    tell(*recipe.notes, recipe.graph.describe())
+    finish(recipe, engine, folder, loggers, seconds=0.0)
+
+
+def resume(path: Path) -> None:
+    """Go on with a run where its newest checkpoint stands."""
+    folder = RunFolder.open("resume", path)
+    if (path / "summary.json").exists():
+        problem = json.loads((path / "summary.json").read_text())["evaluation_problem"] if restart() else None
+        if problem is not None:  # it would be the same again
+            raise MultilevelError(problem)
+        tell(f"{path} has ended; its summary: {path / 'summary.json'}", file=sys.stdout)
+        return
+    config = folder.config()
+    recipe = build_recipe(config)
+    engine, loggers = new_engine(recipe), loggers_of(recipe, path, config)
+    if not restart() or any(folder.checkpoint.glob("step-*")):
+        tell(*load_checkpoint(engine, folder.checkpoint))
+    led(lambda: folder.cut(engine.step))
+    records = folder.read_metrics()
+    tell(f"{path}: resumed at step {engine.step}")
+    finish(recipe, engine, folder, loggers, seconds=records[-1]["seconds"] if records else 0.0)
+
+
+def new_engine(recipe: Recipe) -> Engine:
+    settings = recipe.settings
+    if settings.engine == "betty":
+        bridge = importlib.import_module("multilevel.betty")
+        engine: Engine = bridge.BettyEngine(recipe.graph, seed=settings.seed, precision=settings.precision)
+        return engine
+    return Engine(
+        recipe.graph,
+        seed=settings.seed,
+        precision=settings.precision,
+        max_skipped=settings.max_skipped,
+        compile=settings.compile,
+        check=settings.check,
+    )
+
+
+def loggers_of(recipe: Recipe, output: Path, config: DictConfig) -> list[Logger]:
+    """The loggers of a run; its first rank alone has any."""
+    settings: Any = OmegaConf.to_container(config)
+    return new_loggers(recipe.settings.loggers, output, settings) if replicas.rank() == 0 else []
+
+
+def finish(recipe: Recipe, engine: Engine, folder: RunFolder, loggers: Sequence[Logger], seconds: float) -> None:
+    """Train to the last step, evaluate, draw, and write the summary.
+
+    Args:
+        recipe: whose graph the engine trains.
+        engine: at the step to go on from.
+        folder: of the run.
+        loggers: that the settings ask for.
+        seconds: spent on training before.
+
+    Raises:
+        Stopped: a signal has ended it early.
+        MultilevelError: it has diverged, or could not be evaluated.
+    """
+    settings: Any = recipe.settings
+    first = replicas.rank() == 0
+    log = EventLog(folder.metrics, seconds)
+    # The log is flushed before a checkpoint is written: a resumed run finds every line that it does not write again.
+    engine.callbacks += [
+        *([log] if first else []),
+        *([Diagnosis(folder.diagnosis, settings.diagnose)] if settings.diagnose else []),
+        Checkpointing(folder.checkpoint, settings.checkpoint.every),
+        *loggers,
+        # What only speaks comes last: where nobody listens any more, nothing is lost.
+        *([CollapseReport(), Progress(recipe.images_per_step)] if first else []),
+    ]
+    with StopOnSignal(engine) as stop, cpu_threads(recipe):
+        try:
+            engine.run(settings.steps - engine.step)
+        except DivergedError as error:
+            for logger in loggers:
+                logger.on_end(engine)
+            raise DivergedError(f"{error}. {_saved(folder)}") from error
+    for number in replicas.gather(stop.number):
+        if number is not None:
+            text = f"stopped by {signal.Signals(number).name} after step {engine.step} of {settings.steps}"
+            raise Stopped(f"{text}; multilevel train resume={folder.path} goes on from there", 128 + number)
+    trained = log.seconds - seconds
+    waited = sum(batches.waited for batches in recipe.graph.batches.values())
+    outcome = Outcome(log.seconds, max(replicas.gather(peak_memory_mib())), waited / trained if trained else None)
+    try:
+        outcome.findings = recipe.findings()
+        if settings.evaluate and recipe.encoder_level is not None:
+            tell(f"evaluating the encoder on the {settings.evaluation.split} split")
+            outcome.scores = recipe.evaluate()
+    except ReplicaError:
+        raise
+    except MultilevelError as error:  # what was trained is not lost
+        outcome.problem = error
+    if first:
+        conclude(recipe, folder, outcome)
+    replicas.gather(None)  # an error that ends the other ranks would have torchrun end this one before it has written
+    if outcome.problem is not None:
+        raise outcome.problem
+
+
+def conclude(recipe: Recipe, folder: RunFolder, outcome: Outcome) -> None:
+    """Draw, write the summary, and print what there is to look at."""
+    settings: Any = recipe.settings
+    records, skipped = folder.read_updates()
+    pictures = [folder.path / "curves.png"]
+    draw_curves(pictures[0], records)
+    pictures += recipe.write_pictures(folder.path)
+    summary = folder.write_json("summary.json", summarize(recipe, records, skipped, outcome))
+    if outcome.findings:
+        print(format_findings(outcome.findings))
+    if outcome.scores:
+        print(format_table(outcome.scores, settings.evaluation.split, settings.evaluation.metric))
+    print("\n".join(f"{path}" for path in [*pictures, summary]))
+
+
+def _saved(folder: RunFolder) -> str:
+    """Which checkpoint a run that has diverged leaves."""
+    try:
+        newest, _ = newest_intact(folder.checkpoint)
+    except CheckpointError:
+        return "No checkpoint had been written yet"
+    return f"The newest checkpoint is {newest}"
+
+
+def output_folder(config: DictConfig) -> Path:
+    """Where a run goes."""
+    return Path(str(config.output or f"runs/{title(config)}-{now()}"))

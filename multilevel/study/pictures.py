@@ -1,0 +1,193 @@
+"""Pictures of a study, from what study.json holds: scores, differences, costs, each over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from multilevel.recipes.pictures.figures import new_figure, save_figure
+from multilevel.runs.curves import moving_mean
+
+BASELINE = "#5b6670"
+COLOURS = ("#1f5f99", "#c0392b", "#2e8b57", "#8e44ad", "#d68910", "#16a085", "#a04000", "#2c3e50")
+REFERENCES = {"untrained encoder": ":", "raw pixels": "--", "majority class": "-."}
+TRAINED = "trained encoder"
+Values = Mapping[Any, float]
+
+
+def arm_colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each arm; the first, the baseline, is grey."""
+    return {name: BASELINE if index == 0 else COLOURS[(index - 1) % len(COLOURS)] for index, name in enumerate(names)}
+
+
+def draw_scores(path: Path, arms: Mapping[str, Mapping[str, Any]], references: Values, label: str) -> None:
+    """A dot for each seed, the mean and its 95% interval, for each arm.
+
+    Args:
+        path: the PNG to write.
+        arms: ``{arm: {mean, interval, values}}``, shares of 1.
+        references: what to draw as level lines, such as the untrained encoder's mean.
+        label: what the score is.
+    """
+    figure = new_figure(_width(len(arms)), 4.2)
+    axis = figure.subplots()
+    for place, (name, colour) in enumerate(arm_colours(list(arms)).items()):
+        _draw_seeds(axis, place, arms[name], colour)
+    for name, value in references.items():
+        axis.axhline(100 * value, color="#999999", linestyle=REFERENCES.get(name, ":"), linewidth=1.1, label=name)
+    if references:
+        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
+    _finish(axis, list(arms), f"{label} (%)")
+    _within_percent(axis)
+    save_figure(figure, path)
+
+
+def draw_differences(path: Path, comparisons: Sequence[Mapping[str, Any]], minimum_effect: float, label: str) -> None:
+    """Paired differences from the baseline: a dot for each seed, the mean and its 95% interval.
+
+    Args:
+        path: the PNG to write.
+        comparisons: objects with arm, mean, interval and differences, shares of 1.
+        minimum_effect: up to which a difference would not be worth it.
+        label: what the score is, and which the baseline.
+    """
+    figure = new_figure(_width(len(comparisons)), 4.2)
+    axis = figure.subplots()
+    axis.axhspan(0, 100 * minimum_effect, color="#f3e3c3", label="better, but too little to be worth it")
+    axis.axhline(0, color="#333333", linewidth=1)
+    for place, one in enumerate(comparisons):
+        found = {**one, "values": one["differences"]}
+        _draw_seeds(axis, place, found, COLOURS[place % len(COLOURS)])
+    axis.legend(loc="upper left", bbox_to_anchor=(0.0, 1.12), frameon=False, fontsize=8)
+    _finish(axis, [one["arm"] for one in comparisons], label)
+    save_figure(figure, path)
+
+
+def draw_costs(path: Path, seconds: Mapping[str, Sequence[float]], memory: Mapping[str, Sequence[float]]) -> None:
+    """Training time and peak memory of each arm: bars of the mean, a dot for each seed.
+
+    Args:
+        path: the PNG to write.
+        seconds: of each seed.
+        memory: MiB of each seed.
+    """
+    figure = new_figure(2 * _width(len(seconds)), 3.6)
+    axes = figure.subplots(1, 2)
+    for axis, label, found in zip(axes, ("training time (s)", "peak memory (MiB)"), (seconds, memory), strict=True):
+        for place, (name, colour) in enumerate(arm_colours(list(found)).items()):
+            values = list(found[name])
+            axis.bar(place, np.mean(values), width=0.55, color=colour, alpha=0.45)
+            axis.scatter(place + _spread(len(values)), values, s=14, color=colour, zorder=3)
+        axis.set_ylim(bottom=0)
+        _finish(axis, list(found), label)
+    save_figure(figure, path)
+
+
+def draw_over(
+    path: Path, panels: Mapping[str, Mapping[str, Sequence[tuple[float, Mapping[str, Any]]]]], label: str, score: str
+) -> None:
+    """The score over a setting, a panel for each data set and a line for each arm, with 95% intervals.
+
+    Args:
+        path: the PNG to write.
+        panels: ``{title: {arm: [(setting's value, {mean, interval}), ...]}}``.
+        label: the setting; its axis is logarithmic where its values are above 0 and span more than a factor of 5.
+        score: what the score is.
+    """
+    figure = new_figure(5.6 * len(panels), 4.0)
+    for axis, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name, colour in arm_colours(list(lines)).items():
+            places = np.array([value for value, _ in lines[name]])
+            means = np.array([100 * one["mean"] for _, one in lines[name]])
+            ends = np.array([one["interval"] or (np.nan, np.nan) for _, one in lines[name]], dtype=float).reshape(-1, 2)
+            reach = np.abs(100 * ends.T - means)
+            axis.errorbar(places, means, reach, color=colour, marker="o", markersize=5, capsize=4, label=name)
+        values = sorted({value for line in lines.values() for value, _ in line})
+        if values[0] > 0 and values[-1] > 5 * values[0]:
+            axis.set_xscale("log")
+        axis.set_xticks(values, [f"{value:g}" for value in values], minor=False)
+        axis.minorticks_off()
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel(label)
+        axis.set_ylabel(f"{score} (%)")
+        _within_percent(axis)
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def draw_over_time(
+    path: Path, curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], ends: Mapping[str, Any]
+) -> None:
+    """Training curves of one seed against seconds, and the test score at the end of training of every seed.
+
+    Args:
+        path: the PNG to write.
+        curves: ``{arm: {level: (seconds, metric)}}``, shares of 1.
+        ends: ``{arm: [(seconds, test score), ...]}``, one for each seed.
+    """
+    names = list(dict.fromkeys([*ends, *curves]))
+    figure = new_figure(8.2, 4.2)
+    axis = figure.subplots()
+    colours = arm_colours(names)
+    levels: dict[str, Any] = {}
+    for name, colour in colours.items():
+        for level, (seconds, values) in curves.get(name, {}).items():
+            style = levels[level] = "-" if level == "finetune" else ":"
+            smooth = 100 * moving_mean(np.asarray(values, dtype=float))
+            axis.plot(seconds, smooth, style, color=colour, linewidth=1.3)
+        if ends.get(name):
+            seconds, scores = np.array(ends[name], dtype=float).T
+            axis.scatter(seconds, 100 * scores, s=70, color=colour, marker="*", zorder=4)
+    # An entry for each colour and each line: one for each of both together would not fit beside the axes.
+    legend = [Line2D([], [], color=colour, linewidth=4, label=name) for name, colour in colours.items()]
+    legend += [Line2D([], [], color="black", linestyle=style, label=f"{one} batches") for one, style in levels.items()]
+    legend.append(Line2D([], [], color="black", linestyle="", marker="*", markersize=9, label="scored, at the end"))
+    axis.set_xlabel("seconds of training")
+    axis.set_ylabel("%")
+    axis.grid(alpha=0.3)
+    axis.legend(handles=legend, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def _draw_seeds(axis: Axes, place: int, found: Mapping[str, Any], colour: str) -> None:
+    values = 100 * np.array(list(found["values"].values()))
+    axis.scatter(place + _spread(len(values)) - 0.12, values, s=20, color=colour, alpha=0.55, linewidth=0)
+    mean = 100 * found["mean"]
+    if found["interval"] is None:
+        axis.plot(place + 0.12, mean, "D", color=colour, markersize=6)
+        return
+    low, high = (100 * end for end in found["interval"])
+    axis.errorbar(
+        place + 0.12, mean, [[mean - low], [high - mean]], fmt="D", color=colour, markersize=6, capsize=5, linewidth=1.8
+    )
+
+
+def _within_percent(axis: Axes) -> None:
+    """Few seeds give intervals that leave 0 to 100%, where there is nothing to see."""
+    low, high = axis.get_ylim()
+    axis.set_ylim(max(low, -1), min(high, 101))
+
+
+def _spread(count: int) -> np.ndarray:
+    """Places of the seeds side by side."""
+    return np.linspace(-0.06, 0.06, count) if count > 1 else np.zeros(1)
+
+
+def _width(count: int) -> float:
+    return max(5.2, 1.5 * count + 2.0)
+
+
+def _finish(axis: Axes, names: Sequence[str], label: str) -> None:
+    if len(names) > 3:
+        axis.set_xticks(range(len(names)), names, rotation=20, ha="right")
+    else:
+        axis.set_xticks(range(len(names)), names)
+    axis.set_xlim(-0.6, len(names) - 0.4)
+    axis.set_ylabel(label)
+    axis.grid(axis="y", alpha=0.3)

@@ -1,0 +1,314 @@
+"""Calls on levels as functions compiled by torch.compile, in updates and wherever they can be."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import cache, partial
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch._functorch.config as functorch_config
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode_temporarily
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from multilevel.problems.evaluation.loss_mode import LossMode
+from multilevel.problems.evaluation.module_call import BufferedCall
+from multilevel.problems.evaluation.randomness import RandomState
+from multilevel.solvers.differentiation import wants_higher_derivatives
+
+#: What torch.compile takes for ``backend``.
+Backend = str | Callable[..., Any]
+
+LONGEST_REASON = 200
+_ABSENT = object()
+_AS_WRITTEN: ContextVar[bool] = ContextVar("as written", default=False)
+
+
+class Compilation:
+    """Compiles calls on levels within updates, a function for each method of a module, and makes the others as written.
+
+    A compiled function has a gradient and no further derivative. So calls are made as they are written within
+    ``higher_derivatives``, under transforms of torch.func, in forward mode, within torch.utils.checkpoint, and by
+    losses that keep the graph of a gradient of their own. A method that draws random numbers is never compiled: from
+    the same state of the generators a compiled function draws others than a replay. Nor is a method that torch.compile
+    does not take whole, or whose inputs change their shapes too often for it.
+
+    Args:
+        backend: of torch.compile.
+
+    Attributes:
+        notices: a line on everything that is not compiled, once for each reason; whoever shows them takes them away.
+    """
+
+    def __init__(self, backend: Backend = "inductor") -> None:
+        self.notices: list[str] = []
+        self._backend = backend
+        self._functions: dict[tuple[nn.Module, str], Callable[..., Any] | None] = {}
+        self._differentiating: set[str] = set()  # levels
+        self._told: set[str] = set()
+        self._added: list[tuple[dict[str, Any], str, Any]] = []  # (attributes of a module, name, value)
+        self._mode: LossMode | None = None
+
+    @classmethod
+    def of(cls, backend: bool | Backend) -> Compilation | None:
+        """With a backend, or torch.compile's own (True); None without one (False)."""
+        if backend is False:
+            return None
+        return cls() if backend is True else cls(backend)
+
+    @contextmanager
+    def installed(self, level: str, modules: Sequence[nn.Module], mode: LossMode) -> Iterator[None]:
+        """Within the block calls on these modules, and on methods that their classes add, are compiled.
+
+        A call within such a call is part of it. Whatever a user has compiled runs as it is written.
+
+        Args:
+            level: whose loss is evaluated.
+            modules: of all levels, each submodule as well.
+            mode: of the evaluation; a compiled call is made outside of it.
+
+        Raises:
+            GradientGraphError: the loss keeps the graph of a gradient of its own. Later blocks for it compile nothing.
+        """
+        if wants_higher_derivatives() or level in self._differentiating:
+            with as_written():
+                yield
+            return
+        self._mode = mode
+        self._added = [
+            (vars(module), name, function) for module in modules for name, function in self._replacements(module)
+        ]
+        replaced = [(attributes, name, attributes.get(name, _ABSENT)) for attributes, name, _ in self._added]
+        self._install()
+        try:
+            with torch.compiler.set_stance("force_eager"), _GradientGraphs():
+                yield
+        except GradientGraphError:
+            self._differentiating.add(level)
+            self._tell(f"the loss of level {level!r} is", "it keeps the graph of a gradient of its own")
+            raise
+        finally:
+            self._remove()
+            self._added = []
+            for attributes, name, value in replaced:
+                if value is not _ABSENT:
+                    attributes[name] = value
+
+    def _replacements(self, module: nn.Module) -> list[tuple[str, Callable[..., Any]]]:
+        """What takes the place of a module's calls; a wrapper made by torch.compile passes them on."""
+        if _is_wrapper(module):
+            return []
+        kind: Any = type(module)  # mypy does not take a class for hashable
+        methods = [method for method in _methods(kind) if method not in vars(module)]
+        names = {"_compiled_call_impl": "_call_impl", **{method: method for method in methods}}
+        return [(name, partial(self._call, module, method)) for name, method in names.items()]
+
+    def _install(self) -> None:
+        for attributes, name, function in self._added:
+            attributes[name] = function
+
+    def _remove(self) -> None:
+        for attributes, name, _ in self._added:
+            attributes.pop(name, None)
+
+    def _call(self, module: nn.Module, method: str, *arguments: Any, **keywords: Any) -> Any:
+        """A call from a loss; what it calls in turn is as it is written."""
+        self._remove()
+        try:
+            return self._result(module, method, arguments, keywords)
+        finally:
+            self._install()
+
+    def _result(self, module: nn.Module, method: str, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
+        """The result of a module's method at the parameters and buffers that the module holds."""
+        plain = getattr(module, method)
+        name = type(module).__name__ + ("" if method == "_call_impl" else f".{method}")
+        if (module, method) not in self._functions:
+            self._functions[module, method] = self._function(module, plain, name)
+        function = self._functions[module, method]
+        if function is None or not self._usable():
+            return plain(*arguments, **keywords)
+        values = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        assert self._mode is not None
+        self._mode.watch((*values.values(), *arguments, *keywords.values()))
+        before = _Before(list(module.buffers()))
+        try:
+            with _compiling():
+                result, buffers = function(self._nominal(values), arguments, dict(keywords))
+            if before.random.equals(RandomState.capture()):
+                if not _requires_grad((values, arguments, keywords)):
+                    result = tree_map_only(Tensor, Tensor.detach, result)
+                _assign(module, buffers)
+                return result
+            reason = "it draws random numbers"
+        except Exception as error:  # backends raise all kinds; an error of the module's own is raised again below
+            reason = _reason(error)
+        before.restore()
+        self._functions[module, method] = None
+        self._tell(f"{name} is", reason)
+        return plain(*arguments, **keywords)
+
+    def _function(self, module: nn.Module, plain: Callable[..., Any], name: str) -> Callable[..., Any] | None:
+        """A compiled function, compiled where it is first called; None where torch would compile it wrongly."""
+        if any(buffer.ndim == 0 and buffer.dtype == torch.float64 for buffer in module.buffers()):
+            self._tell(f"{name} is", "torch.compile loses in-place changes of a float64 buffer without dimensions")
+            return None
+        return _compiled(BufferedCall(module, plain), f"{name}_{len(self._functions)}", self._backend)
+
+    def _nominal(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The values, requiring gradients as the parameters do in whose places they are: a module may ask."""
+        assert self._mode is not None
+        return {
+            name: value
+            if value.requires_grad or not self._mode.nominal.get(id(value))
+            else value.detach().requires_grad_()
+            for name, value in values.items()
+        }
+
+    def _usable(self) -> bool:
+        """Whether a compiled function can be called here."""
+        foreign = [type(mode) for mode in _get_current_function_mode_stack() if not _is_own(mode)]
+        if foreign:
+            self._tell("calls are", f"the mode {foreign[0].__name__} is active")
+        transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+        return not (foreign or transformed or wants_higher_derivatives() or _AS_WRITTEN.get())
+
+    def _tell(self, what: str, reason: str) -> None:
+        reason = " ".join(reason.partition("\n\n")[0].split())
+        if reason not in self._told:
+            self._told.add(reason)
+            short = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ..."
+            self.notices.append(f"compile: {what} not compiled: {short}")
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Within the block nothing is compiled, neither by the engine nor by a user."""
+    token = _AS_WRITTEN.set(True)
+    imported = "torch._dynamo" in sys.modules  # whoever compiles has imported it; it takes seconds
+    try:
+        with torch.compiler.set_stance("force_eager") if imported else nullcontext():
+            yield
+    finally:
+        _AS_WRITTEN.reset(token)
+
+
+def compiled_by_user(modules: Mapping[str, nn.Module]) -> list[str]:
+    """A line on the levels that a user has compiled, or none.
+
+    >>> compiled_by_user({"fit": nn.Linear(2, 1)})
+    []
+    """
+    levels = [
+        name
+        for name, module in modules.items()
+        if any(_is_wrapper(part) or part._compiled_call_impl is not None for part in module.modules())
+    ]
+    if not levels:
+        return []
+    names = ", ".join(repr(name) for name in levels)
+    return [
+        f"level{'s' * (len(levels) > 1)} {names}: compiled by torch.compile, but run as written, since "
+        "solves need derivatives that a compiled function lacks; compile=true or Engine(compile=True) compiles updates"
+    ]
+
+
+class _Before:
+    """What a call may move: the generators, and buffers."""
+
+    def __init__(self, buffers: Sequence[Tensor]) -> None:
+        self.random = RandomState.capture()
+        self._buffers = [(buffer, buffer._version, buffer.clone()) for buffer in buffers]
+
+    def restore(self) -> None:
+        self.random.restore()
+        for buffer, version, value in self._buffers:
+            if buffer._version != version:  # what is written to, autograd takes for changed
+                buffer.copy_(value)
+
+
+class GradientGraphError(Exception):
+    """A loss keeps the graph of a gradient of its own, to differentiate it again."""
+
+
+class _GradientGraphs(TorchFunctionMode):
+    """Raises where the graph of a gradient is to be kept."""
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        keywords = keywords or {}
+        kept = keywords.get("create_graph") or keywords.get("retain_graph") or any(flag is True for flag in arguments)
+        # torch.func keeps graphs, of calls that are not compiled
+        transformed = torch._C._are_functorch_transforms_active()
+        if kept and not transformed and function in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
+            raise GradientGraphError
+        return function(*arguments, **keywords)
+
+
+def _compiled(called: BufferedCall, name: str, backend: Backend) -> Callable[..., Any]:
+    """A compiled function of parameters and buffers, arguments and keywords, to what ``BufferedCall`` returns."""
+
+    def function(values: Mapping[str, Tensor], arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
+        return called.at(values, arguments, keywords)
+
+    # torch.compile keeps what it compiles, and counts it against a limit, by code.
+    code = function.__code__.replace(co_name=name)
+    own = FunctionType(code, function.__globals__, name, None, function.__closure__)
+    return torch.compile(own, backend=backend, fullgraph=True, dynamic=False)
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """Within the block no function mode is active, and what is compiled has its backward pass compiled at once.
+
+    Functions are compiled anew for each stack of modes; an error in a backward pass that is compiled where it is
+    first used would come too late to make the call as it is.
+    """
+    with torch.compiler.set_stance("default"), ExitStack() as stack:
+        for _ in _get_current_function_mode_stack():
+            stack.enter_context(_pop_mode_temporarily())
+        if hasattr(functorch_config, "force_non_lazy_backward_lowering"):  # torch 2.6 has none
+            stack.enter_context(functorch_config.patch(force_non_lazy_backward_lowering=True))
+        yield
+
+
+@cache
+def _methods(kind: type[nn.Module]) -> tuple[str, ...]:
+    """Public methods that a class of modules, or of its bases, adds to those of ``nn.Module``."""
+    own = [base for base in kind.__mro__ if issubclass(base, nn.Module) and base is not nn.Module]
+    names = {
+        name for base in own for name, value in vars(base).items() if isinstance(value, FunctionType) and name[0] != "_"
+    }
+    return tuple(sorted(names - set(dir(nn.Module)) - {"forward"}))
+
+
+def _assign(module: nn.Module, buffers: Mapping[str, Tensor]) -> None:
+    """Have a module hold the buffers that a compiled call has assigned anew."""
+    for name, buffer in buffers.items():
+        place, _, key = name.rpartition(".")
+        module.get_submodule(place)._buffers[key] = buffer.detach()
+
+
+def _is_wrapper(module: nn.Module) -> bool:
+    """Whether ``torch.compile(module)`` has made it."""
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo is not None and isinstance(module, dynamo.OptimizedModule)
+
+
+def _requires_grad(inputs: Any) -> bool:
+    return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves(inputs))
+
+
+def _reason(error: Exception) -> str:
+    name = type(error).__name__
+    return "the shapes of what it is given change too often" if "LimitHit" in name else f"{name}: {error}"
+
+
+def _is_own(mode: TorchFunctionMode) -> bool:
+    """Whether a mode is one of ours, which do nothing that a compiled function would need."""
+    return type(mode).__module__.partition(".")[0] == __name__.partition(".")[0]

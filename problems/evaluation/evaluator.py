@@ -1,0 +1,364 @@
+"""Stateless evaluation of losses: given parameters, a recorded batch, recorded draws, a recorded generator state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multilevel.problems import replicas
+from multilevel.problems.batches import fresh, map_tensors, tensors_of, versions
+from multilevel.problems.errors import LossError, NotFiniteError
+from multilevel.problems.evaluation.autocast import AutocastAttention
+from multilevel.problems.evaluation.compilation import Compilation, GradientGraphError, as_written, compiled_by_user
+from multilevel.problems.evaluation.loss_mode import GradientsWantedError, LossMode
+from multilevel.problems.evaluation.metrics import describe, split
+from multilevel.problems.evaluation.randomness import RandomState
+from multilevel.problems.evaluation.recomputation import recomputed_within
+from multilevel.problems.evaluation.substitution import Modules, Substitution, Variable
+from multilevel.problems.levels import Levels
+from multilevel.problems.problem import Problem
+from multilevel.solvers import SettingError
+from multilevel.solvers.vectors import Tensors
+
+PRECISIONS = ("float32", "bf16")
+#: For reference computations; everything is cast when a loss is evaluated.
+REFERENCE_PRECISION = "float64"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One batch of an update, and all that its loss depends on besides parameters.
+
+    Attributes:
+        batch: the batch, on the module's device.
+        draws: what the level's ``draw`` returned for it.
+        state: the generators' state that the loss starts from.
+        generators: the states of the user's own ``torch.Generator`` that the loss uses, at its start.
+    """
+
+    batch: Any
+    draws: Any
+    state: RandomState
+    generators: dict[torch.Generator, Tensor] = field(default_factory=dict)
+
+
+#: What an update used: one part for each batch that it averages over.
+Record = tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A loss evaluated at substituted parameters.
+
+    Attributes:
+        loss: a scalar.
+        metrics: what the loss returned beside it.
+        touched: the levels that were watched and used while gradients were enabled.
+        seen: those used at all.
+        uses_replaced: the loss has used a parameter that it has from elsewhere than its level's module.
+        substitution: holds what the buffers have become.
+        moving: the level's parameters that its forward pass writes to.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Any]
+    touched: frozenset[str]
+    seen: frozenset[str]
+    uses_replaced: bool
+    substitution: Substitution
+    moving: Collection[str]
+
+    def move_buffers(self, level: str) -> None:
+        """Let a level's buffers (running statistics) become what the evaluation has made of them."""
+        _move(self.substitution.moved(level, self.moving))
+
+
+class Evaluator:
+    """Evaluates the losses of a set of levels at substituted parameters.
+
+    Args:
+        problems: the levels by name.
+        precision: float32 (the parameters' own dtype), bf16 (autocast) or float64 (parameters, buffers, batches
+            and draws are cast: a reference).
+        compilation: makes calls on the levels where they can be compiled; None makes all as they are.
+
+    Raises:
+        SettingError: an unknown precision.
+    """
+
+    def __init__(
+        self, problems: Mapping[str, Problem], precision: str = "float32", compilation: Compilation | None = None
+    ) -> None:
+        if precision not in (*PRECISIONS, REFERENCE_PRECISION):
+            raise SettingError("precision", precision, f"one of {', '.join(PRECISIONS)}")
+        self.problems = problems
+        self.precision = precision
+        self.compilation = compilation
+        modules = {name: problem.module for name, problem in problems.items()}
+        self.modules = Modules(modules)
+        self.levels = Levels(modules)
+        #: Lines on what is compiled, and what is not; whoever shows them takes them away.
+        self.notices = compiled_by_user(modules) if compilation is None else compilation.notices
+
+    def evaluate(
+        self,
+        name: str,
+        part: Part,
+        parameters: Mapping[str, Tensors],
+        watched: Collection[str] = (),
+        moving: bool = False,
+    ) -> Evaluation:
+        """The level's loss and metrics, with ``parameters`` in place of the levels' own; no buffer moves yet.
+
+        Args:
+            name: the level.
+            part: its batch and draws; the generators are the caller's business, but for the user's own.
+            parameters: for each level to substitute, its variables (and buffers, if they are to be others than now);
+                the others enter detached.
+            watched: levels whose use is told.
+            moving: let the user's own generators move on, as an update does.
+
+        Raises:
+            LossError: the loss is not a scalar tensor.
+            NotFiniteError: it is not finite.
+        """
+        loss = partial(self.problems[name].loss, self.levels)
+        value, mode, substitution = self._at(name, part, parameters, loss, watched, self.compilation)
+        if not moving:
+            mode.restore_generators()
+        checked, metrics = self._checked(name, value)
+        touched, seen = frozenset(mode.touched), frozenset(mode.seen)
+        moving_parameters = self.problems[name].moving
+        return Evaluation(checked, metrics, touched, seen, mode.uses_replaced, substitution, moving_parameters)
+
+    def loss(
+        self, name: str, part: Part, parameters: Mapping[str, Tensors], move_buffers: bool = False
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The loss and metrics of ``evaluate``; with ``move_buffers`` this level's buffers move, as an update does."""
+        evaluation = self.evaluate(name, part, parameters, moving=move_buffers)
+        if move_buffers:
+            evaluation.move_buffers(name)
+        return evaluation.loss, evaluation.metrics
+
+    def replay(self, name: str, part: Part, parameters: Mapping[str, Tensors]) -> Tensor:
+        """The loss of a recorded part, its random draws repeated; no generator and no buffer moves.
+
+        Nothing is compiled, as there may be no second derivative of what is. With several ranks it is this rank's own,
+        and its derivatives in ``parameters`` are those of the ranks' mean.
+        """
+        value = self._replayed(name, part, parameters, partial(self.problems[name].loss, self.levels))
+        return self._checked(name, value)[0]
+
+    def outputs(self, name: str, part: Part, parameters: Mapping[str, Tensors]) -> tuple[list[Tensor], RandomState]:
+        """What a level computes on a recorded part, and the generators' state that its criterion starts from."""
+        after = part.state
+
+        def outputs(batch: Any, draws: Any) -> Any:
+            nonlocal after
+            result = self.problems[name].outputs(self.levels, batch, draws)
+            with torch._C.DisableTorchFunction():
+                after = RandomState.capture()
+            return result
+
+        result = self._replayed(name, part, parameters, outputs)
+        return [result] if isinstance(result, Tensor) else list(result), after
+
+    def criterion(
+        self, name: str, part: Part, outputs: Sequence[Tensor], parameters: Mapping[str, Tensors], state: RandomState
+    ) -> Tensor:
+        """The loss of a level's outputs."""
+        given = outputs[0] if len(outputs) == 1 else list(outputs)
+        criterion = partial(self.problems[name].criterion, given, self.levels)
+        return self._checked(name, self._replayed(name, replace(part, state=state), parameters, criterion))[0]
+
+    def cast(self, part: Part) -> Part:
+        """A part as this evaluator's precision takes it."""
+        if self.precision != REFERENCE_PRECISION:
+            return part
+        return replace(part, batch=map_tensors(_doubled, part.batch), draws=map_tensors(_doubled, part.draws))
+
+    def record(self, name: str, batch: Any) -> Part:
+        """Draw what the loss of ``batch`` needs from the generators as they stand, and record it."""
+        batch = fresh(batch)  # whatever draw writes into it is the loss's alone
+        with self.modules.substitution({}, self._own), torch.no_grad(), self._autocast(name):
+            draws = self.problems[name].draw(self.levels, batch)
+        return Part(batch, draws, RandomState.capture())
+
+    def device(self, name: str) -> torch.device:
+        """Where a level lives: the device of its first parameter or buffer."""
+        return module_device(self.problems[name].module)
+
+    def arithmetic(self, name: str) -> torch.dtype:
+        """The coarsest dtype that a level's loss is computed in."""
+        if self.precision == "bf16":
+            return torch.bfloat16
+        dtypes = {value.dtype for value in self.detached(name).values()}
+        return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+
+    def detached(self, name: str) -> dict[str, Tensor]:
+        """The level's variables at the current point, outside any graph."""
+        return {key: self._own(parameter.detach()) for key, parameter in self.problems[name].variables().items()}
+
+    def _replayed(
+        self, name: str, part: Part, parameters: Mapping[str, Tensors], compute: Callable[[Any, Any], Any]
+    ) -> Any:
+        with part.state.active():
+            value, mode, _ = self._at(name, part, replicated(parameters, self.problems), compute)
+            mode.restore_generators()
+        return value
+
+    def _at(
+        self,
+        name: str,
+        part: Part,
+        parameters: Mapping[str, Tensors],
+        compute: Callable[[Any, Any], Any],
+        watched: Collection[str] = (),
+        compilation: Compilation | None = None,
+    ) -> tuple[Any, LossMode, Substitution]:
+        """``compute(batch, draws)`` while the modules hold what is substituted."""
+        problem = self.problems[name]
+        with torch._C.DisableTorchFunction():
+            cast = self.cast(part)
+            first = problem.writes_to_batch is None
+            moving = None if first else {level: other.moving for level, other in self.problems.items()}
+            substitution = self.modules.substitution(parameters, self._own, problem.takes_gradients, moving)
+            watching = {id(value): level for level in watched for value in substitution.substitutes(level)}
+            storages = substitution.storages() if first else {}
+            mode = LossMode(substitution, part.generators, watching, storages, problem.takes_gradients)
+            batch, draws = fresh((cast.batch, cast.draws), tensors=problem.writes_to_batch is not False)
+            tensors = tensors_of((batch, draws))  # the loss may take them out of their containers
+            before = versions(tensors)
+
+        try:
+            with (
+                torch.enable_grad(),
+                substitution,
+                recomputed_within(substitution),
+                compilation.installed(name, self.modules.modules, mode) if compilation else as_written(),
+                mode,
+                self._autocast(name),
+            ):
+                value = compute(batch, draws)
+        except (RuntimeError, GradientGraphError, GradientsWantedError) as error:
+            if isinstance(error, RuntimeError) and (
+                problem.takes_gradients or "does not require grad" not in str(error)
+            ):
+                raise
+            problem.takes_gradients |= not isinstance(error, GradientGraphError)  # from now on
+            mode.restore_generators()
+            part.state.restore()
+            return self._at(name, part, parameters, compute, watched, compilation)
+        written = substitution.written()
+        if first:
+            written += [*substitution.differing(), *map(storages.__getitem__, mode.written)]
+        self._check_writes(problem, substitution.added, written, first, before != versions(tensors))
+        return value, mode, substitution
+
+    def _check_writes(
+        self, problem: Problem, added: Sequence[str], written: Collection[Variable], first: bool, batch: bool
+    ) -> None:
+        """From its first evaluation on it is known what a loss writes to: its batch, and parameters.
+
+        Raises:
+            LossError: a parameter that a level trains, a buffer that was not there, or something that it did not write
+                to at first.
+        """
+        told = f"the loss of level {problem.name!r}"
+        if added:
+            raise LossError(
+                f"{told} registers {added[0]!r} in a module: register it in __init__, or call "
+                "the module once before the graph is made"
+            )
+        for variable in written:
+            trained, moving = variable.current, self.problems[variable.level].moving
+            later = "" if first or variable.name in moving else ", which it did not do at first"
+            if later or (trained is not None and trained.requires_grad):
+                raise LossError(
+                    f"{told} writes to the parameter {variable.name!r} of level {variable.level!r}{later}, and is "
+                    "evaluated several times for an update: write to it in a step hook of the optimizer, or in "
+                    "Callback.on_update"
+                )
+            moving.add(variable.name)
+        if first:
+            problem.writes_to_batch = batch
+        elif batch and not problem.writes_to_batch:
+            raise LossError(f"{told} changes its batch in place, which it did not do at first: clone what it changes")
+
+    def _checked(self, name: str, value: Any) -> tuple[Tensor, dict[str, Any]]:
+        with torch._C.DisableTorchFunction():  # what is read here is no part of the loss
+            loss, metrics = split(name, value)
+            if not isinstance(loss, Tensor) or loss.ndim != 0:
+                raise LossError(f"the loss of level {name!r} must be a scalar tensor; got {describe(loss)}")
+            if replicas.count() == 1:  # what one of several ranks alone saw all of them see in the means
+                check_finite(name, loss.item())
+        return loss, metrics
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        return _doubled(tensor) if self.precision == REFERENCE_PRECISION else tensor
+
+    @contextmanager
+    def _autocast(self, name: str) -> Iterator[None]:
+        if self.precision != "bf16":
+            yield
+            return
+        with torch.autocast(self.device(name).type, dtype=torch.bfloat16), AutocastAttention():
+            yield
+
+
+def check_finite(name: str, loss: float) -> None:
+    """Raise NotFiniteError for a loss of level ``name`` that is inf or nan."""
+    if not math.isfinite(loss):
+        raise NotFiniteError(
+            f"the loss of level {name!r} is {loss}: lower its learning rate, clip its gradient, or look at its data"
+        )
+
+
+def replicated(parameters: Mapping[str, Tensors], problems: Mapping[str, Problem]) -> Mapping[str, Tensors]:
+    """``averaging`` of each level's parameters; buffers among them have no derivative, and a loss may write to them."""
+    if replicas.count() == 1:
+        return parameters
+    result: dict[str, Tensors] = {}
+    for level, tensors in parameters.items():
+        buffers = {name for name, _ in problems[level].module.named_buffers()}
+        moving = {name: tensor for name, tensor in tensors.items() if name not in buffers}
+        result[level] = {**tensors, **replicas.averaging(moving)}
+    return result
+
+
+def _move(buffers: Sequence[tuple[Variable, Tensor | None]]) -> None:
+    """Give buffers their new values, means over the ranks where they are no whole numbers."""
+    pairs = []
+    for variable, moved in buffers:
+        buffer = variable.current
+        if buffer is None or moved is None or buffer.shape != moved.shape:  # a forward pass has assigned another one
+            variable.put(None if moved is None else moved.detach())
+        else:
+            pairs.append((buffer, moved.detach()))
+    if replicas.count() > 1:
+        fractions = [place for place, (_, moved) in enumerate(pairs) if moved.is_floating_point()]
+        # means of differences: what has not moved stays what it is to the last bit
+        means = replicas.mean([pairs[place][1] - pairs[place][0] for place in fractions])
+        for place, difference in zip(fractions, means, strict=True):
+            buffer, _ = pairs[place]
+            pairs[place] = (buffer, buffer + difference)
+    for buffer, moved in pairs:
+        buffer.copy_(moved)
+
+
+def _doubled(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def module_device(module: nn.Module) -> torch.device:
+    """The device of a module's first parameter or buffer; the CPU where it has none."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        return tensor.device
+    return torch.device("cpu")

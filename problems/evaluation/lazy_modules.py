@@ -1,0 +1,83 @@
+"""Lazy modules, whose parameters get their shapes from the first batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from multilevel.problems.batches import Batches, fresh
+from multilevel.problems.errors import GraphError
+from multilevel.problems.evaluation.randomness import RandomState
+from multilevel.problems.levels import Levels
+from multilevel.problems.problem import Problem
+
+
+def initialize(problems: Mapping[str, Problem], batches: Mapping[str, Batches]) -> None:
+    """Evaluate losses on their first batch, bottom level first, until no level has an uninitialized parameter.
+
+    Initial weights are drawn from the global generators, as they are at a module's first call. Parameters stay the same
+    objects, so optimizers hold them; batches stay the next, buffers what they are before a first call.
+
+    Raises:
+        GraphError: no loss initializes a parameter.
+    """
+    failures: list[str] = []
+    for name, problem in problems.items():
+        if not any(_uninitialized(other.module) for other in problems.values()):
+            return
+        try:
+            with _standing_buffers(problem.module for problem in problems.values()):
+                _evaluate(
+                    problem, Levels({name: problem.module for name, problem in problems.items()}), batches[name].peek()
+                )
+        except Exception as error:  # a loss may raise anything
+            reason = " ".join(str(error).split())
+            failures.append(f"; the loss of {name!r} fails on its first batch ({type(error).__name__}: {reason})")
+    for name, problem in problems.items():
+        for key in _uninitialized(problem.module):
+            raise GraphError(
+                f"level {name!r}: no loss initializes its lazy parameter {key!r}: call the module once before the "
+                f"graph is made{''.join(failures)}"
+            )
+
+
+def _evaluate(problem: Problem, levels: Any, batch: Any) -> None:
+    batch = fresh(batch)
+    with RandomState.seeded(0).active(), torch.no_grad():
+        draws = problem.draw(levels, batch)
+    problem.loss(levels, batch, draws)  # with gradients, as it may take one of its own
+
+
+def _uninitialized(module: nn.Module) -> list[str]:
+    return [key for key, parameter in module.named_parameters() if is_lazy(parameter)]
+
+
+@contextmanager
+def _standing_buffers(modules: Iterator[nn.Module]) -> Iterator[None]:
+    """Put buffers back after the block; those that it initializes, to what they are initialized to."""
+    kept: list[tuple[nn.Module, str, Tensor, Tensor]] = []
+
+    def keep(module: nn.Module, *_: Any) -> None:
+        named = module.named_buffers(recurse=False)
+        kept.extend((module, key, buffer, buffer.clone()) for key, buffer in named if not is_lazy(buffer))
+
+    hooks = []
+    for part in {part for module in modules for part in module.modules()}:
+        if any(is_lazy(tensor) for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False))):
+            hooks.append(part.register_forward_pre_hook(keep))  # after the hook that initializes it
+        else:
+            keep(part)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, key, buffer, value in reversed(kept):  # the first of several calls is put back last
+            setattr(module, key, buffer)
+            with torch.no_grad():
+                buffer.copy_(value)

@@ -1,0 +1,60 @@
+"""torch.utils.checkpoint in a loss: its recomputation runs in a backward pass, when the substitution is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+import torch.utils.checkpoint as torch_checkpoint
+from torch.autograd import forward_ad
+
+from multilevel.problems.evaluation.compilation import as_written
+from multilevel.solvers.differentiation import computing_again, modes_again
+
+# Every call of torch.utils.checkpoint goes through one of these, by whatever name it was imported.
+_GENERATOR, _REENTRANT = "_checkpoint_without_reentrant_generator", "CheckpointFunction"
+
+
+@contextmanager
+def recomputed_within(surroundings: AbstractContextManager[Any]) -> Iterator[None]:
+    """Within the block, what torch.utils.checkpoint computes again it computes within ``surroundings``, and within the
+    function modes of the first time. Nothing is compiled, neither at first nor again.
+
+    Checkpoints do not go together with forward mode and torch.func: there the function is called as it is. Reentrant
+    ones do not go together with ``torch.autograd.grad``: they are made as ``use_reentrant=False`` has them.
+
+    Args:
+        surroundings: can be entered again and again.
+    """
+    generator, reentrant = getattr(torch_checkpoint, _GENERATOR), getattr(torch_checkpoint, _REENTRANT)
+
+    def within(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Iterator[None]:
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            yield
+            return
+        modes = modes_again()
+
+        def again(*inputs: Any, **named: Any) -> Any:
+            with surroundings, as_written(), computing_again(modes):
+                return function(*inputs, **named)
+
+        with as_written():  # a compiled function keeps other tensors than what is computed again
+            yield from generator(again, *arguments, **keywords)
+
+    setattr(torch_checkpoint, _GENERATOR, within)
+    setattr(torch_checkpoint, _REENTRANT, _NotReentrant)
+    try:
+        yield
+    finally:
+        setattr(torch_checkpoint, _GENERATOR, generator)
+        setattr(torch_checkpoint, _REENTRANT, reentrant)
+
+
+class _NotReentrant:
+    """Stands for torch's ``CheckpointFunction``."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *arguments: Any) -> Any:
+        return torch_checkpoint.checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=preserve)

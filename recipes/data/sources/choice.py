@@ -1,0 +1,74 @@
+"""Which kind of set the settings name: a path, a set of the hub, scikit-learn's digits, or a generated one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from multilevel.recipes.data.images import Source, SourceSplits
+from multilevel.recipes.data.planted import read_planted
+from multilevel.recipes.data.settings import DataSettings
+from multilevel.recipes.data.sources.folders import read_image_folder
+from multilevel.recipes.data.sources.tables import parquet_files, read_hub, read_parquet
+from multilevel.solvers.errors import SettingError
+
+_DIGITS_RANGE = 16.0  # scikit-learn's digits count the ink of 4 x 4 cells
+
+
+class DigitsSource(Source):
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, which need no network."""
+
+    def __init__(self) -> None:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        self.labels = torch.tensor(digits.target, dtype=torch.int64)
+        self.pictures = (digits.images * (255 / _DIGITS_RANGE)).round().astype(np.uint8)
+
+    def open(self, row: int) -> Image.Image:
+        return Image.fromarray(self.pictures[row])
+
+    def where(self, row: int) -> str:
+        return f"row {row} of digits"
+
+
+def read_sources(settings: DataSettings, targets: str = "labels") -> SourceSplits:
+    """Find the images and labels that the settings name; nothing is decoded.
+
+    Args:
+        settings: which set.
+        targets: what else is wanted of each image, see ``Task.targets``.
+
+    Returns:
+        The training images, the set's own test images if it brings any, and the names of the classes
+        (none for a set without labels).
+
+    Raises:
+        SettingError: ``data.path`` is needed or not there, or a split or column is not there.
+        DataError: no images, labels that are missing, or a set that cannot be fetched or read.
+    """
+    if settings.path is not None:
+        return read_path(Path(settings.path).expanduser(), settings, targets)
+    if settings.hub is not None:
+        return read_hub(settings.hub, settings, targets)
+    if settings.name == "digits":
+        return SourceSplits(DigitsSource(), None, tuple(str(digit) for digit in range(10)))
+    if settings.name == "planted":
+        return read_planted(settings.image_size, settings.patch_size)
+    expected = "a folder of images, or of train*.parquet files (or set data.hub to a set of the hub)"
+    raise SettingError("data.path", settings.path, expected)
+
+
+def read_path(path: Path, settings: DataSettings, targets: str) -> SourceSplits:
+    """Read a local set: parquet where a training file of it is there, otherwise a folder of images."""
+    if path.is_file() and path.suffix == ".parquet":
+        return read_parquet(path, settings, targets)
+    if not path.is_dir():
+        expected = "an existing folder of images, or of train*.parquet files, or one parquet file"
+        raise SettingError("data.path", str(path), expected)
+    if parquet_files(path, settings.train_split):
+        return read_parquet(path, settings, targets)
+    return read_image_folder(path, settings, targets)

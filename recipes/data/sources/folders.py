@@ -1,0 +1,171 @@
+"""Folders of images: every class a subfolder, loose images and a folder ``unlabelled`` without labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from multilevel.recipes.data.images import Source, SourceSplits
+from multilevel.recipes.data.settings import DataSettings
+from multilevel.recipes.data.sources.mask_files import find_masks
+from multilevel.solvers.errors import DataError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+UNLABELLED = ("unlabelled", "unlabeled")
+TEST_FOLDERS = ("test", "validation", "val")
+
+Labelled = dict[str, list[Path]]
+Masks = dict[Path, Path]
+
+
+class FolderSource(Source):
+    """Image files and their labels.
+
+    Args:
+        files: the files, in a fixed order.
+        labels: one label a file, -1 for none.
+        masks: the mask of each file that has one.
+    """
+
+    def __init__(self, files: list[Path], labels: list[int], masks: Masks) -> None:
+        self.files = files
+        self.labels = torch.tensor(labels, dtype=torch.int64)
+        self.masks = masks
+        self.has_masks = bool(masks)
+
+    def open(self, row: int) -> Image.Image:
+        return Image.open(self.files[row])
+
+    def where(self, row: int) -> str:
+        return str(self.files[row])
+
+    def open_mask(self, row: int) -> Image.Image | None:
+        mask = self.masks.get(self.files[row])
+        return None if mask is None else Image.open(mask)
+
+    def where_mask(self, row: int) -> str:
+        return str(self.masks[self.files[row]])
+
+
+def read_image_folder(root: Path, settings: DataSettings, targets: str = "labels") -> SourceSplits:
+    """Find the images of a folder.
+
+    With a subfolder ``train``, that one holds the classes, and ``test`` (or ``settings.test_split``,
+    ``validation``, ``val``: the first that is there) the test images. Without it the classes are
+    subfolders of ``root`` itself. Images that lie loose, and those in ``unlabelled``, have no label. Masks are
+    found as ``find_masks`` says, and are no images.
+
+    Args:
+        root: an existing folder.
+        settings: ``train_split`` and ``test_split`` are read.
+        targets: see ``Task.targets``; where masks are wanted and there are no classes, the loose images are one.
+
+    Returns:
+        The training images and, where there is a test folder, the labelled test images.
+
+    Raises:
+        DataError: no images; a test folder without a training folder, without classes, or with
+            classes that the training images lack.
+    """
+    train_root = subfolder(root, (settings.train_split,))
+    test_names = TEST_FOLDERS if settings.test_split is None else (settings.test_split, *TEST_FOLDERS)
+    test_root = subfolder(root, test_names)
+    if train_root is None and test_root is not None:
+        raise DataError(
+            f"{root} has a folder {test_root.name!r} but no {settings.train_split!r} beside it: put the "
+            f"training classes into {settings.train_split!r}, or rename {test_root.name!r} if it is a class"
+        )
+    loose_class = targets in ("mask", "boxes")
+    labelled, unlabelled, masks = list_images(train_root or root, loose_class)
+    if train_root is not None:
+        unlabelled = unlabelled + unlabelled_images(root)
+    if not labelled and not unlabelled:
+        raise DataError(
+            f"data.path={train_root or root} holds no images ({', '.join(sorted(SUFFIXES))}) and no "
+            f"{settings.train_split}*.parquet: expected a subfolder of images for each class"
+        )
+    class_names = tuple(labelled)
+    test = None
+    if class_names and train_root is not None and test_root is not None:
+        test = read_test_folder(test_root, class_names, loose_class)
+    return SourceSplits(to_source(labelled, class_names, unlabelled, masks), test, class_names)
+
+
+def read_test_folder(test_root: Path, class_names: tuple[str, ...], loose_class: bool) -> FolderSource:
+    """The labelled images of a test folder.
+
+    Raises:
+        DataError: there are none, or a class that is not among ``class_names``.
+    """
+    labelled, _, masks = list_images(test_root, loose_class)
+    if not labelled:
+        raise DataError(f"{test_root} holds no class folders with images: expected {', '.join(class_names)}")
+    unknown = [name for name in labelled if name not in class_names]
+    if unknown:
+        raise DataError(f"{test_root / unknown[0]} is a class without training images; remove or rename it")
+    return to_source(labelled, class_names, [], masks)
+
+
+def to_source(labelled: Labelled, class_names: tuple[str, ...], unlabelled: list[Path], masks: Masks) -> FolderSource:
+    """Line the files up, class after class, those without a label last."""
+    files = [file for images in labelled.values() for file in images]
+    labels = [class_names.index(name) for name, images in labelled.items() for _ in images]
+    return FolderSource(files + unlabelled, labels + [-1] * len(unlabelled), masks)
+
+
+def list_images(root: Path, loose_class: bool) -> tuple[Labelled, list[Path], Masks]:
+    """The images below ``root``: by class, in the order of their names, those without a label, and masks by image.
+
+    With ``loose_class``, where there are masks and no classes, the images that lie loose are a class, ``images``.
+    """
+    special = {folder for folder in visible_folders(root) if folder.name.lower() in UNLABELLED}
+    by_class = {folder.name: images_below(folder) for folder in visible_folders(root) if folder not in special}
+    loose = unlabelled_images(root)
+    masks = find_masks(root, [*chain.from_iterable(by_class.values()), *loose])
+    are_masks = set(masks.values())
+    by_class = {name: [file for file in images if file not in are_masks] for name, images in by_class.items()}
+    labelled = {name: images for name, images in by_class.items() if images}
+    unlabelled = [file for file in loose if file not in are_masks]
+    if loose_class and masks and not labelled:
+        labelled = {"images": [file for file in unlabelled if file.parent == root]}
+        unlabelled = [file for file in unlabelled if file.parent != root]
+    return labelled, unlabelled, masks
+
+
+def unlabelled_images(root: Path) -> list[Path]:
+    """The images that lie loose in ``root``, and those in its folder ``unlabelled``."""
+    loose = images_among(root.iterdir())
+    folders = [folder for folder in visible_folders(root) if folder.name.lower() in UNLABELLED]
+    return loose + [file for folder in folders for file in images_below(folder)]
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Every image in ``folder`` and in its subfolders, sorted."""
+    found: list[Path] = []
+    for parent, subfolders, names in os.walk(folder):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        found += images_among(Path(parent, name) for name in names)
+    return sorted(found)
+
+
+def images_among(paths: Iterable[Path]) -> list[Path]:
+    """The visible image files among ``paths``, sorted."""
+    return sorted(
+        path for path in paths if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def visible_folders(root: Path) -> list[Path]:
+    """The subfolders of ``root`` that are not hidden, in the order of their names."""
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def subfolder(root: Path, names: tuple[str, ...]) -> Path | None:
+    """The subfolder with the earliest of ``names``, in any case."""
+    folders = {folder.name.lower(): folder for folder in visible_folders(root)}
+    return next((folders[name.lower()] for name in names if name.lower() in folders), None)

@@ -1,0 +1,1 @@
+"""What is predicted from an image: classes, masks, boxes."""

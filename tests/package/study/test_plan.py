@@ -1,0 +1,183 @@
+"""What a study plans: arms, seeds, budgets; and one line for each wrong setting."""
+
+import json
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from multilevel.__main__ import main
+from multilevel.configuration.composition import compose_config
+from multilevel.solvers import SettingError
+from multilevel.study.command import plan
+from multilevel.study.part import is_done
+from multilevel.study.plan import Study, equal_updates
+from multilevel.study.settings import StudySettings
+
+TINY = [
+    "model.width=16", "model.heads=2", "model.depth=1", "model.decoder_width=8", "model.decoder_heads=2",
+    "model.decoder_depth=1", "data.batch_size=16", "data.limit=300", "evaluation.max_images=100",
+]  # fmt: skip
+
+
+@cache
+def planned(*arguments):
+    given = [*TINY, *arguments]
+    return plan(StudySettings.parsed(given), given)
+
+
+def test_the_default_compares_the_recipes_policy_with_random_over_five_seeds():
+    study = planned()
+    assert [arm.name for arm in study.arms] == ["random", "sampled"]
+    assert [arm.learned for arm in study.arms] == [False, True]
+    assert study.seeds == [0, 1, 2, 3, 4]
+    assert (study.metric, study.protocol, study.equal) == ("accuracy", "linear_probe", "updates")
+    assert [part.name for part in study.parts()][:3] == ["random-seed0", "sampled-seed0", "random-seed1"]
+    assert len(study.parts()) == 10
+
+
+def test_the_baseline_comes_first_and_the_verdict_is_about_the_first_learned_arm():
+    study = planned("policies=topk,random,sampled", "baseline=random", "seeds=3,7")
+    assert [arm.name for arm in study.arms] == ["random", "topk", "sampled"]
+    assert study.about.name == "topk"
+    assert study.seeds == [3, 7]
+
+
+def test_the_verdict_is_about_masks_that_the_task_guides_where_there_are_some():
+    assert planned("policies=random,adversarial,topk").about.name == "topk"
+    assert planned("policies=random,variance,adversarial").about.name == "variance"
+
+
+def test_parts_differ_in_the_arm_the_seed_and_who_scores_the_references_alone():
+    study = planned("steps=6", "mask.ratio=0.5", "seeds=2")
+    configs = [compose_config(study.overrides(part.arm, part.seed)) for part in study.parts()]
+    assert [(one.mask.policy, one.seed) for one in configs] == [
+        ("random", 0), ("sampled", 0), ("random", 1), ("sampled", 1)
+    ]  # fmt: skip
+    assert [one.evaluation.references for one in configs] == [True, False, True, False]
+    for config in configs:
+        assert config.mask.ratio == 0.5
+        config.evaluation.references = True
+        config.mask.policy, config.seed = "random", 0
+    assert all(config == configs[0] for config in configs)
+
+
+def test_an_arm_of_its_own_differs_in_its_settings_alone():
+    given = "arm.solved=solver=neumann solver.terms=4 levels.pretrain.steps=4 mask.policy=topk"
+    study = planned("policies=random", "steps=3", given)
+    assert [(arm.name, arm.policy, arm.learned, arm.steps, arm.updates) for arm in study.arms] == [
+        ("random", "random", False, 6, 12), ("solved", "topk", True, 3, 12)
+    ]  # fmt: skip
+    config = compose_config(study.overrides(study.arms[1], 0))
+    assert (config.solver.name, config.solver.terms, config.levels.pretrain.steps) == ("neumann", 4, 4)
+    assert study.about.name == "solved"
+
+
+def test_all_arms_make_the_same_number_of_pretraining_updates():
+    study = planned("steps=5", "levels.finetune.steps=3")
+    assert [(arm.name, arm.steps, arm.updates) for arm in study.arms] == [("random", 15, 30), ("sampled", 5, 30)]
+    assert equal_updates([2, 6], 5) == [15, 5]
+    with pytest.raises(SettingError, match="steps: got 5; expected a number whose 3-fold is divisible by 2"):
+        equal_updates([2, 3], 5)
+
+
+def test_equal_time_gives_the_cheaper_arms_more_steps():
+    study = planned("policies=topk,random,sampled", "baseline=random", "seeds=3,7")
+    timed = study.timed({"random": 0.25, "sampled": 0.5, "topk": 0.3})
+    assert [arm.steps for arm in timed.arms] == [2000, 1666, 1000]
+    assert timed.seconds_per_step == {"random": 0.25, "sampled": 0.5, "topk": 0.3}
+    assert [arm.steps for arm in study.timed(dict.fromkeys(("random", "sampled", "topk"), 0.1)).arms] == [1000] * 3
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path):
+    for study in (planned(), planned().timed({"random": 1 / 3, "sampled": 0.7})):
+        study.write(tmp_path)
+        assert Study.read(tmp_path) == study
+
+
+def test_lists():
+    parsed = StudySettings.parsed(
+        ["labels=1.0,0.01,0.1", "guidance=0.5,0", "seeds=[3]", "transfer.path=D", "transfer=x"]
+    )
+    assert parsed.labels == [0.01, 0.1, 1.0]
+    assert parsed.guidance == [0.5, 0.0]
+    assert parsed.seeds == [3]
+    assert parsed.transfer == ["data=x", "data.path=D"]
+
+
+CASES = [
+    (["policies=random,none"], "policies: got 'none'; expected some of "),
+    (["policies=random"], "policies: got 'random'; expected at least two"),
+    (["baseline=none"], "baseline: got 'none'; expected one of "),
+    (["seeds=0"], "seeds: got '0'; expected a number of seeds of at least 1"),
+    (["seeds=1,-1"], "seeds: got '-1'; expected a number of seeds"),
+    (["seeds=few"], "seeds: got 'few'"),
+    (["labels=2"], "labels: got '2'; expected shares of the labels, above 0 and at most 1"),
+    (["labels=0.1,0"], "labels: got '0'"),
+    (["arm.x=seed=3"], "arm.x: got 'seed=3'; expected SETTING=VALUE of the training; all arms share data"),
+    (["arm.x=direct"], "arm.x: got 'direct'; expected SETTING=VALUE of the training"),
+    (["arm.x= "], "arm.x: got ' '; expected at least one SETTING=VALUE of the training"),
+    (["arm.topk=paths=direct"], "arm: got 'topk'; expected arm.NAME, a name of letters, digits, - and _"),
+    (["arm.x=paths=sideways"], "paths: got 'sideways'; expected one of both, direct"),
+    (["guidance=1.5"], "guidance: got '1.5'; expected shares of guided masks, from 0 to 1"),
+    (["equal=cost"], "equal: got 'cost'; expected one of updates, time"),
+    (["minimum_effect=0"], "minimum_effect: got '0'; expected a difference above 0"),
+    (["jobs=0"], "jobs: got '0'; expected a whole number of at least 1"),
+    (["seed=3"], "seed: got '3'; expected seeds=N"),
+    (["mask.policy=topk"], "mask.policy: got 'topk'; expected policies=A,B"),
+    (["evaluate=false"], "evaluate: got 'false'"),
+    (["mask.ratio=2"], "mask.ratio: got 2.0"),
+    (["maks.ratio=2"], "maks.ratio: got '2'; expected a setting that there is, such as mask.ratio"),
+    (["steps"], "steps: got 'steps'; expected SETTING=VALUE"),
+    (["transfer.path=D"], "transfer: got None; expected the name of a data set"),
+    (["transfer=none"], "data: got 'none'; expected one of "),
+    (["hydra/launcher=none"], "hydra/launcher: got 'none'; expected one of basic"),
+    (["output={folder}/taken"], "a folder that is new or empty"),
+    (["resume={folder}/taken"], "expected the folder of a study"),
+    (["resume={folder}/taken", "steps=3"], "resume: got 'steps=...'; expected no other setting than seeds, jobs"),
+    (["resume={folder}/study", "seeds=1"], "seeds: got [0]; expected at least those that the study has: [0, 1]"),
+    (["resume={folder}/broken"], "study.yaml cannot be read"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("studies")
+    for name in ("taken", "study", "broken"):
+        (root / name).mkdir()
+    (root / "taken" / "file").write_text("mine")
+    replace(planned(), seeds=[0, 1]).write(root / "study")
+    (root / "broken" / "study.yaml").write_text("arms: 3\n")
+    return root
+
+
+@pytest.mark.parametrize(("arguments", "text"), CASES, ids=lambda value: value[-1] if isinstance(value, list) else "")
+def test_wrong_input_is_one_line_and_writes_nothing(arguments, text, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = [argument.replace("{folder}", str(folder)) for argument in arguments]
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert main(["study", *([] if given[0].startswith("resume") else TINY), *given]) == 2
+    said = capsys.readouterr()
+    (line,) = said.err.strip().splitlines()
+    assert line.startswith("multilevel: ")
+    assert text in line
+    assert said.out == ""
+    assert list(tmp_path.iterdir()) == []
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_the_verdicts_protocol_is_evaluated():
+    study = planned("protocol=finetune", "metric=macro_f1")
+    assert (study.protocol, study.metric) == ("finetune", "macro_f1")
+    for arm in study.arms:
+        assert "evaluation.protocols=[linear_probe,knn,finetune]" in study.overrides(arm, 0)
+    assert not any(one.startswith("evaluation.protocols") for one in planned().settings)
+
+
+def test_a_part_that_could_not_be_evaluated_is_not_done(tmp_path):
+    study, name = planned(), "random-seed0"
+    run = tmp_path / "runs" / name
+    run.mkdir(parents=True)
+    for problem, done in ((None, True), ("no image of the split has a box", False)):
+        (run / "summary.json").write_text(json.dumps({"evaluation_problem": problem}))
+        assert is_done(study, tmp_path, name) is done
