@@ -2,18 +2,26 @@
 
 import ast
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from multilevel.solvers import SOLVERS
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ["solvers", "problems", "levels", "recipes", "multilevel"]
 #: What the framework may import: solvers, problems, and what ``import multilevel`` loads.
 FRAMEWORK = {*sys.stdlib_module_names, "multilevel", "torch", "numpy", "safetensors"}
-#: Within a room, what is above what: a package imports none that stands before it.
-FLOORS = {
-    "problems": ["multilevel.problems", "multilevel.problems.evaluation"],
-    "solvers": ["multilevel.solvers", "multilevel.solvers.products"],
+#: What a package stands below, and reaches by no chain of imports.
+ABOVE = {
+    "multilevel.problems.evaluation": [
+        f"multilevel.problems.{name}" for name in ("engine", "graph", "hypergradient", "checkpoint")
+    ],
+    "multilevel.solvers.products": [
+        *(f"multilevel.solvers.{name}" for name in ("base", "linear_system")),
+        *(solver.__module__ for solver in SOLVERS.values()),
+    ],
 }
 
 
@@ -39,6 +47,10 @@ def imports(path):
                 yield str(node.module)
 
 
+#: The project's modules that each imports itself.
+IMPORTED = {name: {module for module in imports(path) if module in MODULES} - {name} for name, path in MODULES.items()}
+
+
 def room_of(module):
     """The room of an imported module; None outside the project."""
     parts = module.split(".")
@@ -58,11 +70,23 @@ def test_a_room_imports_from_rooms_below_it_alone(room):
 
 
 def test_no_circle_of_imports():
-    remaining = {name: {one for one in imports(path) if one in MODULES} - {name} for name, path in MODULES.items()}
-    while free := [name for name, needed in remaining.items() if not needed & remaining.keys()]:
-        for name in free:
-            del remaining[name]
-    assert not remaining, "in circles, or importing what is: " + ", ".join(sorted(remaining))
+    try:
+        TopologicalSorter(IMPORTED).prepare()
+    except CycleError as error:  # its path runs from what is imported to what imports it
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+@pytest.mark.parametrize("package", ABOVE)
+def test_a_package_does_not_reach_what_stands_above_it(package):
+    reached = {name for name in MODULES if name == package or name.startswith(f"{package}.")}
+    assert reached
+    assert set(ABOVE[package]) <= MODULES.keys()
+    waiting = list(reached)
+    while waiting:
+        for module in IMPORTED[waiting.pop()] - reached:
+            reached.add(module)
+            waiting.append(module)
+    assert not reached & set(ABOVE[package])
 
 
 def test_the_framework_imports_torch_numpy_and_safetensors_alone():

@@ -48,13 +48,14 @@ def evaluate_features(candidates: Sequence[Candidate], setup: Setup, settings: E
     fitted = {share: _subset(setup.data.train, pool[chosen]) for share, chosen in shares.items()}
     for part in fitted.values():
         _check_labels(part, scored, protocols, settings)
+    common = (settings.neighbours, settings.batch_size, settings.seed)
     scores = []
     for candidate in candidates:
         frozen = _frozen_features(candidate, setup, settings, _subset(setup.data.train, pool), scored)
         tasks = [
             partial(_score, name, share, protocol, metric, trial)
             for share, part in fitted.items()
-            for trial in [Trial(candidate, setup, settings, part, scored, _chosen(frozen, shares[share]))]
+            for trial in [Trial(candidate, setup, part, scored, _chosen(frozen, shares[share]), *common)]
             for name, protocol in protocols.items()
             if candidate.module is not None or not protocol.needs_module
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,9 +15,6 @@ from multilevel.levels import MaskedAutoencoder
 from multilevel.levels.tasks import Task
 from multilevel.recipes.data import ImageData, Part
 from multilevel.solvers import SettingError
-
-if TYPE_CHECKING:
-    from multilevel.recipes.evaluation.settings import EvaluationSettings
 
 #: Normalized images [B, C, H, W] to features [B, D].
 Encoder = Callable[[Tensor], Tensor]
@@ -66,18 +63,20 @@ class Trial:
     Args:
         candidate: the encoder.
         setup: of the run.
-        settings: of the evaluation.
         fitted: labelled training images.
         scored: of the test or the validation split.
         features: called for frozen features float32 [N, D] of both, in their order.
+        neighbours, batch_size, seed: see ``EvaluationSettings``.
     """
 
     candidate: Candidate
     setup: Setup
-    settings: EvaluationSettings
     fitted: Part
     scored: Part
     features: Callable[[], tuple[np.ndarray, np.ndarray]]
+    neighbours: int
+    batch_size: int
+    seed: int
 
 
 class EvaluationProtocol(ABC):

@@ -63,7 +63,7 @@ class Finetune(EvaluationProtocol):
 
     def metrics(self, trial: Trial) -> dict[str, float]:
         setup, task = trial.setup, trial.setup.task
-        with RandomState.seeded(trial.settings.seed).active():
+        with RandomState.seeded(trial.seed).active():
             encoder: MaskedAutoencoder = copy.deepcopy(trial.candidate.module)  # type: ignore[assignment]
             head = task.new_head(encoder.width).to(setup.device)
             add_drop_path(encoder, self.drop_path)
@@ -89,7 +89,7 @@ class Finetune(EvaluationProtocol):
                 mix=self._mixing(trial),
             )
         model.eval()
-        outputs = outputs_of(forward, trial.scored, setup, trial.settings.batch_size)
+        outputs = outputs_of(forward, trial.scored, setup, trial.batch_size)
         return scored_by_task(task, outputs, trial.scored)
 
     def _mixing(self, trial: Trial) -> Any:

@@ -40,7 +40,7 @@ class Head(EvaluationProtocol):
         setup, encoder = trial.setup, trial.candidate.module
         assert encoder is not None
 
-        with RandomState.seeded(trial.settings.seed).active():
+        with RandomState.seeded(trial.seed).active():
             head = setup.task.new_head(encoder.width).to(setup.device)
 
             def forward(images: Tensor) -> Tensor:
@@ -61,5 +61,5 @@ class Head(EvaluationProtocol):
                 setting="evaluation.head",
             )
         head.eval()
-        outputs = outputs_of(forward, trial.scored, setup, trial.settings.batch_size)
+        outputs = outputs_of(forward, trial.scored, setup, trial.batch_size)
         return scored_by_task(setup.task, outputs, trial.scored)

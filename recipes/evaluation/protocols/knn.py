@@ -19,7 +19,7 @@ class NearestNeighbours(EvaluationProtocol):
 
     def metrics(self, trial: Trial) -> dict[str, float]:
         features, others = trial.features()
-        predicted = nearest_neighbours(features, trial.fitted.labels.numpy(), others, trial.settings.neighbours)
+        predicted = nearest_neighbours(features, trial.fitted.labels.numpy(), others, trial.neighbours)
         return classification_metrics(trial.scored.labels.numpy(), predicted)
 
 

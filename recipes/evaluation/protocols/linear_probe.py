@@ -28,7 +28,7 @@ class LinearProbe(EvaluationProtocol):
 
     def metrics(self, trial: Trial) -> dict[str, float]:
         features, others = trial.features()
-        predicted = linear_probe(features, trial.fitted.labels.numpy(), others, trial.settings.seed)
+        predicted = linear_probe(features, trial.fitted.labels.numpy(), others, trial.seed)
         return classification_metrics(trial.scored.labels.numpy(), predicted)
 
 

@@ -47,7 +47,7 @@ class LinearProbeSGD(EvaluationProtocol):
     def metrics(self, trial: Trial) -> dict[str, float]:
         setup, module = trial.setup, trial.candidate.module
         assert module is not None
-        with RandomState.seeded(trial.settings.seed).active():
+        with RandomState.seeded(trial.seed).active():
             probe = new_probe(module.width, len(setup.data.class_names)).to(setup.device)
             loader = new_loader(trial.fitted, setup, self.batch_size, augmented=True)
             rate = self.learning_rate * loader.batch_size / 256
@@ -71,7 +71,7 @@ class LinearProbeSGD(EvaluationProtocol):
                 setting="evaluation.linear_probe_sgd",
             )
         probe.eval()
-        logits = outputs_of(forward, trial.scored, setup, trial.settings.batch_size)
+        logits = outputs_of(forward, trial.scored, setup, trial.batch_size)
         return classification_metrics(trial.scored.labels.numpy(), logits.argmax(1).numpy())
 
 
