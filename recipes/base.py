@@ -1,4 +1,4 @@
-"""What a recipe is."""
+"""The base class of recipes, and the recipes by name."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 from torch import nn
 
 from multilevel.problems import Graph
-from multilevel.recipes.evaluation import Score
-from multilevel.recipes.export.trained import TrainedModel
 from multilevel.recipes.settings import RunSettings
 from multilevel.recipes.training import level_arguments
 from multilevel.solvers.registry import chosen, discover
@@ -24,18 +22,13 @@ class Recipe(ABC):
         settings_class: what its settings are, whose values stand in its configuration file.
         settings: those of this one.
         graph: the levels.
-        images_per_step: images that all updates of a step take together; None where that says nothing.
-        encoder_level: the level whose module ``evaluate`` evaluates; no other level's weights matter to it. None where
-            the recipe trains no encoder.
         one_thread: whether its operations are so small that more than one CPU thread would slow them down.
         notes: lines for the screen on what was chosen where settings leave it open.
     """
 
     settings_class: ClassVar[type[RunSettings]]
-    encoder_level: ClassVar[str | None] = None
     settings: RunSettings
     graph: Graph
-    images_per_step: int | None = None
     one_thread: bool = False
     notes: tuple[str, ...] = ()
 
@@ -74,15 +67,6 @@ class Recipe(ABC):
         Where ``settings.evaluate`` is set, this may train what the recipe compares itself with. Called on all ranks.
         """
         return {}
-
-    def evaluate(self) -> list[Score] | None:
-        """Scores of the encoder on the split that ``settings.evaluation`` names; None where there is none, or no
-        labels to evaluate it with."""
-        return None
-
-    def trained_model(self) -> TrainedModel | None:
-        """What an export takes; None where the recipe trains no masked autoencoder."""
-        return None
 
 
 def recipe_classes() -> dict[str, type[Recipe]]:

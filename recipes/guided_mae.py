@@ -32,9 +32,9 @@ from multilevel.levels.tasks import TASKS, Task, TaskData
 from multilevel.levels.tasks.classification import Classification, PooledLinear
 from multilevel.problems import Graph, Problem
 from multilevel.problems.evaluation.randomness import RandomState
-from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, ImageLoader, load_data
 from multilevel.recipes.data import Part as ImagePart
+from multilevel.recipes.encoder import EncoderRecipe
 from multilevel.recipes.evaluation import (
     Candidate,
     EvaluationSettings,
@@ -166,7 +166,7 @@ class GuidedMaeSettings(RunSettings):
         require("paths", self.paths, self.paths in PATHS, f"one of {', '.join(PATHS)}")
 
 
-class GuidedMae(Recipe):
+class GuidedMae(EncoderRecipe):
     """Level 1 pretrains an autoencoder on masked images, level 2 trains a head on its encoder, level 3 updates the
     masking network so that the head's loss on held-out labelled data falls.
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ["solvers", "problems", "levels", "recipes", "multilevel"]
 #: What the framework may import: solvers, problems, and what ``import multilevel`` loads.
 FRAMEWORK = {*sys.stdlib_module_names, "multilevel", "torch", "numpy", "safetensors"}
-#: What a package stands below, and reaches by no chain of imports.
+#: What a package or module stands below, and reaches by no chain of imports.
 ABOVE = {
     "multilevel.problems.evaluation": [
         f"multilevel.problems.{name}" for name in ("engine", "graph", "hypergradient", "checkpoint")
@@ -22,6 +22,7 @@ ABOVE = {
         *(f"multilevel.solvers.{name}" for name in ("base", "linear_system")),
         *(solver.__module__ for solver in SOLVERS.values()),
     ],
+    "multilevel.recipes.base": ["multilevel.recipes.evaluation", "multilevel.recipes.export"],
 }
 
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from multilevel.configuration.composition import build_recipe, changed, with_groups
 from multilevel.problems import load_weights
 from multilevel.recipes.base import recipe_class
+from multilevel.recipes.encoder import EncoderRecipe
 from multilevel.recipes.evaluation import EvaluationSettings, format_table
 from multilevel.runs.distributed import tell
 from multilevel.runs.folder import RunFolder
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     check_encoder("evaluate", folder)
     config, transfer = evaluation_config(folder.config(), overrides)
     recipe = build_recipe(config)
+    assert isinstance(recipe, EncoderRecipe)  # check_encoder
     # Nothing but the encoder: the head that was trained is of the run's own classes.
     tell(*load_weights(recipe.graph, folder.checkpoint, only=recipe.encoder_level))
     scores = recipe.evaluate()
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
 def check_encoder(setting: str, folder: RunFolder) -> None:
     """Raise SettingError for a run of a recipe that trains no encoder."""
     recipe = folder.config().recipe
-    if recipe_class(recipe).encoder_level is None:
+    if not issubclass(recipe_class(recipe), EncoderRecipe):
         raise SettingError(setting, str(folder.path), f"a run that trains an encoder, which {recipe} does not")
 
 

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from multilevel.commands.evaluate import check_encoder
 from multilevel.configuration.composition import build_recipe, changed
 from multilevel.problems.checkpoint import WEIGHTS, newest_intact, take_weights
+from multilevel.recipes.encoder import EncoderRecipe
 from multilevel.recipes.export import write_export
 from multilevel.recipes.export.card import model_card
 from multilevel.recipes.export.folder import check_export
@@ -39,8 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     config = changed(folder.config(), overrides)
     recipe = build_recipe(config)
     take_weights(recipe.graph, checkpoint)
+    assert isinstance(recipe, EncoderRecipe)  # check_encoder
     trained = recipe.trained_model()
-    assert trained is not None  # there is an encoder
     settings: Any = OmegaConf.to_container(config)
     write_export(trained, output, format, model_card(trained, settings, _summary(folder), step, format))
     if trained.classifier is None:

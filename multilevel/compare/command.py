@@ -29,6 +29,7 @@ from multilevel.problems import Engine, load_checkpoint
 from multilevel.problems.evaluation.evaluator import PRECISIONS
 from multilevel.problems.reference import agreement
 from multilevel.recipes.base import Recipe
+from multilevel.recipes.encoder import images_per_step
 from multilevel.runs.cpu_threads import cpu_threads
 from multilevel.runs.distributed import tell
 from multilevel.runs.folder import RunFolder, check_free, now, title
@@ -207,7 +208,7 @@ def _engine_at_the_point(comparison: Comparison, recipe: Recipe) -> Engine:
         tell(*load_checkpoint(engine, Path(comparison.resume) / "checkpoint"))
     asked = [getattr(OFFERS[task.solver](**task.options), "recorded_steps", 0) for task in comparison.tasks()]
     engine.recorded_steps = min(max(asked), RECORDED) if comparison.warmup else 0
-    engine.callbacks.append(Progress(recipe.images_per_step))
+    engine.callbacks.append(Progress(images_per_step(recipe)))
     engine.run(comparison.warmup)
     engine.callbacks.clear()
     return engine

@@ -18,6 +18,7 @@ import torch
 
 from multilevel.runs.collapse import find_collapse
 from multilevel.recipes.base import Recipe
+from multilevel.recipes.encoder import images_per_step
 from multilevel.recipes.evaluation import Score
 from multilevel.solvers import SOLVERS, MultilevelError, Solver
 
@@ -58,7 +59,7 @@ def summarize(
         outcome: everything else.
     """
     seconds, scores, problem = outcome.seconds, outcome.scores, outcome.problem
-    settings, graph, images = recipe.settings, recipe.graph, recipe.images_per_step
+    settings, graph, images = recipe.settings, recipe.graph, images_per_step(recipe)
     return {
         "recipe": settings.recipe,
         "data": settings.data_name,

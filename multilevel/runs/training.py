@@ -24,6 +24,7 @@ from multilevel.problems.checkpoint import newest_intact
 from multilevel.problems.errors import ReplicaError
 from multilevel.runs.progress import Progress
 from multilevel.recipes.base import Recipe
+from multilevel.recipes.encoder import EncoderRecipe, images_per_step
 from multilevel.recipes.evaluation import format_table
 from multilevel.runs.curves import draw_curves
 from multilevel.runs.folder import RunFolder, check_free, now, title
@@ -118,7 +119,7 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, loggers: Sequence[
         Checkpointing(folder.checkpoint, settings.checkpoint.every),
         *loggers,
         # What only speaks comes last: where nobody listens any more, nothing is lost.
-        *([CollapseReport(), Progress(recipe.images_per_step)] if first else []),
+        *([CollapseReport(), Progress(images_per_step(recipe))] if first else []),
     ]
     with StopOnSignal(engine) as stop, cpu_threads(recipe):
         try:
@@ -136,7 +137,7 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, loggers: Sequence[
     outcome = Outcome(log.seconds, max(replicas.gather(peak_memory_mib())), waited / trained if trained else None)
     try:
         outcome.findings = recipe.findings()
-        if settings.evaluate and recipe.encoder_level is not None:
+        if settings.evaluate and isinstance(recipe, EncoderRecipe):
             tell(f"evaluating the encoder on the {settings.evaluation.split} split")
             outcome.scores = recipe.evaluate()
     except ReplicaError:

@@ -1,0 +1,40 @@
+"""The base class of recipes that train an encoder of images, to evaluate and to export."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+from multilevel.recipes.base import Recipe
+from multilevel.recipes.evaluation import Score
+from multilevel.recipes.export.trained import TrainedModel
+
+
+class EncoderRecipe(Recipe):
+    """A recipe that trains a masked autoencoder.
+
+    Attributes:
+        encoder_level: the level whose module ``evaluate`` evaluates; it reads the weights of no other level.
+        images_per_step: images in the batches of all updates of one step.
+    """
+
+    encoder_level: ClassVar[str]
+    images_per_step: int
+
+    @abstractmethod
+    def evaluate(self) -> list[Score] | None:
+        """Score the encoder on the split that ``settings.evaluation`` names; None without labels.
+
+        Raises:
+            DataError: no images to score, or an encoder whose features are not finite.
+            SettingError: too few images for two classes, or a protocol that the labels do not suit.
+        """
+
+    @abstractmethod
+    def trained_model(self) -> TrainedModel:
+        """The autoencoder and its classifier, for an export."""
+
+
+def images_per_step(recipe: Recipe) -> int | None:
+    """Images in the batches of one step; None of a recipe that trains no encoder."""
+    return recipe.images_per_step if isinstance(recipe, EncoderRecipe) else None
