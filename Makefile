@@ -25,11 +25,12 @@ build/types:
 	rm -rf $@ && mkdir -p $@/multilevel
 	ln -s $(addprefix $(CURDIR)/,$(wildcard multilevel/*) solvers problems levels recipes) $@/multilevel/
 
-.venv/installed: pyproject.toml
+# constraints.txt: what every test passed with, so that the range of pyproject.toml brings nothing larger or untested.
+.venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "multilevel needs Python 3.11 or later; make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install -q -e '.[test]'
+	.venv/bin/pip install -q -c constraints.txt -e '.[test]'
 	touch $@
 
 # Betty 0.2.1, whose metadata no current Python satisfies: the bridge to it is tested against it.

@@ -12,6 +12,7 @@ from multilevel.runs.distributed import launched
 from multilevel.runs.exit_status import exit_status
 from multilevel.solvers.errors import MultilevelError
 from multilevel.solvers.extensions import check_folders
+from multilevel.solvers.extras import needing
 
 COMMANDS = {
     "train": "commands.train",
@@ -45,13 +46,14 @@ def _run(given: list[str]) -> int:
     command, arguments = given[0], given[1:]
     if command not in COMMANDS:
         raise MultilevelError(f"there is no command {command!r}; the commands are {', '.join(COMMANDS)}")
-    if "--help" in arguments or "-h" in arguments:
-        print(help_for(command))
-        return 0
-    check_folders()
-    if launched() and command != "train":
-        raise MultilevelError(f"torchrun starts multilevel train alone; multilevel {command} runs without it")
-    return importlib.import_module(f"multilevel.{COMMANDS[command]}").main(arguments)
+    with needing("recipes", f"multilevel {command}"):
+        if "--help" in arguments or "-h" in arguments:
+            print(help_for(command))
+            return 0
+        check_folders()
+        if launched() and command != "train":
+            raise MultilevelError(f"torchrun starts multilevel train alone; multilevel {command} runs without it")
+        return importlib.import_module(f"multilevel.{COMMANDS[command]}").main(arguments)
 
 
 if __name__ == "__main__":

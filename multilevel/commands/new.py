@@ -14,7 +14,7 @@ from multilevel.solvers import SettingError
 from multilevel.solvers.extensions import HOME, VARIABLE, folders
 
 #: Working files, checked like all others, in which ``new_recipe`` stands for the name and ``NewRecipe`` for its class.
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parents[1] / "templates"
 KINDS = {
     "recipe": "multilevel train recipe={name}",
     "level": "multilevel train recipe=RECIPE, where RECIPE imports {title} from multilevel.levels.{name}",
