@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multilevel.recipes.data.augment import Geometry
-from multilevel.recipes.data.images import Images, MemoryImages, Source, SourceSplits, StreamedImages
-from multilevel.recipes.data.rows import Rows, divide
+from multilevel.recipes.data.images import Images, open_images
+from multilevel.recipes.data.rows import divide
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.recipes.data.sources.choice import read_sources
 from multilevel.recipes.data.strata import random_for
-from multilevel.recipes.data.targets.classes import check_targets, divided_by_marks, name_classes
-from multilevel.recipes.data.targets.masks import mask_splits
-from multilevel.recipes.data.targets.targets import Boxes, Labels, Masks, Targets
+from multilevel.recipes.data.targets.base import Targets
+from multilevel.recipes.data.targets.choice import TARGETS
 from multilevel.solvers.errors import SettingError
+from multilevel.solvers.registry import chosen
 
 _STATISTICS_IMAGES = 10_000
 _STATISTICS_BATCH = 500
@@ -127,7 +127,7 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str 
     Args:
         settings: which set, and how it is divided.
         allow_no_mask: accept ``mask_share`` 0, for a recipe without mask learning.
-        targets: what the task learns, see ``Task.targets``. All parts but ``pretrain`` have it.
+        targets: what the task learns, one of ``TARGETS``. All parts but ``pretrain`` have it.
 
     Returns:
         The divided set; no validation or test image is decoded.
@@ -139,15 +139,17 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str 
     settings.validate()
     if settings.mask_share == 0 and not allow_no_mask:
         raise SettingError("data.mask_share", settings.mask_share, "a share above 0 for mask learning")
-    sources = read_sources(settings, targets)
-    check_targets(targets, sources, settings)
-    sources = divided_by_marks(targets, sources, settings)
+    kind = chosen("targets", TARGETS, targets)
+    sources = read_sources(settings, kind)
+    kind.check(sources, settings)
+    sources = kind.label(sources, settings)
     rows = divide(sources, settings)
-    images, test_images = open_images(sources, rows, settings, settings.channels)
+    training = np.union1d(np.union1d(rows.pretrain, rows.train), rows.validation)
+    images, test_images = open_images(sources, training, rows.test, settings, settings.channels)
     images.prepare(torch.from_numpy(np.union1d(rows.pretrain, rows.train)))
-    learned, test_learned = open_targets(targets, sources, rows, settings)
+    learned, test_learned = kind.open(sources, training, rows.test, settings)
     counts = learned.count(torch.from_numpy(rows.train))
-    target_names = name_classes(targets, sources, settings, counts)
+    target_names = kind.class_names(sources, settings, counts)
 
     def part(name: str, of: Images, indices: np.ndarray, target_set: Targets | None = None) -> Part:
         return Part(name, of, torch.from_numpy(indices), target_set)
@@ -172,38 +174,6 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str 
         labelled=bool(sources.class_names),
         signal_patches=sources.signal_patches,
     )
-
-
-def open_targets(kind: str, sources: SourceSplits, rows: Rows, settings: DataSettings) -> tuple[Targets, Targets]:
-    """What a task learns of the training and of the test images; one object where the test is cut off."""
-    if kind == "mask":
-        images = open_images(mask_splits(sources, settings), rows, settings, channels=1)
-        return Masks(images[0]), Masks(images[1])
-
-    def opened(source: Source) -> Targets:
-        if kind == "boxes":
-            return Boxes(source, settings)
-        return Labels(source.labels if source.multilabels is None else source.multilabels)
-
-    train = opened(sources.train)
-    return train, train if sources.test is None else opened(sources.test)
-
-
-def open_images(sources: SourceSplits, rows: Rows, settings: DataSettings, channels: int) -> tuple[Images, Images]:
-    """The training and the test images, in memory where both fit; one object where the test is cut off."""
-    training = np.union1d(np.union1d(rows.pretrain, rows.train), rows.validation)
-    gib = (len(training) + len(rows.test)) * channels * settings.image_size**2 / 2**30
-    in_memory = gib <= settings.memory_gib
-
-    def opened(source: Source, used: np.ndarray) -> Images:
-        if in_memory:
-            return MemoryImages(source, settings.image_size, channels, torch.from_numpy(used), settings.fit)
-        return StreamedImages(source, settings.image_size, channels, settings.fit)
-
-    if sources.test is None:
-        images = opened(sources.train, np.union1d(training, rows.test))
-        return images, images
-    return opened(sources.train, training), opened(sources.test, rows.test)
 
 
 def pixel_statistics(part: Part, split_seed: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from multilevel.recipes.data.planted import read_planted
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.recipes.data.sources.folders import read_image_folder
 from multilevel.recipes.data.sources.tables import parquet_files, read_hub, read_parquet
+from multilevel.recipes.data.targets.base import Labels, Targets
 from multilevel.solvers.errors import SettingError
 
 _DIGITS_RANGE = 16.0  # scikit-learn's digits count the ink of 4 x 4 cells
@@ -35,12 +36,12 @@ class DigitsSource(Source):
         return f"row {row} of digits"
 
 
-def read_sources(settings: DataSettings, targets: str = "labels") -> SourceSplits:
+def read_sources(settings: DataSettings, targets: type[Targets] = Labels) -> SourceSplits:
     """Find the images and labels that the settings name; nothing is decoded.
 
     Args:
         settings: which set.
-        targets: what else is wanted of each image, see ``Task.targets``.
+        targets: what a task learns of each image.
 
     Returns:
         The training images, the set's own test images if it brings any, and the names of the classes
@@ -62,7 +63,7 @@ def read_sources(settings: DataSettings, targets: str = "labels") -> SourceSplit
     raise SettingError("data.path", settings.path, expected)
 
 
-def read_path(path: Path, settings: DataSettings, targets: str) -> SourceSplits:
+def read_path(path: Path, settings: DataSettings, targets: type[Targets]) -> SourceSplits:
     """Read a local set: parquet where a training file of it is there, otherwise a folder of images."""
     if path.is_file() and path.suffix == ".parquet":
         return read_parquet(path, settings, targets)

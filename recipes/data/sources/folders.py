@@ -13,6 +13,7 @@ from PIL import Image
 from multilevel.recipes.data.images import Source, SourceSplits
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.recipes.data.sources.mask_files import find_masks
+from multilevel.recipes.data.targets.base import Labels, Targets
 from multilevel.solvers.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -52,7 +53,7 @@ class FolderSource(Source):
         return str(self.masks[self.files[row]])
 
 
-def read_image_folder(root: Path, settings: DataSettings, targets: str = "labels") -> SourceSplits:
+def read_image_folder(root: Path, settings: DataSettings, targets: type[Targets] = Labels) -> SourceSplits:
     """Find the images of a folder.
 
     With a subfolder ``train``, that one holds the classes, and ``test`` (or ``settings.test_split``,
@@ -63,7 +64,8 @@ def read_image_folder(root: Path, settings: DataSettings, targets: str = "labels
     Args:
         root: an existing folder.
         settings: ``train_split`` and ``test_split`` are read.
-        targets: see ``Task.targets``; where masks are wanted and there are no classes, the loose images are one.
+        targets: what a task learns; where it is marked in the images and there are no classes, the loose images
+            are one.
 
     Returns:
         The training images and, where there is a test folder, the labelled test images.
@@ -80,8 +82,7 @@ def read_image_folder(root: Path, settings: DataSettings, targets: str = "labels
             f"{root} has a folder {test_root.name!r} but no {settings.train_split!r} beside it: put the "
             f"training classes into {settings.train_split!r}, or rename {test_root.name!r} if it is a class"
         )
-    loose_class = targets in ("mask", "boxes")
-    labelled, unlabelled, masks = list_images(train_root or root, loose_class)
+    labelled, unlabelled, masks = list_images(train_root or root, targets.marked)
     if train_root is not None:
         unlabelled = unlabelled + unlabelled_images(root)
     if not labelled and not unlabelled:
@@ -92,7 +93,7 @@ def read_image_folder(root: Path, settings: DataSettings, targets: str = "labels
     class_names = tuple(labelled)
     test = None
     if class_names and train_root is not None and test_root is not None:
-        test = read_test_folder(test_root, class_names, loose_class)
+        test = read_test_folder(test_root, class_names, targets.marked)
     return SourceSplits(to_source(labelled, class_names, unlabelled, masks), test, class_names)
 
 

@@ -25,6 +25,7 @@ from multilevel.recipes.data.target_columns import (
     read_boxes,
     read_lists,
 )
+from multilevel.recipes.data.targets.base import Labels, Targets
 from multilevel.solvers.errors import DataError, SettingError
 
 TEST_SPLITS = ("test", "validation")
@@ -79,13 +80,13 @@ def open_cell(cell: Any) -> Image.Image | None:
     return Image.open(io.BytesIO(cell), formats=formats)
 
 
-def read_parquet(path: Path, settings: DataSettings, targets: str = "labels") -> SourceSplits:
+def read_parquet(path: Path, settings: DataSettings, targets: type[Targets] = Labels) -> SourceSplits:
     """Read ``train*.parquet`` and, where they are there, ``test*.parquet`` or ``validation*.parquet``.
 
     Args:
         path: a folder, or one parquet file that holds the training images.
         settings: the names of splits and columns are read.
-        targets: what else is read of each image, see ``Task.targets``.
+        targets: what a task learns of each image.
 
     Raises:
         SettingError: a split or column that is not there.
@@ -107,7 +108,7 @@ def parquet_files(folder: Path, split: str) -> list[str]:
     return sorted(str(file) for file in folder.glob("*.parquet") if file.name.startswith(split))
 
 
-def read_hub(hub: str, settings: DataSettings, targets: str = "labels") -> SourceSplits:
+def read_hub(hub: str, settings: DataSettings, targets: type[Targets] = Labels) -> SourceSplits:
     """Read a set of the hub, from the local cache where it was fetched before.
 
     Raises:
@@ -157,27 +158,26 @@ def quiet_libraries() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def to_splits(train: Any, test: Any | None, settings: DataSettings, name: str, targets: str) -> SourceSplits:
+def to_splits(train: Any, test: Any | None, settings: DataSettings, name: str, targets: type[Targets]) -> SourceSplits:
     """Choose the columns and read labels and targets of both splits."""
     if len(train) == 0:
         raise DataError(f"the training split of {name} holds no rows")
     test = test if test is not None and len(test) else None
-    if targets == "multilabels":
+    if targets.lists:
         return with_lists(train, test, settings, name)
     image_column = find_image_column(train.features, settings.image_column)
     label_column = find_label_column(train.features, settings.label_column)
-    marked = targets in ("mask", "boxes")
     class_names: tuple[str, ...] = ()
-    mask_column = find_mask_column(train.features, settings.mask_column, image_column) if marked else None
+    mask_column = find_mask_column(train.features, settings.mask_column, image_column) if targets.marked else None
     sources: list[TableSource] = []
     for table, split in ((train, "train"), (test, "test")):
-        if table is None or (split == "test" and label_column is None and not marked):
+        if table is None or (split == "test" and label_column is None and not targets.marked):
             continue
         labels = torch.full((len(table),), -1, dtype=torch.int64)
         if label_column is not None:
             class_names, labels = read_labels(table, label_column, class_names or None, f"{name} ({split})")
         sources.append(to_source(table, image_column, labels, f"{name} ({split})", mask_column))
-    boxes_column = find_boxes_column(train.features, settings.boxes_column) if targets == "boxes" else None
+    boxes_column = find_boxes_column(train.features, settings.boxes_column) if targets.boxed else None
     target_names: tuple[str, ...] | None = None
     if boxes_column is not None:
         for source, table in zip(sources, (train, test), strict=False):

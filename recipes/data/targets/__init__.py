@@ -1,1 +1,1 @@
-"""What is predicted from an image: classes, masks, boxes."""
+"""What is predicted from an image: labels, lists of labels, masks, boxes."""

@@ -13,7 +13,7 @@ from multilevel.recipes.data import DataSettings, ImageLoader, load_data
 from multilevel.recipes.data.images import Source, SourceSplits
 from multilevel.recipes.data.target_columns import rarest_classes
 from multilevel.recipes.data.targets.boxes import components, to_square
-from multilevel.recipes.data.targets.classes import divided_by_marks
+from multilevel.recipes.data.targets.marked import Masks
 from multilevel.recipes.data.targets.masks import class_numbers
 from multilevel.solvers.errors import DataError, SettingError
 
@@ -355,7 +355,7 @@ class Marks(Source):
 def test_masks_of_a_test_split_are_not_read_to_divide_the_training_images():
     train, test = Marks(6), Marks(4)
     settings = DataSettings(name="marks", image_size=8, channels=1, patch_size=2, batch_size=2)
-    found = divided_by_marks("mask", SourceSplits(train, test, ()), settings)
+    found = Masks.label(SourceSplits(train, test, ()), settings)
     assert found.train.labels.tolist() == [0, 1, 0, 1, 0, 1]
     assert set(train.opened) == set(range(6))
     assert test.opened == []

@@ -1,0 +1,159 @@
+"""Targets: what a task learns of each image, one class for each value of ``Task.targets``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multilevel.recipes.data.augment import Geometry
+from multilevel.recipes.data.images import Source, SourceSplits
+from multilevel.recipes.data.settings import DataSettings
+from multilevel.solvers.errors import DataError
+
+
+class Targets(ABC):
+    """Targets of the images of a set.
+
+    Attributes:
+        lists: whether an image has a list of labels in place of one.
+        marked: whether places in the images are marked, by masks or by boxes.
+        boxed: whether they are marked by boxes.
+    """
+
+    lists: ClassVar[bool] = False
+    marked: ClassVar[bool] = False
+    boxed: ClassVar[bool] = False
+
+    @classmethod
+    @abstractmethod
+    def check(cls, sources: SourceSplits, settings: DataSettings) -> None:
+        """Refuse a set that lacks these targets.
+
+        Raises:
+            DataError: no masks, boxes or lists of labels.
+            SettingError: ``mask_classes=labels`` without labels, or with more than a mask has numbers for.
+        """
+
+    @classmethod
+    def label(cls, sources: SourceSplits, settings: DataSettings) -> SourceSplits:
+        """Sources with the labels that parts of the set are cut in proportion to.
+
+        Raises:
+            DataError: a broken mask.
+        """
+        return sources
+
+    @classmethod
+    @abstractmethod
+    def open(
+        cls, sources: SourceSplits, training: np.ndarray, test: np.ndarray, settings: DataSettings
+    ) -> tuple[Targets, Targets]:
+        """Targets of the training and of the test images; one object where the test is cut from the training images.
+
+        Args:
+            sources: the set.
+            training: int64, rows of the training images that are used.
+            test: int64, rows of the test images.
+            settings: of the set.
+        """
+
+    @classmethod
+    @abstractmethod
+    def class_names(cls, sources: SourceSplits, settings: DataSettings, counts: Tensor) -> tuple[str, ...]:
+        """The classes, by number.
+
+        Args:
+            sources: the set.
+            settings: of it.
+            counts: int64, how often each class occurs in the training images.
+
+        Raises:
+            DataError: nothing is marked in any training image.
+        """
+
+    @abstractmethod
+    def of(self, indices: Tensor, geometry: Geometry | None = None) -> Tensor:
+        """Targets ``[B, ...]`` of the images ``indices`` (int64 ``[B]``), moved as the images were.
+
+        Raises:
+            DataError: a broken mask or a box outside its image, by the name of its file or row.
+        """
+
+    @abstractmethod
+    def count(self, indices: Tensor) -> Tensor:
+        """How often each class occurs in the images ``indices``: int64, up to the last class that does."""
+
+
+def for_each_split(sources: SourceSplits, new: Callable[[Source], Targets]) -> tuple[Targets, Targets]:
+    """What ``Targets.open`` returns, by a function from a source to its targets."""
+    train = new(sources.train)
+    return train, train if sources.test is None else new(sources.test)
+
+
+class Labels(Targets):
+    """One label an image.
+
+    Args:
+        values: int64 tensor ``[N]``.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    @classmethod
+    def check(cls, sources: SourceSplits, settings: DataSettings) -> None:
+        """Without labels there are no targets, which is no error: an encoder can be pretrained."""
+
+    @classmethod
+    def open(
+        cls, sources: SourceSplits, training: np.ndarray, test: np.ndarray, settings: DataSettings
+    ) -> tuple[Targets, Targets]:
+        return for_each_split(sources, lambda source: cls(cls.values_of(source)))
+
+    @classmethod
+    def values_of(cls, source: Source) -> Tensor:
+        return source.labels
+
+    @classmethod
+    def class_names(cls, sources: SourceSplits, settings: DataSettings, counts: Tensor) -> tuple[str, ...]:
+        return sources.class_names
+
+    def of(self, indices: Tensor, geometry: Geometry | None = None) -> Tensor:
+        return self.values[indices]
+
+    def count(self, indices: Tensor) -> Tensor:
+        return torch.bincount(self.values[indices])
+
+
+class LabelLists(Labels):
+    """Several labels an image.
+
+    Args:
+        values: float32 tensor ``[N, classes]`` of 0 and 1.
+    """
+
+    lists = True
+
+    @classmethod
+    def check(cls, sources: SourceSplits, settings: DataSettings) -> None:
+        if sources.train.multilabels is None:
+            raise DataError(
+                f"data={settings.name} has no lists of labels, which the task learns: they come from a table"
+            )
+
+    @classmethod
+    def values_of(cls, source: Source) -> Tensor:
+        assert source.multilabels is not None
+        return source.multilabels
+
+    @classmethod
+    def class_names(cls, sources: SourceSplits, settings: DataSettings, counts: Tensor) -> tuple[str, ...]:
+        return sources.target_names
+
+    def count(self, indices: Tensor) -> Tensor:
+        return self.values[indices].sum(0).long()
