@@ -16,7 +16,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from multilevel.recipes.data.pictures import to_pixels
-from multilevel.recipes.data.settings import DataSettings
 from multilevel.solvers.errors import DataError
 
 _LARGEST_TASK = 64  # a small image takes 0.1 ms: a task for every one would cost as much again
@@ -215,29 +214,3 @@ def worker_count() -> int:
     """How many threads decode: the processors that this process may use."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(usable, _MOST_WORKERS)
-
-
-def open_images(
-    sources: SourceSplits, training: np.ndarray, test: np.ndarray, settings: DataSettings, channels: int
-) -> tuple[Images, Images]:
-    """The training and the test images, in memory where both fit; one object where the test is cut off.
-
-    Args:
-        sources: the set.
-        training: int64, rows of the training images that are used.
-        test: int64, rows of the test images.
-        settings: ``image_size``, ``fit`` and ``memory_gib`` are read.
-        channels: of the images.
-    """
-    gib = (len(training) + len(test)) * channels * settings.image_size**2 / 2**30
-    in_memory = gib <= settings.memory_gib
-
-    def opened(source: Source, used: np.ndarray) -> Images:
-        if in_memory:
-            return MemoryImages(source, settings.image_size, channels, torch.from_numpy(used), settings.fit)
-        return StreamedImages(source, settings.image_size, channels, settings.fit)
-
-    if sources.test is None:
-        images = opened(sources.train, np.union1d(training, test))
-        return images, images
-    return opened(sources.train, training), opened(sources.test, test)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multilevel.recipes.data.augment import Geometry
-from multilevel.recipes.data.images import Images, open_images
-from multilevel.recipes.data.rows import divide
+from multilevel.recipes.data.images import Images, MemoryImages, Source, SourceSplits, StreamedImages
+from multilevel.recipes.data.rows import Rows, divide
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.recipes.data.sources.choice import read_sources
 from multilevel.recipes.data.strata import random_for
@@ -144,10 +145,10 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str 
     kind.check(sources, settings)
     sources = kind.label(sources, settings)
     rows = divide(sources, settings)
-    training = np.union1d(np.union1d(rows.pretrain, rows.train), rows.validation)
-    images, test_images = open_images(sources, training, rows.test, settings, settings.channels)
+    opened = partial(open_images, rows, settings)
+    images, test_images = opened(sources, settings.channels)
     images.prepare(torch.from_numpy(np.union1d(rows.pretrain, rows.train)))
-    learned, test_learned = kind.open(sources, training, rows.test, settings)
+    learned, test_learned = kind.open(sources, settings, opened)
     counts = learned.count(torch.from_numpy(rows.train))
     target_names = kind.class_names(sources, settings, counts)
 
@@ -174,6 +175,23 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str 
         labelled=bool(sources.class_names),
         signal_patches=sources.signal_patches,
     )
+
+
+def open_images(rows: Rows, settings: DataSettings, sources: SourceSplits, channels: int) -> tuple[Images, Images]:
+    """The training and the test images, in memory where both fit; one object where the test is cut off."""
+    training = np.union1d(np.union1d(rows.pretrain, rows.train), rows.validation)
+    gib = (len(training) + len(rows.test)) * channels * settings.image_size**2 / 2**30
+    in_memory = gib <= settings.memory_gib
+
+    def opened(source: Source, used: np.ndarray) -> Images:
+        if in_memory:
+            return MemoryImages(source, settings.image_size, channels, torch.from_numpy(used), settings.fit)
+        return StreamedImages(source, settings.image_size, channels, settings.fit)
+
+    if sources.test is None:
+        images = opened(sources.train, np.union1d(training, rows.test))
+        return images, images
+    return opened(sources.train, training), opened(sources.test, rows.test)
 
 
 def pixel_statistics(part: Part, split_seed: int) -> tuple[Tensor, Tensor]:

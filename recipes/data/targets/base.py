@@ -6,12 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from multilevel.recipes.data.augment import Geometry
-from multilevel.recipes.data.images import Source, SourceSplits
+from multilevel.recipes.data.images import Images, Source, SourceSplits
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.solvers.errors import DataError
 
@@ -49,18 +48,20 @@ class Targets(ABC):
         return sources
 
     @classmethod
-    @abstractmethod
-    def open(
-        cls, sources: SourceSplits, training: np.ndarray, test: np.ndarray, settings: DataSettings
-    ) -> tuple[Targets, Targets]:
+    def open(cls, sources: SourceSplits, settings: DataSettings, open_images: OpenImages) -> Pair:
         """Targets of the training and of the test images; one object where the test is cut from the training images.
 
         Args:
             sources: the set.
-            training: int64, rows of the training images that are used.
-            test: int64, rows of the test images.
-            settings: of the set.
+            settings: of it.
+            open_images: for targets that are images themselves.
         """
+        train = cls(sources.train, settings)
+        return train, train if sources.test is None else cls(sources.test, settings)
+
+    @abstractmethod
+    def __init__(self, source: Source, settings: DataSettings) -> None:
+        """The targets of a source, of which nothing is read yet."""
 
     @classmethod
     @abstractmethod
@@ -89,35 +90,15 @@ class Targets(ABC):
         """How often each class occurs in the images ``indices``: int64, up to the last class that does."""
 
 
-def for_each_split(sources: SourceSplits, new: Callable[[Source], Targets]) -> tuple[Targets, Targets]:
-    """What ``Targets.open`` returns, by a function from a source to its targets."""
-    train = new(sources.train)
-    return train, train if sources.test is None else new(sources.test)
-
-
 class Labels(Targets):
-    """One label an image.
+    """int64 tensor ``[N]``, a label an image; -1 without."""
 
-    Args:
-        values: int64 tensor ``[N]``.
-    """
-
-    def __init__(self, values: Tensor) -> None:
-        self.values = values
+    def __init__(self, source: Source, settings: DataSettings) -> None:
+        self.values = source.labels if source.multilabels is None else source.multilabels
 
     @classmethod
     def check(cls, sources: SourceSplits, settings: DataSettings) -> None:
         """Without labels there are no targets, which is no error: an encoder can be pretrained."""
-
-    @classmethod
-    def open(
-        cls, sources: SourceSplits, training: np.ndarray, test: np.ndarray, settings: DataSettings
-    ) -> tuple[Targets, Targets]:
-        return for_each_split(sources, lambda source: cls(cls.values_of(source)))
-
-    @classmethod
-    def values_of(cls, source: Source) -> Tensor:
-        return source.labels
 
     @classmethod
     def class_names(cls, sources: SourceSplits, settings: DataSettings, counts: Tensor) -> tuple[str, ...]:
@@ -127,33 +108,26 @@ class Labels(Targets):
         return self.values[indices]
 
     def count(self, indices: Tensor) -> Tensor:
-        return torch.bincount(self.values[indices])
+        values = self.values[indices]
+        return values.sum(0).long() if values.ndim > 1 else torch.bincount(values)
 
 
 class LabelLists(Labels):
-    """Several labels an image.
-
-    Args:
-        values: float32 tensor ``[N, classes]`` of 0 and 1.
-    """
+    """float32 tensor ``[N, classes]`` of 0 and 1, several labels an image."""
 
     lists = True
 
     @classmethod
     def check(cls, sources: SourceSplits, settings: DataSettings) -> None:
         if sources.train.multilabels is None:
-            raise DataError(
-                f"data={settings.name} has no lists of labels, which the task learns: they come from a table"
-            )
-
-    @classmethod
-    def values_of(cls, source: Source) -> Tensor:
-        assert source.multilabels is not None
-        return source.multilabels
+            expected = "lists of labels, which the task learns: they come from a table"
+            raise DataError(f"data={settings.name} has no {expected}")
 
     @classmethod
     def class_names(cls, sources: SourceSplits, settings: DataSettings, counts: Tensor) -> tuple[str, ...]:
         return sources.target_names
 
-    def count(self, indices: Tensor) -> Tensor:
-        return self.values[indices].sum(0).long()
+
+Pair = tuple[Targets, Targets]
+#: From a set and a number of channels to its training and its test images.
+OpenImages = Callable[[SourceSplits, int], tuple[Images, Images]]

@@ -19,13 +19,12 @@ from multilevel.recipes.data.images import (
     Source,
     SourceSplits,
     StreamedImages,
-    open_images,
     unreadable,
     worker_count,
 )
 from multilevel.recipes.data.pictures import upright
 from multilevel.recipes.data.settings import DataSettings
-from multilevel.recipes.data.targets.base import Targets, for_each_split
+from multilevel.recipes.data.targets.base import OpenImages, Pair, Targets
 from multilevel.recipes.data.targets.boxes import MOST_BOXES, components, to_square
 from multilevel.recipes.data.targets.masks import MaskSource, mask_splits, read_mask
 from multilevel.solvers.errors import DataError, SettingError
@@ -106,11 +105,9 @@ class Masks(MarkedTargets):
         self.images = images
 
     @classmethod
-    def open(
-        cls, sources: SourceSplits, training: np.ndarray, test: np.ndarray, settings: DataSettings
-    ) -> tuple[Targets, Targets]:
-        train_images, test_images = open_images(mask_splits(sources, settings), training, test, settings, channels=1)
-        return cls(train_images), cls(test_images)
+    def open(cls, sources: SourceSplits, settings: DataSettings, open_images: OpenImages) -> Pair:
+        train, test = open_images(mask_splits(sources, settings), 1)
+        return cls(train), cls(test)
 
     def of(self, indices: Tensor, geometry: Geometry | None = None) -> Tensor:
         masks = self.images.pixels(indices)
@@ -149,12 +146,6 @@ class Boxes(MarkedTargets):
         if source.boxes is None:
             return super().has_marks(source, settings)
         return torch.tensor([len(boxes) > 0 for boxes in source.boxes])
-
-    @classmethod
-    def open(
-        cls, sources: SourceSplits, training: np.ndarray, test: np.ndarray, settings: DataSettings
-    ) -> tuple[Targets, Targets]:
-        return for_each_split(sources, lambda source: cls(source, settings))
 
     @classmethod
     def class_names(cls, sources: SourceSplits, settings: DataSettings, counts: Tensor) -> tuple[str, ...]:
