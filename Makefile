@@ -1,7 +1,7 @@
 # Python to make the environment with; 3.11 or later.
 PYTHON ?= python3
 
-.PHONY: run test check docs build/types
+.PHONY: run test test-matrix check docs build/types
 run: .venv/installed
 	.venv/bin/multilevel train
 
@@ -9,6 +9,10 @@ run: .venv/installed
 # order: sorted by their number of tests, the few long ones would come last, and one core would end alone.
 test: .venv/betty
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+# A part of the tests on this machine's oldest Python with the lowest versions and on its newest with the highest.
+test-matrix:
+	$(PYTHON) tests/matrix.py
 
 # Lint and types.
 check: .venv/installed build/types
