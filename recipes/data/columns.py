@@ -1,4 +1,4 @@
-"""Which column of a table holds the images and which the labels, and the labels as class numbers."""
+"""Which columns of a table hold images, labels, masks, lists of labels or boxes, and labels as class numbers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from multilevel.solvers.errors import DataError, SettingError
+
+BOXES_COLUMNS = ("objects", "boxes", "bboxes")
+CORNERS = ("bbox", "bboxes", "boxes", "box")
 
 
 def find_image_column(features: Any, wanted: str | None) -> str:
@@ -21,14 +24,8 @@ def find_image_column(features: Any, wanted: str | None) -> str:
         SettingError: no such column, a column of something else, or none to be found.
     """
     images = [name for name, feature in features.items() if holds_images(feature)]
-    if wanted is not None:
-        if wanted not in images:
-            raise SettingError("data.image_column", wanted, described(images, "a column of images", features))
-        return wanted
-    found = next((name for name in images if "mask" not in name.lower()), None)
-    if found is None:
-        raise SettingError("data.image_column", wanted, described(images, "a column of images", features))
-    return found
+    default = next((name for name in images if "mask" not in name.lower()), None)
+    return _checked("image", wanted or default, images, "a column of images", features)
 
 
 def find_label_column(features: Any, wanted: str | None) -> str | None:
@@ -44,19 +41,69 @@ def find_label_column(features: Any, wanted: str | None) -> str | None:
     import datasets
 
     if wanted is None:
-        found = (name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel))
-        return next(found, None)
+        class_labels = (name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel))
+        return next(class_labels, None)
     labels = [name for name, feature in features.items() if holds_labels(feature)]
-    if wanted not in labels:
-        raise SettingError("data.label_column", wanted, described(labels, "a column of labels", features))
-    return wanted
+    return _checked("label", wanted, labels, "a column of labels", features)
 
 
-def described(usable: list[str], what: str, features: Any) -> str:
-    """What would do, for a message: the usable columns, or all of them where none is."""
-    if usable:
-        return f"{what}: {', '.join(usable)}"
-    return f"{what}; none of the columns is one: {', '.join(features)}"
+def find_mask_column(features: Any, wanted: str | None, image_column: str) -> str | None:
+    """The column of masks: the wanted one, otherwise the first of images whose name says so, ``None`` without any.
+
+    Args:
+        features: the ``features`` of a ``datasets.Dataset``.
+        wanted: ``data.mask_column``.
+        image_column: that of the images.
+
+    Raises:
+        SettingError: no such column, or one of something else.
+    """
+    images = [name for name, feature in features.items() if holds_images(feature) and name != image_column]
+    if wanted is None:
+        return next((name for name in images if "mask" in name.lower()), None)
+    return _checked("mask", wanted, images, "a column of masks", features)
+
+
+def find_lists_column(features: Any, wanted: str | None) -> str:
+    """The column of lists of labels: the wanted one, otherwise the first of lists of class labels.
+
+    Args:
+        features: the ``features`` of a ``datasets.Dataset``.
+        wanted: ``data.label_column``.
+
+    Raises:
+        SettingError: no such column, or none to be found.
+    """
+    import datasets
+
+    lists = [name for name, feature in features.items() if is_list(feature) and holds_labels(inner(feature))]
+    default = next((name for name in lists if isinstance(inner(features[name]), datasets.ClassLabel)), None)
+    return _checked("label", wanted or default, lists, "a column of lists of labels", features)
+
+
+def find_boxes_column(features: Any, wanted: str | None) -> str | None:
+    """The column of boxes: the wanted one, otherwise ``objects`` or ``boxes``, ``None`` without any.
+
+    Args:
+        features: the ``features`` of a ``datasets.Dataset``.
+        wanted: ``data.boxes_column``.
+
+    Raises:
+        SettingError: no such column, or one of something else.
+    """
+    usable = [name for name, feature in features.items() if _holds_boxes(feature)]
+    if wanted is None:
+        return next((name for name in BOXES_COLUMNS if name in usable), None)
+    expected = "a column of boxes (dictionaries with bbox, or lists of 4 numbers)"
+    return _checked("boxes", wanted, usable, expected, features)
+
+
+def _checked(role: str, column: str | None, usable: list[str], expected: str, features: Any) -> str:
+    """The column, where it is usable; the error lists the usable columns, or all of them where none is."""
+    if column is None or column not in usable:
+        columns = f": {', '.join(usable)}" if usable else f"; none of the columns is one: {', '.join(features)}"
+        raise SettingError(f"data.{role}_column", column, expected + columns)
+    return column
 
 
 def holds_images(feature: Any) -> bool:
@@ -78,6 +125,25 @@ def holds_labels(feature: Any) -> bool:
         return True
     kinds = ("int", "uint", "string", "large_string", "bool")
     return isinstance(feature, datasets.Value) and feature.dtype.startswith(kinds)
+
+
+def is_list(feature: Any) -> bool:
+    """Whether a feature is of lists; `datasets` has several."""
+    return isinstance(feature, list) or hasattr(feature, "feature")
+
+
+def inner(feature: Any) -> Any:
+    """What the lists of a feature hold, of nested lists the innermost."""
+    while is_list(feature):
+        feature = feature[0] if isinstance(feature, list) else feature.feature
+    return feature
+
+
+def _holds_boxes(feature: Any) -> bool:
+    element = inner(feature)
+    if isinstance(element, dict):
+        return any(key in element for key in CORNERS)
+    return is_list(feature) and str(getattr(element, "dtype", "")).startswith(("float", "int"))
 
 
 def read_labels(

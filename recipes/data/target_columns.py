@@ -1,4 +1,4 @@
-"""Which columns of a table hold masks, lists of labels or boxes, and the latter as class numbers."""
+"""Lists of labels and boxes of a table, with class numbers."""
 
 from __future__ import annotations
 
@@ -8,73 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multilevel.recipes.data.columns import described, holds_images, holds_labels
-from multilevel.solvers.errors import DataError, SettingError
+from multilevel.recipes.data.columns import CORNERS, inner
+from multilevel.solvers.errors import DataError
 
-BOXES_COLUMNS = ("objects", "boxes", "bboxes")
-_CORNERS = ("bbox", "bboxes", "boxes", "box")
 _CLASSES = ("category", "category_id", "categories", "label", "labels", "class", "class_id")
 
 Names = tuple[str, ...]
-
-
-def find_mask_column(features: Any, wanted: str | None, image_column: str) -> str | None:
-    """The column of masks: the wanted one, otherwise the first of images whose name says so, ``None`` without any.
-
-    Args:
-        features: the ``features`` of a ``datasets.Dataset``.
-        wanted: ``data.mask_column``.
-        image_column: that of the images.
-
-    Raises:
-        SettingError: no such column, or one of something else.
-    """
-    images = [name for name, feature in features.items() if holds_images(feature) and name != image_column]
-    if wanted is None:
-        return next((name for name in images if "mask" in name.lower()), None)
-    if wanted not in images:
-        raise SettingError("data.mask_column", wanted, described(images, "a column of masks", features))
-    return wanted
-
-
-def find_lists_column(features: Any, wanted: str | None) -> str:
-    """The column of lists of labels: the wanted one, otherwise the first of lists of class labels.
-
-    Args:
-        features: the ``features`` of a ``datasets.Dataset``.
-        wanted: ``data.label_column``.
-
-    Raises:
-        SettingError: no such column, or none to be found.
-    """
-    import datasets
-
-    lists = [name for name, feature in features.items() if is_list(feature) and holds_labels(inner(feature))]
-    found = next((name for name in lists if isinstance(inner(features[name]), datasets.ClassLabel)), None)
-    if wanted is None and found is not None:
-        return found
-    if wanted is None or wanted not in lists:
-        raise SettingError("data.label_column", wanted, described(lists, "a column of lists of labels", features))
-    return wanted
-
-
-def find_boxes_column(features: Any, wanted: str | None) -> str | None:
-    """The column of boxes: the wanted one, otherwise ``objects`` or ``boxes``, ``None`` without any.
-
-    Args:
-        features: the ``features`` of a ``datasets.Dataset``.
-        wanted: ``data.boxes_column``.
-
-    Raises:
-        SettingError: no such column, or one of something else.
-    """
-    usable = [name for name, feature in features.items() if _is_boxes(feature)]
-    if wanted is None:
-        return next((name for name in BOXES_COLUMNS if name in usable), None)
-    if wanted not in usable:
-        expected = described(usable, "a column of boxes (dictionaries with bbox, or lists of 4 numbers)", features)
-        raise SettingError("data.boxes_column", wanted, expected)
-    return wanted
 
 
 def read_lists(table: Any, column: str, names: Names | None, name: str) -> tuple[Names, Tensor]:
@@ -155,25 +94,6 @@ def rarest_classes(multilabels: Tensor, smallest: int) -> Tensor:
     return labels
 
 
-def is_list(feature: Any) -> bool:
-    """Whether a feature is of lists; `datasets` has several."""
-    return isinstance(feature, list) or hasattr(feature, "feature")
-
-
-def inner(feature: Any) -> Any:
-    """What the lists of a feature hold, of nested lists the innermost."""
-    while is_list(feature):
-        feature = feature[0] if isinstance(feature, list) else feature.feature
-    return feature
-
-
-def _is_boxes(feature: Any) -> bool:
-    held = inner(feature)
-    if isinstance(held, dict):
-        return any(key in held for key in _CORNERS)
-    return is_list(feature) and str(getattr(held, "dtype", "")).startswith(("float", "int"))
-
-
 def _boxes_of(cell: Any) -> tuple[list[list[float]], list[Any]]:
     """The boxes of a cell and the class of each: of a dictionary of lists, a list of dictionaries, or of boxes."""
     cells = cell if isinstance(cell, list) else [cell or {}]
@@ -181,7 +101,7 @@ def _boxes_of(cell: Any) -> tuple[list[list[float]], list[Any]]:
     classes: list[Any] = []
     for one in cells:
         if isinstance(one, dict):
-            found: list[Any] = next((one[key] for key in _CORNERS if one.get(key)), [])
+            found: list[Any] = next((one[key] for key in CORNERS if one.get(key)), [])
             found = found if found and isinstance(found[0], list) else [found] * bool(found)
             kinds = next((one[key] for key in _CLASSES if one.get(key) is not None), ["object"] * len(found))
             kinds = kinds if isinstance(kinds, list) else [kinds]

@@ -14,13 +14,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from multilevel.recipes.data.columns import find_image_column, find_label_column, read_labels
+from multilevel.recipes.data.columns import (
+    find_boxes_column,
+    find_image_column,
+    find_label_column,
+    find_lists_column,
+    find_mask_column,
+    read_labels,
+)
 from multilevel.recipes.data.images import Source, SourceSplits
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.recipes.data.target_columns import (
-    find_boxes_column,
-    find_lists_column,
-    find_mask_column,
     rarest_classes,
     read_boxes,
     read_lists,
