@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,11 @@ from multilevel.levels.masks import MaskPolicy, MaskView
 from multilevel.levels.masks.statistics import mask_statistics
 from multilevel.problems import Problem
 from multilevel.problems.levels import Levels
-from multilevel.solvers import SettingError
+from multilevel.solvers.ranges import AtLeast, AtMost, OneOf, check_value
 
-WEIGHTS = ("normalized", "raw")
-GRADIENTS = ("weights", "visibility", "both")
+WeightsName = Annotated[str, OneOf("normalized", "raw")]
+GradientName = Annotated[str, OneOf("weights", "visibility", "both")]
+Guidance = Annotated[float, AtLeast(0), AtMost(1)]
 
 
 class MaskedPretrain(Problem):
@@ -54,11 +55,9 @@ class MaskedPretrain(Problem):
         **keywords: Any,
     ) -> None:
         super().__init__(name, module, **keywords)
-        for setting, value, known in (("weights", weights, WEIGHTS), ("gradient", gradient, GRADIENTS)):
-            if value not in known:
-                raise SettingError(f"mask.{setting}", value, f"one of {', '.join(known)}")
-        if not 0 <= guidance <= 1:
-            raise SettingError("mask.guidance", guidance, "a share from 0 to 1")
+        check_value("mask.weights", weights, WeightsName)
+        check_value("mask.gradient", gradient, GradientName)
+        check_value("mask.guidance", guidance, Guidance)
         self.policy = policy
         self.weights = weights
         self.guidance = guidance

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from multilevel.problems.errors import GraphError
 from multilevel.problems.levels import Levels
 from multilevel.problems.parameter_module import ParameterModule
-from multilevel.solvers import SettingError, Solver
+from multilevel.solvers import Solver
+from multilevel.solvers.ranges import Count, PositiveNumber, PositiveShare, check_value, require
 from multilevel.solvers.update_rules import maximizes
 
 LossValue = Tensor | tuple[Tensor, Mapping[str, Any]]
@@ -85,10 +86,9 @@ class Problem:
                 "a level's name must be a Python identifier that begins with a letter, as losses write levels.NAME; "
                 f"got {name!r}"
             )
-        _check_count(f"levels.{name}.steps", steps)
-        _check_count(f"levels.{name}.accumulate", accumulate)
-        if clip_norm is not None and not clip_norm > 0:
-            raise SettingError(f"levels.{name}.clip_norm", clip_norm, "a number above 0, or null")
+        check_value(f"levels.{name}.steps", steps, Count)
+        check_value(f"levels.{name}.accumulate", accumulate, Count)
+        check_value(f"levels.{name}.clip_norm", clip_norm, PositiveNumber | None)
         self.name = name
         self.module: nn.Module = ParameterModule(module) if isinstance(module, nn.Parameter) else module
         self.optimizer = optimizer
@@ -185,10 +185,10 @@ class Problem:
     def check_share(self, share: float, solver: Solver | None) -> None:
         """Raise SettingError if solves by ``solver`` cannot take this share of each batch."""
         setting = f"levels.{self.name}.solve_share"
-        if not 0 < share <= 1:
-            raise SettingError(setting, share, "a share above 0 and at most 1")
-        if share < 1 and solver is not None and solver.recorded_steps:
-            raise SettingError(setting, share, f"1, as {type(solver).__name__} goes through whole updates")
+        check_value(setting, share, PositiveShare)
+        if share < 1 and solver is not None:
+            usable = not solver.recorded_steps
+            require(setting, share, usable, f"1, as {type(solver).__name__} goes through whole updates")
 
     def _optimized(self) -> list[Tensor]:
         assert self.optimizer is not None
@@ -263,8 +263,3 @@ def _check_gradients(problem: Problem) -> None:
                 f"level {problem.name!r}: the embedding {key!r} has sparse gradients; set its sparse to False, as "
                 "gradients are dense here"
             )
-
-
-def _check_count(setting: str, value: int) -> None:
-    if not (isinstance(value, int) and value >= 1):
-        raise SettingError(setting, value, "a whole number of at least 1")

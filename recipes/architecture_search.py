@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 
@@ -38,7 +38,8 @@ from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.data.tensors import batches, tensors
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.solvers.ranges import AtLeast, Count
 
 REPEATS = 3  # trainings of the chosen cell, from other weights
 
@@ -56,16 +57,10 @@ class ArchitectureSearchSettings(RunSettings):
     """See ``config/recipe/architecture_search.yaml`` for what each setting means."""
 
     data: DataSettings
-    nodes: int
-    width: int
-    random_cells: int
+    nodes: Count
+    width: Count
+    random_cells: Annotated[int, AtLeast(2)]
     levels: ArchitectureSearchLevels
-
-    def validate(self) -> None:
-        """Raise SettingError for the first setting that cannot work."""
-        super().validate()
-        for name, least in (("nodes", 1), ("width", 1), ("random_cells", 2)):
-            require(name, getattr(self, name), getattr(self, name) >= least, f"a whole number of at least {least}")
 
 
 class ArchitectureSearch(Recipe):

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,7 +36,8 @@ from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.data.tensors import batches, some_of_each_class, tensors
 from multilevel.recipes.pictures.images import draw_images
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.solvers.ranges import AtLeast, Count, PositiveNumber, require
 
 DRAWS = 5  # of random images, whose mean accuracy is what learned ones are compared with
 
@@ -54,20 +55,11 @@ class DistillationSettings(RunSettings):
     """See ``config/recipe/distillation.yaml`` for what each setting means."""
 
     data: DataSettings
-    images_per_class: int
-    width: int
-    penalty: float
-    other_width: int
+    images_per_class: Count
+    width: Annotated[int, AtLeast(0)]
+    penalty: PositiveNumber
+    other_width: Annotated[int, AtLeast(0)]
     levels: DistillationLevels
-
-    def validate(self) -> None:
-        """Raise SettingError for the first setting that cannot work."""
-        super().validate()
-        require("images_per_class", self.images_per_class, self.images_per_class >= 1, "a whole number of at least 1")
-        require("penalty", self.penalty, self.penalty > 0, "a number above 0")
-        for name in ("width", "other_width"):
-            width = getattr(self, name)
-            require(name, width, width >= 0, "a whole number, or 0 for a linear classifier")
 
 
 class Distillation(Recipe):

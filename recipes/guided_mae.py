@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from sklearn.metrics import roc_auc_score
@@ -26,6 +26,7 @@ from multilevel.levels import (
     MaskingNetwork,
     MaskLearning,
 )
+from multilevel.levels.masked_pretrain import GradientName, Guidance, WeightsName
 from multilevel.levels.masks import POLICIES, MaskPolicy, MaskView
 from multilevel.levels.models.checkpoints import SIZES, load_autoencoder, read_config
 from multilevel.levels.tasks import TASKS, Task, TaskData
@@ -45,9 +46,10 @@ from multilevel.recipes.evaluation import (
 )
 from multilevel.recipes.export.trained import TrainedModel
 from multilevel.recipes.pictures import draw_masks, reconstruct_pixels
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
 from multilevel.recipes.training import level_arguments
 from multilevel.solvers import DataError
+from multilevel.solvers.ranges import Above, Below, Count, NonNegative, OneOf, PositiveNumber, require
 from multilevel.solvers.registry import build
 
 PATHS = ("both", "direct")
@@ -63,13 +65,13 @@ class ModelSettings:
     ``learning_rate`` suits the size; ``levels.pretrain.learning_rate`` takes it where nothing else is said.
     """
 
-    patch_size: int
-    width: int
-    depth: int
-    heads: int
-    decoder_width: int
-    decoder_depth: int
-    decoder_heads: int
+    patch_size: Count
+    width: Count
+    depth: Count
+    heads: Count
+    decoder_width: Count
+    decoder_depth: Count
+    decoder_heads: Count
     learning_rate: float
 
     def sizes(self) -> dict[str, int]:
@@ -97,27 +99,23 @@ class ModelSettings:
 class MaskSettings:
     """Which patches are hidden, how many, and how a hypergradient reaches the masking network."""
 
-    policy: str
+    policy: Annotated[str, OneOf(*POLICIES)]
     options: dict[str, Any] | None = None
-    ratio: float
-    weights: str
-    gradient: str = "weights"
-    guidance: float = 1.0
-    temperature: float = 1.0
-    entropy_bonus: float = 0.0
+    ratio: Annotated[float, Above(0), Below(1)]
+    weights: WeightsName
+    gradient: GradientName = "weights"
+    guidance: Guidance = 1.0
+    temperature: PositiveNumber = 1.0
+    entropy_bonus: NonNegative = 0.0
 
     def check(self, patches: int) -> None:
         """Raise SettingError for the first setting that cannot work with so many patches."""
-        require("mask.ratio", self.ratio, 0 < self.ratio < 1, "a share above 0 and below 1")
         seen = int(patches * (1 - self.ratio))
         expected = f"a share that hides at least one of {patches} patches and leaves at least one"
         require("mask.ratio", self.ratio, 0 < seen < patches, expected)
-        require("mask.temperature", self.temperature, self.temperature > 0, "a number above 0")
-        require("mask.entropy_bonus", self.entropy_bonus, self.entropy_bonus >= 0, "a number of at least 0")
 
     def new_policy(self) -> MaskPolicy:
-        """Raise SettingError for an unknown policy or option."""
-        require("mask.policy", self.policy, self.policy in POLICIES, f"one of {', '.join(POLICIES)}")
+        """Raise SettingError for an unknown option."""
         return build("mask.options", POLICIES, self.policy, self.options or {})
 
 
@@ -140,7 +138,7 @@ class GuidedMaeSettings(RunSettings):
     init: str | None = None
     task: Any = field(default_factory=lambda: {"name": "classification"})
     mask: MaskSettings
-    paths: str
+    paths: Annotated[str, OneOf(*PATHS)]
     levels: GuidedMaeLevels
     evaluation: EvaluationSettings
 
@@ -151,8 +149,6 @@ class GuidedMaeSettings(RunSettings):
         usable = split != "validation" or share > 0
         require("evaluation.split", split, usable, f"test, or data.validation_share above {share:g}")
         model, size = self.model, self.data.image_size
-        for name, value in model.sizes().items():
-            require(f"model.{name}", value, value >= 1, "a whole number of at least 1")
         fits = size % model.patch_size == 0
         if self.init is not None:
             require("data.image_size", size, fits, f"a multiple of {model.patch_size}, the patches of init={self.init}")
@@ -163,7 +159,6 @@ class GuidedMaeSettings(RunSettings):
             require(f"model.{part}width", width, usable, f"a multiple of 4 and of model.{part}heads={heads}")
         self.mask.check((size // model.patch_size) ** 2)
         require("task", self.task["name"], self.task["name"] in TASKS, f"one of {', '.join(TASKS)}")
-        require("paths", self.paths, self.paths in PATHS, f"one of {', '.join(PATHS)}")
 
 
 class GuidedMae(EncoderRecipe):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,8 +32,9 @@ from multilevel.recipes.base import Recipe
 from multilevel.recipes.data.tensors import batches
 from multilevel.recipes.evaluation.protocols.linear_probe import linear_probe
 from multilevel.recipes.guided_mae import PATHS, MaskSettings
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
 from multilevel.recipes.texts.texts import TextPart, TextSettings, load_texts
+from multilevel.solvers.ranges import Count, OneOf, require
 
 GUIDED = ("sampled", "topk")
 Features = Callable[[TextPart], np.ndarray]  # [N, D]
@@ -43,9 +44,9 @@ Features = Callable[[TextPart], np.ndarray]  # [N, D]
 class LanguageModelSettings:
     """Sizes of the encoder."""
 
-    width: int
-    depth: int
-    heads: int
+    width: Count
+    depth: Count
+    heads: Count
 
 
 @dataclass(kw_only=True)
@@ -64,20 +65,16 @@ class GuidedTextSettings(RunSettings):
     data: TextSettings
     model: LanguageModelSettings
     mask: MaskSettings
-    paths: str
+    paths: Annotated[str, OneOf(*PATHS)]
     levels: GuidedTextLevels
 
     def validate(self) -> None:
         """Raise SettingError for the first setting that cannot work."""
         super().validate()
         model = self.model
-        for name, value in vars(model).items():
-            require(f"model.{name}", value, value >= 1, "a whole number of at least 1")
         require("model.width", model.width, model.width % model.heads == 0, f"a multiple of model.heads={model.heads}")
-        self.data.check()
         self.mask.check(self.data.length)
         require("mask.policy", self.mask.policy, self.mask.policy in GUIDED, f"one of {', '.join(GUIDED)}")
-        require("paths", self.paths, self.paths in PATHS, f"one of {', '.join(PATHS)}")
 
 
 class GuidedText(Recipe):

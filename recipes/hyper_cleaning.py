@@ -11,7 +11,7 @@ ROC AUC of the weights 0.98; test accuracy 94.7% cleaned, 90.5% without cleaning
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from sklearn.metrics import roc_auc_score
@@ -28,7 +28,8 @@ from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.data.tensors import batches, tensors
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.solvers.ranges import Above, AtLeast, Below
 
 
 @dataclass(kw_only=True)
@@ -44,15 +45,9 @@ class HyperCleaningSettings(RunSettings):
     """See ``config/recipe/hyper_cleaning.yaml`` for what each setting means."""
 
     data: DataSettings
-    noise: float
-    width: int
+    noise: Annotated[float, Above(0), Below(1)]
+    width: Annotated[int, AtLeast(0)]
     levels: HyperCleaningLevels
-
-    def validate(self) -> None:
-        """Raise SettingError for the first setting that cannot work."""
-        super().validate()
-        require("noise", self.noise, 0 < self.noise < 1, "a share above 0 and below 1")
-        require("width", self.width, self.width >= 0, "a whole number, or 0 for a linear classifier")
 
 
 class SampleWeights(nn.Module):

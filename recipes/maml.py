@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,8 @@ from multilevel.problems.batches import to_device
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.few_shot import ClassTasks, Sinusoids, TaskSizes, held_out_combinations
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.solvers.ranges import Count, NonNegative, OneOf, require
 
 TASKS = ("sinusoids", "digits", "new_digits")
 CLASSES, WAYS = 10, 3
@@ -66,12 +67,12 @@ class MamlLevels:
 class MamlSettings(RunSettings):
     """See ``config/recipe/maml.yaml`` for what each setting means."""
 
-    tasks: str
-    tasks_per_step: int
-    shots: int
-    queries: int
-    width: int
-    proximal: float | None
+    tasks: Annotated[str, OneOf(*TASKS)]
+    tasks_per_step: Count
+    shots: Count
+    queries: Count
+    width: Count
+    proximal: NonNegative | None
     levels: MamlLevels
 
     @property
@@ -81,13 +82,8 @@ class MamlSettings(RunSettings):
     def validate(self) -> None:
         """Raise SettingError for the first setting that cannot work."""
         super().validate()
-        require("tasks", self.tasks, self.tasks in TASKS, f"one of {', '.join(TASKS)}")
-        for name in ("tasks_per_step", "shots", "queries", "width"):
-            require(name, getattr(self, name), getattr(self, name) >= 1, "a whole number of at least 1")
         few = self.shots + self.queries <= FEWEST
         require("shots", self.shots, self.tasks == "sinusoids" or few, f"with the queries at most {FEWEST} of a class")
-        usable = self.proximal is None or self.proximal >= 0
-        require("proximal", self.proximal, usable, "a number of at least 0, or null")
 
 
 class Maml(Recipe):

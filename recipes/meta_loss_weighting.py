@@ -29,7 +29,8 @@ from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.data.tensors import batches, some_of_each_class, tensors
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.solvers.ranges import Count, require
 
 
 @dataclass(kw_only=True)
@@ -45,16 +46,10 @@ class MetaLossWeightingSettings(RunSettings):
     """See ``config/recipe/meta_loss_weighting.yaml`` for what each setting means."""
 
     data: DataSettings
-    labels_per_class: int
-    width: int
-    repeats: int
+    labels_per_class: Count
+    width: Count
+    repeats: Count
     levels: MetaLossWeightingLevels
-
-    def validate(self) -> None:
-        """Raise SettingError for the first setting that cannot work."""
-        super().validate()
-        for setting in ("labels_per_class", "width", "repeats"):
-            require(setting, getattr(self, setting), getattr(self, setting) >= 1, "a whole number of at least 1")
 
 
 class MetaLossWeighting(Recipe):

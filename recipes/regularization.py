@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from math import ceil
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,8 @@ from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.data.tensors import batches, tensors
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.solvers.ranges import AtLeast, PositiveNumber
 
 SEARCHED = (1e-5, 1.0)  # penalties that the searches compared with draw from, evenly in their logarithm
 
@@ -52,15 +53,9 @@ class RegularizationSettings(RunSettings):
     """See ``config/recipe/regularization.yaml`` for what each setting means."""
 
     data: DataSettings
-    noise_inputs: int
-    initial_penalty: float
+    noise_inputs: Annotated[int, AtLeast(0)]
+    initial_penalty: PositiveNumber
     levels: RegularizationLevels
-
-    def validate(self) -> None:
-        """Raise SettingError for the first setting that cannot work."""
-        super().validate()
-        require("noise_inputs", self.noise_inputs, self.noise_inputs >= 0, "a whole number of at least 0")
-        require("initial_penalty", self.initial_penalty, self.initial_penalty > 0, "a number above 0")
 
 
 class Regularization(Recipe):

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from multilevel.problems.evaluation.evaluator import PRECISIONS
 from multilevel.solvers import SettingError
+from multilevel.solvers.ranges import (
+    AtLeast,
+    Below,
+    Count,
+    NonNegative,
+    OneOf,
+    PositiveNumber,
+    PositiveShare,
+    Seed,
+    check,
+    require,
+)
 
-ENGINES = ("multilevel", "betty")
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+}
+SCHEDULES = {"cosine": "cosine", "constant": "constant_with_warmup"}  # as transformers names them
 
 
 @dataclass(kw_only=True)
@@ -28,14 +45,14 @@ class LevelSettings:
         accumulate: batches that one update averages over.
     """
 
-    steps: int
-    optimizer: str
-    learning_rate: float
-    weight_decay: float
-    schedule: str
-    warmup: float
-    clip_norm: float | None
-    accumulate: int
+    steps: Count
+    optimizer: Annotated[str, OneOf(*OPTIMIZERS)]
+    learning_rate: PositiveNumber
+    weight_decay: NonNegative
+    schedule: Annotated[str, OneOf(*SCHEDULES)]
+    warmup: Annotated[float, AtLeast(0), Below(1)]
+    clip_norm: PositiveNumber | None
+    accumulate: Count
 
 
 @dataclass(kw_only=True)
@@ -48,7 +65,7 @@ class LowerLevelSettings(LevelSettings):
     """
 
     solver: Any
-    solve_share: float = 1.0
+    solve_share: PositiveShare = 1.0
 
 
 @dataclass(kw_only=True)
@@ -59,7 +76,7 @@ class CheckpointSettings:
         every: steps between two.
     """
 
-    every: int
+    every: Count
 
 
 @dataclass(kw_only=True)
@@ -90,22 +107,22 @@ class RunSettings:
 
     recipe: str
     solver: Any
-    steps: int
-    seed: int
+    steps: Count
+    seed: Seed
     device: str
-    precision: str
+    precision: Annotated[str, OneOf(*PRECISIONS)]
     output: str | None
     approximate: bool
-    diagnose: int
+    diagnose: Annotated[int, AtLeast(0)]
     checkpoint: CheckpointSettings
-    max_skipped: int = 10
-    threads: int | None = None
+    max_skipped: Annotated[int, AtLeast(0)] = 10
+    threads: Count | None = None
     compile: bool = False
     check: bool = True
     reuse: bool = False
     loggers: list[str] = field(default_factory=list)
     objective: str | None = None
-    engine: str = "multilevel"
+    engine: Annotated[str, OneOf("multilevel", "betty")] = "multilevel"
     evaluate: bool
 
     @property
@@ -116,24 +133,9 @@ class RunSettings:
 
     def validate(self) -> None:
         """Raise SettingError for the first setting that cannot work."""
-        require("steps", self.steps, self.steps >= 1, "a whole number of at least 1")
-        require("seed", self.seed, 0 <= self.seed < 2**32, "a whole number from 0 to 4294967295")
-        require("precision", self.precision, self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
-        threads = self.threads
-        require("threads", threads, threads is None or threads >= 1, "a whole number of at least 1, or null")
-        every = self.checkpoint.every
-        require("checkpoint.every", every, every >= 1, "a whole number of steps of at least 1")
-        require("max_skipped", self.max_skipped, self.max_skipped >= 0, "a whole number of updates of at least 0")
-        require("diagnose", self.diagnose, self.diagnose >= 0, "a whole number of steps, or 0 for never")
-        require("engine", self.engine, self.engine in ENGINES, f"one of {', '.join(ENGINES)}")
+        check(self)
         require("compile", self.compile, self.engine == "multilevel" or not self.compile, "false with engine=betty")
         chosen_device(self.device)
-
-
-def require(setting: str, got: object, usable: bool, expected: str) -> None:
-    """Raise SettingError unless ``usable``."""
-    if not usable:
-        raise SettingError(setting, got, expected)
 
 
 def chosen_device(name: str) -> torch.device:

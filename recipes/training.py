@@ -10,16 +10,10 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, require
+from multilevel.recipes.settings import OPTIMIZERS, SCHEDULES, LevelSettings, LowerLevelSettings
 from multilevel.solvers import SOLVERS, SettingError, Solver
+from multilevel.solvers.ranges import check
 from multilevel.solvers.registry import build
-
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "adamw": torch.optim.AdamW,
-    "adam": torch.optim.Adam,
-    "sgd": torch.optim.SGD,
-}
-SCHEDULES = {"cosine": "cosine", "constant": "constant_with_warmup"}
 
 
 def level_arguments(
@@ -38,14 +32,15 @@ def level_arguments(
         SettingError: an unknown optimizer, schedule or solver, or a number out of range.
     """
     settings = levels[name]
-    optimizer = _optimizer(settings, name, module)
+    check(settings, f"levels.{name}.")
+    optimizer = _optimizer(settings, module)
     updates = steps
     for level in list(levels)[list(levels).index(name) : -1]:
         updates *= levels[level].steps
     own = settings.solver if isinstance(settings, LowerLevelSettings) else None
     return {
         "optimizer": optimizer,
-        "scheduler": _scheduler(settings, name, optimizer, updates),
+        "scheduler": _scheduler(settings, optimizer, updates),
         "solver": _solver(f"levels.{name}.solver", own) if own else _solver("solver", solver),
         "steps": settings.steps,
         "clip_norm": settings.clip_norm,
@@ -54,12 +49,7 @@ def level_arguments(
     }
 
 
-def _optimizer(settings: LevelSettings, name: str, module: nn.Module) -> torch.optim.Optimizer:
-    at = f"levels.{name}"
-    known = settings.optimizer in OPTIMIZERS
-    require(f"{at}.optimizer", settings.optimizer, known, f"one of {', '.join(OPTIMIZERS)}")
-    require(f"{at}.learning_rate", settings.learning_rate, settings.learning_rate > 0, "a number above 0")
-    require(f"{at}.weight_decay", settings.weight_decay, settings.weight_decay >= 0, "a number of at least 0")
+def _optimizer(settings: LevelSettings, module: nn.Module) -> torch.optim.Optimizer:
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
         {"params": [one for one in trained if one.ndim > 1], "weight_decay": settings.weight_decay},
@@ -69,10 +59,7 @@ def _optimizer(settings: LevelSettings, name: str, module: nn.Module) -> torch.o
     return OPTIMIZERS[settings.optimizer](groups, lr=settings.learning_rate, fused=True)  # type: ignore[call-arg]
 
 
-def _scheduler(settings: LevelSettings, name: str, optimizer: torch.optim.Optimizer, updates: int) -> LRScheduler:
-    at = f"levels.{name}"
-    require(f"{at}.schedule", settings.schedule, settings.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
-    require(f"{at}.warmup", settings.warmup, 0 <= settings.warmup < 1, "a share of at least 0 and below 1")
+def _scheduler(settings: LevelSettings, optimizer: torch.optim.Optimizer, updates: int) -> LRScheduler:
     warmup = round(settings.warmup * updates)
     return get_scheduler(SCHEDULES[settings.schedule], optimizer, warmup, updates)
 

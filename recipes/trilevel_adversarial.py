@@ -32,7 +32,8 @@ from multilevel.problems.batches import to_device
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.data.tensors import tensors
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.solvers.ranges import PositiveNumber
 
 FIXED = (0.001, 0.01, 0.1, 1.0)  # weight decays that the learned one is compared with
 
@@ -51,16 +52,10 @@ class TrilevelSettings(RunSettings):
     """See ``config/recipe/trilevel_adversarial.yaml`` for what each setting means."""
 
     data: DataSettings
-    penalty: float
-    radius: float
-    start: float
+    penalty: PositiveNumber
+    radius: PositiveNumber
+    start: PositiveNumber
     levels: TrilevelLevels
-
-    def validate(self) -> None:
-        """Raise SettingError for the first setting that cannot work."""
-        super().validate()
-        for name in ("penalty", "radius", "start"):
-            require(name, getattr(self, name), getattr(self, name) > 0, "a number above 0")
 
 
 class TrilevelAdversarial(Recipe):

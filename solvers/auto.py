@@ -9,6 +9,8 @@ from multilevel.solvers.conjugate_gradient import ConjugateGradient
 from multilevel.solvers.dense import Dense
 from multilevel.solvers.identity import Identity
 from multilevel.solvers.lower_level import LowerLevel
+from multilevel.solvers.products import ProductName
+from multilevel.solvers.ranges import NonNegative
 from multilevel.solvers.sama import Sama
 from multilevel.solvers.vectors import Tensors
 
@@ -33,11 +35,8 @@ class Auto(Solver):
         damping: added to the Hessian's diagonal, >= 0; None: 0.01 for ``conjugate_gradient``, 0 elsewhere.
     """
 
-    product: str = field(default="reverse", kw_only=True)
-    damping: float | None = field(default=None, kw_only=True)
-
-    def __post_init__(self) -> None:
-        Dense(product=self.product, damping=self.damping or 0.0)  # refuses what cannot work
+    product: ProductName = field(default="reverse", kw_only=True)
+    damping: NonNegative | None = field(default=None, kw_only=True)
 
     def resolved(self, lower: LowerLevel) -> tuple[Solver, str]:
         count = sum(tensor.numel() for tensor in lower.parameters.values())

@@ -10,8 +10,9 @@ from functools import wraps
 from typing import Any
 
 from multilevel.solvers.differentiation import differentiating
-from multilevel.solvers.errors import CotangentError, SettingError
+from multilevel.solvers.errors import CotangentError
 from multilevel.solvers.lower_level import LowerLevel
+from multilevel.solvers.ranges import check
 from multilevel.solvers.vectors import Tensors, magnitude, scaled, zeros_like
 
 
@@ -107,6 +108,10 @@ class Solver(ABC):
         if "respond" in vars(cls):
             cls.respond = at_unit_scale(cls.respond)  # type: ignore[method-assign]
 
+    def __post_init__(self) -> None:
+        """Raise SettingError for the first setting out of its declared range."""
+        check(self, "solver.")
+
     @property
     def recorded_steps(self) -> int:
         """How many of the level's last updates it needs to see."""
@@ -139,9 +144,3 @@ class Solver(ABC):
         pairs = ((one, getattr(self, one.name)) for one in fields(self))  # type: ignore[arg-type]
         changed = ", ".join(f"{one.name}={value}" for one, value in pairs if value != one.default)
         return f"{type(self).__name__}({changed})"
-
-
-def at_least(setting: str, value: float, least: float) -> None:
-    """Raise SettingError unless ``value >= least``."""
-    if not value >= least:
-        raise SettingError(f"solver.{setting}", value, f"a number >= {least}")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
-from multilevel.solvers.base import at_least
-from multilevel.solvers.errors import SettingError
 from multilevel.solvers.linear_system import ImplicitSolver, LinearSystem, Solution
 from multilevel.solvers.products import Products
+from multilevel.solvers.ranges import Count, NonNegative, OneOf
 from multilevel.solvers.vectors import Tensors
-
-CURVATURES = ("hessian", "gauss_newton")
 
 
 @dataclass
@@ -35,17 +33,10 @@ class ConjugateGradient(ImplicitSolver):
         warm_start: start from the last solution of this level, which training keeps, instead of 0.
     """
 
-    iterations: int = 10
-    tolerance: float = 1e-6
-    curvature: str = "hessian"
+    iterations: Count = 10
+    tolerance: NonNegative = 1e-6
+    curvature: Annotated[str, OneOf("hessian", "gauss_newton")] = "hessian"
     warm_start: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("iterations", self.iterations, 1)
-        at_least("tolerance", self.tolerance, 0)
-        if self.curvature not in CURVATURES:
-            raise SettingError("solver.curvature", self.curvature, f"one of {', '.join(CURVATURES)}")
 
     @property
     def nests(self) -> bool:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multilevel.solvers.base import at_least
 from multilevel.solvers.errors import SettingError
 from multilevel.solvers.linear_system import ImplicitSolver, LinearSystem, Solution
+from multilevel.solvers.ranges import Count, NonNegative
 
 
 @dataclass
@@ -31,13 +31,8 @@ class Dense(ImplicitSolver):
         SettingError: the level has more parameters than the limit.
     """
 
-    limit: int = 2000
-    tolerance: float = 1e-5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("limit", self.limit, 1)
-        at_least("tolerance", self.tolerance, 0)
+    limit: Count = 2000
+    tolerance: NonNegative = 1e-5
 
     def solve(self, system: LinearSystem) -> Solution:
         cotangent = system.right_hand_side

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from multilevel.solvers.errors import SettingError
 from multilevel.solvers.identity import Identity
+from multilevel.solvers.ranges import OneOf
 
 
 @dataclass
@@ -19,9 +20,4 @@ class FiniteDifference(Identity):
     Use when: operators have no second derivative, or as Betty had it.
     """
 
-    product: str = field(default="finite_difference", kw_only=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.product != "finite_difference":
-            raise SettingError("solver.product", self.product, "finite_difference; solver=identity takes any")
+    product: Annotated[str, OneOf("finite_difference")] = field(default="finite_difference", kw_only=True)

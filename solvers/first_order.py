@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multilevel.solvers.base import Response, Solver, SolveReport, at_least
-from multilevel.solvers.errors import SettingError
+from multilevel.solvers.base import Response, Solver, SolveReport
 from multilevel.solvers.lower_level import LowerLevel
 from multilevel.solvers.neumann import largest_eigenvalue
 from multilevel.solvers.products import FiniteDifferenceProducts, default_radius
 from multilevel.solvers.products.base import added, detached_leaves, gradient_of, grouped, keyed
 from multilevel.solvers.products.stop_gradients import HeldLosses
+from multilevel.solvers.ranges import Count, NonNegative, PositiveNumber
 from multilevel.solvers.vectors import Tensors, flatten, unflatten
 
 
@@ -39,20 +39,11 @@ class FirstOrder(Solver):
         damping: weight of ``|z - p|^2 / 2`` in the descent, >= 0.
     """
 
-    steps: int = 20
-    step_size: float | None = None
-    penalty: float | None = None
-    power_iterations: int = 5
-    damping: float = 0.0
-
-    def __post_init__(self) -> None:
-        at_least("steps", self.steps, 1)
-        at_least("power_iterations", self.power_iterations, 1)
-        at_least("damping", self.damping, 0)
-        for name in ("step_size", "penalty"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise SettingError(f"solver.{name}", value, "a number above 0, or null to have it chosen")
+    steps: Count = 20
+    step_size: PositiveNumber | None = None
+    penalty: PositiveNumber | None = None
+    power_iterations: Count = 5
+    damping: NonNegative = 0.0
 
     def respond(self, lower: LowerLevel, cotangent: Tensors) -> Response:
         products, right_hand_side = FiniteDifferenceProducts(lower), flatten(cotangent)

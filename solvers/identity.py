@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from multilevel.solvers.errors import SettingError
 from multilevel.solvers.linear_system import ImplicitSolver, LinearSystem, Solution
+from multilevel.solvers.products import ProductName
+from multilevel.solvers.ranges import PositiveNumber
 
 
 @dataclass
@@ -21,14 +22,9 @@ class Identity(ImplicitSolver):
         measure_residual: spend one more product to report ``|H x - a| / |a|``; it is not known otherwise.
     """
 
-    product: str = field(default="auto", kw_only=True)
-    scale: float = field(default=1.0, kw_only=True)
+    product: ProductName = field(default="auto", kw_only=True)
+    scale: PositiveNumber = field(default=1.0, kw_only=True)
     measure_residual: bool = field(default=False, kw_only=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.scale > 0:
-            raise SettingError("solver.scale", self.scale, "a number above 0")
 
     def solve(self, system: LinearSystem) -> Solution:
         x = system.right_hand_side if self.scale == 1 else self.scale * system.right_hand_side

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from multilevel.solvers.base import Response, Solver, SolveReport
-from multilevel.solvers.errors import SettingError, SolveError
+from multilevel.solvers.errors import SolveError
 from multilevel.solvers.lower_level import LowerLevel
-from multilevel.solvers.products import PRODUCTS, Products
+from multilevel.solvers.products import PRODUCTS, ProductName, Products
+from multilevel.solvers.ranges import NonNegative, PositiveNumber
 from multilevel.solvers.vectors import Tensors, flatten, magnitude, unflatten
 
 
@@ -63,18 +64,10 @@ class ImplicitSolver(Solver):
         strict: raise SolveError when a solve fails, instead of going on with its last good iterate.
     """
 
-    product: str = field(default="reverse", kw_only=True)
-    damping: float = field(default=0.0, kw_only=True)
-    radius: float | None = field(default=None, kw_only=True)
+    product: ProductName = field(default="reverse", kw_only=True)
+    damping: NonNegative = field(default=0.0, kw_only=True)
+    radius: PositiveNumber | None = field(default=None, kw_only=True)
     strict: bool = field(default=False, kw_only=True)
-
-    def __post_init__(self) -> None:
-        if self.product not in PRODUCTS:
-            raise SettingError("solver.product", self.product, f"one of {', '.join(PRODUCTS)}")
-        if not self.damping >= 0:
-            raise SettingError("solver.damping", self.damping, "a number >= 0")
-        if self.radius is not None and not self.radius > 0:
-            raise SettingError("solver.radius", self.radius, "a number above 0, or null to have it chosen")
 
     @property
     def nests(self) -> bool:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from multilevel.solvers.base import at_least
 from multilevel.solvers.linear_system import ImplicitSolver, LinearSystem, Solution
+from multilevel.solvers.ranges import Count, NonNegative
 
 
 @dataclass
@@ -27,14 +27,9 @@ class Minres(ImplicitSolver):
             is too small where rounding has built up (many iterations, an ill-conditioned Hessian).
     """
 
-    iterations: int = 10
-    tolerance: float = 1e-6
+    iterations: Count = 10
+    tolerance: NonNegative = 1e-6
     measure_residual: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("iterations", self.iterations, 1)
-        at_least("tolerance", self.tolerance, 0)
 
     def solve(self, system: LinearSystem) -> Solution:
         found = self._iterate(system)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from multilevel.solvers.base import at_least
-from multilevel.solvers.errors import SettingError
 from multilevel.solvers.linear_system import ImplicitSolver, LinearSystem, Solution
+from multilevel.solvers.ranges import Count, NonNegative, PositiveNumber
 
 
 @dataclass
@@ -30,18 +29,10 @@ class Neumann(ImplicitSolver):
         tolerance: relative residual at which the series ends early and counts as converged.
     """
 
-    terms: int = 5
-    step_size: float | None = None
-    power_iterations: int = 5
-    tolerance: float = 1e-6
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("terms", self.terms, 1)
-        at_least("power_iterations", self.power_iterations, 1)
-        at_least("tolerance", self.tolerance, 0)
-        if self.step_size is not None and not self.step_size > 0:
-            raise SettingError("solver.step_size", self.step_size, "a number above 0, or null to have it chosen")
+    terms: Count = 5
+    step_size: PositiveNumber | None = None
+    power_iterations: Count = 5
+    tolerance: NonNegative = 1e-6
 
     def solve(self, system: LinearSystem) -> Solution:
         hessian, cotangent = system.product, system.right_hand_side

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multilevel.solvers.base import at_least
 from multilevel.solvers.linear_system import ImplicitSolver, LinearSystem, Solution
+from multilevel.solvers.ranges import Count, NonNegative
 
 
 @dataclass
@@ -30,14 +30,9 @@ class Nystrom(ImplicitSolver):
         tolerance: relative residual at which the solve counts as converged.
     """
 
-    rank: int = 10
+    rank: Count = 10
     seed: int = 0
-    tolerance: float = 1e-6
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("rank", self.rank, 1)
-        at_least("tolerance", self.tolerance, 0)
+    tolerance: NonNegative = 1e-6
 
     def solve(self, system: LinearSystem) -> Solution:
         cotangent = system.right_hand_side

@@ -8,6 +8,7 @@ import torch
 
 from multilevel.solvers.errors import SolveError
 from multilevel.solvers.linear_system import ImplicitSolver, LinearSystem, Solution
+from multilevel.solvers.products import ProductName
 from multilevel.solvers.products.base import detached_leaves
 from multilevel.solvers.vectors import flatten, unflatten
 
@@ -24,7 +25,7 @@ class Sama(ImplicitSolver):
     Use when: the lower level trains with Adam and the solve must stay as cheap as ``identity``.
     """
 
-    product: str = field(default="auto", kw_only=True)
+    product: ProductName = field(default="auto", kw_only=True)
 
     @property
     def nests(self) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, field
 
-from multilevel.solvers.base import Response, Solver, SolveReport, at_least
-from multilevel.solvers.errors import SettingError, SolveError
+from multilevel.solvers.base import Response, Solver, SolveReport
+from multilevel.solvers.errors import SolveError
 from multilevel.solvers.lower_level import LowerLevel, Step
-from multilevel.solvers.products import PRODUCTS, Products
+from multilevel.solvers.products import PRODUCTS, ProductName, Products
+from multilevel.solvers.ranges import Count, PositiveNumber
 from multilevel.solvers.stages import keyed, named
 from multilevel.solvers.vectors import Tensors, zeros_like
 
@@ -24,16 +25,9 @@ class UnrolledSolver(Solver):
         radius: norm of a finite difference's perturbation; None chooses it.
     """
 
-    steps: int = 5
-    product: str = field(default="reverse", kw_only=True)
-    radius: float | None = field(default=None, kw_only=True)
-
-    def __post_init__(self) -> None:
-        at_least("steps", self.steps, 1)
-        if self.product not in PRODUCTS:
-            raise SettingError("solver.product", self.product, f"one of {', '.join(PRODUCTS)}")
-        if self.radius is not None and not self.radius > 0:
-            raise SettingError("solver.radius", self.radius, "a number above 0, or null to have it chosen")
+    steps: Count = 5
+    product: ProductName = field(default="reverse", kw_only=True)
+    radius: PositiveNumber | None = field(default=None, kw_only=True)
 
     @property
     def recorded_steps(self) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from multilevel.solvers.base import Response, SolveReport, at_least
+from multilevel.solvers.base import Response, SolveReport
 from multilevel.solvers.errors import SettingError
 from multilevel.solvers.lower_level import LowerLevel
 from multilevel.solvers.products import Products
+from multilevel.solvers.ranges import Count
 from multilevel.solvers.stages import Keyed, keyed, keyed_reads, named
 from multilevel.solvers.unrolled import UnrolledSolver
 from multilevel.solvers.vectors import Tensors, flatten, zeros_like
@@ -29,11 +30,7 @@ class UnrolledForward(UnrolledSolver):
         SettingError: the levels read have more parameters than the limit.
     """
 
-    limit: int = 100
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least("limit", self.limit, 1)
+    limit: Count = 100
 
     def through(self, lower: LowerLevel, cotangent: Tensors) -> Response:
         count = sum(tensor.numel() for tensors in lower.reads.values() for tensor in tensors.values())

@@ -1,10 +1,12 @@
 """Patches that the encoder attends to most."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from multilevel.levels.masks.base import MaskPolicy, MaskView
-from multilevel.solvers import SettingError
+from multilevel.solvers.ranges import AtLeast, Below, check_value
 
 
 class Attention(MaskPolicy):
@@ -21,8 +23,7 @@ class Attention(MaskPolicy):
     learns_from = None
 
     def __init__(self, hint: float = 0.0) -> None:
-        if not (isinstance(hint, int | float) and 0 <= hint < 1):
-            raise SettingError("mask.options.hint", hint, "a share of at least 0 and below 1")
+        check_value("mask.options.hint", hint, Annotated[float, AtLeast(0), Below(1)])
         self.hint = hint
 
     def scores(self, view: MaskView) -> Tensor:

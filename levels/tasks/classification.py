@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from typing import Annotated
 
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multilevel.levels.tasks.base import Task, TaskData
-from multilevel.levels.tasks.losses import LOSSES, check_choice, class_weights
+from multilevel.levels.tasks.losses import LossName, class_weights
 from multilevel.problems.evaluation.precision import at_least_float32
+from multilevel.solvers.ranges import OneOf, check_value
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 
@@ -45,10 +47,10 @@ class Classification(Task):
 
     def __init__(self, data: TaskData, loss: str = "cross_entropy", metric: str | None = None) -> None:
         super().__init__(data)
-        check_choice("task.loss", loss, LOSSES)
+        check_value("task.loss", loss, LossName)
         balanced = loss == "balanced_cross_entropy"
         self.headline = metric if metric is not None else "balanced_accuracy" if balanced else "accuracy"
-        check_choice("task.metric", self.headline, METRICS)
+        check_value("task.metric", self.headline, Annotated[str, OneOf(*METRICS)])
         self.weights = class_weights(data.counts) if balanced else None
 
     def new_head(self, width: int) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from multilevel.levels.tasks.base import Task, TaskData
 from multilevel.levels.tasks.boxes import non_maximum_suppression
 from multilevel.problems.evaluation.precision import at_least_float32
 from multilevel.solvers import SettingError
+from multilevel.solvers.ranges import AtLeast, AtMost, check_value
 
 MOST_FOUND = 100  # detections of an image, those of COCO's protocol
 _PRIOR = 0.01  # probability of a box in a patch at the start (Lin et al. 2017, "Focal Loss", section 4.1)
@@ -58,9 +60,7 @@ class Detection(Task):
 
     def __init__(self, data: TaskData, overlap: float = 0.5) -> None:
         super().__init__(data)
-        number = isinstance(overlap, int | float) and not isinstance(overlap, bool)
-        if not (number and 0 <= overlap <= 1):
-            raise SettingError("task.overlap", overlap, "a share of 0 to 1")
+        check_value("task.overlap", overlap, Annotated[float, AtLeast(0), AtMost(1)])
         if importlib.util.find_spec("pycocotools") is None:
             raise SettingError("task", "detection", "pycocotools to be installed: pip install pycocotools")
         self.overlap = overlap

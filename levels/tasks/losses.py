@@ -1,24 +1,19 @@
-"""Cross-entropy, plain and balanced between classes, and the check of a task's options."""
+"""Cross-entropy, plain and balanced between classes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from multilevel.problems.evaluation.precision import at_least_float32
-from multilevel.solvers import SettingError
+from multilevel.solvers.ranges import OneOf
 
-LOSSES = ("cross_entropy", "balanced_cross_entropy")
+LossName = Annotated[str, OneOf("cross_entropy", "balanced_cross_entropy")]
 IGNORED = 255  # the usual mark of pixels that do not count, as in Pascal VOC
-
-
-def check_choice(setting: str, got: object, choices: Sequence[str]) -> None:
-    """Raise SettingError unless ``got`` is one of the choices."""
-    if got not in choices:
-        raise SettingError(setting, got, f"one of {', '.join(choices)}")
 
 
 def class_weights(counts: Sequence[int]) -> Tensor:

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multilevel.levels.tasks.base import Task, TaskData
-from multilevel.levels.tasks.losses import IGNORED, LOSSES, check_choice, class_weights, cross_entropy
+from multilevel.levels.tasks.losses import IGNORED, LossName, class_weights, cross_entropy
 from multilevel.problems.evaluation.precision import at_least_float32
 from multilevel.solvers import DataError
+from multilevel.solvers.ranges import check_value
 
 _TOGETHER = 64  # images whose logits are brought to the size of their masks at once
 
@@ -46,7 +47,7 @@ class Segmentation(Task):
 
     def __init__(self, data: TaskData, loss: str = "cross_entropy") -> None:
         super().__init__(data)
-        check_choice("task.loss", loss, LOSSES)
+        check_value("task.loss", loss, LossName)
         self.weights = class_weights(data.counts) if loss == "balanced_cross_entropy" else None
 
     def new_head(self, width: int) -> nn.Module:

@@ -37,9 +37,9 @@ from multilevel.runs.progress import Progress
 from multilevel.runs.training import new_engine
 from multilevel.solvers import SOLVERS, MultilevelError, SettingError
 from multilevel.solvers.products import PRODUCTS
+from multilevel.solvers.ranges import declared, expected
 
 CHOICES = {"solvers": list(OFFERS), "products": list(PRODUCTS), "precisions": list(PRECISIONS)}
-WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "float | None": "a number, or null"}
 #: Starts processes: where the platform can, as forks of one that has imported everything, which takes seconds.
 PROCESSES: Any = multiprocessing.get_context(
     "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -291,8 +291,7 @@ def _option(solver: str, setting: str, option: str, text: str) -> Any:
         typed = OmegaConf.merge(OmegaConf.structured(OFFERS[solver]), {option: value})
         return getattr(OmegaConf.to_object(typed), option)
     except OmegaConfBaseException as error:
-        kind = next((one.type for one in fields(OFFERS[solver]) if one.name == option), "")
-        raise SettingError(setting, text, WORDS.get(str(kind), f"a value of its kind ({kind})")) from error
+        raise SettingError(setting, text, expected(declared(OFFERS[solver])[option])) from error
     except SettingError as error:
         raise SettingError(setting, error.got, error.expected) from None
 

@@ -24,7 +24,7 @@ from multilevel.problems.evaluation.recomputation import recomputed_within
 from multilevel.problems.evaluation.substitution import Modules, Substitution, Variable
 from multilevel.problems.levels import Levels
 from multilevel.problems.problem import Problem
-from multilevel.solvers import SettingError
+from multilevel.solvers.ranges import require
 from multilevel.solvers.vectors import Tensors
 
 PRECISIONS = ("float32", "bf16")
@@ -96,8 +96,9 @@ class Evaluator:
     def __init__(
         self, problems: Mapping[str, Problem], precision: str = "float32", compilation: Compilation | None = None
     ) -> None:
-        if precision not in (*PRECISIONS, REFERENCE_PRECISION):
-            raise SettingError("precision", precision, f"one of {', '.join(PRECISIONS)}")
+        require(
+            "precision", precision, precision in (*PRECISIONS, REFERENCE_PRECISION), f"one of {', '.join(PRECISIONS)}"
+        )
         self.problems = problems
         self.precision = precision
         self.compilation = compilation

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from multilevel.recipes.data.pictures import FITS
-from multilevel.solvers.errors import SettingError
+from multilevel.solvers.ranges import AtLeast, Below, Count, NonNegative, OneOf, PositiveShare, Text, check
 
-MASK_CLASSES = ("binary", "labels", "values")
+Share = Annotated[float, AtLeast(0), Below(1)]
 
 
 @dataclass(kw_only=True)
@@ -47,30 +48,30 @@ class DataSettings:
         SettingError: a value that cannot work, by its name (``data.mask_share``).
     """
 
-    name: str
-    path: str | None = None
-    hub: str | None = None
-    image_size: int
-    channels: int
-    fit: str = "crop"
-    patch_size: int
-    batch_size: int
-    mask_share: float = 0.2
-    test_share: float = 0.2
-    validation_share: float = 0.0
-    split_seed: int = 0
-    limit: int | None = None
-    image_column: str | None = None
-    label_column: str | None = None
-    mask_column: str | None = None
-    boxes_column: str | None = None
-    mask_classes: str = "binary"
-    min_area: int = 10
-    train_split: str = "train"
-    test_split: str | None = None
+    name: Text
+    path: Text | None = None
+    hub: Text | None = None
+    image_size: Count
+    channels: Annotated[int, OneOf(1, 3)]
+    fit: Annotated[str, OneOf(*FITS)] = "crop"
+    patch_size: Count
+    batch_size: Count
+    mask_share: Share = 0.2
+    test_share: Share = 0.2
+    validation_share: Share = 0.0
+    split_seed: Annotated[int, AtLeast(0)] = 0
+    limit: Count | None = None
+    image_column: Text | None = None
+    label_column: Text | None = None
+    mask_column: Text | None = None
+    boxes_column: Text | None = None
+    mask_classes: Annotated[str, OneOf("binary", "labels", "values")] = "binary"
+    min_area: Count = 10
+    train_split: Text = "train"
+    test_split: Text | None = None
     flip: bool = False
-    crop_scale: float = 1.0
-    memory_gib: float = 4.0
+    crop_scale: PositiveShare = 1.0
+    memory_gib: NonNegative = 4.0
 
     def __post_init__(self) -> None:
         self.validate()
@@ -81,41 +82,4 @@ class DataSettings:
         Raises:
             SettingError: the first value that cannot work.
         """
-        for setting in ("name", "train_split"):
-            self._require(setting, self._is_text(setting), "a name")
-        for setting in ("path", "hub", "image_column", "label_column", "mask_column", "boxes_column", "test_split"):
-            usable = getattr(self, setting) is None or self._is_text(setting)
-            self._require(setting, usable, "some text, or null")
-        usable = self.mask_classes in MASK_CLASSES
-        self._require("mask_classes", usable, f"one of {', '.join(MASK_CLASSES)}")
-        for setting in ("image_size", "patch_size", "batch_size", "min_area"):
-            self._require(setting, self._is_whole(setting, 1), "a whole number of at least 1")
-        self._require("channels", self._is_whole("channels", 1) and self.channels in (1, 3), "1 or 3")
-        self._require("fit", self.fit in FITS, f"one of {', '.join(FITS)}")
-        self._require("split_seed", self._is_whole("split_seed", 0), "a whole number of at least 0")
-        limit_usable = self.limit is None or self._is_whole("limit", 1)
-        self._require("limit", limit_usable, "a whole number of at least 1, or null for all images")
-        for setting in ("mask_share", "test_share", "validation_share"):
-            usable = self._is_number(setting) and 0 <= getattr(self, setting) < 1
-            self._require(setting, usable, "a share of at least 0 and below 1")
-        crop_usable = self._is_number("crop_scale") and 0 < self.crop_scale <= 1
-        self._require("crop_scale", crop_usable, "a share above 0 and at most 1 (1 crops nothing)")
-        memory_usable = self._is_number("memory_gib") and self.memory_gib >= 0
-        self._require("memory_gib", memory_usable, "a size in GiB of at least 0")
-        self._require("flip", isinstance(self.flip, bool), "true or false")
-
-    def _require(self, setting: str, usable: bool, expected: str) -> None:
-        if not usable:
-            raise SettingError(f"data.{setting}", getattr(self, setting), expected)
-
-    def _is_text(self, setting: str) -> bool:
-        value = getattr(self, setting)
-        return isinstance(value, str) and bool(value.strip())
-
-    def _is_number(self, setting: str) -> bool:
-        value = getattr(self, setting)
-        return isinstance(value, int | float) and not isinstance(value, bool)
-
-    def _is_whole(self, setting: str, smallest: int) -> bool:
-        value = getattr(self, setting)
-        return isinstance(value, int) and not isinstance(value, bool) and value >= smallest
+        check(self, "data.")

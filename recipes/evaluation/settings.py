@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, make_dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from multilevel.levels.tasks import Task
 from multilevel.recipes.evaluation.protocols import PROTOCOLS, EvaluationProtocol
 from multilevel.recipes.evaluation.scores import CLASSIFICATION_METRICS
 from multilevel.solvers import SettingError
-
-SPLITS = ("test", "validation")
+from multilevel.solvers.ranges import Count, OneOf, PositiveShare, Seed, check, require
 
 
 @dataclass(kw_only=True)
@@ -29,33 +28,19 @@ class CommonSettings:
         seed: of all drawings, of the part on which the probe's regularization is chosen, and of what is trained.
     """
 
-    protocols: list[str] | None = None
-    labels: list[float] = field(default_factory=lambda: [1.0])
-    split: str = "test"
+    protocols: list[Annotated[str, OneOf(*PROTOCOLS)]] | None = None
+    labels: list[PositiveShare] = field(default_factory=lambda: [1.0])
+    split: Annotated[str, OneOf("test", "validation")] = "test"
     metric: str | None = None
     references: bool = True
-    max_images: int | None = 10_000
-    neighbours: int = 20
-    batch_size: int = 256
-    seed: int = 0
+    max_images: Count | None = 10_000
+    neighbours: Count = 20
+    batch_size: Count = 256
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_images", "neighbours", "batch_size"):
-            value = getattr(self, name)
-            unlimited = value is None and name == "max_images"
-            if not (unlimited or (isinstance(value, int) and value >= 1)):
-                also = ", or null for all" if name == "max_images" else ""
-                raise SettingError(f"evaluation.{name}", value, f"a whole number of at least 1{also}")
-        if not (isinstance(self.seed, int) and 0 <= self.seed < 2**32):
-            raise SettingError("evaluation.seed", self.seed, "a whole number from 0 to 4294967295")
-        if self.split not in SPLITS:
-            raise SettingError("evaluation.split", self.split, f"one of {', '.join(SPLITS)}")
-        if not self.labels or not all(0 < share <= 1 for share in self.labels):
-            raise SettingError("evaluation.labels", list(self.labels), "a list of shares above 0 and at most 1")
-        for name in self.protocols if self.protocols is not None else PROTOCOLS:
-            if name not in PROTOCOLS:
-                raise SettingError("evaluation.protocols", name, f"some of {', '.join(PROTOCOLS)}")
-            self.protocol(name).check(name)
+        check(self, "evaluation.")
+        require("evaluation.labels", self.labels, bool(self.labels), "at least one share of the labels, such as [1.0]")
 
     def protocol(self, name: str) -> EvaluationProtocol:
         """A protocol with its options as they are set."""

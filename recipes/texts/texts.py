@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -16,9 +17,9 @@ from multilevel.levels.models.masked_language_model import PADDING, SPECIAL, UNK
 from multilevel.recipes.data.columns import read_labels
 from multilevel.recipes.data.sources.tables import load
 from multilevel.recipes.data.strata import cut_share, random_for
-from multilevel.recipes.settings import require
 from multilevel.recipes.texts.planted import CLASSES, is_signal, planted_texts
 from multilevel.solvers import DataError
+from multilevel.solvers.ranges import Above, AtLeast, Below, Count, check, require
 
 FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
@@ -31,20 +32,12 @@ class TextSettings:
     path: str | None
     text_column: str
     label_column: str
-    length: int
-    vocabulary: int
-    batch_size: int
-    mask_share: float
-    test_share: float
+    length: Annotated[int, AtLeast(2)]
+    vocabulary: Count
+    batch_size: Count
+    mask_share: Annotated[float, Above(0), Below(1)]
+    test_share: Annotated[float, Above(0), Below(1)]
     split_seed: int
-
-    def check(self) -> None:
-        """Raise SettingError for the first setting that cannot work."""
-        for name in ("vocabulary", "batch_size"):
-            require(f"data.{name}", getattr(self, name), getattr(self, name) >= 1, "a whole number of at least 1")
-        require("data.length", self.length, self.length >= 2, "a whole number of words of at least 2")
-        for name in ("mask_share", "test_share"):
-            require(f"data.{name}", getattr(self, name), 0 < getattr(self, name) < 1, "a share above 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -88,7 +81,7 @@ def load_texts(settings: TextSettings) -> TextData:
         SettingError: a setting that cannot work, or a column that is not there.
         DataError: a file that cannot be read, a text without words, or too few texts of a class.
     """
-    settings.check()
+    check(settings, "data.")
     texts, labels, names = read_texts(Path(settings.path), settings) if settings.path else (*planted_texts(), CLASSES)
     split = [tokenized(text) for text in texts]
     empty = next((row for row, text in enumerate(split) if not text), None)

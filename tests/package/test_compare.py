@@ -129,7 +129,7 @@ def test_the_front_is_what_nothing_is_below_in_both():
         (["warmup=-1"], "warmup: got '-1'; expected a whole number of at least 0"),
         (["damping=much"], "damping: got 'much'; expected a number of at least 0"),
         (["neumann.iterations=3"], "neumann.iterations: got '3'; expected a setting of neumann: "),
-        (["neumann.terms=0"], "neumann.terms: got 0; expected a number >= 1"),
+        (["neumann.terms=0"], "neumann.terms: got 0; expected a whole number of at least 1"),
         (["neumann.terms=few"], "neumann.terms: got 'few'; expected a whole number"),
         (["unrolled.steps=2.5"], "unrolled.steps: got '2.5'; expected a whole number"),
         (["conjugate_gradient.warm_start=maybe"], "warm_start: got 'maybe'; expected true or false"),

@@ -55,7 +55,7 @@ CASES = [
     (["train", "evaluation.protocols=[svm]"], "evaluation.protocols: got 'svm'; expected some of finetune, head, knn"),
     (["train", "evaluation.protocols=knn"], "evaluation.protocols: got 'knn'; expected a list"),
     (["train", "evaluation.labels=0.1"], "evaluation.labels: got '0.1'; expected a list"),
-    (["train", "evaluation.labels=[0]"], "evaluation.labels: got [0.0]; expected a list of shares above 0"),
+    (["train", "evaluation.labels=[0]"], "evaluation.labels: got 0.0; expected a list, each a share above 0"),
     (["train", "evaluation.split=train"], "evaluation.split: got 'train'; expected one of test, validation"),
     (["train", "evaluation.split=validation"], "evaluation.split: got 'validation'; expected test, or data.validation"),
     (["train", "evaluation.metric=recall"], "evaluation.metric: got 'recall'; expected one of accuracy, balanced"),
@@ -77,7 +77,7 @@ CASES = [
     (["train", "levels.finetune.learning_rate=0"], "levels.finetune.learning_rate: got 0.0"),
     (["train", "levels.mask.warmup=1"], "levels.mask.warmup: got 1.0"),
     (["train", "levels.pretrain.steps=0"], "levels.pretrain.steps: got 0"),
-    (["train", "solver.damping=-1"], "solver.damping: got -1.0; expected a number >= 0"),
+    (["train", "solver.damping=-1"], "solver.damping: got -1.0; expected a number of at least 0"),
     (
         ["train", "solver=finite_difference", "solver.product=reverse"],
         "solver.product: got 'reverse'; expected finite_difference",
@@ -86,7 +86,7 @@ CASES = [
         ["train", "levels.pretrain.solver=neumann,dense"],
         "levels.pretrain.solver: got 'neumann,dense'; expected one solver",
     ),
-    (["train", "solver=neumann", "solver.terms=0"], "solver.terms: got 0; expected a number >= 1"),
+    (["train", "solver=neumann", "solver.terms=0"], "solver.terms: got 0; expected a whole number of at least 1"),
     (
         ["train", "levels.pretrain.solver=neumann", "levels.pretrain.solver.terms=0"],
         "levels.pretrain.solver.terms: got 0",

@@ -20,7 +20,8 @@ from multilevel.problems.levels import Levels
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.data.tensors import batches, tensors
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device, require
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.solvers.ranges import PositiveNumber
 
 
 @dataclass(kw_only=True)
@@ -36,13 +37,8 @@ class NewRecipeSettings(RunSettings):
     """See ``config/recipe/new_recipe.yaml`` for what each setting means."""
 
     data: DataSettings
-    strength: float
+    strength: PositiveNumber
     levels: NewRecipeLevels
-
-    def validate(self) -> None:
-        """Raise SettingError for the first setting that cannot work."""
-        super().validate()
-        require("strength", self.strength, self.strength > 0, "a number above 0")
 
 
 class Strengths(nn.Module):

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from multilevel.solvers.base import at_least
 from multilevel.solvers.linear_system import ImplicitSolver, LinearSystem, Solution
+from multilevel.solvers.ranges import Count, NonNegative
 
 
 @dataclass
@@ -23,13 +23,8 @@ class NewSolver(ImplicitSolver):
         tolerance: relative residual at which the solve counts as converged.
     """
 
-    iterations: int = 20
-    tolerance: float = 1e-6
-
-    def __post_init__(self) -> None:
-        super().__post_init__()  # product, damping, radius and strict are every solver's
-        at_least("iterations", self.iterations, 1)
-        at_least("tolerance", self.tolerance, 0)
+    iterations: Count = 20
+    tolerance: NonNegative = 1e-6
 
     def solve(self, system: LinearSystem) -> Solution:
         # All parameters of the level are one vector [N]; system.product is (H + damping I) times such a vector.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor
 from multilevel.levels import MaskedAutoencoder
 from multilevel.levels.tasks import Task
 from multilevel.recipes.data import ImageData, Part
-from multilevel.solvers import SettingError
+from multilevel.solvers.ranges import AtLeast, Below
 
+Share = Annotated[float, AtLeast(0), Below(1)]
 #: Normalized images [B, C, H, W] to features [B, D].
 Encoder = Callable[[Tensor], Tensor]
 
@@ -96,18 +97,6 @@ class EvaluationProtocol(ABC):
     def metrics(self, trial: Trial) -> dict[str, float]:
         """Fit to ``trial.fitted`` and score on ``trial.scored``; nothing of the candidate changes."""
 
-    def check(self, name: str) -> None:
-        """Raise SettingError for the first option out of range.
-
-        Args:
-            name: of the protocol.
-        """
-        for option in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, option.name)
-            usable, expected = _RANGES.get(option.name, (lambda _: True, ""))
-            if not usable(value):
-                raise SettingError(f"evaluation.{name}.{option.name}", value, expected)
-
 
 def scored_by_task(task: Task, outputs: Tensor, part: Part) -> dict[str, float]:
     """The task's metrics of outputs [N, ...] for a whole part."""
@@ -117,24 +106,3 @@ def scored_by_task(task: Task, outputs: Tensor, part: Part) -> dict[str, float]:
 def targets_of(part: Part) -> Any:
     """The task's targets of every image of a part, in its order."""
     return part.targets(torch.arange(len(part)))
-
-
-_Range = tuple[Callable[[Any], bool], str]
-_COUNT: _Range = (lambda value: value >= 1, "a whole number of at least 1")
-_NOT_NEGATIVE: _Range = (lambda value: value >= 0, "a number of at least 0")
-_SHARE: _Range = (lambda value: 0 <= value < 1, "a share of at least 0 and below 1")
-#: What an option of any protocol may be, by its name.
-_RANGES: dict[str, _Range] = {
-    "epochs": _COUNT,
-    "least_updates": _COUNT,
-    "batch_size": _COUNT,
-    "learning_rate": (lambda value: value > 0, "a number above 0"),
-    "weight_decay": _NOT_NEGATIVE,
-    "mixup": _NOT_NEGATIVE,
-    "cutmix": _NOT_NEGATIVE,
-    "layer_decay": (lambda value: 0 < value <= 1, "a number above 0 and at most 1"),
-    "warmup": _SHARE,
-    "label_smoothing": _SHARE,
-    "drop_path": _SHARE,
-    "optimizer": (lambda value: value in ("sgd", "lars"), "one of sgd, lars"),
-}

@@ -15,7 +15,8 @@ from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.evaluation.drop_path import add_drop_path
 from multilevel.recipes.evaluation.fitting import fit, new_loader, outputs_of
 from multilevel.recipes.evaluation.mixing import Mixing
-from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Trial, scored_by_task
+from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Share, Trial, scored_by_task
+from multilevel.solvers.ranges import Count, NonNegative, PositiveNumber, PositiveShare
 
 _LAYER = re.compile(r"layers\.(\d+)\.")
 UNDECAYED = ("cls_token", "position_embeddings")
@@ -49,17 +50,17 @@ class Finetune(EvaluationProtocol):
     needs_module = True
     needs_classes = False
 
-    epochs: int = 20
-    least_updates: int = 500
-    batch_size: int = 128
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.05
-    layer_decay: float = 0.75
-    warmup: float = 0.05  # the paper's 5 of 100 epochs
-    label_smoothing: float = 0.1
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    drop_path: float = 0.1
+    epochs: Count = 20
+    least_updates: Count = 500
+    batch_size: Count = 128
+    learning_rate: PositiveNumber = 5e-4
+    weight_decay: NonNegative = 0.05
+    layer_decay: PositiveShare = 0.75
+    warmup: Share = 0.05  # the paper's 5 of 100 epochs
+    label_smoothing: Share = 0.1
+    mixup: NonNegative = 0.8
+    cutmix: NonNegative = 1.0
+    drop_path: Share = 0.1
 
     def metrics(self, trial: Trial) -> dict[str, float]:
         setup, task = trial.setup, trial.setup.task

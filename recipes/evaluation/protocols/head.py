@@ -9,7 +9,8 @@ from torch import Tensor
 
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.evaluation.fitting import fit, new_loader, outputs_of
-from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Trial, scored_by_task
+from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Share, Trial, scored_by_task
+from multilevel.solvers.ranges import Count, NonNegative, PositiveNumber
 
 
 @dataclass(kw_only=True)
@@ -29,12 +30,12 @@ class Head(EvaluationProtocol):
     needs_module = True
     needs_classes = False
 
-    epochs: int = 50
-    least_updates: int = 500
-    batch_size: int = 64
-    learning_rate: float = 1e-2
-    weight_decay: float = 0.0
-    warmup: float = 0.1
+    epochs: Count = 50
+    least_updates: Count = 500
+    batch_size: Count = 64
+    learning_rate: PositiveNumber = 1e-2
+    weight_decay: NonNegative = 0.0
+    warmup: Share = 0.1
 
     def metrics(self, trial: Trial) -> dict[str, float]:
         setup, encoder = trial.setup, trial.candidate.module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.evaluation.fitting import fit, new_loader, outputs_of
 from multilevel.recipes.evaluation.lars import LARS
-from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Trial
+from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Share, Trial
 from multilevel.recipes.evaluation.scores import classification_metrics
+from multilevel.solvers.ranges import Count, OneOf, PositiveNumber
 
 MOMENTUM = 0.9
 
@@ -37,12 +39,12 @@ class LinearProbeSGD(EvaluationProtocol):
     title = "linear probe, sgd"
     needs_module = True
 
-    epochs: int = 30
-    least_updates: int = 500
-    batch_size: int = 128
-    learning_rate: float = 0.1
-    optimizer: str = "sgd"
-    warmup: float = 0.1  # the paper's 10 of 90 epochs, about
+    epochs: Count = 30
+    least_updates: Count = 500
+    batch_size: Count = 128
+    learning_rate: PositiveNumber = 0.1
+    optimizer: Annotated[str, OneOf("sgd", "lars")] = "sgd"
+    warmup: Share = 0.1  # the paper's 10 of 90 epochs, about
 
     def metrics(self, trial: Trial) -> dict[str, float]:
         setup, module = trial.setup, trial.candidate.module
