@@ -24,6 +24,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import MarkedYAMLError
 
 from multilevel.recipes.base import Recipe, recipe_class
+from multilevel.recipes.data import DataSettings
 from multilevel.recipes.evaluation import EvaluationSettings
 from multilevel.recipes.settings import RunSettings
 from multilevel.solvers import SOLVERS, SettingError
@@ -169,12 +170,14 @@ def swept(overrides: Sequence[str]) -> list[str]:
 
 
 def register_solvers() -> None:
-    """Offer every solver as a choice of the group ``solver``, its fields as typed settings; and the evaluation's."""
+    """Offer every solver as a choice of the group ``solver``, its fields as typed settings; the evaluation's settings,
+    and those that every data set has."""
     store = ConfigStore.instance()
     for name, solver in SOLVERS.items():
         named = [("name", str, field(default=name, kw_only=True))]
         store.store(name=name, group="solver", node=make_dataclass(solver.__name__, named, bases=(solver,)))
     store.store(name="protocols", group="evaluation", node=EvaluationSettings)
+    store.store(name="settings", group="data", node=DataSettings)
 
 
 def expand(overrides: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import multilevel.recipes.config
+from multilevel.configuration.composition import compose_config
 from multilevel.recipes.data import DataSettings
 from multilevel.solvers.errors import SettingError
 
@@ -90,7 +91,7 @@ def test_is_a_schema_for_configurations():
     ],
 )
 def test_every_configuration_fits_the_schema_and_gives_every_field(name, expected):
-    values = OmegaConf.load(CONFIGURATIONS / f"{name}.yaml")
+    values = compose_config([f"data={name}"]).data
     assert set(values) == set(OmegaConf.structured(DataSettings))
     settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataSettings), values))
     assert settings.name == name
