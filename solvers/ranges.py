@@ -153,6 +153,11 @@ def choices_of(kind: Any, checks: Iterable[Any] = ()) -> tuple[Any, ...]:
     return next((check.choices for check in (*checks, *own) if isinstance(check, OneOf)), ())
 
 
+def base_type(kind: Any) -> Any:
+    """A declared type without its ranges and without None."""
+    return _parts(kind)[0]
+
+
 def _parts(kind: Any) -> tuple[Any, tuple[Any, ...], bool]:
     """A declared type without its ranges and without None, the ranges, and whether None will do."""
     checks, optional = (), False

@@ -11,9 +11,10 @@ from omegaconf import OmegaConf
 
 from multilevel.__main__ import COMMANDS
 from multilevel.commands.evaluate import evaluation_config
-from multilevel.commands.export import OWN
-from multilevel.commands.image_files import SHARED, split_arguments
+from multilevel.commands.export import ExportSettings
+from multilevel.commands.predict import PredictSettings
 from multilevel.compare.command import Comparison
+from multilevel.configuration.command_line import read
 from multilevel.configuration.composition import changed, compose_config, typed_settings
 from multilevel.levels.masks import POLICIES
 from multilevel.recipes.base import recipe_classes
@@ -70,11 +71,11 @@ def evaluates(words):
 
 
 def exports(words):
-    changed(compose_config([]), [one for one in words[1:] if one.partition("=")[0] not in OWN])
+    changed(compose_config([]), read("export", words, ExportSettings, words=True).overrides)
 
 
 def labels(words):
-    split_arguments("predict", words, {"output": "predictions.csv", **SHARED})
+    read("predict", words, PredictSettings, words=True, others=False)
 
 
 def names_recipes(words):

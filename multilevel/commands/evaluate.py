@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from multilevel.configuration.command_line import NoSettings, read
 from multilevel.configuration.composition import build_recipe, changed, with_groups
 from multilevel.problems import load_weights
 from multilevel.recipes.base import recipe_class
@@ -16,6 +17,7 @@ from multilevel.recipes.evaluation import EvaluationSettings, format_table
 from multilevel.runs.distributed import tell
 from multilevel.runs.folder import RunFolder
 from multilevel.solvers import DataError, SettingError
+from multilevel.solvers.ranges import require
 
 SHAPE = ("image_size", "channels", "patch_size")  # of the images that an encoder takes
 DIVISION = ("test_share", "validation_share", "split_seed")  # of the run's own images
@@ -24,13 +26,9 @@ DIVISION = ("test_share", "validation_share", "split_seed")  # of the run's own 
 def main(arguments: Sequence[str]) -> int:
     """Evaluate the encoder of a run's newest checkpoint, on its own data or on another set, and write the scores into
     its folder: evaluation.json, or evaluation-NAME.json for the set NAME."""
-    runs = [argument for argument in arguments if "=" not in argument]
-    overrides = [argument for argument in arguments if "=" in argument]
-    if len(runs) != 1:
-        raise SettingError("evaluate", " ".join(runs) or None, "one run folder: multilevel evaluate RUN")
-    folder = RunFolder.open("evaluate", Path(runs[0]))
-    check_encoder("evaluate", folder)
-    config, transfer = evaluation_config(folder.config(), overrides)
+    line = read("evaluate", arguments, NoSettings, words=True)
+    folder = run_folder("evaluate", line.words)
+    config, transfer = evaluation_config(folder.config(), line.overrides)
     recipe = build_recipe(config)
     assert isinstance(recipe, EncoderRecipe)  # check_encoder
     # Nothing but the encoder: the head that was trained is of the run's own classes.
@@ -46,11 +44,18 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def check_encoder(setting: str, folder: RunFolder) -> None:
-    """Raise SettingError for a run of a recipe that trains no encoder."""
+def run_folder(command: str, words: Sequence[str]) -> RunFolder:
+    """The one run that a command names, of a recipe that trains an encoder.
+
+    Raises:
+        SettingError: no run, several, or one without an encoder.
+    """
+    require(command, " ".join(words) or None, len(words) == 1, f"one run folder: multilevel {command} RUN")
+    folder = RunFolder.open(command, Path(words[0]))
     recipe = folder.config().recipe
-    if not issubclass(recipe_class(recipe), EncoderRecipe):
-        raise SettingError(setting, str(folder.path), f"a run that trains an encoder, which {recipe} does not")
+    trained = issubclass(recipe_class(recipe), EncoderRecipe)
+    require(command, str(folder.path), trained, f"a run that trains an encoder, which {recipe} does not")
+    return folder
 
 
 def evaluation_config(stored: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, bool]:

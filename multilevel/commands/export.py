@@ -4,40 +4,51 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import OmegaConf
 
-from multilevel.commands.evaluate import check_encoder
+from multilevel.commands.evaluate import run_folder
+from multilevel.configuration.command_line import read
 from multilevel.configuration.composition import build_recipe, changed
 from multilevel.problems.checkpoint import WEIGHTS, newest_intact, take_weights
 from multilevel.recipes.encoder import EncoderRecipe
 from multilevel.recipes.export import write_export
 from multilevel.recipes.export.card import model_card
-from multilevel.recipes.export.folder import check_export
+from multilevel.recipes.export.folder import FORMATS, check_export
 from multilevel.runs.distributed import tell
 from multilevel.runs.folder import RunFolder
-from multilevel.solvers import MultilevelError, SettingError
+from multilevel.solvers import MultilevelError
+from multilevel.solvers.ranges import OneOf
 
-OWN = ("output", "format")
+
+@dataclass
+class ExportSettings:
+    """Settings of ``multilevel export``.
+
+    Args:
+        output: where to; it must not be there yet. None: RUN/export.
+        format: transformers (model.safetensors, which AutoModel, AutoModelForImageClassification and
+            ViTMAEForPreTraining load) or onnx (model.onnx, a classifier for onnxruntime: pixel_values [B, C, H, W],
+            normalized, to logits [B, classes] and features; checked against PyTorch to 1e-4).
+    """
+
+    output: str | None = None
+    format: Annotated[str, OneOf(*FORMATS)] = "transformers"
 
 
 def main(arguments: Sequence[str]) -> int:
     """Write a run's newest checkpoint into a folder for `transformers` or onnxruntime."""
-    runs = [argument for argument in arguments if "=" not in argument]
-    if len(runs) != 1:
-        raise SettingError("export", " ".join(runs) or None, "one run folder: multilevel export RUN")
-    given = dict(argument.split("=", 1) for argument in arguments if argument.split("=", 1)[0] in OWN)
-    overrides = [argument for argument in arguments if "=" in argument and argument.split("=", 1)[0] not in OWN]
-    folder = RunFolder.open("export", Path(runs[0]))
-    check_encoder("export", folder)
-    output, format = Path(given.get("output") or folder.path / "export"), given.get("format", "transformers")
+    line = read("export", arguments, ExportSettings, words=True)
+    folder = run_folder("export", line.words)
+    output, format = Path(line.settings.output or folder.path / "export"), line.settings.format
     check_export(format, output)
     checkpoint, damaged = newest_intact(folder.checkpoint, [WEIGHTS])
     tell(*damaged)
     step = int(checkpoint.name.removeprefix("step-"))
-    config = changed(folder.config(), overrides)
+    config = changed(folder.config(), line.overrides)
     recipe = build_recipe(config)
     take_weights(recipe.graph, checkpoint)
     assert isinstance(recipe, EncoderRecipe)  # check_encoder

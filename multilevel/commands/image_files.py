@@ -11,14 +11,29 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from multilevel.configuration.command_line import read
 from multilevel.recipes.data.images import worker_count
 from multilevel.recipes.data.pictures import to_pixels
 from multilevel.recipes.data.sources.folders import images_below
 from multilevel.recipes.export import ExportedModel
 from multilevel.recipes.settings import chosen_device
 from multilevel.solvers import DataError, SettingError
+from multilevel.solvers.ranges import Count, require
 
-SHARED = {"batch_size": "64", "device": "auto"}
+
+@dataclass
+class ImageFileSettings:
+    """Settings of a command that reads image files.
+
+    Args:
+        output: the file to write.
+        batch_size: images at a time.
+        device: where PyTorch computes.
+    """
+
+    output: str
+    batch_size: Count = 64
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -40,7 +55,7 @@ class Request:
     batch_size: int
 
     @classmethod
-    def parse(cls, command: str, arguments: Sequence[str], output: str) -> Request:
+    def parse(cls, command: str, arguments: Sequence[str], settings_class: type[ImageFileSettings]) -> Request:
         """Read ``EXPORT FILE ... [SETTING=VALUE ...]``.
 
         Raises:
@@ -48,16 +63,13 @@ class Request:
             DataError: a folder without images.
             MultilevelError: a broken export.
         """
-        places, settings = split_arguments(command, arguments, {"output": output, **SHARED})
-        if len(places) < 2:
-            usage = f"an exported folder and images: multilevel {command} EXPORT FILE ..."
-            raise SettingError(command, " ".join(places) or None, usage)
-        size = settings["batch_size"]
-        if not (size.isdecimal() and int(size) >= 1):
-            raise SettingError("batch_size", size, "a whole number of at least 1")
-        files = find_images(places[1:])
-        model = ExportedModel(Path(places[0]), chosen_device(settings["device"]))
-        return cls(model, Path(places[0]), files, settings["output"], int(size))
+        line = read(command, arguments, settings_class, words=True, others=False)
+        usage = f"an exported folder and images: multilevel {command} EXPORT FILE ..."
+        require(command, " ".join(line.words) or None, len(line.words) >= 2, usage)
+        folder, settings = Path(line.words[0]), line.settings
+        files = find_images(line.words[1:])
+        model = ExportedModel(folder, chosen_device(settings.device))
+        return cls(model, folder, files, settings.output, settings.batch_size)
 
     def run(self) -> Results:
         """Decode every image in threads and put it through the model, a batch at a time."""
@@ -98,26 +110,6 @@ class Results:
     features: np.ndarray
     logits: np.ndarray | None
     errors: Mapping[Path, str]
-
-
-def split_arguments(
-    command: str, arguments: Sequence[str], defaults: Mapping[str, str]
-) -> tuple[list[str], dict[str, str]]:
-    """Files and settings; a file may have ``=`` in its name.
-
-    Raises:
-        SettingError: a setting that the command does not have.
-    """
-    places, settings = [], dict(defaults)
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if equals and name in defaults:
-            settings[name] = value
-        elif equals and not Path(argument).exists():
-            raise SettingError(name, value, f"a setting of {command}: {', '.join(defaults)}")
-        else:
-            places.append(argument)
-    return places, settings
 
 
 def find_images(places: Sequence[str]) -> list[Path]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from multilevel.commands.drift_picture import draw_drift
-from multilevel.commands.image_files import Request, Results, writable
+from multilevel.commands.image_files import ImageFileSettings, Request, Results, writable
 from multilevel.commands.predict import report_unreadable
 from multilevel.recipes.export import Reference
 from multilevel.recipes.export.drift import DRIFT, FEWEST, PERMUTATIONS, QUANTILE, RULE, Drift, compare_features
@@ -21,9 +22,20 @@ LISTED = 10  # of the most unusual images in the report
 NAMED = 5  # of them on the screen
 
 
+@dataclass
+class MonitorSettings(ImageFileSettings):
+    """Settings of ``multilevel monitor``.
+
+    Args:
+        output: the file to write, in .json; the picture is written beside it, in .png.
+    """
+
+    output: str = "monitor.json"
+
+
 def main(arguments: Sequence[str]) -> int:
     """Compare new images with the training ones; 1 where some could not be read."""
-    request = Request.parse("monitor", arguments, output="monitor.json")
+    request = Request.parse("monitor", arguments, MonitorSettings)
     reference = Reference.load(request.folder)
     path = writable(request.output)
     picture = path.with_suffix(".png")

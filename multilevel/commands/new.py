@@ -8,10 +8,13 @@ import re
 import shlex
 import tokenize
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from multilevel.configuration.command_line import read
 from multilevel.solvers import SettingError
 from multilevel.solvers.extensions import HOME, VARIABLE, folders
+from multilevel.solvers.ranges import require
 
 #: Working files, checked like all others, in which ``new_recipe`` stands for the name and ``NewRecipe`` for its class.
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -22,16 +25,23 @@ KINDS = {
 }  # each with what uses one
 
 
+@dataclass
+class NewSettings:
+    """Settings of ``multilevel new``.
+
+    Args:
+        output: the folder to write into.
+    """
+
+    output: str = "."
+
+
 def main(arguments: Sequence[str]) -> int:
     """Write the files of one kind under a name, and say what to do with them."""
-    given = [argument for argument in arguments if "=" not in argument]
-    settings = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    unknown = next((setting for setting in settings if setting != "output"), None)
-    if unknown is not None:
-        raise SettingError(unknown, settings[unknown], "no setting but output=FOLDER")
-    if len(given) != 2 or given[0] not in KINDS:
-        raise SettingError("new", " ".join(given) or None, f"one of {', '.join(KINDS)}, and a name for it")
-    (kind, name), folder = given, Path(settings.get("output", "."))
+    line = read("new", arguments, NewSettings, words=True, others=False)
+    usable = len(line.words) == 2 and line.words[0] in KINDS
+    require("new", " ".join(line.words) or None, usable, f"one of {', '.join(KINDS)}, and a name for it")
+    (kind, name), folder = line.words, Path(line.settings.output)
     check_name(kind, name)
     files = rendered(kind, name)
     write_all(folder, files)

@@ -7,8 +7,9 @@ import io
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from multilevel.commands.image_files import Request, Results, writable
+from multilevel.commands.image_files import ImageFileSettings, Request, Results, writable
 from multilevel.recipes.export.exported import probabilities
 from multilevel.runs.folder import write_whole
 from multilevel.solvers import MultilevelError
@@ -16,9 +17,20 @@ from multilevel.solvers import MultilevelError
 NAMED = 5  # unreadable files that are named on the screen
 
 
+@dataclass
+class PredictSettings(ImageFileSettings):
+    """Settings of ``multilevel predict``.
+
+    Args:
+        output: the file to write; - prints to standard output.
+    """
+
+    output: str = "predictions.csv"
+
+
 def main(arguments: Sequence[str]) -> int:
     """Label images and write CSV; 1 where some could not be read, which then have no label."""
-    request = Request.parse("predict", arguments, output="predictions.csv")
+    request = Request.parse("predict", arguments, PredictSettings)
     if not request.model.class_names:
         raise MultilevelError(f"{request.folder} holds an encoder without a classifier: it cannot label images")
     path = None if request.output == "-" else writable(request.output)

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from multilevel.configuration.command_line import read
 from multilevel.configuration.composition import compose_config
 from multilevel.runs.distributed import joined, launched, led, restart, restarts
 from multilevel.runs.sweep import sweep
 from multilevel.runs.training import is_of, output_folder, resume, train
 from multilevel.solvers import SettingError
+
+
+@dataclass
+class TrainSettings:
+    """Settings of ``multilevel train`` beside those of the recipe.
+
+    Args:
+        resume: the folder of a run to go on with from its last checkpoint.
+    """
+
+    resume: str | None = None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -22,12 +35,13 @@ def main(arguments: Sequence[str]) -> int:
 def start(arguments: Sequence[str]) -> None:
     """A new run, one to go on with, or several."""
     overrides = [argument for argument in arguments if argument not in ("--multirun", "-m")]
-    resumed = [argument.partition("=")[2] for argument in overrides if argument.startswith("resume=")]
+    line = read("train", overrides, TrainSettings)
+    resumed = line.settings.resume
     if len(overrides) < len(arguments):
         if launched():
             raise SettingError("--multirun", "torchrun", "one run with torchrun, or --multirun without it")
         sweep(overrides, train)
-    elif not resumed:
+    elif resumed is None:
         config = compose_config(overrides)
         if restarts() and not config.output:
             raise SettingError("output", None, "a folder, with torchrun --max-restarts: a restart goes on in it")
@@ -35,8 +49,8 @@ def start(arguments: Sequence[str]) -> None:
             resume(Path(config.output))
         else:
             train(config, led(lambda: output_folder(config)))
-    elif len(overrides) > 1:
-        other = next(argument for argument in overrides if not argument.startswith("resume="))
-        raise SettingError("resume", other, "no other setting: a run goes on with those in its config.yaml")
+    elif line.overrides:
+        expected = "no other setting: a run goes on with those in its config.yaml"
+        raise SettingError("resume", line.overrides[0], expected)
     else:
-        resume(Path(resumed[0]))
+        resume(Path(resumed))

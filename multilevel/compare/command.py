@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
+import math
 import multiprocessing
 import signal
 import sys
@@ -14,16 +14,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from multilevel.compare.measure import OFFERS, measure_task, store_point
 from multilevel.compare.picture import draw_comparison
 from multilevel.compare.table import COLUMNS, ComparisonTable
+from multilevel.configuration.command_line import DERIVED, read, typed
 from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.problems import Engine, load_checkpoint
 from multilevel.problems.evaluation.evaluator import PRECISIONS
@@ -36,10 +36,9 @@ from multilevel.runs.folder import RunFolder, check_free, now, title
 from multilevel.runs.progress import Progress
 from multilevel.runs.training import new_engine
 from multilevel.solvers import SOLVERS, MultilevelError, SettingError
-from multilevel.solvers.products import PRODUCTS
-from multilevel.solvers.ranges import declared, expected
+from multilevel.solvers.products import ProductName
+from multilevel.solvers.ranges import AtLeast, Below, Count, OneOf, PositiveShare
 
-CHOICES = {"solvers": list(OFFERS), "products": list(PRODUCTS), "precisions": list(PRECISIONS)}
 #: Starts processes: where the platform can, as forks of one that has imported everything, which takes seconds.
 PROCESSES: Any = multiprocessing.get_context(
     "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -89,17 +88,17 @@ class Comparison:
         settings: all other overrides, of the recipe.
     """
 
-    solvers: list[str] = field(default_factory=lambda: list(SOLVERS))
-    products: list[str] = field(default_factory=list)
-    precisions: list[str] = field(default_factory=list)
-    shares: list[float] = field(default_factory=list)
-    options: dict[str, dict[str, Any]] = field(default_factory=dict)
-    warmup: int = 10
-    damping: float = 30.0
-    rounds: int = 3
-    iterations: int = 1000
+    solvers: list[Annotated[str, OneOf(*OFFERS)]] = field(default_factory=lambda: list(SOLVERS))
+    products: list[ProductName] = field(default_factory=list)
+    precisions: list[Annotated[str, OneOf(*PRECISIONS)]] = field(default_factory=list)
+    shares: list[PositiveShare] = field(default_factory=list)
+    options: dict[str, dict[str, Any]] = field(default_factory=dict, metadata=DERIVED)
+    warmup: Annotated[int, AtLeast(0)] = 10
+    damping: Annotated[float, AtLeast(0), Below(math.inf)] = 30.0
+    rounds: Count = 3
+    iterations: Count = 1000
     resume: str | None = None
-    settings: list[str] = field(default_factory=list)
+    settings: list[str] = field(default_factory=list, metadata=DERIVED)
 
     @classmethod
     def parsed(cls, arguments: Sequence[str]) -> Comparison:
@@ -108,26 +107,15 @@ class Comparison:
         Raises:
             SettingError: one that has no value, or one out of range.
         """
-        result = cls()
-        for argument in arguments:
-            setting, sign, text = argument.partition("=")
-            if not sign:
-                raise SettingError(setting, argument, "SETTING=VALUE")
+        line = read("compare", arguments, cls)
+        result = line.settings
+        for override in line.overrides:
+            setting, _, text = override.partition("=")
             solver, dot, option = setting.partition(".")
             if dot and solver in OFFERS:
-                result.options.setdefault(solver, {})[option] = _option(solver, setting, option, text)
-            elif setting in CHOICES:
-                setattr(result, setting, _names(setting, text, CHOICES[setting]))
-            elif setting == "shares":
-                result.shares = [_share(setting, one) for one in text.strip("[]").split(",")]
-            elif setting in ("warmup", "rounds", "iterations"):
-                setattr(result, setting, _number(setting, text, int, 0 if setting == "warmup" else 1))
-            elif setting == "damping":
-                result.damping = _number(setting, text, float, 0)
-            elif setting == "resume":
-                result.resume = text
+                result.options.setdefault(solver, {})[option] = _option(solver, option, text)
             else:
-                result.settings.append(argument)
+                result.settings.append(override)
         return result
 
     def tasks(self) -> list[Task]:
@@ -280,42 +268,11 @@ def _settings(name: str) -> list[str]:
     return [one.name for one in fields(OFFERS[name])]
 
 
-def _option(solver: str, setting: str, option: str, text: str) -> Any:
+def _option(solver: str, option: str, text: str) -> Any:
+    setting = f"{solver}.{option}"
     if option not in _settings(solver):
         raise SettingError(setting, text, f"a setting of {solver}: {', '.join(_settings(solver))}")
     try:
-        value = json.loads(text)
-    except ValueError:
-        value = text
-    try:
-        typed = OmegaConf.merge(OmegaConf.structured(OFFERS[solver]), {option: value})
-        return getattr(OmegaConf.to_object(typed), option)
-    except OmegaConfBaseException as error:
-        raise SettingError(setting, text, expected(declared(OFFERS[solver])[option])) from error
-    except SettingError as error:
+        return getattr(typed(OFFERS[solver], {option: text}), option)
+    except SettingError as error:  # a solver does not know what it is called here
         raise SettingError(setting, error.got, error.expected) from None
-
-
-def _names(setting: str, text: str, offers: Sequence[str]) -> list[str]:
-    names = [name.strip() for name in text.strip("[]").split(",") if name.strip()]
-    for name in names or [""]:
-        if name not in offers:
-            raise SettingError(setting, name, f"some of {', '.join(offers)}")
-    return names
-
-
-def _share(setting: str, text: str) -> float:
-    value = _number(setting, text, float, 0)
-    if not 0 < value <= 1:
-        raise SettingError(setting, text, "shares above 0 and at most 1, such as 1,0.5")
-    return float(value)
-
-
-def _number(setting: str, text: str, kind: type, least: float) -> Any:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not least <= value < float("inf"):
-        raise SettingError(setting, text, f"a {'whole ' if kind is int else ''}number of at least {least}")
-    return value

@@ -14,7 +14,6 @@ from typing import Any
 from hydra import compose, initialize_config_module
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
@@ -23,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import MarkedYAMLError
 
+from multilevel.configuration.command_line import parse_override
 from multilevel.recipes.base import Recipe, recipe_class
 from multilevel.recipes.data import DataSettings
 from multilevel.recipes.evaluation import EvaluationSettings
@@ -129,7 +129,7 @@ def changed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
         SettingError: a setting that it does not have.
     """
     result = config.copy()
-    for override in map(_parsed, overrides):
+    for override in map(parse_override, overrides):
         name = override.key_or_group
         if OmegaConf.select(config, name, default=_ABSENT) is _ABSENT:
             raise SettingError(name, _value(name, overrides), _nearest(name, config))
@@ -153,7 +153,7 @@ def with_groups(config: DictConfig, overrides: Sequence[str], groups: Sequence[s
     Raises:
         SettingError: an unknown choice or setting, or a value of the wrong kind.
     """
-    names = [one.key_or_group for one in map(_parsed, overrides)]
+    names = [one.key_or_group for one in map(parse_override, overrides)]
     replaced = [group for group in groups if group in names]
     used = [name.partition(".")[0] in replaced for name in names]
     result = config.copy()
@@ -166,7 +166,7 @@ def with_groups(config: DictConfig, overrides: Sequence[str], groups: Sequence[s
 
 def swept(overrides: Sequence[str]) -> list[str]:
     """Of some overrides, the settings that list several values."""
-    return [one.get_key_element() for one in map(_parsed, overrides) if one.is_sweep_override()]
+    return [one.get_key_element() for one in map(parse_override, overrides) if one.is_sweep_override()]
 
 
 def register_solvers() -> None:
@@ -190,7 +190,7 @@ def expand(overrides: Sequence[str]) -> list[str]:
     Raises:
         SettingError: an unparsable override, or an unknown choice.
     """
-    parsed = [_parsed(text) for text in overrides]
+    parsed = [parse_override(text) for text in overrides]
     names: dict[str, str] = {}  # of the levels that have a solver of their own
     others: list[str] = []
     for one in parsed:
@@ -243,15 +243,6 @@ def _composed(parsed: Sequence[Override]) -> DictConfig:
             raise SettingError("experiment", experiment.value(), f"{expected}settings of another recipe") from None
 
 
-def _parsed(text: str) -> Override:
-    try:
-        return OverridesParser.create().parse_override(text)
-    except HydraException:
-        raise SettingError(
-            text.partition("=")[0], text, "SETTING=VALUE (quote what holds spaces or brackets)"
-        ) from None
-
-
 def _check_choice(setting: str, group: str, override: Override) -> None:
     if group not in ("data", "experiment", "model", "recipe", "solver", "task"):
         return
@@ -267,7 +258,7 @@ def _explained(error: Exception, value: Callable[[str], Any], overrides: Sequenc
     unknown = re.search(r"Could not override '(.+?)'", str(error))
     if unknown or isinstance(cause, ConfigKeyError | ConfigAttributeError):
         setting = unknown[1] if unknown else str(getattr(cause, "full_key", None) or "settings")
-        return SettingError(setting, value(setting), _nearest(setting, _composed([*map(_parsed, overrides)])))
+        return SettingError(setting, value(setting), _nearest(setting, _composed([*map(parse_override, overrides)])))
     merged = re.search(r"Error merging override \+*(.+?)=", str(error))
     setting = merged[1] if merged else str(getattr(cause, "full_key", None) or "settings")
     message = str(cause or error).splitlines()[0]

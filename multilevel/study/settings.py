@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated
 
+from multilevel.configuration.command_line import DERIVED, read
 from multilevel.levels.masks import POLICIES
 from multilevel.solvers import SettingError
+from multilevel.solvers.ranges import Above, AtLeast, AtMost, Below, Count, OneOf, PositiveShare, Seed, Text, require
 
-EQUAL = ("updates", "time")
+PolicyName = Annotated[str, OneOf(*POLICIES)]
 INSTEAD = {
     "mask.policy": "policies=A,B",
     "seed": "seeds=N or seeds=A,B",
@@ -49,111 +51,75 @@ class StudySettings:
         settings: of ``multilevel train``, for every part.
     """
 
-    policies: list[str] | None = None
-    baseline: str | None = None
-    seeds: list[int] | None = None
-    labels: list[float] = field(default_factory=lambda: [1.0])
-    guidance: list[float] = field(default_factory=list)
-    arms: dict[str, list[str]] = field(default_factory=dict)
-    transfer: list[str] = field(default_factory=list)
-    equal: str = "updates"
-    metric: str | None = None
-    protocol: str | None = None
-    minimum_effect: float = 0.01
-    jobs: int | None = None
-    launcher: list[str] = field(default_factory=list)
-    output: str | None = None
-    resume: str | None = None
-    settings: list[str] = field(default_factory=list)
+    policies: list[PolicyName] | None = None
+    baseline: PolicyName | None = None
+    seeds: list[Seed] | None = None
+    labels: list[PositiveShare] = field(default_factory=lambda: [1.0])
+    guidance: list[Annotated[float, AtLeast(0), AtMost(1)]] = field(default_factory=list)
+    arms: dict[str, list[str]] = field(default_factory=dict, metadata=DERIVED)
+    transfer: list[str] = field(default_factory=list, metadata=DERIVED)
+    equal: Annotated[str, OneOf("updates", "time")] = "updates"
+    metric: Text | None = None
+    protocol: Text | None = None
+    minimum_effect: Annotated[float, Above(0), Below(math.inf)] = 0.01
+    jobs: Count | None = None
+    launcher: list[str] = field(default_factory=list, metadata=DERIVED)
+    output: Text | None = None
+    resume: Text | None = None
+    settings: list[str] = field(default_factory=list, metadata=DERIVED)
 
     @classmethod
     def parsed(cls, arguments: Sequence[str]) -> StudySettings:
         """From ``SETTING=VALUE`` arguments.
 
         Raises:
-            SettingError: one that has no value, is out of range, or does not go with ``resume``.
+            SettingError: one that is out of range, or does not go with ``resume``.
+
+        >>> StudySettings.parsed(["seeds=3,", "labels=1,0.1", "steps=5"]).settings
+        ['steps=5']
         """
-        result, given = cls(), []
-        for argument in arguments:
-            setting, sign, text = argument.partition("=")
-            if not sign:
-                raise SettingError(setting, argument, "SETTING=VALUE")
+        pairs = [tuple(argument.partition("=")[::2]) for argument in arguments]
+        for setting, text in pairs:
             if setting in INSTEAD:
                 raise SettingError(setting, text, INSTEAD[setting])
-            result._take(setting, text, argument)
-            given.append(setting)
+        line = read("study", [_seeds_listed(argument) for argument in arguments], cls)
+        result = line.settings
+        for override in line.overrides:
+            result._take(override)
+        for name in ("policies", "seeds", "guidance", "labels"):
+            setattr(result, name, getattr(result, name) and list(dict.fromkeys(getattr(result, name))))
+        result.labels.sort()
         if any(one.startswith("data.") for one in result.transfer) and result.transfer[0][:5] != "data=":
             raise SettingError("transfer", None, "the name of a data set, beside transfer.SETTING=VALUE")
         if result.resume is not None:
-            other = next(
-                (one for one in given if one.removeprefix("+") not in WITH_RESUME and one[:6] != "hydra."), None
-            )
-            if other:
+            for setting, _ in pairs:
+                allowed = setting.removeprefix("+") in WITH_RESUME or setting.startswith("hydra.")
                 expected = "no other setting than seeds, jobs and hydra/launcher: those of study.yaml hold"
-                raise SettingError("resume", f"{other}=...", expected)
+                require("resume", f"{setting}=...", allowed, expected)
         return result
 
-    def _take(self, setting: str, text: str, argument: str) -> None:
-        parse = _PARSERS.get(setting)
-        if parse is not None:
-            setattr(self, setting, parse(setting, text))
-        elif setting.startswith("arm."):
+    def _take(self, override: str) -> None:
+        setting, _, text = override.partition("=")
+        if setting.startswith("arm."):
             self.arms[_arm_name(setting)] = _arm_settings(setting, text)
         elif setting == "transfer":
             self.transfer.insert(0, f"data={text}")
         elif setting.startswith("transfer."):
-            self.transfer.append(f"data.{argument.removeprefix('transfer.')}")
+            self.transfer.append(f"data.{override.removeprefix('transfer.')}")
         elif setting.startswith("hydra"):
-            self.launcher.append(argument)
+            self.launcher.append(override)
         else:
-            self.settings.append(argument)
+            self.settings.append(override)
 
 
-def numbers(setting: str, text: str, kind: Callable[[str], Any], expected: str, usable: Callable[[Any], bool]) -> list:
-    """A list ``A,B,C`` (brackets allowed) without doubles.
-
-    Raises:
-        SettingError: one that is not of the kind, or not usable.
-    """
-    found: dict[Any, None] = {}
-    for part in text.strip("[] ").split(","):
-        try:
-            value = kind(part)
-        except ValueError:
-            value = None
-        if value is None or not usable(value):
-            raise SettingError(setting, part.strip() or text, expected)
-        found[value] = None
-    return list(found)
-
-
-def _names(setting: str, text: str) -> list[str]:
-    expected = f"some of {', '.join(POLICIES)}"
-    return numbers(setting, text, str.strip, expected, lambda name: name in POLICIES)
-
-
-def _policy(setting: str, text: str) -> str:
-    if text not in POLICIES:
-        raise SettingError(setting, text, f"one of {', '.join(POLICIES)}")
-    return text
-
-
-def _seeds(setting: str, text: str) -> list[int]:
-    """``5`` stands for 0,1,2,3,4; ``3,`` and ``[3]`` for the seed 3 alone."""
-    expected = "a number of seeds of at least 1, or a list of seeds such as 0,3,7"
-    if "," in text or text.startswith("["):
-        return numbers(setting, text.rstrip(","), int, expected, lambda seed: 0 <= seed < 2**32)
-    return list(range(numbers(setting, text, int, expected, lambda count: count >= 1)[0]))
-
-
-def _labels(setting: str, text: str) -> list[float]:
-    expected = "shares of the labels, above 0 and at most 1, such as 0.01,0.1,1.0"
-    return sorted(numbers(setting, text, float, expected, lambda share: 0 < share <= 1))
-
-
-def _guidance(setting: str, text: str) -> list[float]:
-    expected = "shares of guided masks, from 0 to 1, such as 0.25,0.5"
-    return numbers(setting, text, float, expected, lambda share: 0 <= share <= 1)
+def _seeds_listed(argument: str) -> str:
+    """``seeds=5`` stands for the seeds 0,1,2,3,4; ``seeds=3,`` and ``seeds=[3]`` for the seed 3 alone."""
+    setting, _, text = argument.partition("=")
+    if setting != "seeds" or "," in text or text.startswith("["):
+        return argument
+    usable = text.isdecimal() and int(text) >= 1
+    require("seeds", text, usable, "a number of seeds of at least 1, or a list of seeds such as 0,3,7")
+    return f"seeds={','.join(map(str, range(int(text))))}"
 
 
 def _arm_name(setting: str) -> str:
@@ -175,37 +141,3 @@ def _arm_settings(setting: str, text: str) -> list[str]:
     if not own:
         raise SettingError(setting, text, "at least one SETTING=VALUE of the training")
     return own
-
-
-def _equal(setting: str, text: str) -> str:
-    if text not in EQUAL:
-        raise SettingError(setting, text, f"one of {', '.join(EQUAL)}")
-    return text
-
-
-def _effect(setting: str, text: str) -> float:
-    expected = "a difference above 0, such as 0.01 for one percent point"
-    return numbers(setting, text, float, expected, lambda value: 0 < value < math.inf)[0]
-
-
-def _jobs(setting: str, text: str) -> int:
-    return numbers(setting, text, int, "a whole number of at least 1", lambda count: count >= 1)[0]
-
-
-def _text(setting: str, text: str) -> str:
-    if not text:
-        raise SettingError(setting, text, "some text")
-    return text
-
-
-_PARSERS: dict[str, Callable[[str, str], Any]] = {
-    "policies": _names,
-    "baseline": _policy,
-    "seeds": _seeds,
-    "labels": _labels,
-    "guidance": _guidance,
-    "equal": _equal,
-    "minimum_effect": _effect,
-    "jobs": _jobs,
-    **dict.fromkeys(("metric", "protocol", "output", "resume"), _text),
-}

@@ -273,7 +273,7 @@ WRONG = [
     (["predict", "{run}/export", "{tmp}"], "holds no images"),
     (["predict", "{run}/export", "{tmp}/none.png"], "FILE: got '{tmp}/none.png'"),
     (["predict", "{run}/export", "{pictures}", "batch=3"], "batch: got '3'; expected a setting of predict: output"),
-    (["predict", "{run}/export", "{pictures}", "batch_size=0"], "batch_size: got '0'"),
+    (["predict", "{run}/export", "{pictures}", "batch_size=0"], "batch_size: got 0"),
     (["predict", "{run}/export", "{pictures}", "device=none"], "device: got 'none'"),
     (["predict", "{run}/export", "{pictures}", "output={tmp}"], "output: got '{tmp}'"),
     (["monitor", "{run}/export", "{pictures}/000.png"], "1 images to compare with 287 training ones are too few"),

@@ -81,7 +81,7 @@ def test_it_says_what_it_wrote_and_what_to_do_with_it(tmp_path, capsys, monkeypa
         (["level", "finetune"], "new: got 'finetune'; expected another name"),
         (["solver", "solution"], "new: got 'solution'; expected another name, as solution or Solution is one that"),
         (["recipe", "run"], "new: got 'run'; expected another name, as run or Run is one that the files import"),
-        (["solver", "mine", "folder=x"], "folder: got 'x'; expected no setting but output=FOLDER"),
+        (["solver", "mine", "folder=x"], "folder: got 'x'; expected a setting of new: output"),
     ],
 )
 def test_a_name_that_cannot_be_is_told_in_a_line_and_nothing_is_written(

@@ -1,0 +1,154 @@
+"""The one reader of command lines: ``SETTING=VALUE`` by a dataclass of settings and Hydra's own override parser."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, Generic, TypeVar, get_origin
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from multilevel.solvers import SettingError
+from multilevel.solvers.ranges import base_type, check, declared, expected
+
+Settings = TypeVar("Settings")
+#: Metadata of a field that no ``SETTING=VALUE`` sets: a command makes it from other arguments.
+DERIVED = {"derived": True}
+
+
+@dataclass
+class NoSettings:
+    """A command without settings of its own."""
+
+
+@dataclass(frozen=True)
+class CommandLine(Generic[Settings]):
+    """A command line, read.
+
+    Attributes:
+        settings: the command's own.
+        words: arguments that are no settings, such as files.
+        overrides: the other settings, as they were written: those of a recipe.
+    """
+
+    settings: Settings
+    words: list[str]
+    overrides: list[str]
+
+
+def read(
+    command: str, arguments: Sequence[str], settings_class: type[Settings], *, words: bool = False, others: bool = True
+) -> CommandLine[Settings]:
+    """Read a command's arguments.
+
+    Args:
+        command: its name, for messages.
+        arguments: of the command line.
+        settings_class: a dataclass whose fields are the command's own settings.
+        words: whether it takes arguments that are no settings. Where it takes no others, a file with ``=`` in its name
+            is one of them.
+        others: whether it takes settings of a recipe.
+
+    Raises:
+        SettingError: an unknown setting, or a value of another kind or out of its range.
+
+    >>> @dataclass
+    ... class Output:
+    ...     output: str = "."
+    ...     jobs: int = 1
+    >>> read("example", ["RUN", "jobs=3", "mask.ratio=0.5"], Output, words=True)
+    CommandLine(settings=Output(output='.', jobs=3), words=['RUN'], overrides=['mask.ratio=0.5'])
+    """
+    known, texts, found, overrides = readable(settings_class), {}, [], []
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        if equals and name in known:
+            texts[name] = text
+        elif words and (not equals or (not others and Path(argument).exists())):
+            found.append(argument)
+        elif others:
+            overrides.append(argument)
+        else:
+            raise SettingError(name, text if equals else None, f"a setting of {command}: {', '.join(known)}")
+    return CommandLine(typed(settings_class, texts), found, overrides)
+
+
+def typed(settings_class: type[Settings], texts: Mapping[str, str]) -> Settings:
+    """A dataclass of settings, some of its fields as they are written on a command line.
+
+    Text is taken as it stands, since a path may have any character; ``A,B`` is a list with or without brackets.
+
+    Raises:
+        SettingError: a value of another kind or out of its range.
+
+    >>> from multilevel.solvers import Neumann
+    >>> typed(Neumann, {"terms": "7", "step_size": "1e-2"})
+    Neumann(product='reverse', damping=0.0, radius=None, strict=False, terms=7, step_size=0.01, power_iterations=5, \
+tolerance=1e-06)
+    """
+    config: Any = OmegaConf.structured(settings_class)
+    for name, text in texts.items():
+        kind = readable(settings_class)[name]
+        try:
+            config[name] = None if text == "null" else _value(name, text, base_type(kind))
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise SettingError(name, text, expected(kind)) from error
+    settings: Any = OmegaConf.to_object(config)
+    check(settings)
+    return settings
+
+
+def _value(name: str, text: str, kind: Any) -> Any:
+    if kind is str:
+        return text
+    if get_origin(kind) is not list:
+        return OverridesParser.create().parse_override(f"{name}={text}").value()
+    elements = text.strip().removeprefix("[").removesuffix("]").strip().removesuffix(",")
+    if not elements.strip():
+        raise ValueError("an empty list")
+    return OverridesParser.create().parse_override(f"{name}=[{elements}]").value()
+
+
+def parse_override(override: str) -> Override:
+    """A recipe's ``SETTING=VALUE`` as Hydra parses it, or SettingError."""
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException:
+        wish = "SETTING=VALUE (quote what holds spaces or brackets)"
+        raise SettingError(override.partition("=")[0], override, wish) from None
+
+
+def readable(settings_class: Any) -> dict[str, Any]:
+    """The declared type of every setting that a command line may set."""
+    kinds = declared(settings_class)
+    return {one.name: kinds[one.name] for one in fields(settings_class) if "derived" not in one.metadata}
+
+
+def described(settings_class: Any) -> dict[str, str]:
+    """What the docstrings of a dataclass and of its bases say of each field under ``Args:``, each on one line.
+
+    >>> from multilevel.solvers import Dense
+    >>> described(Dense)["limit"]
+    'most parameters that it takes on.'
+    """
+    texts: dict[str, str] = {}
+    for base in reversed(settings_class.__mro__):
+        block = re.search(r"^Args:\n((?:(?: +.*)?\n)*)", inspect.cleandoc(vars(base).get("__doc__") or "") + "\n", re.M)
+        for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", block[1] if block else "", re.M):
+            texts[name] = " ".join(text.split())
+    return texts
+
+
+def defaults(settings_class: Any) -> Iterator[tuple[str, Any]]:
+    """Every setting that a command line may set, with its default; MISSING where it has none."""
+    known = readable(settings_class)
+    for one in fields(settings_class):
+        if one.name in known:
+            yield one.name, one.default if one.default_factory is MISSING else one.default_factory()
