@@ -7,26 +7,12 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from multilevel.commands.help import OVERVIEW, help_for
+from multilevel.commands.overview import COMMANDS, overview
 from multilevel.runs.distributed import launched
 from multilevel.runs.exit_status import exit_status
 from multilevel.solvers.errors import MultilevelError
 from multilevel.solvers.extensions import check_folders
 from multilevel.solvers.extras import needing
-
-COMMANDS = {
-    "train": "commands.train",
-    "compare": "compare.command",
-    "study": "study.command",
-    "recipes": "commands.recipes",
-    "graph": "commands.graph",
-    "evaluate": "commands.evaluate",
-    "export": "commands.export",
-    "predict": "commands.predict",
-    "monitor": "commands.monitor",
-    "completion": "commands.completion",
-    "new": "commands.new",
-}  # each with its module
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: list[str]) -> int:
     if not given or given[0] in ("--help", "-h", "help"):
-        print(OVERVIEW)
+        print(overview())
         return 0 if given else 2
     if given[0] == "--version":
         print(f"multilevel {version('multilevel')}")
@@ -48,7 +34,8 @@ def _run(given: list[str]) -> int:
         raise MultilevelError(f"there is no command {command!r}; the commands are {', '.join(COMMANDS)}")
     with needing("recipes", f"multilevel {command}"):
         if "--help" in arguments or "-h" in arguments:
-            print(help_for(command))
+            help_for = importlib.import_module("multilevel.commands.help").help_for
+            print(help_for(command, [argument for argument in arguments if "=" in argument]))
             return 0
         check_folders()
         if launched() and command != "train":

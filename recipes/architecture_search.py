@@ -54,7 +54,13 @@ class ArchitectureSearchLevels:
 
 @dataclass(kw_only=True)
 class ArchitectureSearchSettings(RunSettings):
-    """See ``config/recipe/architecture_search.yaml`` for what each setting means."""
+    """Settings of ``recipe=architecture_search``.
+
+    Args:
+        nodes: of the cell, after its input; each keeps two edges.
+        width: channels of a node.
+        random_cells: of each kind that the chosen cell is compared with.
+    """
 
     data: DataSettings
     nodes: Count

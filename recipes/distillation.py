@@ -52,7 +52,14 @@ class DistillationLevels:
 
 @dataclass(kw_only=True)
 class DistillationSettings(RunSettings):
-    """See ``config/recipe/distillation.yaml`` for what each setting means."""
+    """Settings of ``recipe=distillation``.
+
+    Args:
+        images_per_class: learned images of each class.
+        width: of the classifier's hidden layer; 0: a linear classifier.
+        penalty: of its squared weights.
+        other_width: of the hidden layer of another classifier, which the learned images are tried on as well.
+    """
 
     data: DataSettings
     images_per_class: Count

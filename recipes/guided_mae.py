@@ -62,7 +62,15 @@ SMALL = 2**17
 class ModelSettings:
     """Sizes of the autoencoder: a vision transformer, and the decoder that pretraining needs; 0: the checkpoint's.
 
-    ``learning_rate`` suits the size; ``levels.pretrain.learning_rate`` takes it where nothing else is said.
+    Args:
+        patch_size: height and width of a patch, in pixels; it divides data.image_size.
+        width: of the encoder's tokens, a multiple of 4 and of the heads.
+        depth: the encoder's blocks.
+        heads: of the encoder's attention.
+        decoder_width: of the decoder's tokens, a multiple of 4 and of its heads.
+        decoder_depth: the decoder's blocks.
+        decoder_heads: of the decoder's attention.
+        learning_rate: of pretraining, which suits the size; levels.pretrain.learning_rate takes it by default.
     """
 
     patch_size: Count
@@ -97,7 +105,23 @@ class ModelSettings:
 
 @dataclass(kw_only=True)
 class MaskSettings:
-    """Which patches are hidden, how many, and how a hypergradient reaches the masking network."""
+    """Which patches are hidden, how many, and how a hypergradient reaches the masking network.
+
+    Args:
+        policy: guided by the downstream task: sampled, topk (the published one), stratified (some patches of every
+            rank) or weighted (random masks, weighted losses); by the reconstruction loss, which the masking network
+            raises: adversarial; without a masking network: random (a plain masked autoencoder), block, attention or
+            variance.
+        options: of the policy, as in mask.policy=attention mask.options={hint:0.1}.
+        ratio: share of the patches that is hidden.
+        weights: of the hidden patches' losses: normalized to sum to 1 in each image, or raw (published).
+        gradient: how a hypergradient reaches the masking network: weights (of the losses; published), visibility
+            (through what the encoder sees, straight-through; the weights are then uniform), or both.
+        guidance: share of the images whose masks are the policy's; the others' are random. Below 1 against collapse to
+            one mask for all images, as are the next two.
+        temperature: the masking network's logits are divided by it.
+        entropy_bonus: times the entropy of each image's probabilities (0 to 1) is taken from the mask level's loss.
+    """
 
     policy: Annotated[str, OneOf(*POLICIES)]
     options: dict[str, Any] | None = None
@@ -130,7 +154,16 @@ class GuidedMaeLevels:
 
 @dataclass(kw_only=True)
 class GuidedMaeSettings(RunSettings):
-    """See ``config/recipe/guided_mae.yaml`` for what each setting means."""
+    """Settings of ``recipe=guided_mae``.
+
+    Args:
+        checkpointing: compute the transformer blocks' activations again whenever they are differentiated, instead of
+            keeping them: less memory, more time, the same result.
+        init: a released autoencoder to start from: a folder or a name on the Hugging Face hub, in transformers' format.
+        task: what finetuning learns, and its options (task.loss, task.metric, task.overlap).
+        paths: how the masks reach the finetuned head: both (mask -> pretrain and mask -> finetune -> pretrain) or
+            direct (the first alone).
+    """
 
     data: DataSettings
     model: ModelSettings

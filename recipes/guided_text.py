@@ -42,7 +42,13 @@ Features = Callable[[TextPart], np.ndarray]  # [N, D]
 
 @dataclass(kw_only=True)
 class LanguageModelSettings:
-    """Sizes of the encoder."""
+    """Sizes of the encoder, a transformer.
+
+    Args:
+        width: of a token.
+        depth: of its blocks, how many.
+        heads: of the attention; they divide the width.
+    """
 
     width: Count
     depth: Count
@@ -60,7 +66,11 @@ class GuidedTextLevels:
 
 @dataclass(kw_only=True)
 class GuidedTextSettings(RunSettings):
-    """See ``config/recipe/guided_text.yaml`` for what each setting means."""
+    """Settings of ``recipe=guided_text``; those of the masks are guided_mae's, with words for patches.
+
+    Args:
+        paths: both (mask -> pretrain and mask -> finetune -> pretrain) or direct (the first alone).
+    """
 
     data: TextSettings
     model: LanguageModelSettings

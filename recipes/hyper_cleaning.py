@@ -42,7 +42,12 @@ class HyperCleaningLevels:
 
 @dataclass(kw_only=True)
 class HyperCleaningSettings(RunSettings):
-    """See ``config/recipe/hyper_cleaning.yaml`` for what each setting means."""
+    """Settings of ``recipe=hyper_cleaning``.
+
+    Args:
+        noise: share of the training samples whose label is replaced by another, drawn at random.
+        width: of the classifier's hidden layer; 0: a linear classifier, as published.
+    """
 
     data: DataSettings
     noise: Annotated[float, Above(0), Below(1)]

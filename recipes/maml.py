@@ -65,7 +65,16 @@ class MamlLevels:
 
 @dataclass(kw_only=True)
 class MamlSettings(RunSettings):
-    """See ``config/recipe/maml.yaml`` for what each setting means."""
+    """Settings of ``recipe=maml``.
+
+    Args:
+        tasks: sinusoids; digits: tell three apart, in other combinations held out; new_digits: other classes held out.
+        tasks_per_step: tasks in a batch.
+        shots: samples that a task is adapted to; of each class, where there are classes.
+        queries: samples that it is judged by.
+        width: of the two hidden layers.
+        proximal: weight of the distance from the shared parameters; None: 0 for unrolled solvers, 2 for all others.
+    """
 
     tasks: Annotated[str, OneOf(*TASKS)]
     tasks_per_step: Count

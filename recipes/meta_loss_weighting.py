@@ -43,7 +43,13 @@ class MetaLossWeightingLevels:
 
 @dataclass(kw_only=True)
 class MetaLossWeightingSettings(RunSettings):
-    """See ``config/recipe/meta_loss_weighting.yaml`` for what each setting means."""
+    """Settings of ``recipe=meta_loss_weighting``.
+
+    Args:
+        labels_per_class: of the training images; the others have none for the main task.
+        width: of the network's hidden layers.
+        repeats: networks that each way of weighing is evaluated with, of different initial weights.
+    """
 
     data: DataSettings
     labels_per_class: Count

@@ -50,7 +50,12 @@ class RegularizationLevels:
 
 @dataclass(kw_only=True)
 class RegularizationSettings(RunSettings):
-    """See ``config/recipe/regularization.yaml`` for what each setting means."""
+    """Settings of ``recipe=regularization``.
+
+    Args:
+        noise_inputs: standard normal numbers that follow the pixels of each image.
+        initial_penalty: of every weight.
+    """
 
     data: DataSettings
     noise_inputs: Annotated[int, AtLeast(0)]

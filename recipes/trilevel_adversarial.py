@@ -49,7 +49,13 @@ class TrilevelLevels:
 
 @dataclass(kw_only=True)
 class TrilevelSettings(RunSettings):
-    """See ``config/recipe/trilevel_adversarial.yaml`` for what each setting means."""
+    """Settings of ``recipe=trilevel_adversarial``.
+
+    Args:
+        penalty: of the adversary, for half a squared distance; images have values of mean 0 and deviation 1.
+        radius: largest distance of the perturbations that robust accuracy is about.
+        start: the initial weight decay.
+    """
 
     data: DataSettings
     penalty: PositiveNumber

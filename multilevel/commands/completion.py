@@ -1,15 +1,27 @@
-"""The command ``multilevel completion``: completion of commands, settings and choices, for bash and zsh."""
+"""multilevel completion bash|zsh: a script that completes commands, settings and choices
+
+Into ~/.bashrc or ~/.zshrc:
+
+  eval "$(multilevel completion bash)"
+
+or, as printing takes seconds, once into a file that is read there: multilevel completion bash > FILE
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from omegaconf import OmegaConf
 
+from multilevel.commands.help import settings_of
+from multilevel.commands.overview import COMMANDS
+from multilevel.configuration.command_line import readable
 from multilevel.configuration.composition import choices, compose_config, named
 from multilevel.levels.masks import POLICIES
 from multilevel.recipes.base import recipe_classes
 from multilevel.solvers import SettingError
+from multilevel.solvers.ranges import choices_of
 
 SHELLS = ("bash", "zsh")
 CONFIGURED = ("train", "compare", "study", "graph")  # the commands that take a recipe's settings
@@ -45,13 +57,23 @@ def main(arguments: Sequence[str]) -> int:
 
 def script(shell: str) -> str:
     """What ``eval "$(multilevel completion bash)"`` evaluates; it knows the settings of today."""
-    from multilevel.__main__ import COMMANDS
-
-    configured = "|".join(f'"multilevel {command} "*' for command in CONFIGURED)
-    cases = [f'            {configured}) words="{" ".join(words())}" ;;']
-    cases.append(f'            "multilevel recipes "*) words="{" ".join(recipe_classes())}" ;;')
+    offers = {command: list(own_words(settings_of(command))) for command in COMMANDS}
+    offers["recipes"] = list(recipe_classes())
+    configured = list(words())
+    for command in CONFIGURED:
+        offers[command] += configured
+    cases = [
+        f'            "multilevel {name} "*) words="{" ".join(dict.fromkeys(own))}" ;;' for name, own in offers.items()
+    ]
     filled = SCRIPT.replace("CASES", "\n".join(cases)).replace("COMMANDS", " ".join(COMMANDS))
     return "autoload -U +X bashcompinit && bashcompinit" + filled if shell == "zsh" else filled.strip()
+
+
+def own_words(settings_class: Any) -> Iterator[str]:
+    """Every setting that a dataclass declares, ``SETTING=``, and every value of one that has choices."""
+    for name, kind in readable(settings_class).items():
+        yield f"{name}="
+        yield from (f"{name}={choice}" for choice in choices_of(kind))
 
 
 def words() -> Iterator[str]:

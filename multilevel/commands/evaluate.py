@@ -1,4 +1,16 @@
-"""The command ``multilevel evaluate``."""
+"""multilevel evaluate RUN [SETTING=VALUE ...]: score a run's encoder by probes and finetuning
+
+Scores a run's encoder beside an untrained one and raw pixels: each protocol is fitted to the labelled training images
+and scored on the test split, on the run's own data or on another set. Writes RUN/evaluation.json, or
+RUN/evaluation-NAME.json for another set. multilevel train takes every setting as well, for the end of a run.
+
+  multilevel evaluate RUN evaluation.protocols=[linear_probe,finetune] evaluation.finetune.epochs=50
+  multilevel evaluate RUN evaluation.labels=[0.01,0.1,1.0]             few labels: fitted to shares of them
+  multilevel evaluate RUN data=cifar100 data.path=DIR                  another set: its images are brought to the size
+                                                                       and channels that the encoder takes, and
+                                                                       normalized by their own statistics
+  multilevel evaluate RUN data=folder data.path=DIR data.name=NAME     writes evaluation-NAME.json
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""The command ``multilevel export``."""
+"""multilevel export RUN [SETTING=VALUE ...]: a folder that transformers or onnxruntime loads
+
+Writes a run's model into one folder, whole or not at all: configuration, weights, image processor, model card
+(README.md), and features of a sample of the training images, for multilevel monitor. Settings are those below and
+data.path=DIR and others of the run, where its data has moved.
+
+  multilevel export runs/guided_mae-digits-20260101-120000 format=onnx output=line
+"""
 
 from __future__ import annotations
 
@@ -37,6 +44,9 @@ class ExportSettings:
 
     output: str | None = None
     format: Annotated[str, OneOf(*FORMATS)] = "transformers"
+
+
+SETTINGS = ExportSettings
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,4 +1,10 @@
-"""The command ``multilevel graph``."""
+"""multilevel graph [SETTING=VALUE ...]: the levels of a recipe and who reads whom, with a picture
+
+Prints the levels of a recipe, who reads whom and what each hypergradient goes through, and draws them
+(output=FILE.png, by default graph.png). Settings are those of multilevel train.
+
+  multilevel graph recipe=guided_mae paths=direct
+"""
 
 from __future__ import annotations
 

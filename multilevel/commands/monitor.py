@@ -1,4 +1,12 @@
-"""The command ``multilevel monitor``."""
+"""multilevel monitor EXPORT FILE ... [SETTING=VALUE ...]: how far new images have drifted from the training ones
+
+Says how far new images (files, or folders of them) have drifted from the training ones, by the features of the exported
+encoder. Writes monitor.json and, beside it, monitor.png.
+
+Exit status: 0 whatever the verdict; 1 where a file could not be read (it is named); 2 for wrong input.
+
+  multilevel monitor runs/guided_mae-digits-20260101-120000/export images/today
+"""
 
 from __future__ import annotations
 
@@ -31,6 +39,9 @@ class MonitorSettings(ImageFileSettings):
     """
 
     output: str = "monitor.json"
+
+
+SETTINGS = MonitorSettings
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,4 +1,16 @@
-"""The command ``multilevel new``: starting files for a recipe, a level or a solver of one's own, and their test."""
+"""multilevel new KIND NAME [output=FOLDER]: starting files for your own recipe, level or solver
+
+Writes a short, working file for a recipe, a level or a solver of your own (KIND) and a test of it, all or none:
+recipes/NAME.py and recipes/config/recipe/NAME.yaml, levels/NAME.py or solvers/NAME.py, and tests/test_NAME.py. It
+prints how to test it and how to use it.
+
+  multilevel new solver my_solver
+  MULTILEVEL_PATH=. python -m pytest tests/test_my_solver.py
+  MULTILEVEL_PATH=. multilevel train solver=my_solver
+
+MULTILEVEL_PATH lists folders, separated as in PATH, whose recipes/, levels/ and solvers/ (and recipes/config/GROUP/)
+every command then finds beside the project's own. docs/extending.md goes through it step by step.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +46,9 @@ class NewSettings:
     """
 
     output: str = "."
+
+
+SETTINGS = NewSettings
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,4 +1,13 @@
-"""The command ``multilevel predict``."""
+"""multilevel predict EXPORT FILE ... [SETTING=VALUE ...]: label images with an exported model, as CSV
+
+Labels images (files, or folders of them) with what multilevel export has written, of either format; neither the run
+nor its data is needed. Writes CSV: file, label, probability, error, and the probability of each class. A file that
+cannot be read as an image has an empty label and the reason under error.
+
+Exit status: 0; 1 where a file could not be read (the others are labelled); 2 for wrong input (nothing is written).
+
+  multilevel predict runs/guided_mae-digits-20260101-120000/export images/ output=-
+"""
 
 from __future__ import annotations
 
@@ -26,6 +35,9 @@ class PredictSettings(ImageFileSettings):
     """
 
     output: str = "predictions.csv"
+
+
+SETTINGS = PredictSettings
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,4 +1,10 @@
-"""The command ``multilevel recipes``; ``python -m multilevel.commands.recipes`` prints docs/recipes.md."""
+"""multilevel recipes [NAME ...]: what can be trained, a line each, or all about some
+
+Of a recipe that is named: what it learns, the published result that it follows, and its own with the command.
+``python -m multilevel.commands.recipes`` prints docs/recipes.md.
+
+  multilevel recipes hyper_cleaning
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,28 @@
-"""The command ``multilevel train``."""
+"""multilevel train [--multirun] [SETTING=VALUE ...]: train a recipe (guided_mae on digits, unless you name another)
+
+Trains all levels of a recipe together, then scores what they have learned, and writes a run folder: config.yaml,
+metrics.jsonl, summary.json, checkpoint/, curves.png, and pictures of the recipe.
+
+  multilevel train                                             digits, a few minutes on two cores
+  multilevel train recipe=hyper_cleaning                       another recipe: multilevel recipes lists them
+  multilevel train data=cifar10 data.path=DIR steps=2000       a local copy in parquet; without a path, from the hub
+  multilevel train data=folder data.path=DIR                   your own images, a subfolder for each class
+  multilevel train solver=neumann solver.terms=5               another hypergradient solver at every level
+  multilevel train levels.pretrain.solver=conjugate_gradient levels.pretrain.solver.damping=0.1    ... at one level
+  multilevel train task=segmentation data=folder data.path=DIR masks in masks/CLASS/NAME.png; task=detection: boxes
+  multilevel train --multirun mask.policy=random,topk,sampled  a run for each
+  multilevel train --multirun hydra/sweeper=optuna hydra.sweeper.n_trials=20 solver=conjugate_gradient \\
+      'solver.damping=tag(log,interval(0.001,10))' objective=levels.mask.last_loss      search (pip install
+                                                               hydra-optuna-sweeper): the best is printed
+  multilevel train experiment=cifar10_small data.path=DIR      published settings, and small ones; yours win
+  multilevel train init=facebook/vit-mae-base data=folder data.path=DIR data.image_size=224    from a released MAE
+  multilevel train resume=RUN                                  resume from the last checkpoint; Ctrl-C or SIGTERM
+                                                               writes one after the step, a second one ends at once
+  torchrun --standalone --nproc-per-node=2 -m multilevel train SETTING=VALUE ...   data-parallel: each rank takes its
+                                                               share of every batch; with --max-restarts=3 and
+                                                               output=FOLDER a lost rank is started again
+  multilevel train --help recipe=maml                          the settings of another recipe, and their defaults
+"""
 
 from __future__ import annotations
 
@@ -23,6 +47,9 @@ class TrainSettings:
     """
 
     resume: str | None = None
+
+
+SETTINGS = TrainSettings
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,4 +1,15 @@
-"""The command ``multilevel compare``."""
+"""multilevel compare [SETTING=VALUE ...]: accuracy, memory and time of every solver at one point
+
+Computes the top level's hypergradient at one and the same point with every solver, each in a process of its own, and
+prints a table: relative error and cosine against a reference in float64 (dense where a level is small, else MINRES),
+residual, peak memory beyond what training needs anyway, time, evaluations of losses and products. Writes
+compare.json, compare.csv and compare.png. Settings are those below, SOLVER.OPTION=VALUE for an option of one solver,
+and those of multilevel train.
+
+  multilevel compare recipe=guided_mae data=digits
+  multilevel compare solvers=neumann,conjugate_gradient products=reverse,forward conjugate_gradient.iterations=40
+  multilevel compare solvers=betty/cg,betty/neumann betty/neumann.neumann_iterations=5    by Betty (docs/from_betty.md)
+"""
 
 from __future__ import annotations
 
@@ -130,6 +141,9 @@ class Comparison:
             options = [own if product is None else {**own, "product": product} for product in products]
             found += [Task(name, *rest) for rest in itertools.product(options, precisions, shares)]
         return found
+
+
+SETTINGS = Comparison
 
 
 def main(arguments: Sequence[str]) -> int:

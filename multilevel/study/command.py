@@ -1,4 +1,20 @@
-"""The command ``multilevel study``, from its settings to its report."""
+"""multilevel study [SETTING=VALUE ...]: does guided masking pay on this data? a report, with a verdict
+
+Does guided masking pay on your data, and at what cost? Trains the recipe with each way of masking at equal budget, over
+seeds, evaluates every encoder on the same test split, and writes report.html (one file, opens offline), study.json and
+pictures, with a verdict in one sentence: it pays, it does not pay, or this many seeds do not decide it and how many
+more would. Every part is an ordinary run in FOLDER/runs. Settings are those below, those of multilevel train, and
+
+  arm.NAME="A=B C=D"     a further arm with any settings of its own, such as another solver (the data stay the same)
+  transfer=NAME          evaluate every encoder on another data set too: transfer.path=DIR, transfer.SETTING=VALUE
+  hydra/launcher=joblib  leave the parts to a Hydra launcher: joblib (pip install multilevel[study], jobs=N says how
+                         many), or one for a cluster, such as submitit_slurm with hydra.launcher.partition=NAME
+
+  multilevel study data=folder data.path=DIR
+  multilevel study data=cifar10 data.path=DIR policies=random,sampled,topk seeds=10 jobs=2 steps=2000
+  multilevel study data=folder data.path=DIR policies=random arm.solved="solver=conjugate_gradient solver.damping=0.1"
+  multilevel study resume=FOLDER seeds=8                 add seeds to a study that has ended
+"""
 
 from __future__ import annotations
 
@@ -35,6 +51,9 @@ from multilevel.study.watch import Watch
 
 DEFAULT_GUIDED = "sampled"
 SEEDS = 5
+
+
+SETTINGS = StudySettings
 
 
 def main(arguments: Sequence[str]) -> int:

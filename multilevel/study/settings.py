@@ -32,9 +32,10 @@ class StudySettings:
     """The study's own settings; what is None is chosen later, when the recipe is known.
 
     Args:
-        policies: mask policies to compare.
-        baseline: the policy that the others are compared with.
-        seeds: of every arm; the seeds are the pairs of the comparison. None: 0 to 4, or those of a resumed study.
+        policies: mask policies to compare; None: random and the recipe's own.
+        baseline: the policy that the others are compared with; None: the first.
+        seeds: how many, or which: seeds=5 or seeds=0,3,7. They are the pairs of the comparison, the same for every arm.
+            None: 0 to 4, or those of a resumed study.
         labels: shares of the labels that the evaluation is given.
         guidance: values of ``mask.guidance`` for arms beside that of each learned policy.
         arms: further arms by name, and the settings of each.

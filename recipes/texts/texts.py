@@ -26,7 +26,21 @@ FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parque
 
 @dataclass(kw_only=True)
 class TextSettings:
-    """See ``config/recipe/guided_text.yaml`` for what each setting means."""
+    """Which texts a run uses, and how they are divided.
+
+    Args:
+        name: what the texts are called.
+        path: a file with a column of texts and one of labels: .csv, .json, .jsonl or .parquet; None: generated texts, a
+            quarter of whose words tell the class.
+        text_column: the column of the texts.
+        label_column: the column of their labels.
+        length: words; longer texts are cut off.
+        vocabulary: the most frequent words; others are one unknown word.
+        batch_size: texts in a batch.
+        mask_share: share of the training texts that the masking network learns from.
+        test_share: share of all texts kept for testing.
+        split_seed: the seed of every random division of the texts.
+    """
 
     name: str
     path: str | None

@@ -31,6 +31,15 @@ def test_commands_settings_and_choices_are_offered(offers):
     assert offers("multilevel train nothing_of_the_kind") == []
 
 
+def test_each_commands_own_settings_and_their_values_are_offered(offers):
+    assert offers("multilevel compare precisions=b") == ["bf16"]
+    assert offers("multilevel study equal=t") == ["time"]
+    assert offers("multilevel study minimum") == ["minimum_effect="]
+    assert offers("multilevel export RUN format=o", breaks=" ") == ["format=onnx"]
+    assert offers("multilevel predict EXPORT batch") == ["batch_size="]
+    assert offers("multilevel train minimum") == []
+
+
 def test_a_shell_that_does_not_part_words_at_the_equals_sign_gets_whole_ones(offers):
     assert offers("multilevel train solver=nys", breaks=" ") == ["solver=nystrom"]
     assert offers("multilevel train solver=nys") == ["nystrom"]

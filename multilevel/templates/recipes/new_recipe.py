@@ -34,7 +34,11 @@ class NewRecipeLevels:
 
 @dataclass(kw_only=True)
 class NewRecipeSettings(RunSettings):
-    """See ``config/recipe/new_recipe.yaml`` for what each setting means."""
+    """Settings of ``recipe=new_recipe``, described for its ``--help``.
+
+    Args:
+        strength: the initial penalty of every weight.
+    """
 
     data: DataSettings
     strength: PositiveNumber
