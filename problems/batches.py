@@ -65,6 +65,7 @@ class Batches:
         if isinstance(self.data, Iterator) and hasattr(self, "_iterator"):
             return
         self._iterator: Iterator[Any] | None = None
+        self._stream: RandomState | None = None  # of what the data draws in this epoch
         self._peeked: list[Any] = []
 
     def peek(self) -> Any:
@@ -118,6 +119,10 @@ class Batches:
 
     def _start_epoch(self) -> None:
         assert self.data is not None
+        if type(self.data) in (list, tuple):  # iterating over these draws nothing
+            self._stream = None
+            self._iterator = islice(iter(self.data), self.position, None)
+            return
         self._stream = RandomState.seeded(zlib.crc32(f"{self.seed}/{self.level}/{self.epoch}".encode()))
         with self._stream.active():
             if hasattr(self.data, "iterate_from"):
@@ -128,6 +133,8 @@ class Batches:
 
     def _advance(self) -> Any:
         assert self._iterator is not None
+        if self._stream is None:
+            return next(self._iterator, _END)
         with self._stream.active():
             batch = next(self._iterator, _END)
             self._stream = RandomState.capture()
@@ -194,16 +201,26 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch)
 
 
-def fresh(batch: Any, tensors: bool = False) -> Any:
+def fresh(batch: Any, tensors: bool = False, listed: list[Tensor] | None = None) -> Any:
     """A batch that a loss may pop from and write to: containers and arrays are copied, with ``tensors`` tensors too.
+
+    ``listed`` receives every tensor of the result, once.
 
     >>> batch = {"x": torch.ones(2)}
     >>> _ = fresh(batch).pop("x")
     >>> list(batch)
     ['x']
     """
-    clone = Tensor.clone if tensors else lambda tensor: tensor
-    return map_tensors(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else clone(leaf), batch, arrays=True)
+
+    def taken(leaf: Tensor | np.ndarray) -> Any:
+        if isinstance(leaf, np.ndarray):
+            return leaf.copy()
+        result = leaf.clone() if tensors else leaf
+        if listed is not None:
+            listed.append(result)
+        return result
+
+    return map_tensors(taken, batch, arrays=True)
 
 
 def tensors_of(batch: Any) -> list[Tensor]:
@@ -228,6 +245,8 @@ def map_tensors(function: Callable[[Any], Any], batch: Any, arrays: bool = False
     >>> map_tensors(torch.neg, {"x": [torch.tensor(1), "a name"]})
     {'x': [tensor(-1), 'a name']}
     """
+    if isinstance(batch, Tensor):
+        return function(batch)
     results: dict[int, Any] = {}
 
     def once(leaf: Any) -> Any:
@@ -264,6 +283,12 @@ def _map_leaves(function: Callable[[Any], Any], batch: Any) -> Any:
                 )
         return result
 
+    if type(batch) in (list, tuple):
+        return type(batch)([_map_leaves(function, item) for item in batch])
+    if type(batch) is dict:
+        return {key: _map_leaves(function, item) for key, item in batch.items()}
+    if batch is None or isinstance(batch, Tensor):
+        return function(batch)
     return tree_map(copied, batch, is_leaf=lambda value: isinstance(value, PackedSequence))
 
 

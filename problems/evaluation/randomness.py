@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+
+from multilevel.problems.evaluation.numpy_state import numpy_state, set_numpy_state
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,15 @@ class RandomState:
     @classmethod
     def capture(cls) -> RandomState:
         cuda = tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else ()
-        return cls(torch.get_rng_state(), cuda, tuple(np.random.get_state()), random.getstate())
+        return cls(torch.default_generator.get_state(), cuda, numpy_state(), random.getstate())
 
     @classmethod
     def seeded(cls, seed: int) -> RandomState:
         """The state after seeding every generator with ``seed``, 0 <= seed < 2**32; the current one stays."""
-        with preserved():
-            torch.manual_seed(seed)
-            np.random.seed(seed)
-            random.seed(seed)
-            return cls.capture()
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        cuda = tuple(torch.Generator(f"cuda:{index}").manual_seed(seed).get_state() for index in devices)
+        numpy = tuple(np.random.RandomState(seed).get_state())
+        return cls(torch.Generator().manual_seed(seed).get_state(), cuda, numpy, random.Random(seed).getstate())
 
     def equals(self, other: RandomState) -> bool:
         """Whether every generator would go on alike."""
@@ -56,18 +55,15 @@ class RandomState:
         )
 
     def restore(self) -> None:
-        torch.set_rng_state(self.cpu)
+        torch.default_generator.set_state(self.cpu)
         if self.cuda and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(list(self.cuda))
-        np.random.set_state(self.numpy)
+        set_numpy_state(self.numpy)
         random.setstate(self.python)
 
-    @contextmanager
-    def active(self) -> Iterator[None]:
+    def active(self) -> Stream:
         """Within the block the generators start from this state; after it they are as they were before."""
-        with preserved():
-            self.restore()
-            yield
+        return Stream(self)
 
     def state_dict(self) -> dict[str, Any]:
         return {"cpu": self.cpu, "cuda": self.cuda, "numpy": self.numpy, "python": self.python}
@@ -77,14 +73,19 @@ class RandomState:
         return cls(**state)
 
 
-@contextmanager
-def preserved() -> Iterator[None]:
-    """Leave every generator as it was found."""
-    state = RandomState.capture()
-    try:
-        yield
-    finally:
-        state.restore()
+class Stream:
+    """A block in which the generators start from a state, and after which they are as they were before it."""
+
+    def __init__(self, state: RandomState) -> None:
+        self._state = state
+        self._around: list[RandomState] = []
+
+    def __enter__(self) -> None:
+        self._around.append(RandomState.capture())
+        self._state.restore()
+
+    def __exit__(self, *error: object) -> None:
+        self._around.pop().restore()
 
 
 class ReplayableDropout(TorchFunctionMode):
