@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
-from graphlib import TopologicalSorter
 from typing import Any
 
 from torch import Tensor
 
 from multilevel.problems import replicas
 from multilevel.problems.batches import Batches
+from multilevel.problems.blocks import Block, ordered, reachable
 from multilevel.problems.errors import CheckpointError, GraphError, NestedChainError, ReadsError
 from multilevel.problems.evaluation.evaluator import Evaluator, module_device
 from multilevel.problems.evaluation.lazy_modules import initialize
@@ -65,12 +64,11 @@ class Graph:
         self.batches = {
             name: Batches(name, problem.data, module_device(problem.module)) for name, problem in self.problems.items()
         }
+        #: The levels' names, bottom first.
+        self.names = tuple(self.problems)
+        self._blocks: dict[str, tuple[Block, ...]] = {}
+        self._passes: dict[str, tuple[str, ...]] = {}
         initialize(self.problems, self.batches)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The levels' names, bottom first."""
-        return tuple(self.problems)
 
     @property
     def top(self) -> str:
@@ -111,7 +109,7 @@ class Graph:
                     raise ReadsError(f"level {name!r} is pinned to read {unknown[0]!r}, and there is no such level")
                 _check_pinned(problem, reads[name])
                 reads[name] = self._in_order(problem.reads)
-        self.__dict__["reads"] = reads  # the hypergradients' ways are made of them
+        self._set_reads(reads)
         return [
             name
             for name, problem in self.problems.items()
@@ -136,9 +134,15 @@ class Graph:
         if not more:
             return False
         _check_pinned(self.problems[name], self._in_order({*known, *more}))
-        self.reads[name] = self._in_order({*known, *more})
+        self._set_reads({**self.reads, name: self._in_order({*known, *more})})
         self._check_passes()
         return True
+
+    def _set_reads(self, reads: dict[str, tuple[str, ...]]) -> None:
+        """Hold what the losses read, and work out anew what each hypergradient goes through."""
+        self.__dict__["reads"] = reads
+        self._blocks.clear()
+        self._passes.clear()
 
     def _in_order(self, levels: Collection[str]) -> tuple[str, ...]:
         return tuple(level for level in self.names if level in levels)
@@ -149,14 +153,18 @@ class Graph:
         These are the levels below it that it depends on and that depend on it. Each comes after every one
         of them that reads it, and after those below it that it reads and that read it.
         """
-        return tuple(level for block in self.blocks(name) for level in block.levels)
+        if name not in self._passes:
+            self._passes[name] = tuple(level for block in self.blocks(name) for level in block.levels)
+        return self._passes[name]
 
     def blocks(self, name: str) -> tuple[Block, ...]:
         """The levels of ``passes``, each with those whose response is part of its own gradient."""
-        below = set(self.names[: self.names.index(name)])
-        readers = {level: [other for other in self.names if level in self.reads[other]] for level in self.names}
-        active = _reachable(name, self.reads, below) & _reachable(name, readers, below)
-        return _ordered([level for level in self.names if level in active], self.reads)
+        if name not in self._blocks:
+            below = set(self.names[: self.names.index(name)])
+            readers = {level: [other for other in self.names if level in self.reads[other]] for level in self.names}
+            active = reachable(name, self.reads, below) & reachable(name, readers, below)
+            self._blocks[name] = ordered([level for level in self.names if level in active], self.reads)
+        return self._blocks[name]
 
     def treats_exactly(self, block: Block) -> bool:
         """Whether the block's solvers can solve with its total gradient; without inner levels, any can."""
@@ -246,56 +254,6 @@ class Graph:
                         "the Hessian (dense, conjugate_gradient, minres, neumann, nystrom, identity) at each of them; "
                         "approximate=true leaves the response of the inner levels out of the outer one's Hessian"
                     )
-
-
-@dataclass(frozen=True)
-class Block:
-    """A level, and those below it that read it and that it reads: their response is part of its own gradient.
-
-    Attributes:
-        name: the level.
-        inner: the blocks within, in the order in which they are solved; empty where its gradient is the plain one.
-    """
-
-    name: str
-    inner: tuple[Block, ...] = ()
-
-    @property
-    def levels(self) -> tuple[str, ...]:
-        """All its levels, in the order in which they are solved; its own last."""
-        return (*(level for block in self.inner for level in block.levels), self.name)
-
-
-def _ordered(levels: Sequence[str], reads: Mapping[str, Sequence[str]]) -> tuple[Block, ...]:
-    """Blocks of ``levels`` (bottom first), each after every one that reads a level of it.
-
-    Levels that read each other in a cycle are one block: that of the highest of them.
-    """
-    edges = {level: [other for other in reads[level] if other in levels] for level in levels}
-    reached = {level: _reachable(level, edges, set(levels)) for level in levels}
-    cycles = [
-        [other for other in levels if other == one or (other in reached[one] and one in reached[other])]
-        for one in levels
-    ]
-    members = {cycle[-1]: cycle for cycle in cycles}  # each cycle once, by its highest level
-    readers = {
-        top: {other for other in members if other not in cycle and top in reached[other]}
-        for top, cycle in members.items()
-    }
-    order = TopologicalSorter(readers).static_order()
-    return tuple(Block(top, _ordered(members[top][:-1], reads)) for top in order)
-
-
-def _reachable(start: str, edges: Mapping[str, Sequence[str]], within: set[str]) -> set[str]:
-    """Levels of ``within`` that ``start`` reaches by edges between levels of ``within``."""
-    found: set[str] = set()
-    waiting = [start]
-    while waiting:
-        for level in edges[waiting.pop()]:
-            if level in within and level not in found:
-                found.add(level)
-                waiting.append(level)
-    return found
 
 
 def _reached(evaluator: Evaluator, name: str, loss: Tensor, values: Mapping[str, Tensors]) -> set[str]:

@@ -6,12 +6,12 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.func import grad
 
+from multilevel.problems.blocks import Block
 from multilevel.problems.evaluation.evaluator import Evaluator, Record
 from multilevel.problems.evaluation.normalization import ElementaryNormalization
 from multilevel.solvers import ImplicitSolver, LowerLevel, ProductError, Solver, SolveReport
@@ -21,9 +21,6 @@ from multilevel.solvers.linear_system import report_of
 from multilevel.solvers.products import PRODUCTS, Products
 from multilevel.solvers.products.base import lacking_operator
 from multilevel.solvers.vectors import Tensors, flatten, scaled, unflatten, zeros_like
-
-if TYPE_CHECKING:
-    from multilevel.problems.graph import Block
 
 Values = dict[str, Tensor]
 
