@@ -38,7 +38,7 @@ def main(overrides: list[str]) -> None:
 def direct_gradient(engine: Engine) -> dict[str, dict[str, torch.Tensor]]:
     """Derivative of the top level's loss in every level that it reads."""
     inputs = leaves(engine.evaluator, differentiated(engine.graph, "mask"))
-    (part,) = engine._record_of("mask")
+    (part,) = engine.updates.record_of("mask")
     found = gradients(engine.evaluator.replay("mask", part, inputs), inputs)
     return {
         level: {key: torch.zeros_like(inputs[level][key]) if value is None else value for key, value in some.items()}
@@ -47,7 +47,7 @@ def direct_gradient(engine: Engine) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def compare(engine: Engine, level: str, read: list[str], cotangent: dict[str, torch.Tensor]) -> None:
-    lower = lower_level(engine.evaluator, engine._record_of(level), level, read)
+    lower = lower_level(engine.evaluator, engine.updates.record_of(level), level, read)
     exact = mixed(lower, cotangent, None)
     radius = default_radius(lower.parameters, lower.arithmetic)
     norm = flatten(lower.parameters).norm().item()

@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from multilevel.levels.models.masked_autoencoder import MaskedAutoencoder, MaskingNetwork
 from multilevel.problems import Engine
-from multilevel.problems import engine as engine_module
+from multilevel.problems import update as update_module
 from multilevel.problems.batches import Batches
 from multilevel.problems.evaluation.evaluator import Evaluator
 from multilevel.problems.evaluation.randomness import RandomState
@@ -109,9 +109,9 @@ WATCHED: tuple[tuple[Any, str, Callable[..., Label]], ...] = (
     (PlainSteps, "finetune", lambda *_: ("finetune", None)),
     (PlainSteps, "mask", lambda *_: ("mask", None)),
     (Engine, "_update", lambda engine, problem: (problem.name, None)),
-    (engine_module, "set_gradient", kind("optimizer")),
-    (engine_module, "take_step", kind("optimizer")),
-    (Engine, "_cosine", kind("cosine")),
+    (update_module, "set_gradient", kind("optimizer")),
+    (update_module, "take_step", kind("optimizer")),
+    (update_module, "cosine", kind("cosine")),
     (ImplicitSolver, "respond", lambda solver, lower, cotangent: (f"product at {lower.name}", None)),
     (Evaluator, "record", kind("draws")),
     (Batches, "next", kind("batch")),

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 from multilevel.solvers import SolveReport
-
-if TYPE_CHECKING:
-    from multilevel.problems.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -36,22 +33,25 @@ class Update:
 
 
 class Callback:
-    """Override what you need; every method does nothing by default."""
+    """Override what you need; every method does nothing by default.
 
-    def on_start(self, engine: Engine, steps: int) -> None:
+    ``engine`` is the ``Engine`` that trains.
+    """
+
+    def on_start(self, engine: Any, steps: int) -> None:
         """Before the first of ``steps`` steps."""
 
-    def on_update(self, engine: Engine, update: Update) -> None:
+    def on_update(self, engine: Any, update: Update) -> None:
         """After each update of any level."""
 
-    def on_skip(self, engine: Engine, level: str, reason: str) -> None:
+    def on_skip(self, engine: Any, level: str, reason: str) -> None:
         """After an update of a level that could not be made: its loss or its hypergradient was not finite."""
 
-    def on_notice(self, engine: Engine, notice: str) -> None:
+    def on_notice(self, engine: Any, notice: str) -> None:
         """After the updates of a step, for each line that those who train should see; each is told once."""
 
-    def on_step(self, engine: Engine) -> None:
+    def on_step(self, engine: Any) -> None:
         """After each update of the top level."""
 
-    def on_end(self, engine: Engine) -> None:
+    def on_end(self, engine: Any) -> None:
         """After the last step."""

@@ -23,7 +23,7 @@ class Discovery:
         self._used: dict[str, set[str]] = {name: set() for name in graph.names}
         self._seen: set[str] = set()
 
-    def evaluate(self, name: str, part: Part, inputs: Gradients) -> tuple[Evaluation, Gradients]:
+    def evaluate(self, name: str, part: Part, inputs: Gradients, observed: bool) -> tuple[Evaluation, Gradients]:
         """The loss of an update of a level, and what it is to be differentiated in: more than ``inputs`` where it reads
         another level for the first time.
 
@@ -34,20 +34,22 @@ class Discovery:
             ReadsError: the level's ``reads`` is pinned, to fewer.
             GraphError: the loss uses a level's parameters beside ``levels``.
         """
-        used = self._used[name]
+        used, graph = self._used[name], self._graph
+        if name in self._seen and {name, *graph.reads[name]}.issuperset(graph.names):
+            return self._evaluator.evaluate(name, part, inputs, (), True, observed), inputs
         while True:
-            unread = [level for level in self._graph.names if level not in (name, *self._graph.reads[name])]
+            unread = [level for level in graph.names if level not in (name, *graph.reads[name])]
             suspected = leaves(self._evaluator, used.intersection(unread))
             watched = [level for level in unread if level not in used]
-            evaluation = self._evaluator.evaluate(name, part, {**suspected, **inputs}, watched, moving=True)
+            evaluation = self._evaluator.evaluate(name, part, {**suspected, **inputs}, watched, True, observed)
             touched = set().union(*replicas.gather(evaluation.touched)) if watched else set()
             if not touched:
                 if not suspected and name in self._seen and not evaluation.uses_replaced:
                     return evaluation, inputs
                 self._seen.add(name)
-                if not self._graph.extend_reads(self._evaluator, name, evaluation.loss, {**suspected, **inputs}):
+                if not graph.extend_reads(self._evaluator, name, evaluation.loss, {**suspected, **inputs}):
                     return evaluation, inputs
-                inputs = leaves(self._evaluator, differentiated(self._graph, name))
+                inputs = leaves(self._evaluator, differentiated(graph, name))
             used |= touched
             del evaluation
             part.state.restore()

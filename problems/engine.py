@@ -7,22 +7,18 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from multilevel.problems import replicas
-from multilevel.problems.batches import first_rows
-from multilevel.problems.callbacks import Callback, Update
-from multilevel.problems.discovery import Discovery
+from multilevel.problems.callbacks import Callback
 from multilevel.problems.errors import DivergedError, GraphError, NotFiniteError
 from multilevel.problems.evaluation.compilation import Backend, Compilation
-from multilevel.problems.evaluation.evaluator import Evaluator, Part, Record, check_finite
+from multilevel.problems.evaluation.evaluator import Evaluator
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.problems.graph import Graph
+from multilevel.problems.history import LevelHistory
 from multilevel.problems.hypergradient import (
-    Gradients,
     Hypergradient,
-    Memory,
     Total,
     added,
     averaged,
@@ -30,17 +26,13 @@ from multilevel.problems.hypergradient import (
     filled,
     gradients,
     leaves,
-    mean_values,
-    respond,
 )
 from multilevel.problems.problem import Problem
-from multilevel.problems.recording import RecordedUpdate, Values, buffers_of, followed, recorded_count, recorded_step
-from multilevel.problems.self_check import SelfCheck
+from multilevel.problems.recording import followed
 from multilevel.problems.tracking import untracked
-from multilevel.problems.updates import set_gradient, take_step
-from multilevel.solvers import CotangentError, ProductChoice, Solver
+from multilevel.problems.update import Updates
+from multilevel.solvers import CotangentError, Solver
 from multilevel.solvers.differentiation import differentiating
-from multilevel.solvers.vectors import Tensors, flatten
 
 
 class Engine:
@@ -60,7 +52,7 @@ class Engine:
 
     Attributes:
         step: updates of the top level so far.
-        skipped: of each level, the updates in a row that were skipped last.
+        updates: takes the levels' updates.
 
     Raises:
         SettingError: an unknown precision.
@@ -84,25 +76,35 @@ class Engine:
         self.callbacks = list(callbacks)
         self.step = 0
         self.max_skipped = max_skipped
-        self.check = check
-        self._checked = SelfCheck()
-        self.skipped = dict.fromkeys(graph.names, 0)
+        self.updates = Updates(
+            graph, self.evaluator, RandomState.seeded(replicas.own_seed(str(seed), seed)), check, self._tell
+        )
         self._stopping = False
         self._updated_now: set[str] = set()  # levels with an update in the step that is under way
-        self._random = RandomState.seeded(replicas.own_seed(str(seed), seed))
-        self._records: dict[str, Record] = {}
-        self._steps: dict[str, deque[RecordedUpdate]] = {}
-        #: Updates of every level to record, where a solver does not ask for more.
-        self.recorded_steps = 0
-        self._starts: dict[str, dict[str, Tensors]] = {}
-        self._last: dict[str, Tensors] = {}
-        self._products = {name: ProductChoice() for name in graph.names}
-        self._discovery = Discovery(graph, self.evaluator)
         for batches in graph.batches.values():
             batches.restart(seed)
         modules = [problem.module for problem in graph.problems.values()]
         replicas.broadcast(tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
         _ = graph.reads  # a graph that does not fit together is refused here, before any work
+
+    @property
+    def histories(self) -> dict[str, LevelHistory]:
+        """Of each level, what is kept of its updates."""
+        return self.updates.histories
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Of each level, the updates in a row that were skipped last."""
+        return {name: history.skipped for name, history in self.histories.items()}
+
+    @property
+    def recorded_steps(self) -> int:
+        """Updates of every level to record, where a solver does not ask for more."""
+        return self.updates.recorded_steps
+
+    @recorded_steps.setter
+    def recorded_steps(self, count: int) -> None:
+        self.updates.recorded_steps = count
 
     @differentiating()
     def run(self, steps: int) -> None:
@@ -123,7 +125,8 @@ class Engine:
         for _ in range(steps):
             if any(replicas.gather(self._stopping)):
                 break
-            self._steps.clear()
+            for history in self.histories.values():
+                history.updates.clear()
             self._updated_now.clear()
             self._descend(len(self.graph.names) - 1)
             self._pass_on_notices()
@@ -174,7 +177,7 @@ class Engine:
         if name not in self.graph.problems:
             raise GraphError(f"there is no level {name!r}; the levels are {', '.join(self.graph.names)}")
         evaluator = Evaluator(self.graph.problems, precision) if precision else self.evaluator
-        record = self._record_of(name)
+        record = self.updates.record_of(name)
         inputs = leaves(evaluator, differentiated(self.graph, name))
         total: Total | None = None
         for part in record:
@@ -182,7 +185,7 @@ class Engine:
                 total = added(total, gradients(evaluator.loss(name, part, inputs)[0], inputs))
         assert total is not None
         direct = filled(averaged(total, len(record), inputs), inputs)
-        found = self._respond(name, direct, evaluator, solvers, whole)
+        found = self.updates.respond(name, direct, evaluator, solvers, whole)
         if not all(value.isfinite().all() for value in found.values.values()):
             raise NotFiniteError(f"the hypergradient of level {name!r} is not finite")
         return found
@@ -193,19 +196,23 @@ class Engine:
         The records of the last updates are left out: the next step renews them before it uses them. With several
         ranks, all of them must ask for it together, and get the same.
         """
-        random, *others = replicas.gather(self._random.state_dict())
+        random, *others = replicas.gather(self.updates.random.state_dict())
         return {
             "step": self.step,
-            "skipped": dict(self.skipped),
-            "starts": self._starts,
-            "last": self._last,
+            "skipped": self.skipped,
+            "starts": {name: history.solutions for name, history in self.histories.items() if history.solutions},
+            "last": {
+                name: history.hypergradient
+                for name, history in self.histories.items()
+                if history.hypergradient is not None
+            },
             "random": random,
             "others": others,
             "levels": self.graph.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a state that ``state_dict`` gave, on any number of ranks; one that it knows nothing of draws anew.
+        """Go to a state that ``state_dict`` gave, on any number of ranks; ranks without a saved state are reseeded.
 
         Raises:
             CheckpointError: it is of other levels, or of modules with other parameters; nothing is changed then.
@@ -214,27 +221,36 @@ class Engine:
         self.step = state["step"]
         known = [state["random"], *state.get("others", ())]
         if replicas.rank() < len(known):
-            self._random = RandomState.from_state_dict(known[replicas.rank()])
+            self.updates.random = RandomState.from_state_dict(known[replicas.rank()])
         else:
-            self._random = RandomState.seeded(replicas.own_seed(f"{self.seed}/{self.step}", self.seed))
-        # Not in older checkpoints.
-        self._starts, self._last = state.get("starts", {}), state.get("last", {})
-        self.skipped = {name: state.get("skipped", {}).get(name, 0) for name in self.graph.names}
-        self._records, self._steps = {}, {}
+            self.updates.random = RandomState.seeded(replicas.own_seed(f"{self.seed}/{self.step}", self.seed))
+        for name, history in self.histories.items():
+            history.record = None
+            history.updates.clear()
+            # Not in older checkpoints.
+            history.solutions = state.get("starts", {}).get(name, {})
+            history.hypergradient = state.get("last", {}).get(name)
+            history.skipped = state.get("skipped", {}).get(name, 0)
 
     def records(self) -> dict[str, Any]:
         """What the last updates used, for ``load_records``: solves at this very point need it, training does not."""
-        held = {level: self._record_of(level) for level in self.graph.names}
-        return {"records": held, "steps": {level: list(steps) for level, steps in self._steps.items()}}
-
-    def recorded_bytes(self, count: int) -> int:
-        """Memory of the parameters and optimizer state of each level's last ``count`` recorded updates."""
-        return sum(one.bytes for steps in self._steps.values() for one in list(steps)[-count:]) if count else 0
+        return {
+            "records": {name: self.updates.record_of(name) for name in self.graph.names},
+            "steps": {name: list(history.updates) for name, history in self.histories.items() if history.updates},
+        }
 
     def load_records(self, records: Mapping[str, Any]) -> None:
         """Take over what ``records`` of an engine at the same point gave."""
-        self._records = dict(records["records"])
-        self._steps = {level: deque(steps, maxlen=len(steps)) for level, steps in records["steps"].items()}
+        for name, history in self.histories.items():
+            steps = records["steps"].get(name, ())
+            history.record = records["records"].get(name)
+            history.updates = deque(steps, maxlen=len(steps))
+
+    def recorded_bytes(self, count: int) -> int:
+        """Memory of the parameters and optimizer state of each level's last ``count`` recorded updates."""
+        if not count:
+            return 0
+        return sum(update.bytes for history in self.histories.values() for update in list(history.updates)[-count:])
 
     def _descend(self, index: int) -> None:
         """Update the level of this index once, after the updates of the levels below it that this one asks for."""
@@ -242,7 +258,7 @@ class Engine:
             below = self.graph.problems[self.graph.names[index - 1]]
             if below.starts_anew:
                 below.begin()
-                self._steps.pop(below.name, None)  # an unrolled solver does not go back beyond its start
+                self.histories[below.name].updates.clear()  # an unrolled solver does not go back beyond its start
             for _ in range(below.steps):
                 self._descend(index - 1)
         self._update(self.graph.problems[self.graph.names[index]])
@@ -261,134 +277,34 @@ class Engine:
     def _update(self, problem: Problem) -> None:
         """One update of a level, or none where its loss or hypergradient is not finite, or would go through a level
         that has had no update in this step."""
-        name, before = problem.name, self._records.get(problem.name)
+        name, history = problem.name, self.histories[problem.name]
         missing = [level for level in self.graph.passes(name) if level not in self._updated_now]
         if missing:
             self._skip(problem, f"level {missing[0]!r} below it has had no update in this step")
             return
+        before = history.record
         try:
-            update = self._updated(problem)
+            update = self.updates.take(problem, self.step, bool(self.callbacks))
         except (NotFiniteError, CotangentError) as error:
-            if before is None:
-                self._records.pop(name, None)
-            else:
-                self._records[name] = before
+            history.record = before
             self._skip(problem, str(error))
             return
-        self.skipped[name] = 0
+        history.skipped = 0
         self._updated_now.add(name)
-        with followed(self.graph, problem, self._steps.get(name)) as block:
+        if not self.callbacks:
+            return
+        with followed(self.graph, problem, history.updates) as block:
             for callback in self.callbacks:
                 with block():
                     callback.on_update(self, update)
 
     def _skip(self, problem: Problem, reason: str) -> None:
         """Leave a level as it is. Too many of these in a row end the run."""
-        self.skipped[problem.name] += 1
+        count = self.histories[problem.name].skipped = self.histories[problem.name].skipped + 1
         for callback in self.callbacks:
             callback.on_skip(self, problem.name, reason)
-        count = self.skipped[problem.name]
         if count > self.max_skipped:
             solvers = {level: self.graph.problems[level].solver for level in self.graph.passes(problem.name)}
             through = "".join(f", solver of {level!r}: {solver}" for level, solver in solvers.items())
             updates = f"{count} update{'s' * (count > 1)} in a row of level {problem.name!r}"
             raise DivergedError(f"{updates} had to be skipped, the last one because {reason}{through}")
-
-    def _updated(self, problem: Problem) -> Update:
-        """Take the update; raise NotFiniteError where it cannot be, everything but batches and buffers unchanged."""
-        name = problem.name
-        inputs = leaves(self.evaluator, differentiated(self.graph, name))
-        batches = [self.graph.batches[name].next() for _ in range(problem.accumulate)]
-        parts: list[Part] = []
-        buffers: list[Values] = []
-        values: list[tuple[float, dict[str, float]]] = []
-        total: Total | None = None
-        with self._random.active():
-            for batch in batches:
-                part = self.evaluator.record(name, batch)
-                if recorded_count(problem, self.recorded_steps):
-                    buffers.append(buffers_of(self.graph, problem, buffers))
-                evaluation, inputs = self._discovery.evaluate(name, part, inputs)
-                if replicas.count() > 1:
-                    check_finite(name, replicas.mean([evaluation.loss.detach()])[0].item())
-                evaluation.move_buffers(name)
-                total = added(total, gradients(evaluation.loss, inputs))
-                parts.append(part)
-                metrics = {key: float(value) for key, value in evaluation.metrics.items()}
-                values.append((float(evaluation.loss.detach()), metrics))
-                del evaluation
-            self._random = RandomState.capture()
-        assert total is not None
-        mean, metrics = mean_values(values)
-        self._records[name] = tuple(parts)
-        total = averaged(total, len(parts), inputs)
-        unused = {key for key, value in total[name].items() if value is None}
-        found = self._respond(name, filled(total, inputs), self.evaluator)
-        used = {key: value for key, value in found.values.items() if key not in unused or value.any()}
-        norm = set_gradient(problem, used)
-        if found.solutions:
-            self._starts[name] = dict(found.solutions)
-        self._keep_step(problem, buffers, mean)
-        cosine = self._cosine(name, found) if found.reports else None
-        return Update(name, self.step, mean, metrics, norm, found.reports, cosine)
-
-    def _respond(
-        self,
-        name: str,
-        direct: Gradients,
-        evaluator: Evaluator,
-        solvers: Mapping[str, Solver] | None = None,
-        whole: bool = False,
-    ) -> Hypergradient:
-        passes = self.graph.passes(name)
-        record_of = self._record_of if whole else self._solved_record
-        records = {level: record_of(level) for level in passes}
-        # A solver other than the level's own starts from nothing.
-        memory = Memory(self._steps, {} if solvers else self._starts.get(name, {}), self._products)
-        taken = solvers or self._solvers(passes)
-        unchecked = self.check and solvers is None and evaluator is self.evaluator and name not in self._checked.names
-
-        def check(level: str, cotangent: Tensors) -> None:
-            if line := self._checked.compare(self.graph, evaluator, name, level, records[level], cotangent, memory):
-                self._tell(line)
-
-        observe = check if unchecked else None
-        try:
-            return respond(self.graph, evaluator, records, name, direct, memory, taken, observe)
-        except torch.linalg.LinAlgError as error:
-            raise NotFiniteError(f"a solve for level {name!r} met numbers that are not finite: {error}") from error
-
-    def _solvers(self, levels: tuple[str, ...]) -> dict[str, Solver]:
-        """Each level's own; the graph has checked that it has one."""
-        return {level: solver for level in levels if (solver := self.graph.problems[level].solver) is not None}
-
-    def _keep_step(self, problem: Problem, buffers: list[Values], loss: float) -> None:
-        """Take the optimizer's step; where the level's solver goes through updates, record it."""
-        count = recorded_count(problem, self.recorded_steps)
-        if not count:
-            take_step(problem, loss)
-            return
-        steps = self._steps.setdefault(problem.name, deque(maxlen=count))
-        steps.append(recorded_step(self.graph, problem, self._records[problem.name], buffers, steps, loss))
-
-    def _cosine(self, name: str, found: Hypergradient) -> float | None:
-        """Between a level's hypergradient and its last one; None at the first."""
-        before, self._last[name] = self._last.get(name), found.values
-        if before is None:
-            return None
-        one, other = flatten(before), flatten(found.values)
-        return torch.nn.functional.cosine_similarity(one, other, dim=0).item()
-
-    def _solved_record(self, name: str) -> Record:
-        """The record that solves at a level use."""
-        record, share = self._record_of(name), self.graph.problems[name].solve_share
-        if share == 1:
-            return record
-        with record[0].state.active():  # whoever solves at this point draws the same
-            return tuple(self.evaluator.record(name, first_rows(part.batch, share, name)) for part in record)
-
-    def _record_of(self, name: str) -> Record:
-        if name in self._records:
-            return self._records[name]
-        with self._random.active():
-            return (self.evaluator.record(name, self.graph.batches[name].peek()),)

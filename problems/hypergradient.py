@@ -203,16 +203,17 @@ def lower_level(
     choice: ProductChoice | None = None,
 ) -> LowerLevel:
     """A level as its solver sees it, at the current point, with its recorded batch, draws and generator state."""
-    problem = evaluator.problems[level]
-    predictions = [_prediction(evaluator, level, evaluator.cast(part)) for part in record]
+    problem, parameters, predictions = evaluator.problems[level], evaluator.detached(level), None
+    if problem.declares_outputs:
+        predictions = [_prediction(evaluator, level, evaluator.cast(part)) for part in record]
     return LowerLevel(
         recorded_losses(evaluator, record, level),
-        evaluator.detached(level),
+        parameters,
         {other: evaluator.detached(other) for other in wanted},
-        evaluator.arithmetic(level),
-        predictions if problem.declares_outputs else None,
+        evaluator.arithmetic(parameters.values()),
+        predictions,
         UpdateRule.of(problem.optimizer, problem.variables(), problem.clip_norm),
-        recorded_steps(evaluator, level, updates),
+        recorded_steps(evaluator, level, updates) if updates else (),
         start,
         choice or ProductChoice(),
         level,

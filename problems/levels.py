@@ -26,6 +26,8 @@ class Levels:
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self._modules = dict(modules)
+        whole = {name: module for name, module in modules.items() if not isinstance(module, ParameterModule)}
+        vars(self).update(whole)  # plain attributes: a loss reads them all the time
 
     def __getattr__(self, name: str) -> Any:
         if name == "_modules":  # not there yet, while a copy is being made
@@ -33,7 +35,8 @@ class Levels:
         return self._of(name, AttributeError)
 
     def __getitem__(self, name: str) -> Any:
-        return self._of(name, KeyError)
+        module = self._modules.get(name)
+        return self._of(name, KeyError) if module is None or isinstance(module, ParameterModule) else module
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._modules)

@@ -196,7 +196,7 @@ class NestedSystem:
             return self.lagrangian({**self.values, **own}, reads)
 
         point = {key: self.values[key] for key in self.keys}
-        arithmetic = self.evaluator.arithmetic(self.block.name)
+        arithmetic = self.evaluator.arithmetic(self.lowers[self.block.name].parameters.values())
         return PRODUCTS[self.solver.product](LowerLevel([loss], point, self.reads, arithmetic), self.solver.radius)
 
     def _all(self) -> list[NestedSystem]:

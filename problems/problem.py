@@ -105,6 +105,8 @@ class Problem:
         self.accumulate = accumulate
         self.check_share(solve_share, solver)
         self.solve_share = solve_share
+        self._parts = list(self.module.modules())
+        self._found: tuple[list[Any], dict[str, nn.Parameter]] = ([], {})  # variables, and what they were found in
         check_whole(name, self.module)
         if optimizer is not None and len({bool(group.get("maximize")) for group in optimizer.param_groups}) > 1:
             raise GraphError(
@@ -168,6 +170,24 @@ class Problem:
         Raises:
             GraphError: the optimizer holds parameters that are no longer in the module.
         """
+        state = self._state()
+        if state != self._found[0] or not self._found[1]:
+            self._parts = list(self.module.modules())
+            self._found = self._state(), self._find_variables()
+        return dict(self._found[1])
+
+    def _state(self) -> list[Any]:
+        """What the variables depend on: submodules, parameters and their flags, and what the optimizer holds."""
+        state: list[Any] = []
+        for part in self._parts:
+            state += map(id, part._modules.values())
+            for parameter in part._parameters.values():
+                state += id(parameter), parameter is not None and parameter.requires_grad
+        for group in self.optimizer.param_groups if self.optimizer is not None else ():
+            state += map(id, group["params"])
+        return state
+
+    def _find_variables(self) -> dict[str, nn.Parameter]:
         named = dict(self.module.named_parameters())
         trained = self._optimized() if self.optimizer is not None else list(named.values())
         trained_ids = {id(parameter) for parameter in trained}

@@ -15,8 +15,8 @@ from torch.optim import optimizer as optimizers
 from multilevel.problems.evaluation.evaluator import Record
 from multilevel.problems.graph import Graph
 from multilevel.problems.problem import Problem
+from multilevel.problems.stepping import take_step
 from multilevel.problems.tracking import NotFollowedError, Tracker
-from multilevel.problems.updates import take_step
 from multilevel.solvers.stages import Key, Keyed, Stage, keyed, keyed_reads
 from multilevel.solvers.update_rules import STATE, UpdateRule, known
 from multilevel.solvers.vectors import Tensors

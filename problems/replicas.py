@@ -21,6 +21,7 @@ from multilevel.problems.errors import ReplicaError
 from multilevel.solvers import MultilevelError
 from multilevel.solvers.vectors import Tensors
 
+_AVAILABLE = dist.is_available()
 BUCKET = 2**23  # numbers that one message carries: enough for its latency not to matter, little beside a model
 
 
@@ -41,7 +42,7 @@ def forms(tensors: Iterable[Tensor]) -> list[Form]:
 
 def count() -> int:
     """How many ranks there are."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if _AVAILABLE and dist.GroupMember.WORLD is not None else 1
 
 
 def rank() -> int:

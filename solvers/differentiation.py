@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ContextDecorator, ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -18,32 +18,47 @@ from multilevel.solvers.errors import SolveError
 _HIGHER: ContextVar[bool] = ContextVar("higher derivatives", default=False)
 
 
-@contextmanager
-def differentiating() -> Iterator[None]:
+class differentiating(ContextDecorator):  # noqa: N801  # a block, like torch.no_grad
     """Within the block torch records gradients, also where ``torch.no_grad()`` holds around it.
 
     Raises:
         SolveError: in inference mode, which nothing within it can leave.
     """
-    if torch.is_inference_mode_enabled():
-        raise SolveError("nothing can be differentiated within torch.inference_mode(): leave inference mode first")
-    with torch.enable_grad():
-        yield
+
+    def __enter__(self) -> None:
+        if torch.is_inference_mode_enabled():
+            raise SolveError("nothing can be differentiated within torch.inference_mode(): leave inference mode first")
+        self._around = torch.is_grad_enabled()
+        if not self._around:
+            torch.set_grad_enabled(True)
+
+    def __exit__(self, *error: object) -> None:
+        if not self._around:
+            torch.set_grad_enabled(False)
+
+    def _recreate_cm(self) -> differentiating:
+        return differentiating()  # a decorated function may be within itself
 
 
-@contextmanager
-def higher_derivatives(fused: bool = False) -> Iterator[None]:
+class higher_derivatives:  # noqa: N801
     """Within the block whatever is evaluated can be differentiated twice, and in forward mode.
 
     Nothing may take a compiled function there, as those have first derivatives alone; attention takes its plain kernel,
     as fused ones have no second derivative either, unless ``fused``.
     """
-    token = _HIGHER.set(True)
-    try:
-        with nullcontext() if fused else sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        _HIGHER.reset(token)
+
+    def __init__(self, fused: bool = False) -> None:
+        self._attention = None if fused else sdpa_kernel(SDPBackend.MATH)
+
+    def __enter__(self) -> None:
+        self._token = _HIGHER.set(True)
+        if self._attention is not None:
+            self._attention.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        if self._attention is not None:
+            self._attention.__exit__(None, None, None)
+        _HIGHER.reset(self._token)
 
 
 def wants_higher_derivatives() -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from inspect import unwrap
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from multilevel.solvers.vectors import Tensors
+from multilevel.solvers.vectors import Tensors, numbers
 
 State = dict[str, dict[str, Tensor]]
 KINDS: dict[type[torch.optim.Optimizer], str] = {
@@ -31,14 +32,14 @@ class UpdateRule:
         settings: of each parameter's group: lr, betas, weight_decay, ...; a parameter without any stands still.
             With maximize=True the gradients taken are those of the negated loss.
         state: of each parameter, tensors of its shape; empty before its first update.
-        counts: updates that each parameter has had.
+        steps: updates that each parameter has had, as the optimizer holds them.
         clip_norm: largest norm of the whole gradient; None leaves it.
     """
 
     kind: str
     settings: Mapping[str, Mapping[str, Any]]
     state: State
-    counts: Mapping[str, int]
+    steps: Mapping[str, int | Tensor]
     clip_norm: float | None = None
 
     @classmethod
@@ -53,15 +54,22 @@ class UpdateRule:
         groups = {id(variable): group for group in optimizer.param_groups for variable in group["params"]}
         settings = {name: groups[id(variable)] for name, variable in variables.items()}
         state: State = {}
-        counts = {}
+        steps = {}
         for name, variable in variables.items():
             held = optimizer.state.get(variable, {})
             state[name] = {key: held[key] for key in STATE[kind] if isinstance(held.get(key), Tensor)}
-            counts[name] = int(held.get("step", 1 if state[name] else 0))
+            steps[name] = held.get("step", 1 if state[name] else 0)
         copied = {
             name: {key: value for key, value in group.items() if key != "params"} for name, group in settings.items()
         }
-        return cls(kind, copied, state, counts, clip_norm)
+        return cls(kind, copied, state, steps, clip_norm)
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Updates that each parameter has had."""
+        tensors = {name: step for name, step in self.steps.items() if isinstance(step, Tensor)}
+        read = dict(zip(tensors, numbers(list(tensors.values())), strict=True))
+        return {name: int(read.get(name, step)) for name, step in self.steps.items()}
 
     def recorded(self, moving: set[str]) -> UpdateRule:
         """The update of the parameters ``moving`` alone, with a state that the optimizer does not write to."""
@@ -72,7 +80,7 @@ class UpdateRule:
             for name, group in self.settings.items()
             if name in moving
         }
-        return replace(self, state=state, settings=settings)
+        return replace(self, state=state, settings=settings, steps=self.counts)
 
     def clipped(self, gradients: Tensors) -> dict[str, Tensor]:
         """Gradients scaled to ``clip_norm`` where they are longer, as ``clip_grad_norm_`` scales them."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,25 @@ def magnitude(tensors: Tensors) -> float:
     return math.ldexp(1.0, max(-limit, min(exponent, limit)))
 
 
+def numbers(tensors: Sequence[Tensor]) -> list[Any]:
+    """The values of tensors of one element, with one wait for the device for each dtype among them.
+
+    >>> numbers([torch.tensor(0.5), torch.tensor([2]), torch.tensor(1.5)])
+    [0.5, 2, 1.5]
+    """
+    if len(tensors) == 1:
+        return [tensors[0].item()]
+    alike: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        alike.setdefault((tensor.dtype, tensor.device), []).append(index)
+    values: list[Any] = [None] * len(tensors)
+    for indices in alike.values():
+        row = torch.stack([tensors[index].detach().reshape(()) for index in indices]).tolist()
+        for index, value in zip(indices, row, strict=True):
+            values[index] = value
+    return values
+
+
 def zeros_like(tensors: Tensors) -> dict[str, Tensor]:
     """A zero for every tensor, same names and shapes."""
     return {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
@@ -62,4 +82,12 @@ def zeros_like(tensors: Tensors) -> dict[str, Tensor]:
 
 def norm(tensors: Tensors) -> float:
     """Euclidean norm of all tensors together."""
-    return torch.stack([tensor.norm() for tensor in tensors.values()]).norm().item()
+    return total_norm(list(tensors.values())).item()
+
+
+def total_norm(tensors: list[Tensor]) -> Tensor:
+    """Euclidean norm of all tensors together, a scalar on the device of the first; 0 for none."""
+    if not tensors:
+        return torch.tensor(0.0)
+    norms = torch._foreach_norm(tensors)
+    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))

@@ -90,7 +90,7 @@ class Past:
                 ),
                 max(step.rule.counts.values()),
             )
-            for step in engine._steps.get(name, ())
+            for step in engine.histories[name].updates
         ]
 
 

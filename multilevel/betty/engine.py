@@ -64,9 +64,9 @@ class BettyEngine(Engine):
     def next_part(self, name: str) -> Part:
         """The next batch of a level with its draws, recorded as what its update uses."""
         batch = self.graph.batches[name].next()
-        with self._random.active():
+        with self.updates.random.active():
             part = self.evaluator.record(name, batch)
-        self._records[name] = (part,)
+        self.histories[name].record = (part,)
         return part
 
     def evaluate(self, level: BettyLevel, part: Part, fresh: bool) -> Tensor:
@@ -75,11 +75,11 @@ class BettyEngine(Engine):
         parameters = {other: problem.variables() for other, problem in self.graph.problems.items()}
         anew = not fresh and not level.solver.held
         try:
-            with (self._random if anew else part.state).active():
+            with (self.updates.random if anew else part.state).active():
                 used = self.evaluator.record(name, part.batch) if anew else part
                 loss, metrics = self.evaluator.loss(name, used, parameters, move_buffers=fresh or anew)
                 if fresh or anew:
-                    self._random = RandomState.capture()
+                    self.updates.random = RandomState.capture()
         except Exception as error:
             self._loss_error = error
             raise
@@ -116,7 +116,7 @@ class BettyEngine(Engine):
             return super().solve_hypergradient(name, solvers, precision, whole)
         own, passes = self.levels[name], self.graph.passes(name)
         for level in (name, *passes):
-            (self.levels[level].cur_batch,) = self._record_of(level)
+            (self.levels[level].cur_batch,) = self.updates.record_of(level)
         with self._unchanged(), self._explained(f"the hypergradient of level {name!r}"):
             own.zero_grad()
             loss = own.training_step_exec(own.cur_batch)
@@ -177,11 +177,11 @@ class BettyEngine(Engine):
         """After the block weights, buffers and generators are bit for bit what they were."""
         modules = [problem.module for problem in self.graph.problems.values()]
         tensors = [one for module in modules for one in (*module.parameters(), *module.buffers())]
-        before, random = [one.detach().clone() for one in tensors], self._random
+        before, random = [one.detach().clone() for one in tensors], self.updates.random
         try:
             yield
         finally:
-            self._random = random
+            self.updates.random = random
             with torch.no_grad():
                 for one, value in zip(tensors, before, strict=True):
                     one.copy_(value)

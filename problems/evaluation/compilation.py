@@ -187,16 +187,27 @@ class Compilation:
             self.notices.append(f"compile: {what} not compiled: {short}")
 
 
-@contextmanager
-def as_written() -> Iterator[None]:
+class as_written:  # noqa: N801  # a block, like torch.no_grad
     """Within the block nothing is compiled, neither by the engine nor by a user."""
-    token = _AS_WRITTEN.set(True)
-    imported = "torch._dynamo" in sys.modules  # whoever compiles has imported it; it takes seconds
-    try:
-        with torch.compiler.set_stance("force_eager") if imported else nullcontext():
-            yield
-    finally:
-        _AS_WRITTEN.reset(token)
+
+    def __enter__(self) -> None:
+        self._around = is_as_written()
+        if self._around:
+            return
+        self._token = _AS_WRITTEN.set(True)
+        # Whoever compiles has imported it; it takes seconds.
+        self._stance = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+        self._stance.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        if not self._around:
+            self._stance.__exit__(None, None, None)
+            _AS_WRITTEN.reset(self._token)
+
+
+def is_as_written() -> bool:
+    """Whether this is within ``as_written``."""
+    return _AS_WRITTEN.get()
 
 
 def compiled_by_user(modules: Mapping[str, nn.Module]) -> list[str]:

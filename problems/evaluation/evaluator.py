@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,19 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from multilevel.problems import replicas
-from multilevel.problems.batches import fresh, map_tensors, tensors_of, versions
+from multilevel.problems.batches import fresh, map_tensors, versions
 from multilevel.problems.errors import LossError, NotFiniteError
 from multilevel.problems.evaluation.autocast import AutocastAttention
-from multilevel.problems.evaluation.compilation import Compilation, GradientGraphError, as_written, compiled_by_user
+from multilevel.problems.evaluation.compilation import (
+    Compilation,
+    GradientGraphError,
+    as_written,
+    compiled_by_user,
+    is_as_written,
+)
 from multilevel.problems.evaluation.loss_mode import GradientsWantedError, LossMode
 from multilevel.problems.evaluation.metrics import describe, split
 from multilevel.problems.evaluation.randomness import RandomState
-from multilevel.problems.evaluation.recomputation import recomputed_within
+from multilevel.problems.evaluation.recomputation import RecomputedWithin
 from multilevel.problems.evaluation.substitution import Modules, Substitution, Variable
 from multilevel.problems.levels import Levels
 from multilevel.problems.problem import Problem
 from multilevel.solvers.ranges import require
-from multilevel.solvers.vectors import Tensors
+from multilevel.solvers.vectors import Tensors, numbers
 
 PRECISIONS = ("float32", "bf16")
 #: For reference computations; everything is cast when a loss is evaluated.
@@ -59,6 +65,7 @@ class Evaluation:
 
     Attributes:
         loss: a scalar.
+        value: of it; with several ranks this rank's own.
         metrics: what the loss returned beside it.
         touched: the levels that were watched and used while gradients were enabled.
         seen: those used at all.
@@ -68,7 +75,8 @@ class Evaluation:
     """
 
     loss: Tensor
-    metrics: dict[str, Any]
+    value: float
+    metrics: dict[str, float]
     touched: frozenset[str]
     seen: frozenset[str]
     uses_replaced: bool
@@ -77,7 +85,8 @@ class Evaluation:
 
     def move_buffers(self, level: str) -> None:
         """Let a level's buffers (running statistics) become what the evaluation has made of them."""
-        _move(self.substitution.moved(level, self.moving))
+        if moved := self.substitution.moved(level, self.moving):
+            _move(moved)
 
 
 class Evaluator:
@@ -105,6 +114,7 @@ class Evaluator:
         modules = {name: problem.module for name, problem in problems.items()}
         self.modules = Modules(modules)
         self.levels = Levels(modules)
+        self._cast = _doubled if precision == REFERENCE_PRECISION else None  # of parameters and buffers
         #: Lines on what is compiled, and what is not; whoever shows them takes them away.
         self.notices = compiled_by_user(modules) if compilation is None else compilation.notices
 
@@ -115,6 +125,7 @@ class Evaluator:
         parameters: Mapping[str, Tensors],
         watched: Collection[str] = (),
         moving: bool = False,
+        observed: bool = True,
     ) -> Evaluation:
         """The level's loss and metrics, with ``parameters`` in place of the levels' own; no buffer moves yet.
 
@@ -125,23 +136,32 @@ class Evaluator:
                 the others enter detached.
             watched: levels whose use is told.
             moving: let the user's own generators move on, as an update does.
+            observed: whether anyone wants the metrics, for which a GPU would have to be waited for.
 
         Raises:
             LossError: the loss is not a scalar tensor.
             NotFiniteError: it is not finite.
         """
-        loss = partial(self.problems[name].loss, self.levels)
-        value, mode, substitution = self._at(name, part, parameters, loss, watched, self.compilation)
+        compute = partial(self.problems[name].loss, self.levels)
+        value, mode, substitution = self._at(name, part, parameters, compute, watched, self.compilation)
         if not moving:
             mode.restore_generators()
-        checked, metrics = self._checked(name, value)
+        loss, metrics = self._split(name, value)
+        metrics = metrics if observed else {}
+        with torch._C.DisableTorchFunction():
+            tensors = {key: metric for key, metric in metrics.items() if isinstance(metric, Tensor)}
+            number, *read = numbers([loss, *tensors.values()])
+        metrics |= zip(tensors, read, strict=True)
+        if replicas.count() == 1:  # what one of several ranks alone saw all of them see in the means
+            check_finite(name, number)
+        floats = {key: float(metric) for key, metric in metrics.items()}
         touched, seen = frozenset(mode.touched), frozenset(mode.seen)
         moving_parameters = self.problems[name].moving
-        return Evaluation(checked, metrics, touched, seen, mode.uses_replaced, substitution, moving_parameters)
+        return Evaluation(loss, number, floats, touched, seen, mode.uses_replaced, substitution, moving_parameters)
 
     def loss(
         self, name: str, part: Part, parameters: Mapping[str, Tensors], move_buffers: bool = False
-    ) -> tuple[Tensor, dict[str, Any]]:
+    ) -> tuple[Tensor, dict[str, float]]:
         """The loss and metrics of ``evaluate``; with ``move_buffers`` this level's buffers move, as an update does."""
         evaluation = self.evaluate(name, part, parameters, moving=move_buffers)
         if move_buffers:
@@ -155,7 +175,7 @@ class Evaluator:
         and its derivatives in ``parameters`` are those of the ranks' mean.
         """
         value = self._replayed(name, part, parameters, partial(self.problems[name].loss, self.levels))
-        return self._checked(name, value)[0]
+        return self._checked(name, value)
 
     def outputs(self, name: str, part: Part, parameters: Mapping[str, Tensors]) -> tuple[list[Tensor], RandomState]:
         """What a level computes on a recorded part, and the generators' state that its criterion starts from."""
@@ -177,7 +197,7 @@ class Evaluator:
         """The loss of a level's outputs."""
         given = outputs[0] if len(outputs) == 1 else list(outputs)
         criterion = partial(self.problems[name].criterion, given, self.levels)
-        return self._checked(name, self._replayed(name, replace(part, state=state), parameters, criterion))[0]
+        return self._checked(name, self._replayed(name, replace(part, state=state), parameters, criterion))
 
     def cast(self, part: Part) -> Part:
         """A part as this evaluator's precision takes it."""
@@ -185,10 +205,18 @@ class Evaluator:
             return part
         return replace(part, batch=map_tensors(_doubled, part.batch), draws=map_tensors(_doubled, part.draws))
 
-    def record(self, name: str, batch: Any) -> Part:
-        """Draw what the loss of ``batch`` needs from the generators as they stand, and record it."""
+    def record(self, name: str, batch: Any, state: RandomState | None = None) -> Part:
+        """Draw what the loss of ``batch`` needs from the generators as they stand, and record it.
+
+        Args:
+            name: the level.
+            batch: of its data.
+            state: that of the generators, where it is known.
+        """
+        if getattr(self.problems[name].draw, "__func__", None) is Problem.draw:
+            return Part(batch, None, state or RandomState.capture())
         batch = fresh(batch)  # whatever draw writes into it is the loss's alone
-        with self.modules.substitution({}, self._own), torch.no_grad(), self._autocast(name):
+        with self.modules.substitution({}, self._cast), torch.no_grad(), self._autocast(name):
             draws = self.problems[name].draw(self.levels, batch)
         return Part(batch, draws, RandomState.capture())
 
@@ -196,16 +224,21 @@ class Evaluator:
         """Where a level lives: the device of its first parameter or buffer."""
         return module_device(self.problems[name].module)
 
-    def arithmetic(self, name: str) -> torch.dtype:
-        """The coarsest dtype that a level's loss is computed in."""
+    def arithmetic(self, parameters: Iterable[Tensor]) -> torch.dtype:
+        """The coarsest dtype that a loss of ``parameters`` is computed in."""
         if self.precision == "bf16":
             return torch.bfloat16
-        dtypes = {value.dtype for value in self.detached(name).values()}
-        return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+        dtypes = {parameter.dtype for parameter in parameters}
+        return (
+            dtypes.pop()
+            if len(dtypes) == 1
+            else max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+        )
 
     def detached(self, name: str) -> dict[str, Tensor]:
         """The level's variables at the current point, outside any graph."""
-        return {key: self._own(parameter.detach()) for key, parameter in self.problems[name].variables().items()}
+        variables = {key: variable.detach() for key, variable in self.problems[name].variables().items()}
+        return variables if self._cast is None else {key: self._cast(value) for key, value in variables.items()}
 
     def _replayed(
         self, name: str, part: Part, parameters: Mapping[str, Tensors], compute: Callable[[Any, Any], Any]
@@ -230,24 +263,26 @@ class Evaluator:
             cast = self.cast(part)
             first = problem.writes_to_batch is None
             moving = None if first else {level: other.moving for level, other in self.problems.items()}
-            substitution = self.modules.substitution(parameters, self._own, problem.takes_gradients, moving)
-            watching = {id(value): level for level in watched for value in substitution.substitutes(level)}
+            substitution = self.modules.substitution(parameters, self._cast, problem.takes_gradients, moving)
+            watching = {}
+            if watched:
+                watching = {id(value): level for level in watched for value in substitution.substitutes(level)}
             storages = substitution.storages() if first else {}
             mode = LossMode(substitution, part.generators, watching, storages, problem.takes_gradients)
-            batch, draws = fresh((cast.batch, cast.draws), tensors=problem.writes_to_batch is not False)
-            tensors = tensors_of((batch, draws))  # the loss may take them out of their containers
+            tensors: list[Tensor] = []  # the loss may take them out of their containers
+            batch, draws = fresh((cast.batch, cast.draws), problem.writes_to_batch is not False, tensors)
             before = versions(tensors)
 
         try:
-            with (
-                torch.enable_grad(),
-                substitution,
-                recomputed_within(substitution),
-                compilation.installed(name, self.modules.modules, mode) if compilation else as_written(),
-                mode,
-                self._autocast(name),
-            ):
-                value = compute(batch, draws)
+            with substitution, RecomputedWithin(substitution):
+                if is_as_written() and torch.is_grad_enabled() and self.precision != "bf16":
+                    with mode:
+                        value = compute(batch, draws)
+                else:
+                    modules = self.modules.modules
+                    compiled = compilation.installed(name, modules, mode) if compilation else as_written()
+                    with torch.enable_grad(), compiled, mode, self._autocast(name):
+                        value = compute(batch, draws)
         except (RuntimeError, GradientGraphError, GradientsWantedError) as error:
             if isinstance(error, RuntimeError) and (
                 problem.takes_gradients or "does not require grad" not in str(error)
@@ -257,10 +292,13 @@ class Evaluator:
             mode.restore_generators()
             part.state.restore()
             return self._at(name, part, parameters, compute, watched, compilation)
-        written = substitution.written()
-        if first:
-            written += [*substitution.differing(), *map(storages.__getitem__, mode.written)]
-        self._check_writes(problem, substitution.added, written, first, before != versions(tensors))
+        with torch._C.DisableTorchFunction():
+            batch_written, written = before != versions(tensors), substitution.written()
+            if first:
+                written += [*substitution.differing(), *map(storages.__getitem__, mode.written)]
+                written += [storages[address] for address in storages.keys() - substitution.storages().keys()]
+        if first or batch_written or written or substitution.added:
+            self._check_writes(problem, substitution.added, written, first, batch_written)
         return value, mode, substitution
 
     def _check_writes(
@@ -293,17 +331,20 @@ class Evaluator:
         elif batch and not problem.writes_to_batch:
             raise LossError(f"{told} changes its batch in place, which it did not do at first: clone what it changes")
 
-    def _checked(self, name: str, value: Any) -> tuple[Tensor, dict[str, Any]]:
-        with torch._C.DisableTorchFunction():  # what is read here is no part of the loss
+    def _checked(self, name: str, value: Any) -> Tensor:
+        loss, _ = self._split(name, value)
+        if replicas.count() == 1:
+            with torch._C.DisableTorchFunction():  # what is read here is no part of the loss
+                check_finite(name, loss.item())
+        return loss
+
+    def _split(self, name: str, value: Any) -> tuple[Tensor, dict[str, Any]]:
+        """The loss and metrics that a level's loss returned."""
+        with torch._C.DisableTorchFunction():
             loss, metrics = split(name, value)
             if not isinstance(loss, Tensor) or loss.ndim != 0:
                 raise LossError(f"the loss of level {name!r} must be a scalar tensor; got {describe(loss)}")
-            if replicas.count() == 1:  # what one of several ranks alone saw all of them see in the means
-                check_finite(name, loss.item())
         return loss, metrics
-
-    def _own(self, tensor: Tensor) -> Tensor:
-        return _doubled(tensor) if self.precision == REFERENCE_PRECISION else tensor
 
     @contextmanager
     def _autocast(self, name: str) -> Iterator[None]:

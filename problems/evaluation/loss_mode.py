@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, MutableMapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -32,6 +33,14 @@ _FLAG_SETTERS = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # type: i
 
 class GradientsWantedError(Exception):
     """A loss asks a tensor for its graph, which it would have if every parameter entered with ``requires_grad``."""
+
+
+@lru_cache(1024)
+def _is_special(function: Any) -> bool:
+    """Whether ``LossMode`` has anything to do with a function that is given no generator."""
+    names = ("dropout", "attention")
+    special = function in _ASKING or function in _FLAG_SETTERS or function is torch._weight_norm
+    return special or any(name in getattr(function, "__name__", "") for name in names)
 
 
 class LossMode(ReplayableDropout):
@@ -80,6 +89,11 @@ class LossMode(ReplayableDropout):
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         keywords = keywords or {}
+        named = arguments[0] if arguments and type(arguments[0]) is list else arguments
+        if not self._replaced.isdisjoint(map(id, named)) and torch.is_grad_enabled():
+            self.uses_replaced = True
+        if not (self._watched or self._storages or "generator" in keywords or _is_special(function)):
+            return function(*arguments, **keywords)
         if function == _FLAG and id(arguments[0]) in self.nominal:
             return self.nominal[id(arguments[0])]
         if function in _FLAG_SETTERS and id(arguments[0]) in self.nominal:
@@ -87,9 +101,6 @@ class LossMode(ReplayableDropout):
         if function in _ASKING and not self._differentiable and _lacks_graph(arguments[0]):
             raise GradientsWantedError
         self.watch((*arguments, *keywords.values()))
-        named = arguments[0] if arguments and type(arguments[0]) is list else arguments
-        if not self._replaced.isdisjoint(map(id, named)) and torch.is_grad_enabled():
-            self.uses_replaced = True
         if self._storages:
             self._note_writes(function, arguments, keywords)
         generator = keywords.get("generator")

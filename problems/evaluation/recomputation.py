@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,8 +17,7 @@ from multilevel.solvers.differentiation import computing_again, modes_again
 _GENERATOR, _REENTRANT = "_checkpoint_without_reentrant_generator", "CheckpointFunction"
 
 
-@contextmanager
-def recomputed_within(surroundings: AbstractContextManager[Any]) -> Iterator[None]:
+class RecomputedWithin:
     """Within the block, what torch.utils.checkpoint computes again it computes within ``surroundings``, and within the
     function modes of the first time. Nothing is compiled, neither at first nor again.
 
@@ -28,28 +27,31 @@ def recomputed_within(surroundings: AbstractContextManager[Any]) -> Iterator[Non
     Args:
         surroundings: can be entered again and again.
     """
-    generator, reentrant = getattr(torch_checkpoint, _GENERATOR), getattr(torch_checkpoint, _REENTRANT)
 
-    def within(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Iterator[None]:
+    def __init__(self, surroundings: AbstractContextManager[Any]) -> None:
+        self._surroundings = surroundings
+
+    def __enter__(self) -> None:
+        self._before = vars(torch_checkpoint)[_GENERATOR], vars(torch_checkpoint)[_REENTRANT]
+        setattr(torch_checkpoint, _GENERATOR, self._checkpoint)
+        setattr(torch_checkpoint, _REENTRANT, _NotReentrant)
+
+    def __exit__(self, *error: object) -> None:
+        for name, value in zip((_GENERATOR, _REENTRANT), self._before, strict=True):
+            setattr(torch_checkpoint, name, value)
+
+    def _checkpoint(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Iterator[None]:
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             yield
             return
-        modes = modes_again()
+        generator, modes = self._before[0], modes_again()
 
         def again(*inputs: Any, **named: Any) -> Any:
-            with surroundings, as_written(), computing_again(modes):
+            with self._surroundings, as_written(), computing_again(modes):
                 return function(*inputs, **named)
 
         with as_written():  # a compiled function keeps other tensors than what is computed again
             yield from generator(again, *arguments, **keywords)
-
-    setattr(torch_checkpoint, _GENERATOR, within)
-    setattr(torch_checkpoint, _REENTRANT, _NotReentrant)
-    try:
-        yield
-    finally:
-        setattr(torch_checkpoint, _GENERATOR, generator)
-        setattr(torch_checkpoint, _REENTRANT, reentrant)
 
 
 class _NotReentrant:

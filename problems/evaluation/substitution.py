@@ -23,7 +23,7 @@ class Variable:
     @property
     def current(self) -> Tensor | None:
         holder, key = self.places[0]
-        return holder.get(key)
+        return holder.get(key)  # forward passes may take a buffer out
 
     def put(self, value: Tensor | None) -> None:
         for holder, key in self.places:
@@ -75,7 +75,7 @@ class Modules:
     def substitution(
         self,
         values: Mapping[str, Tensors],
-        cast: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+        cast: Callable[[Tensor], Tensor] | None = None,
         differentiable: bool = False,
         moving: Mapping[str, Collection[str]] | None = None,
     ) -> Substitution:
@@ -83,7 +83,7 @@ class Modules:
 
         Args:
             values: for parameters and buffers; a parameter that is not among them enters detached, a buffer as a copy.
-            cast: applied to those.
+            cast: applied to those; None leaves them.
             differentiable: let every parameter that requires a gradient be one that a loss itself can differentiate in.
             moving: of each level, the parameters that its forward pass writes to, which enter as copies; None: all do.
         """
@@ -91,10 +91,13 @@ class Modules:
         nominal: dict[int, bool] = {}
         replaced: set[int] = set()
         for variable in self._variables:
-            current, value = variable.current, values.get(variable.level, {}).get(variable.name)
+            holder, key = variable.places[0]
+            current, tensors = holder.get(key), values.get(variable.level)
+            value = None if tensors is None else tensors.get(variable.name)
             if value is None and current is not None:
                 stands = variable.is_parameter and moving is not None and variable.name not in moving[variable.level]
-                value = cast(current.detach() if stands else current.detach().clone())
+                value = current.detach() if stands else current.detach().clone()
+                value = value if cast is None else cast(value)
             if variable.is_parameter and value is not None and current is not None:
                 if differentiable and current.requires_grad and not value.requires_grad:
                     value = value.view_as(value).requires_grad_()
@@ -141,22 +144,34 @@ class Substitution:
         self._before: list[list[Tensor | None]] = []
         #: What all held when the block ended: a forward pass may have assigned buffers anew.
         self._after: list[tuple[Variable, Tensor | None]] = []
-        #: The state of each parameter's storage when the block began.
-        self._marks: list[tuple[int, int] | None] = []
+        self._parameters = [
+            (index, value)
+            for index, (variable, value) in enumerate(held)
+            if variable.is_parameter and value is not None
+        ]
+        #: How often each parameter had been written to when the block began.
+        self._versions: list[int] = []
 
     def __enter__(self) -> Substitution:
-        self._before.append([variable.current for variable, _ in self._held])
-        self._marks = [_mark(value) if variable.is_parameter else None for variable, value in self._held]
+        self._versions = [0 if value.is_inference() else value._version for _, value in self._parameters]
+        before: list[Tensor | None] = []
         for variable, value in self._held:
-            variable.put(value)
+            holder, key = variable.places[0]
+            before.append(holder.get(key))
+            for holder, key in variable.places:
+                holder[key] = value
+        self._before.append(before)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._after = [(variable, variable.current) for variable, _ in self._held]
+        self._after = []
         for (variable, _), value in zip(self._held, self._before.pop(), strict=True):
-            variable.put(value)
+            holder, key = variable.places[0]
+            self._after.append((variable, holder.get(key)))
+            for holder, key in variable.places:
+                holder[key] = value
         for module, size in self._sizes:
-            if _size(module) > size:
+            if len(module._parameters) + len(module._buffers) > size:
                 self._take_out(module)
         for rnn in self._rnns:
             rnn._flat_weights = [getattr(rnn, name, None) for name in rnn._flat_weights_names]
@@ -188,11 +203,10 @@ class Substitution:
     def written(self) -> list[Variable]:
         """The parameters that the block has written to or assigned anew, but for what torch does not count: writes
         through ``data``."""
-        pairs = zip(self._held, self._after, self._marks, strict=True)
         return [
-            variable
-            for (variable, before), (_, after), mark in pairs
-            if variable.is_parameter and after is not None and (after is not before or _mark(after) != mark)
+            self._held[index][0]
+            for (index, value), version in zip(self._parameters, self._versions, strict=True)
+            if self._after[index][1] is not value or (not value.is_inference() and version != value._version)
         ]
 
     def differing(self) -> list[Variable]:
@@ -217,13 +231,6 @@ class Substitution:
 def _size(module: nn.Module) -> int:
     """How many parameters and buffers a module itself has registered."""
     return len(module._parameters) + len(module._buffers)
-
-
-def _mark(value: Tensor | None) -> tuple[int, int] | None:
-    """What changes when a tensor is written to, or given other ``data``; the values may stay the same."""
-    if value is None or value.is_inference() or torch._C._functorch.is_functorch_wrapped_tensor(value):
-        return None
-    return value._version, value.data_ptr()
 
 
 def _same(value: Tensor, current: Tensor) -> bool:

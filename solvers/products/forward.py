@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -79,12 +80,14 @@ class ForwardProducts(Products):
         with self.explained(fused=True):
             for loss in self.lower.losses:
                 # Not torch.func: its wrapped tensors keep attention from its fused kernel where only a gradient passes.
-                with forward_ad.dual_level(), ReverseFollows():
+                with forward_ad.dual_level():
                     point = {
-                        name: forward_ad.make_dual(tensor.detach(), direction[name])
+                        name: make_dual(tensor.detach(), direction[name], level=0)
                         for name, tensor in self.lower.parameters.items()
                     }
-                    tangent = forward_ad.unpack_dual(loss(point, reads)).tangent
+                    with ReverseFollows():
+                        value = loss(point, reads)
+                    tangent = unpack_dual(value, level=0)[1]
                 if tangent is not None:
                     total = added(total, gradient_of(tangent, leaves))
         self.evaluations += 1
@@ -129,6 +132,14 @@ FOLLOWED = WRITING | frozenset(
 
 #: Functions that need the graph of reverse mode, or change it: forward mode has none.
 GRAPH_FUNCTIONS = frozenset([Tensor.register_hook, Tensor.retain_grad, Tensor.detach_, Tensor.backward])
+
+#: Those of two operands, affine in the first one; those linear in it; and numbers in an operand that counts as small.
+BINARY = frozenset("add radd sub rsub mul rmul div truediv".split())
+SCALING = frozenset("mul rmul div truediv".split())
+SMALL = 1000
+
+# forward_ad's functions of these names look for exporters and load decompositions at every call.
+make_dual, unpack_dual = torch._VF._make_dual, torch._VF._unpack_dual
 
 
 class _NotFollowedError(ProductError):
@@ -200,6 +211,11 @@ class ReverseFollows(NoGradientNoTangent):
     """Has each function compute tangents that a reverse pass can follow, at the least cost; where none can, raises."""
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        kind = _kind_of(function) if torch.is_grad_enabled() else None
+        if kind == "binary" and len(arguments) == 2 and not keywords:
+            return _binary(function, *arguments)
+        if kind is not None:
+            return function(*arguments, **(keywords or {}))
         tensors = [leaf for leaf in tree_leaves((arguments, keywords)) if isinstance(leaf, Tensor)]
         dual = [tensor for tensor in tensors if forward_ad.unpack_dual(tensor).tangent is not None]
         name = getattr(function, "__name__", "").strip("_")
@@ -213,6 +229,41 @@ class ReverseFollows(NoGradientNoTangent):
         if both and name not in FOLLOWED and any(_carries_both(leaf) for leaf in tree_leaves(result)):
             raise _NotFollowedError
         return result
+
+
+@lru_cache(1024)
+def _kind_of(function: Any) -> str | None:
+    """Whether a function is called as it is ("followed") or by ``_binary``; None where its arguments decide."""
+    full_name = getattr(function, "__name__", "")
+    name = full_name.strip("_")
+    if function in REPLACEMENTS or "attention" in name or name in WRITING or name not in FOLLOWED:
+        return None
+    if full_name.endswith("_") and not full_name.endswith("__"):
+        return None
+    return "binary" if name in BINARY else "followed"
+
+
+def _binary(function: Any, first: Any, second: Any) -> Any:
+    """``function(first, second)``, with each operand's tangent in it or none.
+
+    Where one operand lacks a tangent torch computes by Python code of its own, which takes longer than an operation on
+    a small tensor.
+    """
+    if isinstance(second, int | float) and isinstance(first, Tensor):
+        primal, tangent = unpack_dual(first, level=0)
+        if tangent is None or not primal.is_floating_point():
+            return function(first, second)
+        scales = function.__name__.strip("_") in SCALING
+        return make_dual(function(primal, second), function(tangent, second if scales else 0), level=0)
+    operands = (first, second)
+    if any(not isinstance(one, Tensor) or one.numel() > SMALL or not one.is_floating_point() for one in operands):
+        return function(first, second)
+    lacks = [unpack_dual(operand, level=0)[1] is None for operand in operands]
+    if lacks == [True, False]:
+        first = make_dual(first, torch.zeros_like(first), level=0)
+    if lacks == [False, True]:
+        second = make_dual(second, torch.zeros_like(second), level=0)
+    return function(first, second)
 
 
 def _carries_both(value: Any) -> bool:

@@ -171,12 +171,12 @@ def test_every_update_draws_anew():
     seen = []
     for _ in range(3):
         engine.run(1)
-        seen.append(engine._records["fit"][0].draws)
+        seen.append(engine.histories["fit"].record[0].draws)
     assert len({float(noise) for noise, _, _ in seen}) == 3
     assert len({number for _, number, _ in seen}) == 3
     again = Engine(dropout_graph(FiniteDifference()), seed=7)
     again.run(3)
-    assert again._records["fit"][0].draws[1:] == seen[2][1:]
+    assert again.histories["fit"].record[0].draws[1:] == seen[2][1:]
 
 
 class Weighted(Problem):

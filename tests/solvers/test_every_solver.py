@@ -76,7 +76,7 @@ class Lower:
             graph=SimpleNamespace(
                 problems={"lower": SimpleNamespace(variables=lambda: self.variables, optimizer=self.optimizer)}
             ),
-            _steps={"lower": self.level(row).steps},
+            histories={"lower": SimpleNamespace(updates=self.level(row).steps)},
         )
         return Past(engine, "lower")
 

@@ -79,7 +79,7 @@ def test_what_goes_through_updates_is_linear_in_the_cotangent(row, seed, size, f
     }
     values = {"p": torch.cat(list(static.parameters.values())), "u": static.reads["u"]["v"]}
     engine = trained(toy_graph(functions, values, {"p": row.solver()}, rate=0.03, steps=3))[0]
-    lower = lower_level(engine.evaluator, engine._records["p"], "p", ["u"], list(engine._steps.get("p", ())))
+    lower = lower_level(engine.evaluator, engine.histories["p"].record, "p", ["u"], list(engine.histories["p"].updates))
     one, other = draw(), draw()
 
     def response(vector):

@@ -89,7 +89,7 @@ def test_more_steps_see_more_of_the_training():
 def test_the_window_begins_with_the_top_levels_step():
     engine = engine_at(UPPER, "sgd", Unrolled(steps=100), steps=3)
     engine.run(2)
-    assert len(engine._steps["fit"]) == 3
+    assert len(engine.histories["fit"].updates) == 3
 
 
 def test_a_level_that_was_never_updated_is_an_error():

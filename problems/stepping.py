@@ -1,4 +1,4 @@
-"""An update of one level: its optimizer's step along a hypergradient."""
+"""The step of a level's optimizer along a hypergradient."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from multilevel.problems.errors import GraphError, NotFiniteError
 from multilevel.problems.problem import Problem, required_arguments
+from multilevel.solvers.vectors import numbers, total_norm
 
 
 def set_gradient(problem: Problem, gradient: dict[str, Tensor]) -> float:
@@ -24,20 +25,23 @@ def set_gradient(problem: Problem, gradient: dict[str, Tensor]) -> float:
     """
     assert problem.optimizer is not None
     parameters = problem.variables()
-    problem.optimizer.zero_grad(set_to_none=True)
-    hooked = [key for key in gradient if _has_hooks(parameters[key])]
+    _clear(problem.optimizer)
+    hooked = [key for key, variable in parameters.items() if key in gradient and _has_hooks(variable)]
     for key, value in _writable(problem, gradient).items():
         if key not in hooked:
             parameters[key].grad = value
     if hooked:
         # A hook may step an optimizer of its own; one on the tensor itself may mend what is not finite.
         unmended = [value for key, value in gradient.items() if not parameters[key]._backward_hooks]
-        _check_norm(problem, math.hypot(*(value.norm().item() for value in unmended)))
+        _check_norm(problem, math.hypot(*numbers([value.norm() for value in unmended])))
         leaves = {key: parameters[key] for key in hooked}
         torch.autograd.backward(list(leaves.values()), [gradient[key].clone() for key in hooked])
         _check_followed(problem, leaves, gradient)
-    limit = float("inf") if problem.clip_norm is None else problem.clip_norm
-    norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), limit).item()
+    if problem.clip_norm is None:
+        length = total_norm([variable.grad for variable in parameters.values() if variable.grad is not None])
+    else:
+        length = torch.nn.utils.clip_grad_norm_(list(parameters.values()), problem.clip_norm)
+    norm = length.item()
     _check_norm(problem, norm)
     return norm
 
@@ -46,9 +50,19 @@ def take_step(problem: Problem, loss: float) -> None:
     """Let the optimizer, and the scheduler, take their step after an update whose mean loss was ``loss``."""
     assert problem.optimizer is not None
     problem.optimizer.step()
-    problem.optimizer.zero_grad(set_to_none=True)
+    _clear(problem.optimizer)
     if problem.scheduler is not None:
         problem.scheduler.step(**dict.fromkeys(required_arguments(problem.scheduler), loss))
+
+
+def _clear(optimizer: torch.optim.Optimizer) -> None:
+    """``optimizer.zero_grad()``, which torch wraps in twenty calls of its own."""
+    if type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
+        optimizer.zero_grad(set_to_none=True)
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
 
 
 def _has_hooks(parameter: Tensor) -> bool:
@@ -71,7 +85,7 @@ def _check_followed(problem: Problem, leaves: Mapping[str, Tensor], gradient: Ma
 def _check_norm(problem: Problem, norm: float) -> None:
     if not math.isfinite(norm):
         assert problem.optimizer is not None
-        problem.optimizer.zero_grad(set_to_none=True)
+        _clear(problem.optimizer)
         raise NotFiniteError(
             f"the hypergradient of level {problem.name!r} has norm {norm}: lower learning rates, clip gradients, "
             "or take another solver"

@@ -1,0 +1,220 @@
+"""One update of one level, from its batch to its optimizer's step."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from multilevel.problems import replicas
+from multilevel.problems.batches import first_rows
+from multilevel.problems.callbacks import Update
+from multilevel.problems.discovery import Discovery
+from multilevel.problems.errors import NotFiniteError
+from multilevel.problems.evaluation.compilation import as_written
+from multilevel.problems.evaluation.evaluator import Evaluator, Part, Record, check_finite
+from multilevel.problems.evaluation.randomness import RandomState
+from multilevel.problems.graph import Graph
+from multilevel.problems.history import LevelHistory
+from multilevel.problems.hypergradient import (
+    Gradients,
+    Hypergradient,
+    Memory,
+    Total,
+    added,
+    averaged,
+    differentiated,
+    filled,
+    gradients,
+    leaves,
+    mean_values,
+    respond,
+)
+from multilevel.problems.problem import Problem
+from multilevel.problems.recording import Values, buffers_of, recorded_count, recorded_step
+from multilevel.problems.self_check import SelfCheck
+from multilevel.problems.stepping import set_gradient, take_step
+from multilevel.solvers import Solver
+from multilevel.solvers.vectors import Tensors, flatten
+
+
+class Updates:
+    """Takes updates of the levels of a graph, each along the level's own hypergradient.
+
+    Args:
+        graph: the levels.
+        evaluator: of their losses.
+        random: the generators that all draws start from.
+        check: compare the products of each level's first hypergradient, see ``SelfCheck``.
+        tell: is given the line that a comparison ends in.
+
+    Attributes:
+        histories: of each level.
+        random: the generators' state after the last update.
+        recorded_steps: updates of every level to record, where a solver does not ask for more.
+    """
+
+    def __init__(
+        self, graph: Graph, evaluator: Evaluator, random: RandomState, check: bool, tell: Callable[[str], None]
+    ) -> None:
+        self.graph = graph
+        self.evaluator = evaluator
+        self.random = random
+        self.check = check
+        self._tell = tell
+        self.histories = {name: LevelHistory() for name in graph.names}
+        self.recorded_steps = 0
+        self._discovery = Discovery(graph, evaluator)
+        self._self_check = SelfCheck()
+
+    def take(self, problem: Problem, step: int, observed: bool) -> Update:
+        """Update a level once.
+
+        Args:
+            problem: the level.
+            step: updates of the top level so far.
+            observed: whether anyone is told of the update; its metrics and its cosine are left out otherwise.
+
+        Raises:
+            NotFiniteError: its loss or its hypergradient is not; nothing but batches, buffers and the record of what
+                the update used has changed then.
+            CotangentError: what arrives at a level below is not.
+        """
+        name, history = problem.name, self.histories[problem.name]
+        ranks, recorded = replicas.count(), recorded_count(problem, self.recorded_steps)
+        observed = observed or ranks > 1  # any rank may be the one that tells
+        inputs = leaves(self.evaluator, differentiated(self.graph, name))
+        parts: list[Part] = []
+        buffers: list[Values] = []
+        values: list[tuple[float, dict[str, float]]] = []
+        total: Total | None = None
+        state = self.random
+
+        batches = [self.graph.batches[name].next() for _ in range(problem.accumulate)]
+        with nullcontext() if self.evaluator.compilation else as_written():
+            # The loss of each batch and its gradient, in the level's own variables and in those that respond to them.
+            with state.active():
+                for batch in batches:
+                    part = self.evaluator.record(name, batch, state)
+                    if recorded:
+                        buffers.append(buffers_of(self.graph, problem, buffers))
+                    evaluation, inputs = self._discovery.evaluate(name, part, inputs, observed)
+                    if ranks > 1:
+                        check_finite(name, replicas.mean([evaluation.loss.detach()])[0].item())
+                    evaluation.move_buffers(name)
+                    total = added(total, gradients(evaluation.loss, inputs))
+                    parts.append(part)
+                    values.append((evaluation.value, evaluation.metrics))
+                    del evaluation
+                    state = RandomState.capture()
+            self.random = state
+            assert total is not None
+            history.record = tuple(parts)
+            if ranks * len(parts) > 1:
+                total = averaged(total, len(parts), inputs)
+
+            # The response of the levels below.
+            hypergradient = self.respond(name, filled(total, inputs), self.evaluator)
+
+        # The optimizer's step.
+        loss, metrics = mean_values(values) if ranks * len(parts) > 1 else values[0]
+        norm = set_gradient(problem, _used(hypergradient.values, total[name]))
+        if hypergradient.solutions:
+            history.solutions = dict(hypergradient.solutions)
+        self._step(problem, recorded, buffers, loss)
+        if not hypergradient.reports:
+            return Update(name, step, loss, metrics, norm)
+        before, history.hypergradient = history.hypergradient, hypergradient.values
+        angle = cosine(before, hypergradient.values) if observed and before is not None else None
+        return Update(name, step, loss, metrics, norm, hypergradient.reports, angle)
+
+    def respond(
+        self,
+        name: str,
+        direct: Gradients,
+        evaluator: Evaluator,
+        solvers: Mapping[str, Solver] | None = None,
+        whole: bool = False,
+    ) -> Hypergradient:
+        """The hypergradient of a level from its direct gradient, see ``hypergradient.respond``.
+
+        Args:
+            name: the level.
+            direct: of its loss.
+            evaluator: of the losses.
+            solvers: of the levels that it goes through; None takes their own.
+            whole: take whole batches, whatever ``solve_share`` says.
+        """
+        passes = self.graph.passes(name)
+        if not passes:
+            return Hypergradient(direct[name], {}, {})
+        record_of = self.record_of if whole else self._solved_record
+        records = {level: record_of(level) for level in passes}
+        memory = Memory(
+            {level: self.histories[level].updates for level in passes},
+            # A solver other than the level's own starts from nothing.
+            {} if solvers else self.histories[name].solutions,
+            {level: self.histories[level].products for level in passes},
+        )
+        # The graph has checked that each level has a solver.
+        own = {level: solver for level in passes if (solver := self.graph.problems[level].solver) is not None}
+        unchecked = self.check and not solvers and evaluator is self.evaluator and name not in self._self_check.names
+
+        def check(level: str, cotangent: Tensors) -> None:
+            line = self._self_check.compare(self.graph, evaluator, name, level, records[level], cotangent, memory)
+            if line:
+                self._tell(line)
+
+        try:
+            with as_written():
+                observe = check if unchecked else None
+                return respond(self.graph, evaluator, records, name, direct, memory, solvers or own, observe)
+        except torch.linalg.LinAlgError as error:
+            raise NotFiniteError(f"a solve for level {name!r} met numbers that are not finite: {error}") from error
+
+    def record_of(self, name: str) -> Record:
+        """What a level's last update used; before the first, its first batch, which is not consumed."""
+        record = self.histories[name].record
+        if record is not None:
+            return record
+        with self.random.active():
+            return (self.evaluator.record(name, self.graph.batches[name].peek()),)
+
+    def _solved_record(self, name: str) -> Record:
+        """The record that solves at a level use."""
+        record, share = self.record_of(name), self.graph.problems[name].solve_share
+        if share == 1:
+            return record
+        with record[0].state.active():  # whoever solves at this point draws the same
+            return tuple(self.evaluator.record(name, first_rows(part.batch, share, name)) for part in record)
+
+    def _step(self, problem: Problem, count: int, buffers: list[Values], loss: float) -> None:
+        """Take the optimizer's step, as one of the last ``count`` to be recorded; 0: none is."""
+        if not count:
+            take_step(problem, loss)
+            return
+        history = self.histories[problem.name]
+        if history.updates.maxlen != count:
+            history.updates = deque(history.updates, maxlen=count)
+        assert history.record is not None
+        history.updates.append(recorded_step(self.graph, problem, history.record, buffers, history.updates, loss))
+
+
+def _used(values: Tensors, direct: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """A hypergradient without the variables that nothing depends on: their optimizer is to leave them alone."""
+    unused = [key for key, value in direct.items() if value is None]
+    if not unused:
+        return dict(values)
+    reached = torch.stack([values[key].any() for key in unused])
+    if reached.all().item():
+        return dict(values)
+    unreached = {key for key, is_reached in zip(unused, reached.tolist(), strict=True) if not is_reached}
+    return {key: value for key, value in values.items() if key not in unreached}
+
+
+def cosine(before: Tensors, after: Tensors) -> float:
+    """Of the angle between two hypergradients."""
+    return torch.nn.functional.cosine_similarity(flatten(before), flatten(after), dim=0).item()
