@@ -15,8 +15,9 @@ import torch
 
 from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.problems import Engine
-from multilevel.problems.hypergradient import differentiated, gradients, leaves, lower_level
+from multilevel.problems.hypergradient import differentiated, leaves, lower_level
 from multilevel.solvers import LowerLevel
+from multilevel.solvers.gradients import filled, gradients, grouped, keyed
 from multilevel.solvers.products import FiniteDifferenceProducts, ForwardProducts, ReverseProducts, default_radius
 from multilevel.solvers.vectors import flatten
 
@@ -39,11 +40,8 @@ def direct_gradient(engine: Engine) -> dict[str, dict[str, torch.Tensor]]:
     """Derivative of the top level's loss in every level that it reads."""
     inputs = leaves(engine.evaluator, differentiated(engine.graph, "mask"))
     (part,) = engine.updates.record_of("mask")
-    found = gradients(engine.evaluator.replay("mask", part, inputs), inputs)
-    return {
-        level: {key: torch.zeros_like(inputs[level][key]) if value is None else value for key, value in some.items()}
-        for level, some in found.items()
-    }
+    slopes = gradients(engine.evaluator.replay("mask", part, inputs), keyed(inputs))
+    return grouped(filled(slopes, keyed(inputs)), inputs)
 
 
 def compare(engine: Engine, level: str, read: list[str], cotangent: dict[str, torch.Tensor]) -> None:

@@ -17,22 +17,14 @@ from multilevel.problems.evaluation.evaluator import Evaluator
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.problems.graph import Graph
 from multilevel.problems.history import LevelHistory
-from multilevel.problems.hypergradient import (
-    Hypergradient,
-    Total,
-    added,
-    averaged,
-    differentiated,
-    filled,
-    gradients,
-    leaves,
-)
+from multilevel.problems.hypergradient import Hypergradient, Total, averaged_over_ranks, differentiated, leaves
 from multilevel.problems.problem import Problem
 from multilevel.problems.recording import followed
 from multilevel.problems.tracking import untracked
 from multilevel.problems.update import Updates
 from multilevel.solvers import CotangentError, Solver
 from multilevel.solvers.differentiation import differentiating
+from multilevel.solvers.gradients import added, averaged, filled, gradients, grouped, keyed
 
 
 class Engine:
@@ -182,9 +174,10 @@ class Engine:
         total: Total | None = None
         for part in record:
             with part.state.active():
-                total = added(total, gradients(evaluator.loss(name, part, inputs)[0], inputs))
+                total = added(total, gradients(evaluator.loss(name, part, inputs)[0], keyed(inputs)))
         assert total is not None
-        direct = filled(averaged(total, len(record), inputs), inputs)
+        total = averaged_over_ranks(averaged(total, len(record)), inputs)
+        direct = grouped(filled(total, keyed(inputs)), inputs)
         found = self.updates.respond(name, direct, evaluator, solvers, whole)
         if not all(value.isfinite().all() for value in found.values.values()):
             raise NotFiniteError(f"the hypergradient of level {name!r} is not finite")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from multilevel.problems import replicas
@@ -16,12 +15,13 @@ from multilevel.problems.graph import Graph
 from multilevel.problems.nested import NestedSystem
 from multilevel.problems.recording import RecordedUpdate, Values, same
 from multilevel.solvers import LowerLevel, Prediction, ProductChoice, SolveError, Solver, SolveReport, Step
+from multilevel.solvers.gradients import keyed
 from multilevel.solvers.update_rules import KINDS, UpdateRule, known
 from multilevel.solvers.vectors import Tensors, zeros_like
 
 Gradients = dict[str, dict[str, Tensor]]
-#: The same, None where the loss does not depend on a variable.
-Total = dict[str, dict[str, Tensor | None]]
+#: By (level, variable); None where the loss does not depend on it.
+Total = dict[tuple[str, str], Tensor | None]
 
 
 def differentiated(graph: Graph, name: str) -> tuple[str, ...]:
@@ -37,38 +37,11 @@ def leaves(evaluator: Evaluator, levels: Iterable[str]) -> Gradients:
     }
 
 
-def gradients(loss: Tensor, inputs: Gradients) -> Total:
-    """Derivative of ``loss`` in every tensor of ``inputs``; None where it does not depend on one."""
-    flat = [leaf for tensors in inputs.values() for leaf in tensors.values()]
-    if not loss.requires_grad:
-        values: Iterator[Tensor | None] = iter([None] * len(flat))
-    else:
-        values = iter(torch.autograd.grad(loss, flat, allow_unused=True))
-    return {level: {key: next(values) for key in tensors} for level, tensors in inputs.items()}
-
-
-def added(total: Total | None, term: Total) -> Total:
-    """Sum over the parts of a batch; None where no part depends on a variable."""
-    if total is None:
-        return term
-    for level, tensors in term.items():
-        sums = total.setdefault(level, dict.fromkeys(tensors))  # a level that a later part was the first to read
-        for key, value in tensors.items():
-            before = sums[key]
-            sums[key] = value if before is None else before if value is None else before + value
-    return total
-
-
-def averaged(total: Total, count: int, like: Gradients) -> Total:
-    """The mean over ``count`` parts, from their sum, and over ranks; None where nothing depends on a variable."""
-    values = [
-        value / count if value is not None and count > 1 else value
-        for tensors in total.values()
-        for value in tensors.values()
-    ]
-    forms = replicas.forms(one for tensors in like.values() for one in tensors.values())
-    means = iter(replicas.mean_present(values, forms))
-    return {level: {key: next(means) for key in tensors} for level, tensors in total.items()}
+def averaged_over_ranks(total: Total, like: Gradients) -> Total:
+    """The mean over ranks of a gradient in ``like``; None where nothing depends on a variable on any of them."""
+    leaves = keyed(like)
+    forms = replicas.forms(leaves[key] for key in total)
+    return dict(zip(total, replicas.mean_present(list(total.values()), forms), strict=True))
 
 
 def mean_values(values: list[tuple[float, dict[str, float]]]) -> tuple[float, dict[str, float]]:
@@ -79,14 +52,6 @@ def mean_values(values: list[tuple[float, dict[str, float]]]) -> tuple[float, di
         for key, value in metrics.items():
             kept.setdefault(key, []).append(value)
     return sum(loss for loss, _ in every) / len(every), {key: sum(some) / len(some) for key, some in kept.items()}
-
-
-def filled(total: Total, like: Gradients) -> Gradients:
-    """0 in place of None."""
-    return {
-        level: {key: torch.zeros_like(like[level][key]) if value is None else value for key, value in tensors.items()}
-        for level, tensors in total.items()
-    }
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,10 @@ from multilevel.solvers import (
 )
 from multilevel.solvers.base import scale_of
 from multilevel.solvers.errors import is_out_of_memory
+from multilevel.solvers.gradients import detached_leaves, filled, gradients, grouped, keyed
 from multilevel.solvers.products import PRODUCTS, AutomaticProducts, Products, default_radius
-from multilevel.solvers.products.base import detached_leaves, gradient_of, grouped, keyed
 from multilevel.solvers.products.stop_gradients import HeldLosses
-from multilevel.solvers.vectors import Tensors, flatten, norm, scaled, shifted, unflatten
+from multilevel.solvers.vectors import Tensors, flatten, norm, scaled, shifted, total_norm, unflatten
 
 #: Relative difference above which two ways of forming a product are said to differ.
 TOLERANCE = 0.05
@@ -347,8 +347,8 @@ class _Check:
         parameters = detached_leaves(self.lower.parameters)
         reads = {name: detached_leaves(tensors) for name, tensors in self.lower.reads.items()}
         leaves: Mapping[object, Tensor] = parameters if kind == "hessian" else keyed(reads)  # type: ignore[assignment]
-        slopes = [gradient_of(loss(parameters, reads), leaves) for loss in self.lower.losses]
-        slope = max(torch.stack([tensor.norm() for tensor in part]).norm().item() for part in slopes)
+        slopes = [filled(gradients(loss(parameters, reads), leaves), leaves) for loss in self.lower.losses]
+        slope = max(total_norm(list(part.values())).item() for part in slopes)
         count = sum(tensor.numel() for tensor in parameters.values())
         radius = self._radius() if differences else norm(parameters) / count**0.5
         return ROUNDINGS * self._eps() * slope * norm(self.direction) / max(radius, 1e-12)

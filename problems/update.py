@@ -24,11 +24,8 @@ from multilevel.problems.hypergradient import (
     Hypergradient,
     Memory,
     Total,
-    added,
-    averaged,
+    averaged_over_ranks,
     differentiated,
-    filled,
-    gradients,
     leaves,
     mean_values,
     respond,
@@ -38,6 +35,7 @@ from multilevel.problems.recording import Values, buffers_of, recorded_count, re
 from multilevel.problems.self_check import SelfCheck
 from multilevel.problems.stepping import set_gradient, take_step
 from multilevel.solvers import Solver
+from multilevel.solvers.gradients import added, averaged, filled, gradients, grouped, keyed
 from multilevel.solvers.vectors import Tensors, flatten
 
 
@@ -105,7 +103,7 @@ class Updates:
                     if ranks > 1:
                         check_finite(name, replicas.mean([evaluation.loss.detach()])[0].item())
                     evaluation.move_buffers(name)
-                    total = added(total, gradients(evaluation.loss, inputs))
+                    total = added(total, gradients(evaluation.loss, keyed(inputs)))
                     parts.append(part)
                     values.append((evaluation.value, evaluation.metrics))
                     del evaluation
@@ -113,15 +111,14 @@ class Updates:
             self.random = state
             assert total is not None
             history.record = tuple(parts)
-            if ranks * len(parts) > 1:
-                total = averaged(total, len(parts), inputs)
+            total = averaged_over_ranks(averaged(total, len(parts)), inputs)
 
             # The response of the levels below.
-            hypergradient = self.respond(name, filled(total, inputs), self.evaluator)
+            hypergradient = self.respond(name, grouped(filled(total, keyed(inputs)), inputs), self.evaluator)
 
         # The optimizer's step.
         loss, metrics = mean_values(values) if ranks * len(parts) > 1 else values[0]
-        norm = set_gradient(problem, _used(hypergradient.values, total[name]))
+        norm = set_gradient(problem, _used(name, hypergradient.values, total))
         if hypergradient.solutions:
             history.solutions = dict(hypergradient.solutions)
         self._step(problem, recorded, buffers, loss)
@@ -203,9 +200,9 @@ class Updates:
         history.updates.append(recorded_step(self.graph, problem, history.record, buffers, history.updates, loss))
 
 
-def _used(values: Tensors, direct: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+def _used(name: str, values: Tensors, direct: Total) -> dict[str, Tensor]:
     """A hypergradient without the variables that nothing depends on: their optimizer is to leave them alone."""
-    unused = [key for key, value in direct.items() if value is None]
+    unused = [key for key in values if direct[name, key] is None]
     if not unused:
         return dict(values)
     reached = torch.stack([values[key].any() for key in unused])

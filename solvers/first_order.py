@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from multilevel.solvers.base import Response, Solver, SolveReport
+from multilevel.solvers.gradients import detached_leaves, gradients, grouped, keyed, less, mean
 from multilevel.solvers.lower_level import LowerLevel
 from multilevel.solvers.neumann import largest_eigenvalue
 from multilevel.solvers.products import FiniteDifferenceProducts, default_radius
-from multilevel.solvers.products.base import added, detached_leaves, gradient_of, grouped, keyed
 from multilevel.solvers.products.stop_gradients import HeldLosses
 from multilevel.solvers.ranges import Count, NonNegative, PositiveNumber
 from multilevel.solvers.vectors import Tensors, flatten, unflatten
@@ -93,12 +93,13 @@ def _difference(
 ) -> dict[str, dict[str, Tensor]]:
     """Difference of the loss's gradients in the levels read at two values of the parameters, over a distance."""
     reads = {level: detached_leaves(tensors) for level, tensors in lower.reads.items()}
-    leaves = keyed(reads)
-    total = [torch.zeros_like(leaf) for leaf in leaves.values()]
-    for part in range(len(lower.losses)):
+    leaves, parts = keyed(reads), range(len(lower.losses))
+
+    def difference(part: int) -> dict[tuple[str, str], Tensor | None]:
         # the graph of the first goes before the second one comes
-        ahead = gradient_of(held.at(part, ends[0], reads), leaves)
-        behind = gradient_of(held.at(part, ends[1], reads), leaves)
-        total = added(total, [first - second for first, second in zip(ahead, behind, strict=True)])
-    scale = 1 / (distance * len(lower.losses))
-    return grouped({key: total_slope * scale for key, total_slope in zip(leaves, total, strict=True)}, reads)
+        ahead = gradients(held.at(part, ends[0], reads), leaves)
+        return less(ahead, gradients(held.at(part, ends[1], reads), leaves))
+
+    scale = 1 / (distance * len(parts))
+    total = mean(map(difference, parts), leaves, 1)
+    return grouped({key: value * scale for key, value in total.items()}, reads)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 
 from multilevel.solvers.errors import SolveError
+from multilevel.solvers.gradients import detached_leaves
 from multilevel.solvers.linear_system import ImplicitSolver, LinearSystem, Solution
 from multilevel.solvers.products import ProductName
-from multilevel.solvers.products.base import detached_leaves
 from multilevel.solvers.vectors import flatten, unflatten
 
 

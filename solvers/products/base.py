@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,11 +12,11 @@ from torch import Tensor
 from multilevel.solvers.autograd_graph import nodes
 from multilevel.solvers.differentiation import higher_derivatives
 from multilevel.solvers.errors import MultilevelError, ProductError, SolveError, is_out_of_memory
+from multilevel.solvers.gradients import detached_leaves, gradients, mean, pulled
 from multilevel.solvers.lower_level import LowerLevel, Prediction
 from multilevel.solvers.vectors import Tensors
 
 Reads = dict[str, dict[str, Tensor]]
-Key = TypeVar("Key")
 
 
 class Products(ABC):
@@ -58,11 +57,9 @@ class Products(ABC):
     def gradient(self) -> dict[str, Tensor]:
         """dg/dp, same names and shapes as the parameters; 0 where g does not depend on one."""
         leaves = detached_leaves(self.lower.parameters)
-        total = [torch.zeros_like(leaf) for leaf in leaves.values()]
-        for loss in self.lower.losses:
-            total = added(total, gradient_of(loss(leaves, self.lower.reads), leaves))
         self.evaluations += 1
-        return averaged(leaves, total, len(self.lower.losses))
+        slopes = (gradients(loss(leaves, self.lower.reads), leaves) for loss in self.lower.losses)
+        return mean(slopes, leaves, len(self.lower.losses))
 
     def gauss_newton(self, direction: Tensors) -> dict[str, Tensor]:
         """The generalized Gauss-Newton matrix times ``direction``: ``J^T C J v``, same names and shapes.
@@ -78,15 +75,16 @@ class Products(ABC):
                 "curvature=hessian works with any"
             )
         leaves = detached_leaves(self.lower.parameters)
-        total = [torch.zeros_like(leaf) for leaf in leaves.values()]
+        parts = self.lower.predictions
         with self.explained():
-            for prediction in self.lower.predictions:
-                total = added(total, self._gauss_newton_part(prediction, leaves, direction))
+            product = mean((self._gauss_newton_part(part, leaves, direction) for part in parts), leaves, len(parts))
         self.evaluations += 1
         self.products += 1
-        return averaged(leaves, total, len(self.lower.predictions))
+        return product
 
-    def _gauss_newton_part(self, prediction: Prediction, leaves: dict[str, Tensor], direction: Tensors) -> list[Tensor]:
+    def _gauss_newton_part(
+        self, prediction: Prediction, leaves: dict[str, Tensor], direction: Tensors
+    ) -> dict[str, Tensor | None]:
         tangents = self.output_tangents(prediction, direction)
         outputs = prediction.outputs(leaves, self.lower.reads)
         points = [output.detach().requires_grad_() for output in outputs]
@@ -95,14 +93,10 @@ class Products(ABC):
         )
         curved = [slope for slope in slopes if slope.requires_grad]
         if not curved:  # a criterion linear in the outputs has no curvature
-            return [torch.zeros_like(leaf) for leaf in leaves.values()]
+            return {}
         vectors = [tangent for slope, tangent in zip(slopes, tangents, strict=True) if slope.requires_grad]
         bent = torch.autograd.grad(curved, points, vectors, materialize_grads=True)
-        pairs = [(output, vector) for output, vector in zip(outputs, bent, strict=True) if output.requires_grad]
-        if not pairs:
-            return [torch.zeros_like(leaf) for leaf in leaves.values()]
-        some, cotangents = zip(*pairs, strict=True)
-        return list(torch.autograd.grad(some, list(leaves.values()), cotangents, materialize_grads=True))
+        return pulled(dict(enumerate(outputs)), dict(enumerate(bent)), leaves)
 
     @abstractmethod
     def output_tangents(self, prediction: Prediction, direction: Tensors) -> list[Tensor]:
@@ -188,31 +182,3 @@ _MESSAGES = (
 
 #: What torch says where dtypes meet that an operator does not take together.
 _MIXED = ("expected scalar type", "to have the same dtype", "should be the same")
-
-
-def gradient_of(value: Tensor, leaves: Mapping[Any, Tensor]) -> list[Tensor]:
-    """Derivative of a scalar in each of ``leaves``, 0 where it does not depend on one."""
-    if not value.requires_grad:
-        return [torch.zeros_like(leaf) for leaf in leaves.values()]
-    return list(torch.autograd.grad(value, list(leaves.values()), materialize_grads=True))
-
-
-def added(total: list[Tensor], terms: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
-    return [some + term for some, term in zip(total, terms, strict=True)]
-
-
-def averaged(leaves: Mapping[Key, Tensor], total: list[Tensor], count: int) -> dict[Key, Tensor]:
-    """A sum over ``count`` parts of a batch divided by it, by name."""
-    return {key: some / count if count > 1 else some for key, some in zip(leaves, total, strict=True)}
-
-
-def detached_leaves(tensors: Tensors) -> dict[str, Tensor]:
-    return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
-
-
-def keyed(reads: Mapping[str, Tensors]) -> dict[tuple[str, str], Tensor]:
-    return {(level, name): tensor for level, tensors in reads.items() for name, tensor in tensors.items()}
-
-
-def grouped(values: Mapping[tuple[str, str], Tensor], like: Mapping[str, Tensors]) -> Reads:
-    return {level: {name: values[level, name] for name in tensors} for level, tensors in like.items()}

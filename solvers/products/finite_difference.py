@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from multilevel.solvers.gradients import Key, detached_leaves, gradients, grouped, keyed, less, mean
 from multilevel.solvers.lower_level import LowerLevel, Prediction
-from multilevel.solvers.products.base import (
-    Key,
-    Products,
-    Reads,
-    added,
-    detached_leaves,
-    gradient_of,
-    grouped,
-    keyed,
-)
+from multilevel.solvers.products.base import Products, Reads
 from multilevel.solvers.products.stop_gradients import HeldLosses
 from multilevel.solvers.vectors import Tensors, norm, shifted
+
+Gradients = dict[Any, Tensor | None]
 
 
 class FiniteDifferenceProducts(Products):
@@ -43,11 +38,11 @@ class FiniteDifferenceProducts(Products):
         self.losses = HeldLosses(lower)
 
     def hessian(self, direction: Tensors, read_direction: Mapping[str, Tensors] | None = None) -> dict[str, Tensor]:
-        def difference(part: int, plus: Tensors, minus: Tensors, step: float) -> list[Tensor]:
+        def difference(part: int, plus: Tensors, minus: Tensors, step: float) -> Gradients:
             ahead, behind = detached_leaves(plus), detached_leaves(minus)
-            first = gradient_of(self.losses.at(part, ahead, self._reads_at(read_direction, step)), ahead)
-            second = gradient_of(self.losses.at(part, behind, self._reads_at(read_direction, -step)), behind)
-            return [one - other for one, other in zip(first, second, strict=True)]
+            first = gradients(self.losses.at(part, ahead, self._reads_at(read_direction, step)), ahead)
+            second = gradients(self.losses.at(part, behind, self._reads_at(read_direction, -step)), behind)
+            return less(first, second)
 
         return self._central(self.lower.parameters, direction, difference, read_direction)
 
@@ -55,10 +50,10 @@ class FiniteDifferenceProducts(Products):
         reads = {level: detached_leaves(tensors) for level, tensors in self.lower.reads.items()}
         leaves = keyed(reads)
 
-        def difference(part: int, plus: Tensors, minus: Tensors, step: float) -> list[Tensor]:
-            first = gradient_of(self.losses.at(part, plus, reads), leaves)  # its graph goes before the second one comes
-            second = gradient_of(self.losses.at(part, minus, reads), leaves)
-            return [one - other for one, other in zip(first, second, strict=True)]
+        def difference(part: int, plus: Tensors, minus: Tensors, step: float) -> Gradients:
+            first = gradients(self.losses.at(part, plus, reads), leaves)  # its graph goes before the second one comes
+            second = gradients(self.losses.at(part, minus, reads), leaves)
+            return less(first, second)
 
         return grouped(self._central(leaves, direction, difference), reads)
 
@@ -86,7 +81,7 @@ class FiniteDifferenceProducts(Products):
         self,
         leaves: Mapping[Key, Tensor],
         direction: Tensors,
-        difference: Callable[..., list[Tensor]],
+        difference: Callable[..., Gradients],
         read_direction: Mapping[str, Tensors] | None = None,
     ) -> dict[Key, Tensor]:
         """Central difference along ``direction``, averaged over the parts of the batch.
@@ -102,13 +97,11 @@ class FiniteDifferenceProducts(Products):
         step = self._radius() / length
         plus = shifted(self.lower.parameters, direction, step)
         minus = shifted(self.lower.parameters, direction, -step)
-        total = [torch.zeros_like(leaf) for leaf in leaves.values()]
         before = self.losses.evaluations
-        for part in range(len(self.lower.losses)):
-            total = added(total, difference(part, plus, minus, step))
+        parts = range(len(self.lower.losses))
+        total = mean((difference(part, plus, minus, step) for part in parts), leaves, 1)
         self.evaluations += 2 + self.losses.evaluations - before
-        scale = 1 / (2 * step * len(self.lower.losses))
-        return {key: some * scale for key, some in zip(leaves, total, strict=True)}
+        return {key: value * (1 / (2 * step * len(parts))) for key, value in total.items()}
 
 
 def default_radius(parameters: Tensors, arithmetic: torch.dtype) -> float:

@@ -15,21 +15,13 @@ from torch.func import grad, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from multilevel.solvers.differentiation import may_have_tangent, writes_in_place
 from multilevel.solvers.errors import ProductError
+from multilevel.solvers.gradients import detached_leaves, gradients, grouped, keyed, mean
 from multilevel.solvers.lower_level import Loss, Prediction
-from multilevel.solvers.products.base import (
-    Products,
-    Reads,
-    added,
-    averaged,
-    detached_leaves,
-    gradient_of,
-    grouped,
-    keyed,
-)
+from multilevel.solvers.products.base import Products, Reads
 from multilevel.solvers.products.replacements import REPLACEMENTS
 from multilevel.solvers.products.stop_gradients import keeps_graph
 from multilevel.solvers.vectors import Tensors
@@ -76,23 +68,24 @@ class ForwardProducts(Products):
         """Mixed product, reverse over forward."""
         reads = {level: detached_leaves(tensors) for level, tensors in self.lower.reads.items()}
         leaves = keyed(reads)
-        total = [torch.zeros_like(leaf) for leaf in leaves.values()]
+
+        def term(loss: Loss) -> dict[tuple[str, str], Tensor | None]:
+            # Not torch.func: its wrapped tensors keep attention from its fused kernel where only a gradient passes.
+            with forward_ad.dual_level():
+                point = {
+                    name: make_dual(tensor.detach(), direction[name], level=0)
+                    for name, tensor in self.lower.parameters.items()
+                }
+                with ReverseFollows():
+                    value = loss(point, reads)
+                tangent = unpack_dual(value, level=0)[1]
+            return {} if tangent is None else gradients(tangent, leaves)
+
         with self.explained(fused=True):
-            for loss in self.lower.losses:
-                # Not torch.func: its wrapped tensors keep attention from its fused kernel where only a gradient passes.
-                with forward_ad.dual_level():
-                    point = {
-                        name: make_dual(tensor.detach(), direction[name], level=0)
-                        for name, tensor in self.lower.parameters.items()
-                    }
-                    with ReverseFollows():
-                        value = loss(point, reads)
-                    tangent = unpack_dual(value, level=0)[1]
-                if tangent is not None:
-                    total = added(total, gradient_of(tangent, leaves))
+            product = mean((term(loss) for loss in self.lower.losses), leaves, len(self.lower.losses))
         self.evaluations += 1
         self.products += 1
-        return grouped(averaged(leaves, total, len(self.lower.losses)), reads)
+        return grouped(product, reads)
 
     def _forward(self, slope_of: Callable[[Loss], Any], directions: tuple[Any, ...]) -> Any:
         """Derivative of ``slope_of(loss)`` along directions in (p, r), averaged over the parts of the batch."""
@@ -106,10 +99,11 @@ class ForwardProducts(Products):
         with self.explained():
             for loss in self.lower.losses:
                 term = term_of(loss)
-                total = term if total is None else _combined(total, term)
+                total = term if total is None else tree_map(torch.add, total, term)
         self.evaluations += 1
         self.products += 1
-        return _scaled(total, 1 / len(self.lower.losses))
+        count = len(self.lower.losses)
+        return total if count == 1 else tree_map(lambda tensor: tensor * (1 / count), total)
 
 
 #: Functions whose forward derivatives write in place on what a reverse pass over them needs.
@@ -283,17 +277,3 @@ def cut(loss: Loss) -> Callable[[Any, Any], Tensor]:
 
 def plain(reads: Mapping[str, Tensors]) -> dict[str, dict[str, Tensor]]:
     return {level: dict(tensors) for level, tensors in reads.items()}
-
-
-def _combined(one: Any, other: Any) -> Any:
-    if isinstance(one, dict):
-        return {key: _combined(one[key], other[key]) for key in one}
-    return one + other
-
-
-def _scaled(value: Any, factor: float) -> Any:
-    if factor == 1:
-        return value
-    if isinstance(value, dict):
-        return {key: _scaled(one, factor) for key, one in value.items()}
-    return value * factor

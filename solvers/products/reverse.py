@@ -10,8 +10,9 @@ from torch import Tensor
 
 from multilevel.solvers.autograd_graph import nodes
 from multilevel.solvers.errors import ProductError
-from multilevel.solvers.lower_level import LowerLevel, Prediction
-from multilevel.solvers.products.base import Key, Products, Reads, added, averaged, detached_leaves, grouped, keyed
+from multilevel.solvers.gradients import Key, detached_leaves, grouped, keyed, mean, pulled
+from multilevel.solvers.lower_level import Loss, LowerLevel, Prediction
+from multilevel.solvers.products.base import Products, Reads
 from multilevel.solvers.vectors import Tensors
 
 
@@ -37,11 +38,9 @@ class ReverseProducts(Products):
         return grouped(self._differentiate(keyed(self._reads), direction), self._reads)
 
     def gradient(self) -> dict[str, Tensor]:
-        gradients = self._built()
-        total = [sum_of.detach() for sum_of in gradients[0]]
-        for others in gradients[1:]:
-            total = added(total, [other.detach() for other in others])
-        return averaged(self._parameters, total, len(gradients))
+        parts = ([slope.detach() for slope in slopes] for slopes in self._built())
+        named = (dict(zip(self._parameters, slopes, strict=True)) for slopes in parts)
+        return mean(named, self._parameters, len(self.lower.losses))
 
     def output_tangents(self, prediction: Prediction, direction: Tensors) -> list[Tensor]:
         leaves = detached_leaves(self.lower.parameters)
@@ -67,41 +66,27 @@ class ReverseProducts(Products):
 
     def _differentiate(self, leaves: dict[Key, Tensor], direction: Tensors) -> dict[Key, Tensor]:
         """Derivative of <dg/dp, direction> in ``leaves``, averaged over the parts of the batch."""
-        total = [torch.zeros_like(leaf) for leaf in leaves.values()]
-        for gradients in self._built():
-            # A gradient that does not depend on anything being differentiated has no graph: it contributes 0.
-            pairs = [
-                (gradient, vector)
-                for gradient, vector in zip(gradients, direction.values(), strict=True)
-                if gradient.requires_grad
-            ]
-            if pairs:
-                outputs, vectors = zip(*pairs, strict=True)
-                with self.explained():
-                    terms = torch.autograd.grad(
-                        outputs, list(leaves.values()), vectors, retain_graph=True, materialize_grads=True
-                    )
-                total = added(total, terms)
+        with self.explained():
+            slopes = (dict(zip(self._parameters, slopes, strict=True)) for slopes in self._built())
+            product = mean((pulled(part, direction, leaves, keep=True) for part in slopes), leaves, len(self._built()))
         self.products += 1
-        return averaged(leaves, total, len(self._gradients))
+        return product
 
     def _transposed(self, direction: Tensors, read_direction: Mapping[str, Tensors]) -> dict[str, Tensor]:
         """d/dp of <dg/dp, v> + <dg/dr, w>: a graph of its own, as it needs the gradient in the levels read."""
         leaves = {**keyed({"": self._parameters}), **keyed(self._reads)}
         vectors = {**keyed({"": direction}), **keyed(read_direction)}
-        total = [torch.zeros_like(leaf) for leaf in self._parameters.values()]
+
+        def term(loss: Loss) -> dict[str, Tensor | None]:
+            value = differentiable_twice(loss(self._parameters, self._reads))
+            slopes = torch.autograd.grad(value, list(leaves.values()), create_graph=True, materialize_grads=True)
+            return pulled(dict(zip(leaves, slopes, strict=True)), vectors, self._parameters)
+
         with self.explained():
-            for loss in self.lower.losses:
-                value = differentiable_twice(loss(self._parameters, self._reads))
-                slopes = torch.autograd.grad(value, list(leaves.values()), create_graph=True, materialize_grads=True)
-                pairs = [(one, vectors[key]) for key, one in zip(leaves, slopes, strict=True) if one.requires_grad]
-                if pairs:
-                    outputs, some = zip(*pairs, strict=True)
-                    own = list(self._parameters.values())
-                    total = added(total, torch.autograd.grad(outputs, own, some, materialize_grads=True))
+            product = mean((term(loss) for loss in self.lower.losses), self._parameters, len(self.lower.losses))
         self.evaluations += 1
         self.products += 1
-        return averaged(self._parameters, total, len(self.lower.losses))
+        return product
 
     def _built(self) -> list[tuple[Tensor, ...]]:
         if not self._gradients:

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from multilevel.solvers.errors import ProductError
-from multilevel.solvers.products.base import added, averaged, detached_leaves, gradient_of
+from multilevel.solvers.gradients import detached_leaves, gradients, mean
 from multilevel.solvers.lower_level import LowerLevel
 from multilevel.solvers.vectors import Tensors
 
@@ -98,11 +98,8 @@ class HeldLosses:
 
     def gradient(self, parameters: Tensors, reads: Mapping[str, Tensors]) -> dict[str, Tensor]:
         """The gradient of the mean in ``parameters``, same names and shapes."""
-        leaves, count = detached_leaves(parameters), len(self._lower.losses)
-        total = [torch.zeros_like(leaf) for leaf in leaves.values()]
-        for part in range(count):
-            total = added(total, gradient_of(self.at(part, leaves, reads), leaves))
-        return averaged(leaves, total, count)
+        leaves, parts = detached_leaves(parameters), range(len(self._lower.losses))
+        return mean((gradients(self.at(part, leaves, reads), leaves) for part in parts), leaves, len(parts))
 
 
 class _LeavingGraph(TorchFunctionMode):

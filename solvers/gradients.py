@@ -1,0 +1,95 @@
+"""Gradients in named tensors: taken, summed over the parts of a batch, and averaged.
+
+None stands for the gradient in a tensor that nothing depends on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from multilevel.solvers.vectors import Tensors
+
+Key = TypeVar("Key")
+Out = TypeVar("Out")
+Value = TypeVar("Value")
+
+
+def gradients(value: Tensor, leaves: Mapping[Key, Tensor]) -> dict[Key, Tensor | None]:
+    """Derivative of a scalar in each of ``leaves``.
+
+    >>> leaves = detached_leaves({"used": torch.tensor(3.0), "unused": torch.tensor(1.0)})
+    >>> gradients(leaves["used"] ** 2, leaves)
+    {'used': tensor(6.), 'unused': None}
+    """
+    if not value.requires_grad or not leaves:
+        return dict.fromkeys(leaves)
+    return dict(zip(leaves, torch.autograd.grad(value, list(leaves.values()), allow_unused=True), strict=True))
+
+
+def added(total: dict[Key, Tensor | None] | None, term: Mapping[Key, Tensor | None]) -> dict[Key, Tensor | None]:
+    """The sum of two gradients; either may have names that the other lacks."""
+    result = dict(total or {})
+    for key, value in term.items():
+        before = result.get(key)
+        result[key] = value if before is None else before if value is None else before + value
+    return result
+
+
+def less(first: Mapping[Key, Tensor | None], second: Mapping[Key, Tensor | None]) -> dict[Key, Tensor | None]:
+    """The first gradient less the second, which has the same names."""
+    pairs = ((key, value, second[key]) for key, value in first.items())
+    return {key: one if other is None else -other if one is None else one - other for key, one, other in pairs}
+
+
+def averaged(total: Mapping[Key, Tensor | None], count: int) -> dict[Key, Tensor | None]:
+    """The mean over the ``count`` parts of a batch, from their sum."""
+    if count == 1:
+        return dict(total)
+    return {key: None if value is None else value / count for key, value in total.items()}
+
+
+def filled(values: Mapping[Key, Tensor | None], like: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
+    """0, shaped as in ``like``, in place of None."""
+    return {key: torch.zeros_like(like[key]) if value is None else value for key, value in values.items()}
+
+
+def mean(terms: Iterable[Mapping[Key, Tensor | None]], leaves: Mapping[Key, Tensor], count: int) -> dict[Key, Tensor]:
+    """The mean of gradients in ``leaves`` over the ``count`` parts of a batch; a part without a term counts as 0."""
+    total: dict[Key, Tensor | None] = dict.fromkeys(leaves)
+    for term in terms:
+        total = added(total, term)
+        del term  # before the next one is formed
+    return filled(averaged(total, count), leaves)
+
+
+def pulled(
+    outputs: Mapping[Out, Tensor], vectors: Mapping[Out, Tensor], leaves: Mapping[Key, Tensor], keep: bool = False
+) -> dict[Key, Tensor | None]:
+    """``J^T v``: the derivative of <outputs, vectors> in ``leaves``; with ``keep`` the graph can be used again."""
+    pairs = [(output, vectors[key]) for key, output in outputs.items() if output.requires_grad]
+    if not pairs or not leaves:
+        return dict.fromkeys(leaves)
+    values, along = zip(*pairs, strict=True)
+    slopes = torch.autograd.grad(values, list(leaves.values()), along, retain_graph=keep or None, allow_unused=True)
+    return dict(zip(leaves, slopes, strict=True))
+
+
+def detached_leaves(tensors: Tensors) -> dict[str, Tensor]:
+    """The tensors, outside any graph and requiring a gradient."""
+    return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
+
+
+def keyed(values: Mapping[str, Mapping[str, Value]]) -> dict[tuple[str, str], Value]:
+    """Nested mappings as one, by (level, name)."""
+    return {(level, name): value for level, named in values.items() for name, value in named.items()}
+
+
+def grouped(
+    values: Mapping[tuple[str, str], Value], like: Mapping[str, Mapping[str, object]]
+) -> dict[str, dict[str, Value]]:
+    """What ``keyed`` takes apart, of the levels and names of ``like``."""
+    return {level: {name: values[level, name] for name in named} for level, named in like.items()}
