@@ -36,6 +36,14 @@ class Callback:
     """Override what you need; every method does nothing by default.
 
     ``engine`` is the ``Engine`` that trains.
+
+    Examples:
+        >>> class Print(Callback):
+        ...     def on_update(self, engine, update):
+        ...         print(update.level, round(update.loss, 2))
+        >>> Engine(graph, callbacks=[Print()]).run(steps=1)  # the graph of Graph's example
+        weight 1.0
+        target 7.84
     """
 
     def on_start(self, engine: Any, steps: int) -> None:

@@ -42,6 +42,11 @@ class Checkpointing(Callback):
     Args:
         folder: the checkpoint folder.
         every: steps between two checkpoints, at least 1.
+
+    Examples:
+        >>> Engine(graph, callbacks=[Checkpointing(folder, every=2)]).run(steps=3)  # the graph of Graph's example
+        >>> sorted(path.name for path in folder.iterdir())
+        ['step-2', 'step-3']
     """
 
     def __init__(self, folder: Path, every: int) -> None:
@@ -76,6 +81,11 @@ def save_checkpoint(engine: Engine, folder: Path) -> Path:
     Raises:
         CheckpointError: an optimizer or a scheduler holds something that is no number, text or tensor; or the disk
             does not take it. Earlier checkpoints are still there then.
+
+    Examples:
+        >>> engine.run(steps=2)  # the engine of Engine's example
+        >>> save_checkpoint(engine, folder).name
+        'step-2'
     """
     target = folder / f"step-{engine.step}"
     state = engine.state_dict()
@@ -108,6 +118,12 @@ def load_checkpoint(engine: Engine, folder: Path) -> list[str]:
 
     Raises:
         CheckpointError: there is none, or it is of another graph; the engine is then unchanged.
+
+    Examples:
+        >>> _ = save_checkpoint(engine, folder)  # the engine of Engine's example, at step 0
+        >>> engine.run(steps=2)
+        >>> load_checkpoint(engine, folder), engine.step
+        ([], 0)
     """
     newest, damaged = newest_intact(folder)
     tensors = _read(newest / STATE)
@@ -146,6 +162,12 @@ def load_weights(graph: Graph, folder: Path, only: str | None = None) -> list[st
 
     Raises:
         CheckpointError: there is none, or it is of another graph; nothing is changed then.
+
+    Examples:
+        >>> _ = save_checkpoint(engine, folder)  # the engine of Engine's example
+        >>> _ = target.data.fill_(5.0)
+        >>> load_weights(graph, folder), target.item()
+        ([], 1.0)
     """
     newest, damaged = newest_intact(folder, [WEIGHTS])
     take_weights(graph, newest, only)

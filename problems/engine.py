@@ -49,6 +49,12 @@ class Engine:
     Raises:
         SettingError: an unknown precision.
         GraphError: see ``Graph.reads``.
+
+    Examples:
+        The weight of ``Graph``'s example responds one to one:
+        >>> engine = Engine(graph)
+        >>> engine.hypergradient("target")
+        {'value': tensor([-6.])}
     """
 
     def __init__(

@@ -41,6 +41,17 @@ class Graph:
     Raises:
         GraphError: no level, two of one name, two that share a parameter, or a lazy module that its level's loss on its
             first batch, which is not consumed, does not initialize.
+
+    Examples:
+        A target above the weight of ``Problem``'s example, which the weight should bring to 3:
+
+        >>> class Aim(Problem):
+        ...     def loss(self, levels, batch, draws):
+        ...         return (levels.weight - 3).square().sum()
+        >>> target = nn.Parameter(torch.ones(1))
+        >>> graph = Graph(follow, Aim("target", target, optimizer=torch.optim.SGD([target], 0.1)))
+        >>> graph.reads
+        {'weight': ('target',), 'target': ('weight',)}
     """
 
     def __init__(self, *problems: Problem, approximate: bool = False) -> None:

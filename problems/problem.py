@@ -52,13 +52,16 @@ class Problem:
             given, complex parameters, an embedding with max_norm or sparse gradients, or a module that is sharded or
             replicated over ranks by other means.
 
-    >>> class Penalty(Problem):
-    ...     def loss(self, levels, batch, draws):
-    ...         return levels.weight.square().sum()
-    >>> weight = nn.Parameter(torch.ones(2))
-    >>> Penalty("weight", weight, optimizer=torch.optim.SGD([weight], 0.1)).variables()
-    {'value': Parameter containing:
-    tensor([1., 1.], requires_grad=True)}
+    Examples:
+        A weight that follows a target, which another level holds:
+
+        >>> class Follow(Problem):
+        ...     def loss(self, levels, batch, draws):
+        ...         return (levels.weight - levels.target).square().sum()
+        >>> weight = nn.Parameter(torch.zeros(1))
+        >>> follow = Follow("weight", weight, optimizer=torch.optim.SGD([weight], 0.1), solver=Dense())
+        >>> list(follow.variables())
+        ['value']
     """
 
     def __init__(
@@ -234,8 +237,9 @@ def check_whole(name: str, module: nn.Module) -> None:
 def required_arguments(stepper: Any) -> list[str]:
     """What the ``step`` of an optimizer or a scheduler cannot do without.
 
-    >>> required_arguments(torch.optim.LBFGS([torch.zeros(1, requires_grad=True)]))
-    ['closure']
+    Examples:
+        >>> required_arguments(torch.optim.LBFGS([torch.zeros(1, requires_grad=True)]))
+        ['closure']
     """
     _, *arguments = inspect.signature(type(stepper).step).parameters.values()  # a scheduler hides its optimizer's own
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

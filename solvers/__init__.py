@@ -16,7 +16,12 @@ SOLVERS: dict[str, type[Solver]] = discover(sys.modules[__name__], Solver)  # ty
 
 
 def default_solver() -> Solver:
-    """What a level that others depend on takes where nothing else is said, in Python as in configuration."""
+    """What a level that others depend on takes where nothing else is said, in Python as in configuration.
+
+    Examples:
+        >>> default_solver()
+        Identity(product='auto', damping=0.0, radius=None, strict=False, scale=1.0, measure_residual=False)
+    """
     return SOLVERS["identity"]()
 
 

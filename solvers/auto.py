@@ -33,6 +33,13 @@ class Auto(Solver):
     Args:
         product: how products are formed, where the solver taken does not ask for another.
         damping: added to the Hessian's diagonal, >= 0; None: 0.01 for ``conjugate_gradient``, 0 elsewhere.
+
+    Examples:
+        The level of ``LowerLevel``'s example has three parameters:
+
+        >>> response = Auto().respond(lower, cotangent)
+        >>> response.report.choice
+        'solver=dense: 3 parameters, at most 200'
     """
 
     product: ProductName = field(default="reverse", kw_only=True)

@@ -101,6 +101,15 @@ class Solver(ABC):
 
     A response is linear in the cotangent. Every subclass's ``respond`` therefore sees a cotangent whose largest
     absolute value is about 1, never one of 0 or that is not finite, see ``at_unit_scale``.
+
+    Examples:
+        A solver for lower levels whose Hessian is c I, on the level of ``LowerLevel``'s example:
+
+        >>> class Scaled(ImplicitSolver):
+        ...     def solve(self, system):
+        ...         return Solution(system.right_hand_side / 2)
+        >>> Scaled().respond(lower, cotangent).contributions["upper"]["r"]
+        tensor([0.5000, 0.5000, 0.5000])
     """
 
     def __init_subclass__(cls, **keywords: Any) -> None:

@@ -31,6 +31,13 @@ class ConjugateGradient(ImplicitSolver):
         curvature: hessian, or gauss_newton (in its place; safe where the lower loss is not convex, for levels that
             define outputs and criterion).
         warm_start: start from the last solution of this level, which training keeps, instead of 0.
+
+    Examples:
+        The level of ``LowerLevel``'s example, H = diag(1, 2, 4): three distinct eigenvalues, three iterations.
+
+        >>> response = ConjugateGradient(iterations=3).respond(lower, cotangent)
+        >>> response.contributions["upper"]["r"], response.report.converged
+        (tensor([1.0000, 0.5000, 0.2500]), True)
     """
 
     iterations: Count = 10

@@ -29,6 +29,12 @@ class Dense(ImplicitSolver):
 
     Raises:
         SettingError: the level has more parameters than the limit.
+
+    Examples:
+        The level of ``LowerLevel``'s example, H = diag(1, 2, 4):
+
+        >>> Dense().respond(lower, cotangent).contributions["upper"]["r"]
+        tensor([1.0000, 0.5000, 0.2500])
     """
 
     limit: Count = 2000

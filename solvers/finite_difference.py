@@ -18,6 +18,12 @@ class FiniteDifference(Identity):
     Assumes: as ``identity``; a loss smooth over the radius, which is chosen from the parameters' scale.
     Costs: two evaluations; only what the levels read need is kept for backward: the least memory of all.
     Use when: operators have no second derivative, or as Betty had it.
+
+    Examples:
+        The level of ``LowerLevel``'s example, H = diag(1, 2, 4):
+
+        >>> FiniteDifference().respond(lower, cotangent).contributions["upper"]["r"].round(decimals=3)
+        tensor([1., 1., 1.])
     """
 
     product: Annotated[str, OneOf("finite_difference")] = field(default="finite_difference", kw_only=True)

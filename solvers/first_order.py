@@ -37,6 +37,13 @@ class FirstOrder(Solver):
             scaled to it); None takes one that moves the copies by about the radius of a finite difference.
         power_iterations: spent on the estimate, at least 1.
         damping: weight of ``|z - p|^2 / 2`` in the descent, >= 0.
+
+    Examples:
+        The level of ``LowerLevel``'s example, H = diag(1, 2, 4):
+
+        >>> response = FirstOrder(steps=50).respond(lower, cotangent)
+        >>> response.contributions["upper"]["r"].round(decimals=3)
+        tensor([1.0000, 0.5000, 0.2500])
     """
 
     steps: Count = 20

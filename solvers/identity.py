@@ -20,6 +20,14 @@ class Identity(ImplicitSolver):
     Args:
         scale: the multiple, above 0; the inverse of the lower curvature where it is known.
         measure_residual: spend one more product to report ``|H x - a| / |a|``; it is not known otherwise.
+
+    Examples:
+        The level of ``LowerLevel``'s example, H = diag(1, 2, 4): the exact contribution is 1, 1/2, 1/4.
+
+        >>> Identity().respond(lower, cotangent).contributions["upper"]["r"]
+        tensor([1., 1., 1.])
+        >>> Identity(scale=0.5).respond(lower, cotangent).contributions["upper"]["r"]
+        tensor([0.5000, 0.5000, 0.5000])
     """
 
     product: ProductName = field(default="auto", kw_only=True)

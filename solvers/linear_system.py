@@ -62,6 +62,16 @@ class ImplicitSolver(Solver):
         damping: added to the Hessian's diagonal, >= 0.
         radius: norm of a finite difference's perturbation; None chooses it (see FiniteDifferenceProducts).
         strict: raise SolveError when a solve fails, instead of going on with its last good iterate.
+
+    Examples:
+        Half of the cotangent as the solution, for the level of ``LowerLevel``'s example:
+
+        >>> class Half(ImplicitSolver):
+        ...     def solve(self, system):
+        ...         x = system.right_hand_side / 2
+        ...         return Solution(x, system.residual(x))
+        >>> Half().respond(lower, cotangent).contributions["upper"]["r"]
+        tensor([0.5000, 0.5000, 0.5000])
     """
 
     product: ProductName = field(default="reverse", kw_only=True)

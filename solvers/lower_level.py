@@ -22,6 +22,17 @@ class Prediction:
     Attributes:
         outputs: (parameters, parameters of each level read) to what the level computes, tensors of any shape.
         criterion: (outputs, parameters of each level read) to the loss; convex in the outputs.
+
+    Examples:
+        Half the squared distance of p to the target r, in two parts:
+
+        >>> parts = Prediction(
+        ...     lambda parameters, reads: [parameters["p"]],
+        ...     lambda outputs, reads: (outputs[0] - reads["upper"]["r"]).square().sum() / 2,
+        ... )
+        >>> point, reads = {"p": torch.ones(2)}, {"upper": {"r": torch.zeros(2)}}
+        >>> parts.criterion(parts.outputs(point, reads), reads)
+        tensor(1.)
     """
 
     outputs: Callable[[Tensors, Mapping[str, Tensors]], Sequence[Tensor]]
@@ -109,6 +120,18 @@ class LowerLevel:
         start: the solution of the last solve, where the solver asks for it; None at the first.
         choice: which products ``product=auto`` takes, kept from solve to solve.
         name: the level's, to tell it by.
+
+    Examples:
+        The loss p' H p / 2 - r' p with H = diag(1, 2, 4). Its minimum is H^-1 r, so a cotangent a contributes H^-1 a to
+        r. The examples of the solvers use this level.
+
+        >>> hessian = torch.diag(torch.tensor([1.0, 2.0, 4.0]))
+        >>> def loss(parameters, reads):
+        ...     return parameters["p"] @ hessian @ parameters["p"] / 2 - reads["upper"]["r"] @ parameters["p"]
+        >>> lower = LowerLevel([loss], {"p": torch.zeros(3)}, {"upper": {"r": torch.zeros(3)}})
+        >>> cotangent = {"p": torch.ones(3)}
+        >>> loss(cotangent, lower.reads)
+        tensor(3.5000)
     """
 
     losses: Sequence[Loss]

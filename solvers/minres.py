@@ -25,6 +25,13 @@ class Minres(ImplicitSolver):
         tolerance: relative residual at which the solve counts as converged.
         measure_residual: spend one more product to report the residual itself; the recurrence's, reported otherwise,
             is too small where rounding has built up (many iterations, an ill-conditioned Hessian).
+
+    Examples:
+        The level of ``LowerLevel``'s example with its loss negated: no positive eigenvalue, and the same minimizer.
+
+        >>> concave = replace(lower, losses=[lambda parameters, reads: -loss(parameters, reads)])
+        >>> Minres().respond(concave, cotangent).contributions["upper"]["r"]
+        tensor([1.0000, 0.5000, 0.2500])
     """
 
     iterations: Count = 10

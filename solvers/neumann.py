@@ -27,6 +27,12 @@ class Neumann(ImplicitSolver):
         step_size: factor of the series, below 2 / (largest eigenvalue); None takes 1 / (its estimate).
         power_iterations: products spent on that estimate, at least 1.
         tolerance: relative residual at which the series ends early and counts as converged.
+
+    Examples:
+        The level of ``LowerLevel``'s example, H = diag(1, 2, 4): 1 / h becomes (1 - (1 - h / 4)^2) / h.
+
+        >>> Neumann(terms=2, step_size=0.25).respond(lower, cotangent).contributions["upper"]["r"]
+        tensor([0.4375, 0.3750, 0.2500])
     """
 
     terms: Count = 5

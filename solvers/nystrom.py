@@ -28,6 +28,12 @@ class Nystrom(ImplicitSolver):
         rank: directions of the sketch, at least 1; never more than there are parameters.
         seed: of the directions; the same at every solve.
         tolerance: relative residual at which the solve counts as converged.
+
+    Examples:
+        The level of ``LowerLevel``'s example, H = diag(1, 2, 4):
+
+        >>> Nystrom(rank=3).respond(lower, cotangent).contributions["upper"]["r"]
+        tensor([1.0000, 0.5000, 0.2500])
     """
 
     rank: Count = 10

@@ -23,6 +23,14 @@ class Sama(ImplicitSolver):
     Assumes: as ``identity``, in the geometry of the lower level's optimizer: SGD, Adam or AdamW.
     Costs: one evaluation for the gradient, one mixed product.
     Use when: the lower level trains with Adam and the solve must stay as cheap as ``identity``.
+
+    Examples:
+        The level of ``LowerLevel``'s example, trained with SGD: the same as ``identity``.
+
+        >>> p = torch.zeros(3, requires_grad=True)
+        >>> with_sgd = replace(lower, rule=UpdateRule.of(torch.optim.SGD([p]), {"p": p}))
+        >>> Sama().respond(with_sgd, cotangent).contributions["upper"]["r"]
+        tensor([1., 1., 1.])
     """
 
     product: ProductName = field(default="auto", kw_only=True)

@@ -64,6 +64,15 @@ class Unrolled(UnrolledSolver):
     Costs: an evaluation, a Hessian-vector and a mixed product an update; memory of ``steps`` copies of parameters and
         optimizer state.
     Use when: the lower level is far from its minimum, or its optimizer's path is part of the problem (MAML).
+
+    Examples:
+        The level of ``LowerLevel``'s example after two SGD updates at rate 1/4: two terms of the Neumann series.
+
+        >>> p = torch.zeros(3, requires_grad=True)
+        >>> rule = UpdateRule.of(torch.optim.SGD([p], lr=0.25), {"p": p})
+        >>> trained = replace(lower, steps=2 * [Step(lower.losses, lower.parameters, lower.reads, rule)])
+        >>> Unrolled(steps=2).respond(trained, cotangent).contributions["upper"]["r"]
+        tensor([0.4375, 0.3750, 0.2500])
     """
 
     def through(self, lower: LowerLevel, cotangent: Tensors) -> Response:

@@ -7,6 +7,14 @@ class Adversarial(Sampled):
     """Sampled with the probabilities of a masking network that maximizes the reconstruction loss.
 
     After ADIOS (Shi et al. 2022), with hard masks of a fixed ratio in the place of its soft ones.
+
+    Examples:
+        The view of ``MaskView``'s example, whose masking network prefers patches 0 and 2:
+
+        >>> Adversarial().scores(view).topk(view.hidden).indices.sort().values
+        tensor([[0, 2]])
+        >>> Adversarial.learns_from
+        'reconstruction'
     """
 
     learns_from = "reconstruction"

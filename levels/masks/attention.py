@@ -18,6 +18,12 @@ class Attention(MaskPolicy):
 
     Raises:
         SettingError: a hint that is no share.
+
+    Examples:
+        The view of ``MaskView``'s example, whose encoder attends to patches 3 and 2 most:
+
+        >>> Attention().scores(view).topk(view.hidden).indices
+        tensor([[3, 2]])
     """
 
     learns_from = None

@@ -20,6 +20,15 @@ class MaskView:
         hidden: patches of each image that will be hidden.
         logits: computes the masking network's logits [B, L].
         attention: computes the attention [B, L] of the encoder's class token to each patch.
+
+    Examples:
+        Four patches in a square, two of which will be hidden. The examples of the policies use this view.
+
+        >>> logits = torch.tensor([[9.0, -9.0, 8.0, -8.0]])
+        >>> attention = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
+        >>> view = MaskView(torch.zeros(1, 1, 4, 4), 4, 2, lambda: logits, lambda: attention)
+        >>> view.side, view.hidden
+        (2, 2)
     """
 
     def __init__(
@@ -82,6 +91,15 @@ class MaskPolicy(ABC):
     Attributes:
         learns_from: what trains the masking network: ``downstream`` (the loss of the downstream task falls),
             ``reconstruction`` (the reconstruction loss rises), or None: there is no masking network.
+
+    Examples:
+        A policy that hides the first patches of the view in ``MaskView``'s example:
+
+        >>> class First(MaskPolicy):
+        ...     def scores(self, view):
+        ...         return -torch.arange(view.patches).expand(len(view.images), -1)
+        >>> First().scores(view).topk(view.hidden).indices
+        tensor([[0, 1]])
     """
 
     learns_from: ClassVar[LearnsFrom] = "downstream"

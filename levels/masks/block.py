@@ -16,6 +16,13 @@ class Block(MaskPolicy):
     """Rectangles hidden one after the other until the mask ratio is reached (BEiT, Bao et al. 2022, algorithm 1).
 
     Exactly the mask ratio is hidden: of the last rectangle, only as many rows as are still due, and a part of a row.
+
+    Examples:
+        Half of four patches: two that share an edge, never a diagonal.
+
+        >>> hidden = Block().scores(view).topk(view.hidden).indices
+        >>> hidden.sum().item() != 3
+        True
     """
 
     learns_from = None

@@ -9,7 +9,12 @@ from multilevel.levels.masks.base import LearnsFrom, MaskPolicy, MaskView
 
 
 class Random(MaskPolicy):
-    """Uniformly random patches (He et al. 2022)."""
+    """Uniformly random patches (He et al. 2022).
+
+    Examples:
+        >>> Random().scores(view).shape, Random.learns_from
+        (torch.Size([1, 4]), None)
+    """
 
     learns_from: ClassVar[LearnsFrom] = None
 

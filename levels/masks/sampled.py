@@ -8,7 +8,14 @@ from multilevel.levels.masks.gumbel import gumbel_scores
 
 
 class Sampled(MaskPolicy):
-    """Patches drawn without replacement, in proportion to their probability."""
+    """Patches drawn without replacement, in proportion to their probability.
+
+    Examples:
+        The view of ``MaskView``'s example, whose masking network prefers patches 0 and 2:
+
+        >>> Sampled().scores(view).topk(view.hidden).indices.sort().values
+        tensor([[0, 2]])
+    """
 
     def scores(self, view: MaskView) -> Tensor:
         return gumbel_scores(logsigmoid(view.logits))

@@ -27,6 +27,14 @@ def mask_statistics(probabilities: Tensor, hidden: Tensor, counted: Tensor) -> d
         - ``excess_overlap``: (overlap - ratio) / (1 - ratio), 0 where masks are random.
 
         With fewer than two images that take part, ``entropy_over_images`` and the overlaps are 0.
+
+    Examples:
+        Two images with the same probabilities and the same mask, of half of two patches:
+
+        >>> hidden = torch.tensor([[True, False], [True, False]])
+        >>> statistics = mask_statistics(torch.full((2, 2), 0.5), hidden, torch.ones(2, dtype=torch.bool))
+        >>> statistics["overlap"].item(), statistics["never_hidden"].item()
+        (1.0, 0.5)
     """
     images = counted.sum()
     patches, each = hidden.shape[1], int(hidden[0].sum())
@@ -48,6 +56,11 @@ def mask_statistics(probabilities: Tensor, hidden: Tensor, counted: Tensor) -> d
 
 
 def normalized_entropy(probabilities: Tensor) -> Tensor:
-    """Entropy of each image's probabilities [B, L], normalized to sum to 1, as a share of log L: a mean, 0 to 1."""
+    """Entropy of each image's probabilities [B, L], normalized to sum to 1, as a share of log L: a mean, 0 to 1.
+
+    Examples:
+        >>> normalized_entropy(torch.tensor([[0.5, 0.5, 0.5, 0.5]]))
+        tensor(1.)
+    """
     shares = probabilities / probabilities.sum(1, keepdim=True)
     return torch.special.entr(shares).sum(1).mean() / math.log(probabilities.shape[1])

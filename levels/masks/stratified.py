@@ -11,6 +11,13 @@ class Stratified(MaskPolicy):
 
     Every patch is hidden as often as by random masks; what the masking network chooses is which are hidden together.
     Patches that it ranks alike are never all hidden, and never all seen: the visible one is left to tell them by.
+
+    Examples:
+        One of patches 0 and 2, which the network of ``MaskView``'s example prefers, and one of 1 and 3:
+
+        >>> hidden = Stratified().scores(view).topk(view.hidden).indices
+        >>> (hidden % 2).sort().values
+        tensor([[0, 1]])
     """
 
     def scores(self, view: MaskView) -> Tensor:

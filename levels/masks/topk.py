@@ -6,7 +6,14 @@ from multilevel.levels.masks.base import MaskPolicy, MaskView
 
 
 class TopK(MaskPolicy):
-    """The most probable patches, without chance: the policy published with MLO-MAE."""
+    """The most probable patches, without chance: the policy published with MLO-MAE.
+
+    Examples:
+        The view of ``MaskView``'s example, whose masking network prefers patches 0 and 2:
+
+        >>> TopK().scores(view).topk(view.hidden).indices
+        tensor([[0, 2]])
+    """
 
     def scores(self, view: MaskView) -> Tensor:
         return view.logits

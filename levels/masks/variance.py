@@ -9,7 +9,16 @@ SMALLEST = 1e-6  # of normalized pixels: a flat patch can be hidden too
 
 
 class Variance(MaskPolicy):
-    """Patches drawn without replacement, in proportion to the variance of their pixels (over channels as well)."""
+    """Patches drawn without replacement, in proportion to the variance of their pixels (over channels as well).
+
+    Examples:
+        The last of four patches has contrast, the others are flat:
+
+        >>> images = torch.zeros(1, 1, 4, 4)
+        >>> images[..., 3, 3] = 100.0
+        >>> Variance().scores(MaskView(images, 4, 1, lambda: None, lambda: None)).argmax(1)
+        tensor([3])
+    """
 
     learns_from = None
 

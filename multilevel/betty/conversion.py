@@ -133,6 +133,16 @@ def from_betty(
     Raises:
         BettyError: something that Betty would do and a graph does not, a dependency that losses have and
             ``dependencies`` have not, or a schedule that a graph cannot have.
+
+    Examples:
+        >>> from betty.configs import Config
+        >>> class Fit(ImplicitProblem):
+        ...     def training_step(self, batch):
+        ...         return (self.module.weight - 3).square().sum()
+        >>> net = nn.Linear(1, 1, bias=False)
+        >>> fit = Fit("fit", Config(), net, torch.optim.SGD(net.parameters(), 0.1), train_data_loader=[{}])
+        >>> from_betty([fit], {"u2l": {}, "l2u": {}}).names
+        ('fit',)
     """
     up = {problem: list(dependencies["l2u"].get(problem, ())) for problem in problems}
     for problem in problems:

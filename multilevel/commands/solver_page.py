@@ -5,14 +5,15 @@ from __future__ import annotations
 import inspect
 import re
 
-from multilevel.solvers import SOLVERS, Solver
+from multilevel.solvers import SOLVERS, LowerLevel, Solver
 
 TITLE = """# Solvers
 
 How a hypergradient passes through a lower level with loss g, parameters p and cotangent a: every solver approximates
 `- d/dr <dg/dp, x>` with `(H + damping I) x = a`, H the Hessian of g in p, for each level r that g reads; the unrolled
 ones and the penalty method do so without a linear system. `python -m multilevel.commands.solver_page` makes this page
-from the docstrings; `multilevel compare` measures error, memory and time of each.
+from the docstrings; `multilevel compare` measures error, memory and time of each. The examples use the lower level
+below the table.
 
 | solver | assumes | costs, beside the mixed product where there is a solve | use when |
 |---|---|---|---|"""
@@ -32,8 +33,10 @@ def sections(solver: type[Solver]) -> dict[str, str]:
 
 def solver_page() -> str:
     """The whole page."""
+    _, _, example = (inspect.getdoc(LowerLevel) or "").partition("Examples:\n")
     lines = [TITLE]
     lines += [f"| `{name}` | {' | '.join(sections(solver).values())} |" for name, solver in SOLVERS.items()]
+    lines += ["", "```", example, "```"]
     for name, solver in SOLVERS.items():
         lines += ["", f"## {name}", "", "```", inspect.getdoc(solver) or "", "```"]
     return "\n".join(lines) + "\n"

@@ -81,6 +81,11 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
 
     Raises:
         SettingError: an unknown setting or choice, a value of the wrong kind, or a user's file that is no YAML.
+
+    Examples:
+        >>> config = compose_config(["recipe=hyper_cleaning", "steps=10"])
+        >>> config.recipe, config.steps
+        ('hyper_cleaning', 10)
     """
     register_solvers()
     expanded = expand(overrides)
@@ -102,6 +107,11 @@ def build_recipe(config: DictConfig) -> Recipe:
     Raises:
         SettingError: a setting that the recipe does not know, or that cannot work.
         DataError: data that cannot be used.
+
+    Examples:
+        >>> recipe = build_recipe(compose_config(["recipe=hyper_cleaning"]))
+        >>> recipe.graph.names
+        ('classify', 'clean')
     """
     recipe = recipe_class(config.recipe)
     return recipe(typed_settings(config, recipe.settings_class))

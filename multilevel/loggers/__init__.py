@@ -25,6 +25,10 @@ def new_loggers(names: Sequence[str], folder: Path, config: Mapping[str, Any]) -
 
     Raises:
         SettingError: there is no such logger, or a package that it needs is not installed.
+
+    Examples:
+        >>> [type(logger).__name__ for logger in new_loggers(["tensorboard"], folder, {})]
+        ['TensorBoard']
     """
     return [_class(name)(folder, config) for name in names]
 

@@ -20,6 +20,13 @@ class Logger(Callback, ABC):
     Args:
         folder: the run's.
         config: all its settings, nested.
+
+    Examples:
+        >>> class Print(Logger):
+        ...     def write(self, step, values):
+        ...         print(step, values["mask/loss"])
+        >>> Print(folder, {}).write(3, {"mask/loss": 0.5})
+        3 0.5
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:

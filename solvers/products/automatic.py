@@ -27,6 +27,13 @@ class AutomaticProducts(Products):
     """Forward products where every operator of the loss has them, else reverse ones, else finite differences.
 
     A radius asks for finite differences.
+
+    Examples:
+        The level of ``LowerLevel``'s example, H = diag(1, 2, 4):
+
+        >>> products = AutomaticProducts(lower)
+        >>> products.hessian({"p": torch.ones(3)}), products.form
+        ({'p': tensor([1., 2., 4.])}, 'forward')
     """
 
     def __init__(self, lower: LowerLevel, radius: float | None = None) -> None:

@@ -27,6 +27,13 @@ class FiniteDifferenceProducts(Products):
 
     Attributes:
         losses: the level's, with what they detach held.
+
+    Examples:
+        The level of ``LowerLevel``'s example, H = diag(1, 2, 4):
+
+        >>> products = FiniteDifferenceProducts(lower, radius=0.01)
+        >>> products.hessian({"p": torch.ones(3)})["p"].round(decimals=3)
+        tensor([1., 2., 4.])
     """
 
     mode = "reverse mode"
@@ -111,6 +118,10 @@ def default_radius(parameters: Tensors, arithmetic: torch.dtype) -> float:
     precision of ``arithmetic``: the sum is least where the radius goes with eps^(1/3). Its norm, not each of its
     components, is measured against the size of one weight: in a network, moving N weights together matters more
     the more there are, while their rounding averages out. benchmarks/finite_difference_radius.py measures it.
+
+    Examples:
+        >>> round(default_radius({"p": torch.ones(100)}, torch.float32), 4)
+        0.0148
     """
     count = sum(tensor.numel() for tensor in parameters.values())
     # Parameters near zero (a head just initialized) still live on the scale of usual initial weights.

@@ -35,6 +35,15 @@ class ForwardProducts(Products):
     and a gradient meet in a function that is not among ``FOLLOWED`` they are forward over reverse as well: torch's
     forward derivatives of some functions take for constants what they depend on (the statistics of a normalization,
     the factors of a linear solve), and a reverse pass over them is wrong without a word.
+
+    Examples:
+        The level of ``LowerLevel``'s example, H = diag(1, 2, 4):
+
+        >>> products = ForwardProducts(lower)
+        >>> products.hessian({"p": torch.ones(3)})
+        {'p': tensor([1., 2., 4.])}
+        >>> products.mixed({"p": torch.ones(3)})
+        {'upper': {'r': tensor([-1., -1., -1.])}}
     """
 
     mode = "forward mode"

@@ -17,7 +17,17 @@ from multilevel.solvers.vectors import Tensors
 
 
 class ReverseProducts(Products):
-    """Reverse over reverse: exact. The gradient's graph is built once and serves every product of a solve."""
+    """Reverse over reverse: exact. The gradient's graph is built once and serves every product of a solve.
+
+    Examples:
+        The level of ``LowerLevel``'s example, H = diag(1, 2, 4):
+
+        >>> products = ReverseProducts(lower)
+        >>> products.hessian({"p": torch.ones(3)})
+        {'p': tensor([1., 2., 4.])}
+        >>> products.mixed({"p": torch.ones(3)})
+        {'upper': {'r': tensor([-1., -1., -1.])}}
+    """
 
     mode = "reverse mode over reverse mode"
     lacks = "second derivative"
