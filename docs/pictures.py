@@ -1,4 +1,5 @@
-"""A hook of mkdocs: the pages' pictures, drawn by the program, and a check that pages load nothing from elsewhere."""
+"""A hook of mkdocs: pictures drawn by the program, copies of linked source files, and a check that nothing loads from
+other hosts."""
 
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ from multilevel.study.pictures import draw_differences
 from multilevel.study.statistics import compare
 
 DOCS = Path(__file__).parent
+SOURCE = re.compile(r"\]\(\.\./([\w/]+\.py)\)")  # a link from a page to a file of the program
 EXTERNAL = re.compile(r"<(?:script|img|iframe|link)\b[^>]*?\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>")
 MASK_STEPS = 40  # of the 1,000: seconds
 MINIMUM_EFFECT = 0.01  # as in docs/results.md
@@ -41,7 +43,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     draw_study(folder / "cifar10_small.png", DOCS / "results" / "cifar10_small.jsonl")
     for path in sorted(folder.glob("*.png")):
         files.append(File.generated(config, f"pictures/{path.name}", abs_src_path=str(path)))
+    for name in sorted({name for page in DOCS.glob("*.md") for name in SOURCE.findall(page.read_text())}):
+        text = (DOCS.parent / name).read_text()
+        files.append(File.generated(config, f"source/{name}.txt", content=text))  # browsers show text, and save .py
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, files: Files) -> str:
+    """Lead links to files of the program to their copies in the site."""
+    return SOURCE.sub(r"](source/\1.txt)", markdown)
 
 
 def on_post_page(output: str, page: Any, config: MkDocsConfig) -> str:

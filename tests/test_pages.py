@@ -32,7 +32,8 @@ PLACEHOLDERS = {"...", "SETTING=VALUE", "resume=RUN", "--multirun", "--help"}
 
 
 def programs(page):
-    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    blocks = re.findall(r"(<!-- from \S+ -->\n)?```python\n(.*?)```", page.read_text(), re.DOTALL)
+    return [code for excerpt, code in blocks if not excerpt]
 
 
 def commands(page):
@@ -132,8 +133,27 @@ def test_programs_run(page, capsys):
     names = {"__name__": "example"}
     for code in programs(page):
         exec(compile(code, page.name, "exec"), names)
-    if page.name == "concepts.md":  # which shows what is printed
+    if page.name in ("concepts.md", "how_it_works.md"):  # which show what is printed
         assert textwrap.indent(capsys.readouterr().out, "    ") in page.read_text()
+
+
+def test_excerpts_stand_in_the_files_that_they_are_from():
+    page = (ROOT / "docs" / "how_it_works.md").read_text()
+    excerpts = re.findall(r"<!-- from (\S+) -->\n```python\n(.*?)```", page, re.DOTALL)
+    assert len(excerpts) == 3
+    for name, excerpt in excerpts:
+        lines = [line.strip() for line in (ROOT / name).read_text().splitlines()]
+        wanted = [line.strip() for line in excerpt.splitlines()]
+        starts = range(len(lines) - len(wanted) + 1)
+        assert any(lines[start : start + len(wanted)] == wanted for start in starts), name
+
+
+def test_the_walk_through_is_short_and_its_links_lead_to_files():
+    text = (ROOT / "docs" / "how_it_works.md").read_text()
+    assert len(text.splitlines()) <= 4 * 55  # pages of 55 lines
+    links = re.findall(r"\]\((\.\./[^)#]+)\)", text)
+    assert len(links) >= 10
+    assert [link for link in links if not (ROOT / "docs" / link).exists()] == []
 
 
 def test_the_first_page_has_the_readmes_program():
