@@ -40,7 +40,7 @@ class MultiTaskNetwork(nn.Module):
         return self.heads["main"](self.trunk(images))
 
     def outputs(self, inputs: list[Tensor]) -> list[Tensor]:
-        """What each head makes of its own images [B, C, H, W]: logits [B, classes], or pixels [B, C * H * W]."""
+        """Each head's outputs for its own images [B, C, H, W]: logits [B, classes], or pixels [B, C * H * W]."""
         features = self.trunk(torch.cat(inputs)).split([len(images) for images in inputs])
         return [head(some) for head, some in zip(self.heads.values(), features, strict=True)]
 

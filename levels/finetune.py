@@ -13,7 +13,7 @@ from multilevel.problems.levels import Levels
 
 
 class Finetune(Problem):
-    """The task's loss of a head on the encoder's tokens. Its module is the head alone.
+    """The task's loss of a head on the encoder's tokens. Its module is only the head.
 
     Batches are (images [B, C, H, W], targets of the task).
 

@@ -15,7 +15,7 @@ from multilevel.problems.levels import Levels
 class MaskLearning(Problem):
     """The task's loss of the finetuned head on data that trained neither it nor the encoder.
 
-    Its module, the masking network, enters through the entropy bonus alone: the rest of its gradient is all response
+    Its module, the masking network, enters only through the entropy bonus: the rest of its gradient is all response
     of the levels below.
 
     Args:

@@ -30,7 +30,7 @@ class MaskedPretrain(Problem):
         module: a MaskedAutoencoder; or a MaskedLanguageModel, whose words take the place of patches, and texts int64
             [B, L] that of images.
         policy: chooses the hidden patches.
-        weights: raw (the probabilities, as published; the loss can then be lowered by the probabilities alone)
+        weights: raw (the probabilities, as published; the loss can then be lowered through only the probabilities)
             or normalized (they sum to 1 in each image).
         gradient: how the loss depends on the probabilities: weights; visibility (straight-through: the token of a
             patch enters the encoder multiplied by a gate of value 1 whose derivative is that of 1 - probability, and

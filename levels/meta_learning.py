@@ -157,7 +157,7 @@ def mean_error(predictions: Tensor, targets: Tensor, error: Error) -> Tensor:
 
 
 def support_loss(predictions: Tensor, offsets: Sequence[Tensor], tasks: Tasks, error: Error, proximal: float) -> Tensor:
-    """What ``Adaptation`` minimizes."""
+    """The loss that ``Adaptation`` minimizes."""
     distance = sum((offset.square().sum() for offset in offsets), start=predictions.new_zeros(()))
     fit = mean_error(predictions, tasks.support_targets, error)
     return len(predictions) * fit + proximal / 2 * distance

@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; wrong input ends in one line on standard error and exit status 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     resumed = "study resume=FOLDER" if given[:1] == ["study"] else "train resume=RUN"
-    return exit_status(lambda: _run(given), f"multilevel {resumed} goes on from the last checkpoint")
+    return exit_status(lambda: _run(given), f"multilevel {resumed} continues from the last checkpoint")
 
 
 def _run(given: list[str]) -> int:

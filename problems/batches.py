@@ -27,8 +27,8 @@ class Batches:
     """The batches of one level, in an order that depends on (seed, level, epoch) and on nothing else.
 
     Whatever the data draws from global generators (a DataLoader's shuffling, an augmentation) comes from a
-    stream of its own, so that the data neither moves nor follows the randomness of the losses, and a position
-    is enough to go on from. Data with an ``iterate_from(position)`` method is asked for the rest of an epoch;
+    separate stream, so that the data neither moves nor follows the randomness of the losses, and a position
+    is enough to resume. Data with an ``iterate_from(position)`` method is asked for the rest of an epoch;
     other data is iterated up to it.
 
     With several ranks each takes its share of every batch, without overlap: data with a method
@@ -186,7 +186,7 @@ def _rows(batch: Any, level: str, remedy: str) -> int:
     lengths = sorted({len(leaf) for leaf in leaves if leaf is not None and leaf.ndim > 0})
     if len(lengths) > 1:
         raise DataError(
-            f"a batch of level {level!r} has tensors of {lengths} rows: which are the samples is not clear; {remedy}"
+            f"a batch of level {level!r} has tensors of {lengths} rows: it is unclear which are the samples; {remedy}"
         )
     return lengths[0] if lengths else 0
 

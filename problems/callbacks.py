@@ -1,4 +1,4 @@
-"""How a level's losses and metrics reach whoever wants them: screen, event log, pictures."""
+"""Callbacks: how a level's losses and metrics reach the screen, the event log and pictures."""
 
 from __future__ import annotations
 

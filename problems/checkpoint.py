@@ -71,7 +71,7 @@ class Checkpointing(Callback):
 
 
 def save_checkpoint(engine: Engine, folder: Path) -> Path:
-    """Save all that the engine needs to go on from here, and remove all checkpoints but the newest ``KEPT``.
+    """Save all that the engine needs to continue from here, and remove all checkpoints but the newest ``KEPT``.
 
     With several ranks all of them must call this; rank 0 writes.
 
@@ -100,7 +100,7 @@ def save_checkpoint(engine: Engine, folder: Path) -> Path:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"the checkpoint of step {engine.step} cannot be written to {folder} ({_reason(error)}); "
-            "make room and resume: what was saved before is whole"
+            "free some space and resume: earlier checkpoints are intact"
         ) from error
     older = [one for one in _checkpoints(folder) if _step(one) < engine.step]
     kept = [target, *older[: KEPT - 1]]
@@ -196,7 +196,7 @@ def newest_intact(folder: Path, files: Sequence[str] = (WEIGHTS, STATE, STRUCTUR
     for path in _checkpoints(folder):
         problem = _problem(path, files)
         if problem is None:
-            return path, [f"{one}; {path.name} is used in its place" for one in damaged]
+            return path, [f"{one}; using {path.name} instead" for one in damaged]
         damaged.append(problem)
     raise CheckpointError("; ".join(damaged) if damaged else f"{folder} holds no checkpoint (no folder step-N)")
 
@@ -239,7 +239,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def _problem(checkpoint: Path, files: Sequence[str]) -> str | None:
-    """What is wrong with a checkpoint; None where its files are those that were written, or it is of before digests."""
+    """The damage to a checkpoint; None where its files are as written, or it is older than digests."""
     try:
         digests = json.loads((checkpoint / DIGESTS).read_text())
     except FileNotFoundError:
@@ -253,7 +253,7 @@ def _problem(checkpoint: Path, files: Sequence[str]) -> str | None:
         except OSError as error:
             return _damage(checkpoint / name, _reason(error))
         if not intact:
-            return _damage(checkpoint / name, "its digest is another one")
+            return _damage(checkpoint / name, "its digest differs")
     return None
 
 

@@ -32,7 +32,7 @@ class Engine:
 
     Args:
         graph: the levels.
-        seed: of every draw, of dropout and its like, and of the order of the data; global generators are
+        seed: of every draw, of dropout, and of the order of the data; global generators are
             left alone.
         precision: float32 (the parameters' own dtype) or bf16 (autocast).
         callbacks: told of every update.
@@ -190,7 +190,7 @@ class Engine:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on from here with the same result, nested dicts of numbers and tensors.
+        """The whole state, for a later engine to continue with the same result: nested dicts of numbers and tensors.
 
         The records of the last updates are left out: the next step renews them before it uses them. With several
         ranks, all of them must ask for it together, and get the same.

@@ -63,7 +63,7 @@ class Graph:
         owners: dict[int, str] = {}
         for problem in problems:
             if problem.name in self.problems:
-                raise GraphError(f"two levels are called {problem.name!r}: every level needs a name of its own")
+                raise GraphError(f"two levels are called {problem.name!r}: every level needs its own name")
             self.problems[problem.name] = problem
             for name, parameter in problem.module.named_parameters():
                 owner = owners.setdefault(id(parameter), problem.name)
@@ -183,7 +183,7 @@ class Graph:
         return not block.inner or all(solver is not None and solver.nests for solver in solvers)
 
     def state_dict(self) -> dict[str, Any]:
-        """Of each level: module, optimizer, scheduler, and where its data is."""
+        """The state of each level: module, optimizer, scheduler, and the position in its data."""
         return {
             name: {
                 "module": problem.module.state_dict(),
@@ -223,7 +223,7 @@ class Graph:
         return html_table(header, self._facts())
 
     def _facts(self) -> Iterator[tuple[str, str, str, str, str, str]]:
-        """Of each level, top first: name, parameters, how often it is updated, whom it reads, what its hypergradient
+        """For each level, top first: name, parameters, how often it is updated, whom it reads, what its hypergradient
         goes through, and its solver."""
         for name in reversed(self.names):
             problem = self.problems[name]
@@ -261,9 +261,9 @@ class Graph:
                         self.problems[level].solver = default_solver()
                 if not self.approximate and not self.treats_exactly(block):
                     raise NestedChainError(
-                        f"levels {_listed(block.levels)} read each other below {name!r}: exactly treated by solvers of "
-                        "the Hessian (dense, conjugate_gradient, minres, neumann, nystrom, identity) at each of them; "
-                        "approximate=true leaves the response of the inner levels out of the outer one's Hessian"
+                        f"levels {_listed(block.levels)} read each other below {name!r}: take solvers of the "
+                        "Hessian (dense, conjugate_gradient, minres, neumann, nystrom, identity), which treat that "
+                        "exactly; approximate=true leaves the inner levels' response out of the outer one's Hessian"
                     )
 
 
@@ -283,8 +283,8 @@ def _reached(evaluator: Evaluator, name: str, loss: Tensor, values: Mapping[str,
         elif id(leaf) in own:
             level, parameter = own[id(leaf)]
             raise GraphError(
-                f"the loss of level {name!r} uses the parameter {parameter!r} of level {level!r} as it was kept "
-                "outside the loss (or left on a module by a hook), and would not be differentiated in it: read it "
+                f"the loss of level {name!r} uses the parameter {parameter!r} of level {level!r} that was kept "
+                "outside the loss (or left on a module by a hook), which would be treated as a constant: read it "
                 f"through levels.{level}"
             )
     return found

@@ -56,7 +56,7 @@ def mean_values(values: list[tuple[float, dict[str, float]]]) -> tuple[float, di
 
 @dataclass(frozen=True)
 class Memory:
-    """What solves use of earlier updates; all of it may be empty.
+    """Results of earlier updates that solves use; all of it may be empty.
 
     Attributes:
         steps: of each level whose solver goes through its updates, the last of them.
@@ -197,7 +197,7 @@ def recorded_steps(evaluator: Evaluator, level: str, updates: Sequence[RecordedU
         if not reason and not all(same(update.end[name], start[name]) for name in start if name in update.end):
             reason = "its parameters were changed after an update, outside of its optimizer's hooks and on_update"
         if reason:
-            raise SolveError(f"level {level!r}: an unrolled solver cannot go through an update: {reason}")
+            raise SolveError(f"level {level!r}: an unrolled solver cannot differentiate an update: {reason}")
     return [
         Step(
             recorded_losses(evaluator, update.record, level, buffers=update.buffers),
@@ -218,7 +218,7 @@ def recorded_losses(
     level: str,
     buffers: Sequence[Values] | None = None,
 ) -> list[Callable[..., Tensor]]:
-    """What the level minimizes on each part of a record, as a function of (parameters, parameters of each level read).
+    """The level's objective on each part of a record, a function of (parameters, parameters of each level read).
 
     With ``buffers``, of the level and of those read for each part, these are in place of the levels' own.
     """

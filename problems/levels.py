@@ -1,4 +1,4 @@
-"""What a loss sees of the levels: their modules."""
+"""The levels as a loss sees them: their modules."""
 
 from __future__ import annotations
 

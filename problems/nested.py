@@ -94,7 +94,7 @@ class NestedSystem:
         return contributions, {system.block.name: system.report() for system in self._all()}
 
     def report(self) -> SolveReport:
-        """Of the level's solves: what they spent together, and how the worst of them went."""
+        """A report on the level's solves: their total cost, and how the worst of them went."""
         if not self.solved:  # every right-hand side was 0
             return SolveReport(self.evaluations, residual=0.0, converged=True)
         worst = max(self.solved, key=badness)
@@ -216,7 +216,7 @@ def at_unit_scale(right_hand_side: Values) -> tuple[Values, float]:
 
 
 def badness(solve: SolveReport) -> tuple[bool, float]:
-    """What orders solves by how badly they went; the second number is the residual, nan the worst."""
+    """A key that orders solves by how badly they went; the second number is the residual, nan the worst."""
     residual = -1.0 if solve.residual is None else solve.residual
     return solve.failed, math.inf if math.isnan(residual) else residual
 
@@ -237,5 +237,5 @@ def explained() -> Iterator[None]:
             raise
         raise ProductError(
             f"{operator} lacks a higher derivative, and levels that read each other need second and third ones: "
-            "approximate=true does without them"
+            "approximate=true needs none"
         ) from error

@@ -41,14 +41,14 @@ class Problem:
             ``metrics``, as ReduceLROnPlateau's, is given the mean loss of the update.
         clip_norm: largest norm of the gradient of an update, in all parameters together; None leaves it.
         accumulate: batches that one update averages over.
-        solve_share: share of the rows of each batch that the solves at this level evaluate its loss on, with draws of
-            their own: less time and memory, and a hypergradient with more noise. Its updates take all rows.
+        solve_share: share of the rows of each batch that the solves at this level evaluate its loss on, with other
+            draws: less time and memory, and a noisier hypergradient. Its updates take all rows.
 
     Raises:
         SettingError: steps, clip_norm, accumulate or solve_share out of range, or a solver that goes through whole
             updates with a solve_share.
-        GraphError: no loss, a name that is no identifier, an optimizer over parameters that the module has not, an
-            optimizer that maximizes in some groups alone, an optimizer or a scheduler whose step needs what it is not
+        GraphError: no loss, a name that is no identifier, an optimizer over parameters outside the module, an
+            optimizer that maximizes in only some groups, an optimizer or a scheduler whose step needs what it is not
             given, complex parameters, an embedding with max_norm or sparse gradients, or a module that is sharded or
             replicated over ranks by other means.
 
@@ -80,7 +80,7 @@ class Problem:
         solve_share: float = 1.0,
     ) -> None:
         if type(self).loss is Problem.loss and type(self).outputs is Problem.outputs:
-            raise GraphError(f"{type(self).__name__} defines no loss (nor outputs and criterion in its place)")
+            raise GraphError(f"{type(self).__name__} defines no loss (nor outputs and criterion instead)")
         if not isinstance(module, nn.Module | nn.Parameter):
             kind = type(module).__name__
             raise GraphError(f"the module of level {name!r} must be an nn.Module or an nn.Parameter; got {kind}")
@@ -137,20 +137,20 @@ class Problem:
         """The level's objective: a scalar tensor, or (scalar, {metric name: number or scalar tensor}).
 
         Without side effects: it may be evaluated at any parameters, any number of times for one update.
-        Everything random or discrete belongs into ``draw``; dropout and its like are replayed by themselves.
+        Everything random or discrete belongs in ``draw``; dropout is replayed automatically.
         A level may define ``outputs`` and ``criterion`` in its place.
         """
         return self.criterion(self.outputs(levels, batch, draws), levels, batch, draws)
 
     def outputs(self, levels: Levels, batch: Any, draws: Any) -> Any:
-        """What the level computes: a tensor or a list of them. With ``criterion``, it makes up the loss.
+        """The level's outputs: a tensor or a list of them. With ``criterion``, they make up the loss.
 
         A level that defines both can be solved with Gauss-Newton curvature.
         """
         raise NotImplementedError
 
     def criterion(self, outputs: Any, levels: Levels, batch: Any, draws: Any) -> LossValue:
-        """The loss of ``outputs``, convex in them; the level's own parameters enter through the outputs alone."""
+        """The loss of ``outputs``, convex in them; the level's own parameters enter only through the outputs."""
         raise NotImplementedError
 
     @property
@@ -197,7 +197,7 @@ class Problem:
         if not trained_ids <= {id(parameter) for parameter in named.values()}:
             raise GraphError(
                 f"level {self.name!r}: its optimizer holds parameters that are no longer in its module, as after "
-                "load_state_dict(assign=True): make the optimizer, and the graph, after such a change"
+                "load_state_dict(assign=True): create the optimizer and the graph after such a change"
             )
         return {
             name: parameter
@@ -221,21 +221,21 @@ class Problem:
 def check_whole(name: str, module: nn.Module) -> None:
     """Raise GraphError for a module that another engine spreads over ranks.
 
-    Losses are evaluated at substituted parameters: the shards of ``fully_shard`` would be gathered by hooks of its own,
+    Losses are evaluated at substituted parameters: the shards of ``fully_shard`` would be gathered by their own hooks,
     whatever stands in their place, and ``DistributedDataParallel`` would average gradients that are averaged already.
     """
     sharding = sys.modules.get("torch.distributed.tensor")  # half a second to import; whoever shards has imported it
     if sharding is not None and any(isinstance(parameter, sharding.DTensor) for parameter in module.parameters()):
         raise GraphError(
             f"level {name!r}: its parameters are sharded (fully_shard), and losses cannot be evaluated at other values "
-            "of shards; give the module whole: torchrun has every rank hold all of it and average derivatives"
+            "of shards; pass the whole module: under torchrun every rank holds all of it and averages derivatives"
         )
     if isinstance(module, nn.parallel.DistributedDataParallel):
-        raise GraphError(f"level {name!r}: give the module itself, not DistributedDataParallel: the engine averages")
+        raise GraphError(f"level {name!r}: pass the module itself, not DistributedDataParallel: the engine averages")
 
 
 def required_arguments(stepper: Any) -> list[str]:
-    """What the ``step`` of an optimizer or a scheduler cannot do without.
+    """The arguments that the ``step`` of an optimizer or a scheduler requires.
 
     Examples:
         >>> required_arguments(torch.optim.LBFGS([torch.zeros(1, requires_grad=True)]))
@@ -251,12 +251,12 @@ def _check_steps(problem: Problem) -> None:
     if problem.optimizer is not None and (missing := required_arguments(problem.optimizer)):
         raise GraphError(
             f"level {problem.name!r}: the step of {type(problem.optimizer).__name__} needs {', '.join(missing)}, and "
-            "an update has one gradient alone: take an optimizer whose step needs nothing, such as Adam"
+            "an update has only one gradient: use an optimizer whose step needs no arguments, such as Adam"
         )
     if problem.scheduler is not None and (missing := required_arguments(problem.scheduler)) not in ([], ["metrics"]):
         raise GraphError(
-            f"level {problem.name!r}: the step of {type(problem.scheduler).__name__} needs {', '.join(missing)}: take "
-            "a scheduler whose step needs nothing, or metrics, which is the update's loss"
+            f"level {problem.name!r}: the step of {type(problem.scheduler).__name__} needs {', '.join(missing)}: use "
+            "a scheduler whose step needs no arguments, or only metrics, which is the update's loss"
         )
 
 
@@ -266,14 +266,14 @@ def _check_gradients(problem: Problem) -> None:
     for key, parameter in variables.items():
         if parameter.dtype.is_complex:
             raise GraphError(
-                f"level {problem.name!r}: the parameter {key!r} is complex; make its real and imaginary parts a "
-                "parameter, torch.view_as_real of it, and have the loss take torch.view_as_complex of that"
+                f"level {problem.name!r}: the parameter {key!r} is complex: make torch.view_as_real of it the "
+                "parameter, and take torch.view_as_complex of that in the loss"
             )
     for key, part in problem.module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
             raise GraphError(
                 f"level {problem.name!r}: the module {key or type(part).__name__!r} is compiled by TorchScript, and "
-                "cannot be evaluated at other parameters: give the nn.Module that it was made of"
+                "cannot be evaluated at other parameters: pass the nn.Module that it was made from"
             )
         if not isinstance(part, nn.Embedding | nn.EmbeddingBag):
             continue
@@ -284,6 +284,6 @@ def _check_gradients(problem: Problem) -> None:
             )
         if part.sparse and any(parameter is part.weight for parameter in variables.values()):
             raise GraphError(
-                f"level {problem.name!r}: the embedding {key!r} has sparse gradients; set its sparse to False, as "
+                f"level {problem.name!r}: the embedding {key!r} has sparse gradients; set its sparse to False, since "
                 "gradients are dense here"
             )

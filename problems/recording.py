@@ -27,7 +27,7 @@ Values = Mapping[str, Tensors]
 
 @dataclass(frozen=True)
 class RecordedUpdate:
-    """What an update started from, and what was done to it: see ``Step``.
+    """The start of an update, and everything that changed it: see ``Step``.
 
     Attributes:
         record: the parts of its batch, which stand for the losses on them.
@@ -230,7 +230,7 @@ class Hooks:
 def followed(
     graph: Graph, problem: Problem, steps: deque[RecordedUpdate] | None
 ) -> Iterator[Callable[[], AbstractContextManager[Any]]]:
-    """Follow callbacks that are told of an update, each in a block of its own, and add what they do to its record.
+    """Follow callbacks that are told of an update, each in its own block, and add what they do to its record.
 
     Args:
         graph: the levels.

@@ -26,7 +26,7 @@ BUCKET = 2**23  # numbers that one message carries: enough for its latency not t
 
 
 class Form(NamedTuple):
-    """What a tensor looks like."""
+    """A tensor's shape, dtype and device."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -71,7 +71,7 @@ def mean(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def mean_present(tensors: Sequence[Tensor | None], like: Sequence[Form]) -> list[Tensor | None]:
-    """``mean`` of tensors that may be missing: None where one is missing on every rank, 0 where on this one alone.
+    """``mean`` of tensors that may be missing: None where one is missing on every rank, 0 where only on this one.
 
     Args:
         tensors: of the forms of ``like``.
@@ -172,7 +172,7 @@ class _Replicated(torch.autograd.Function):
 
 class _Averaged(torch.autograd.Function):
     """The mean over ranks. What is derived from it is the same on every rank, and so are the cotangents that arrive:
-    each rank goes on with its own term, whose gradient ``_Replicated`` averages."""
+    each rank keeps its own term, whose gradient ``_Replicated`` averages."""
 
     @staticmethod
     def forward(*tensors: Tensor) -> tuple[Tensor, ...]:

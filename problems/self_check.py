@@ -181,7 +181,7 @@ class _Check:
         return ""
 
     def difference(self, kind: str, other: str) -> str:
-        """What to say of products of one kind that differ when formed in another way; empty where they agree."""
+        """A line on products of one kind that differ when formed in another way; empty where they agree."""
         used = self.used
         first = self._product(kind, used)
         if self._agrees_with_differences(kind, other, first):
@@ -227,7 +227,7 @@ class _Check:
             return False
 
     def _third(self, kind: str, other: str) -> tuple[str, Tensor] | None:
-        """Products formed in the way that is left, and which it is; None where they cannot be had."""
+        """Products formed in the way that is left, and which it is; None where there is none."""
         for name in self.others:
             if name != other:
                 try:
@@ -237,7 +237,7 @@ class _Check:
         return None
 
     def _setting(self, product: str) -> str:
-        """What has the level's solver, or the one most like it, form products in a certain way."""
+        """The setting with which the level's solver, or the one most like it, forms products in a certain way."""
         prefix = f"levels.{self.level}.solver"
         like = {FirstOrder: "neumann", FiniteDifference: "identity"}.get(type(self.solver))
         return f"{prefix}={like} {prefix}.product={product}" if like else f"{prefix}.product={product}"
@@ -334,7 +334,7 @@ class _Check:
         return torch.finfo(self.lower.arithmetic).eps
 
     def _is_noise(self, kind: str, other: str, first: Tensor, second: Tensor) -> bool:
-        """Whether rounding alone can make products differ, by used and other: they are below what it leaves of them."""
+        """Whether rounding can explain a difference, by used and other: the products are below its traces."""
         largest = max(first.norm().item(), second.norm().item())
         if TOLERANCE * largest < self._rounding_of_gradient(kind, DIFFERENCES in (self.used, other)):
             return True

@@ -77,8 +77,8 @@ def _check_followed(problem: Problem, leaves: Mapping[str, Tensor], gradient: Ma
         if leaf.grad is None or not torch.equal(leaf.grad, gradient[key]):
             raise GraphError(
                 f"level {problem.name!r}: a hook of the parameter {key!r} changes its gradient, which "
-                f"{type(problem.solver).__name__} does not follow: remove the hook, or take a solver that goes through "
-                "no updates"
+                f"{type(problem.solver).__name__} does not follow: remove the hook, or use a solver that does not "
+                "differentiate updates"
             )
 
 
@@ -88,7 +88,7 @@ def _check_norm(problem: Problem, norm: float) -> None:
         _clear(problem.optimizer)
         raise NotFiniteError(
             f"the hypergradient of level {problem.name!r} has norm {norm}: lower learning rates, clip gradients, "
-            "or take another solver"
+            "or use another solver"
         )
 
 

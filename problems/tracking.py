@@ -26,7 +26,7 @@ CONSTANT = tuple(
 
 
 class NotFollowedError(Exception):
-    """What was done cannot be differentiated, and why."""
+    """A change cannot be differentiated; the text says why."""
 
 
 class Tracker(TorchDispatchMode):
@@ -99,7 +99,7 @@ class Tracker(TorchDispatchMode):
             self._taken = True
 
     def stage(self, ends: Mapping[Key, Tensor]) -> Stage | None:
-        """What the blocks have done, ``ends`` being the tensors in the slots now; None where they did nothing.
+        """The change that the blocks made, ``ends`` being the tensors in the slots now; None where they made none.
 
         Raises:
             NotFollowedError: they changed something, in a way that could not be followed.
@@ -118,7 +118,7 @@ class Tracker(TorchDispatchMode):
                 followed = storage_of(ends[key]) in self._shadows
                 outputs[key] = self._view(ends[key]) if followed else ends[key].detach().clone()
         if unseen - set(outputs) or not all(close(output, ends[key]) for key, output in outputs.items()):
-            raise NotFollowedError("a value was changed otherwise than by torch's operators")
+            raise NotFollowedError("a value was changed by something other than torch's operators")
         outputs |= self._keep_alive({storage_of(end) for end in ends.values()})
         return Stage(self._leaves, outputs) if outputs else None
 
@@ -164,7 +164,7 @@ class Tracker(TorchDispatchMode):
             if self._taken and storage in self._at:
                 raise NotFollowedError(
                     "a number was taken out of a tensor (item(), float(), numpy()) before the change, which may depend "
-                    "on it: leave it a tensor, or take it afterwards"
+                    "on it: keep it a tensor, or read it afterwards"
                 )
             self._written.add(storage)
         constant = function._schema.name.partition("::")[2].startswith(CONSTANT)
@@ -212,7 +212,7 @@ class Tracker(TorchDispatchMode):
         """The part of the shadow that belongs to ``tensor``."""
         flat = self._shadows[storage_of(tensor)][1]
         if flat.dtype != tensor.dtype:
-            raise NotFollowedError("a tensor was taken for one of another dtype")
+            raise NotFollowedError("a tensor was reinterpreted as another dtype")
         return flat.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
     def _keep(self, tensor: Tensor, flat: Tensor) -> None:
@@ -281,7 +281,7 @@ def recording() -> Iterator[None]:
 
 
 def storage_of(tensor: Tensor) -> int | None:
-    """What tells a storage from every other; None where the tensor has none."""
+    """An identifier of a tensor's storage; None where the tensor has none."""
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else None
 
 
@@ -320,7 +320,7 @@ def is_in(tensor: Any, tensors: Sequence[Tensor]) -> bool:
 
 
 def close(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors differ by rounding alone."""
+    """Whether two tensors differ only by rounding."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     size = other.detach().abs().max().item() if other.numel() else 0.0

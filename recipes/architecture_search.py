@@ -7,7 +7,7 @@ one input, on images of 8 x 8, and is not stacked.
 
 Result: ``multilevel train recipe=architecture_search`` (digits, seed 0) chooses five convolutions, four dilated: test
 accuracy 96.8% (mean of three trainings), 72.1% by random cells (mean of six), but 96.5% by random cells of
-convolutions alone: it learns that these are the operations to take, and no better arrangement of them. No skip
+only convolutions: it learns that these are the operations to take, and no better arrangement of them. No skip
 connection is chosen: no collapse to them (Zela et al. 2020, Chu et al. 2020) within these 250 steps. With
 ``steps=1000 evaluate=false`` one edge of five is one, and their mean weight rises from 0.076 to 0.116.
 """
@@ -101,7 +101,7 @@ class ArchitectureSearch(Recipe):
     def findings(self) -> dict[str, Any]:
         """The cell chosen, how much weight each operation has in the mixture, the share of chosen edges that are skip
         connections (1 in 5 of random ones), and the test accuracy of the cell trained from new weights, beside that of
-        random cells with as many edges, of all operations and of convolutions alone."""
+        random cells with as many edges, of all operations and of only convolutions."""
         mixture = self.mixture().detach().cpu()
         cell = chosen_cell(mixture, self.cell)
         found: dict[str, Any] = {"cell": _described(cell)}
@@ -125,7 +125,7 @@ class ArchitectureSearch(Recipe):
         }
 
     def _test_accuracy(self, cell: Cell, seed: int) -> float:
-        """Of a cell trained on all training images, for as many updates as the recipe's."""
+        """The accuracy of a cell trained on all training images, for as many updates as the recipe's."""
         settings, network = self.settings, self._new_network(cell, seed)
         inputs, labels = (torch.cat(some) for some in zip(self.training, self.held_out, strict=True))
         data = batches(inputs, labels, size=settings.data.batch_size)

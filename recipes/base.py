@@ -34,7 +34,7 @@ class Recipe(ABC):
 
     @abstractmethod
     def __init__(self, settings: Any) -> None:
-        """Construct the graph, with initial weights that depend on the seed alone.
+        """Construct the graph, with initial weights that depend only on the seed.
 
         Args:
             settings: an instance of ``settings_class``.
@@ -62,7 +62,7 @@ class Recipe(ABC):
         return []
 
     def findings(self) -> dict[str, Any]:
-        """What else the screen and the summary say of the trained levels, by name: numbers, text, or tables of them.
+        """Further results for the screen and the summary, by name: numbers, text, or tables of them.
 
         Where ``settings.evaluate`` is set, this may train what the recipe compares itself with. Called on all ranks.
         """

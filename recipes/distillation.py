@@ -70,7 +70,7 @@ class DistillationSettings(RunSettings):
 
 
 class Distillation(Recipe):
-    """The level ``classify`` trains on learned images alone; the level ``distill`` updates these so that the
+    """The level ``classify`` trains only on learned images; the level ``distill`` updates these so that the
     classifier's loss on real images falls."""
 
     settings_class: ClassVar[type[RunSettings]] = DistillationSettings
@@ -129,7 +129,7 @@ class Distillation(Recipe):
         return accuracy(classifier, *self.test)
 
     def _random_images(self, draw: int) -> tuple[Tensor, Tensor]:
-        """As many real images of each class as are learned."""
+        """Real images of each class, as many as are learned."""
         (images, labels), count = self.real, self.settings.images_per_class
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(draw))
         which = some_of_each_class(labels, order, count)

@@ -19,7 +19,7 @@ class TaskSizes:
     Args:
         tasks: T.
         shots: support samples; of each class, where there are classes.
-        queries: query samples; likewise.
+        queries: query samples, in the same form.
     """
 
     tasks: int
@@ -32,7 +32,7 @@ class Sinusoids:
     """``y = amplitude * sin(x - phase)``, x in [-5, 5] (Finn et al. 2017, section 5.1).
 
     Amplitudes are between 0.1 and 5, phases between 0 and pi; inputs and targets are float32 [T, samples, 1]. The
-    tasks of a round depend on the key and its number alone.
+    tasks of a round depend only on the key and its number.
     """
 
     sizes: TaskSizes

@@ -217,8 +217,8 @@ class GuidedMae(EncoderRecipe):
         self.data = load_data(settings.data, allow_no_mask=not downstream, targets=targets)
         if downstream and not self.data.labelled:
             raise DataError(
-                "the images have no labels, which learning to mask needs: give each class a folder of its own, "
-                "or set mask.policy=random to pretrain alone"
+                "the images have no labels, which learning to mask needs: put each class into its own folder, "
+                "or set mask.policy=random to only pretrain"
             )
         self.task: Any = self._new_task()  # None without labels, where no level needs one
         self.device = chosen_device(settings.device)
@@ -231,7 +231,7 @@ class GuidedMae(EncoderRecipe):
         self.images_per_step = self._count_images()
         self.one_thread = self.numbers_in_a_batch() <= SMALL and self.device.type == "cpu"
         if self.one_thread and settings.threads is None and torch.get_num_threads() > 1:
-            self.notes += ("one CPU thread, as more would slow operations of this size down (threads=N takes N)",)
+            self.notes += ("one CPU thread, since more would slow down operations of this size (threads=N takes N)",)
 
     def write_pictures(self, folder: Path) -> list[Path]:
         data, learns = self.data, self.policy.learns_from is not None

@@ -104,7 +104,7 @@ class HyperCleaning(Recipe):
         weights = self.weights.logits.detach().cpu()
         found: dict[str, Any] = {"separation_auc": float(roc_auc_score(~self.wrong, weights))}
         if self.settings.evaluate:
-            kept = {"cleaned": weights > 0, "no cleaning": self.wrong | True, "clean alone (oracle)": ~self.wrong}
+            kept = {"cleaned": weights > 0, "no cleaning": self.wrong | True, "only clean (oracle)": ~self.wrong}
             found["test_accuracy"] = {name: accuracy(self._trained(some), *self.test) for name, some in kept.items()}
         return found
 

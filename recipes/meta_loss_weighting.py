@@ -6,8 +6,8 @@ the combination is a weight for each, and its derivative that of the last update
 
 Result: ``multilevel train recipe=meta_loss_weighting`` (digits, 5 labels a class, 144 held out, seed 0): weights of the
 auxiliary losses 2.48 for hidden pixels, 0.41 for rotation, 0.10 for random labels, which can only be learned by heart;
-test accuracy 86.5% with these, 85.1% by the main loss alone, 81.2% with equal weights. Trained on the held-out labels
-as well: 93.5%, 91.9% and 91.8%. Over the main loss alone the gain varies (87.5% to 81.2% with seed 1, 87.6% to 87.7%
+test accuracy 86.5% with these, 85.1% by the main loss only, 81.2% with equal weights. Trained on the held-out labels
+as well: 93.5%, 91.9% and 91.8%. Over the main loss only the gain varies (87.5% to 81.2% with seed 1, 87.6% to 87.7%
 with seed 2); over equal weights it does not (79.8% and 84.1%).
 """
 
@@ -90,12 +90,12 @@ class MetaLossWeighting(Recipe):
         )
 
     def findings(self) -> dict[str, Any]:
-        """The weights, and the mean test accuracy of new networks trained with them, with the main loss alone and with
+        """The weights, and the mean test accuracy of new networks trained with them, with the main loss only and with
         equal weights: on the few labels, and on the held-out ones as well."""
         learned = self.weights().detach()
         found: dict[str, Any] = {"weights": dict(zip(AUXILIARY_TASKS, learned.tolist(), strict=True))}
         if self.settings.evaluate:
-            ways = {"learned weights": learned, "main loss alone": 0 * learned, "equal weights": learned**0}
+            ways = {"learned weights": learned, "main loss only": 0 * learned, "equal weights": learned**0}
             images, labels = (torch.cat(pair) for pair in zip(self.labelled, self.held_out, strict=True))
             labelled = {"test_accuracy": self.labelled, "test_accuracy_with_the_held_out_labels": (images, labels)}
             for table, some in labelled.items():

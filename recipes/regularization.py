@@ -112,7 +112,7 @@ class Regularization(Recipe):
         return self.settings.levels.classify.steps + ceil(len(self.held_out[1]) / len(self.training[1])) + spent.total
 
     def _searches(self) -> dict[str, Iterator[Tensor]]:
-        """What each search tries, without end: where in the range searched each penalty is, 0 to 1."""
+        """An endless stream of trials of a search: where in the range searched each penalty is, 0 to 1."""
         generator = torch.Generator().manual_seed(self.settings.seed)
         is_noise = (torch.arange(self.inputs) >= self.inputs - self.settings.noise_inputs).long()
         shape, halving = (self.classes, self.inputs), Halton(1, scramble=False)  # 0, 1/2, 1/4, 3/4, 1/8, ...
@@ -136,7 +136,7 @@ class Regularization(Recipe):
         return self._scores(best) | {"gradients": spent, "penalties_tried": len(tried)}
 
     def _scores(self, penalties: Tensor) -> dict[str, Any]:
-        """Of the classifier fitted under some penalties to the training samples; and to the held-out ones as well."""
+        """Accuracy of the classifier fitted under some penalties, to the training samples and to all."""
         classifier, _ = fit_penalized(*self.training, penalties)
         inputs, labels = (torch.cat(pair) for pair in zip(self.training, self.held_out, strict=True))
         refitted, _ = fit_penalized(inputs, labels, penalties)

@@ -81,11 +81,11 @@ class CheckpointSettings:
 
 @dataclass(kw_only=True)
 class RunSettings:
-    """What every run has. A recipe's settings are a subclass.
+    """Settings of every run. A recipe's settings are a subclass.
 
     Args:
         recipe: its name.
-        solver: of every level that names none of its own, ``{"name": ..., option: ...}``.
+        solver: of every level that names none, ``{"name": ..., option: ...}``.
         steps: updates of the top level.
         seed: of the initial weights and of everything random after them.
         device: auto, or what torch.device takes.
@@ -127,7 +127,7 @@ class RunSettings:
 
     @property
     def data_name(self) -> str | None:
-        """What the data set is called; None where the recipe has no choice of it."""
+        """The data set's name; None where the recipe has no choice of it."""
         data = getattr(self, "data", None)
         return None if data is None else data.name
 

@@ -19,11 +19,11 @@ from multilevel.solvers.registry import build
 def level_arguments(
     levels: Mapping[str, LevelSettings], solver: Mapping[str, Any], name: str, module: nn.Module, steps: int
 ) -> dict[str, Any]:
-    """What a Problem is constructed with: optimizer, schedule, solver, and the rest of its settings.
+    """Arguments for a Problem from settings: optimizer, schedule, solver, and the rest.
 
     Args:
         levels: the levels' settings, bottom level first.
-        solver: that of every level which names none of its own.
+        solver: that of every level which names none.
         name: the level.
         module: its module.
         steps: updates of the top level.

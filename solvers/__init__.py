@@ -16,7 +16,7 @@ SOLVERS: dict[str, type[Solver]] = discover(sys.modules[__name__], Solver)  # ty
 
 
 def default_solver() -> Solver:
-    """What a level that others depend on takes where nothing else is said, in Python as in configuration.
+    """The solver of a level that others depend on and that names none, in Python as in configuration.
 
     Examples:
         >>> default_solver()

@@ -1,4 +1,4 @@
-"""What the autograd graph of a loss is made of."""
+"""The nodes and leaves of a loss's autograd graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a hypergradient solver is given, and what it returns."""
+"""The interface of a hypergradient solver, and its result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from multilevel.solvers.vectors import Tensors, magnitude, scaled, zeros_like
 
 @dataclass(frozen=True)
 class SolveReport:
-    """What a solve spent and how well it did.
+    """The cost and the quality of a solve.
 
     Attributes:
         evaluations: evaluations of the lower level's loss (forward passes over the whole batch).
@@ -87,7 +87,7 @@ def scale_of(cotangent: Tensors) -> float:
 
 
 def no_response(lower: LowerLevel, choice: str = "") -> Response:
-    """What every solver returns for a cotangent of 0, and where there is no level to hand anything on to."""
+    """Zeros: every solver's answer to a cotangent of 0, or to a level that reads none."""
     zeros = {name: zeros_like(tensors) for name, tensors in lower.reads.items()}
     return Response(zeros, SolveReport(residual=0.0, converged=True, choice=choice))
 

@@ -74,7 +74,7 @@ class ConjugateGradient(ImplicitSolver):
             if not curvature > 0:
                 cause = (
                     f"curvature {curvature.item():.3g} along a direction of the solve: raise solver.damping, "
-                    "or take solver=minres"
+                    "or use solver=minres"
                 )
                 return Solution(x, relative, False, cause, failed=True)
             length = squared / curvature

@@ -47,7 +47,7 @@ class Dense(ImplicitSolver):
             raise SettingError(
                 "solver.limit",
                 self.limit,
-                f"at least {count} for a lower level of {count} parameters, or a solver that is not dense",
+                f"at least {count} for a lower level of {count} parameters, or a solver other than dense",
             )
         matrix = cotangent.new_empty(count, count)
         unit = torch.zeros_like(cotangent)

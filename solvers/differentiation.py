@@ -1,4 +1,4 @@
-"""What losses are told of how they will be differentiated."""
+"""Tells losses how they will be differentiated."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class differentiating(ContextDecorator):  # noqa: N801  # a block, like torch.no
 class higher_derivatives:  # noqa: N801
     """Within the block whatever is evaluated can be differentiated twice, and in forward mode.
 
-    Nothing may take a compiled function there, as those have first derivatives alone; attention takes its plain kernel,
+    Nothing may take a compiled function there, as those have only first derivatives; attention takes its plain kernel,
     as fused ones have no second derivative either, unless ``fused``.
     """
 

@@ -62,11 +62,11 @@ def check_folders() -> None:
     searched = [HOME]
     for folder in folders():
         if not folder.is_dir():
-            raise SettingError(VARIABLE, str(folder), f"folders that there are, separated by '{os.pathsep}'")
+            raise SettingError(VARIABLE, str(folder), f"existing folders, separated by '{os.pathsep}'")
         for file in _files(folder):
             first = next((one / file for one in searched if (one / file).exists()), None)
             if first is not None:
-                raise SettingError(VARIABLE, str(folder / file), f"another name for it, as there is {first}")
+                raise SettingError(VARIABLE, str(folder / file), f"another name: {first} exists")
         searched.append(folder)
 
 

@@ -1,4 +1,4 @@
-"""Hypergradients from first derivatives alone, by a penalty."""
+"""Hypergradients from only first derivatives, by a penalty."""
 
 from __future__ import annotations
 

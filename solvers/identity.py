@@ -13,7 +13,7 @@ from multilevel.solvers.ranges import PositiveNumber
 class Identity(ImplicitSolver):
     """``x = scale * a``: a scaled identity in place of the inverse Hessian (Luketina et al. 2016).
 
-    Assumes: a lower Hessian near a multiple of the identity, or an upper optimizer that heeds the direction alone.
+    Assumes: a lower Hessian near a multiple of the identity, or an upper optimizer that uses only the direction.
     Costs: one mixed product; memory of one evaluation.
     Use when: starting out; to see what a better solve would add. The default.
 

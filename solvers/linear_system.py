@@ -61,7 +61,7 @@ class ImplicitSolver(Solver):
             finite_difference that the loss's operators allow).
         damping: added to the Hessian's diagonal, >= 0.
         radius: norm of a finite difference's perturbation; None chooses it (see FiniteDifferenceProducts).
-        strict: raise SolveError when a solve fails, instead of going on with its last good iterate.
+        strict: raise SolveError when a solve fails, instead of using its last good iterate.
 
     Examples:
         Half of the cotangent as the solution, for the level of ``LowerLevel``'s example:
@@ -93,7 +93,7 @@ class ImplicitSolver(Solver):
         """Solve for x [N]."""
 
     def curved(self, products: Products) -> Callable[[Tensors], Tensors]:
-        """What is multiplied with where the Hessian stands in the definition."""
+        """The product that stands for the Hessian's in the definition."""
         return products.hessian
 
     def respond(self, lower: LowerLevel, cotangent: Tensors) -> Response:

@@ -88,7 +88,7 @@ class Step:
 
 @dataclass
 class ProductChoice:
-    """What solves have learned about a level's loss; whoever keeps it saves later solves the search.
+    """The products that a level's loss allows, as solves have found out; kept, it saves later solves the search.
 
     Attributes:
         name: forward, reverse or finite_difference.

@@ -29,7 +29,7 @@ def discover(package: ModuleType, base: type[Base]) -> dict[str, type[Base]]:
 
 
 def chosen(setting: str, offers: Mapping[str, type[Base]], name: str) -> type[Base]:
-    """What ``offers`` has under ``name``.
+    """The class that ``offers`` has under ``name``.
 
     Raises:
         SettingError: no such name; ``setting`` is named in the message.

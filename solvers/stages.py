@@ -55,7 +55,7 @@ class Stage:
             return cls(leaves, function(leaves))
 
     def values(self, before: Mapping[Key, Tensor]) -> Keyed:
-        """What there is after the stage."""
+        """The values after the stage."""
         return {**before, **{key: tensor.detach() for key, tensor in self.outputs.items()}}
 
     def pull(self, cotangents: Mapping[Key, Tensor]) -> Keyed:

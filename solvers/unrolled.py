@@ -35,9 +35,7 @@ class UnrolledSolver(Solver):
 
     def respond(self, lower: LowerLevel, cotangent: Tensors) -> Response:
         if not lower.steps:
-            raise SolveError(
-                "there is no update of the lower level to go through: train a step first (with SGD, Adam or AdamW)"
-            )
+            raise SolveError("no update of the lower level is recorded: train a step first (with SGD, Adam or AdamW)")
         return self.through(lower, cotangent)
 
     @abstractmethod

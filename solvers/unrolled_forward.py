@@ -16,7 +16,7 @@ from multilevel.solvers.vectors import Tensors, flatten, zeros_like
 
 @dataclass
 class UnrolledForward(UnrolledSolver):
-    """What ``unrolled`` computes, carried forward from the oldest update: one tangent for each upper parameter
+    """The result of ``unrolled``, carried forward from the oldest update: one tangent for each upper parameter
     (Franceschi et al. 2017).
 
     Assumes: few parameters in the levels that the lower level reads.

@@ -72,7 +72,7 @@ class UpdateRule:
         return {name: int(read.get(name, step)) for name, step in self.steps.items()}
 
     def recorded(self, moving: set[str]) -> UpdateRule:
-        """The update of the parameters ``moving`` alone, with a state that the optimizer does not write to."""
+        """The update of only the parameters ``moving``, with a state that the optimizer does not write to."""
         state = {name: {key: value.clone() for key, value in held.items()} for name, held in self.state.items()}
         # A scheduler changes a tensor's learning rate in place.
         settings = {

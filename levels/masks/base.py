@@ -1,4 +1,4 @@
-"""What a mask policy is, and what it may look at."""
+"""Mask policies: their interface, and the view of the images that they choose by."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class MaskView:
-    """What a policy may ask for; the masking network and the encoder run only where it does.
+    """A batch as a mask policy sees it; the masking network and the encoder run only when it asks.
 
     Args:
         images: [B, C, H, W], normalized.
@@ -47,7 +47,7 @@ class MaskView:
 
     @classmethod
     def of(cls, levels: Any, images: Tensor, pretrain: str = "pretrain", mask: str = "mask") -> MaskView:
-        """What a policy sees of images [B, C, H, W].
+        """The view of images [B, C, H, W].
 
         Args:
             levels: has the autoencoder (or a handle on it) and the masking network as attributes.
@@ -76,7 +76,7 @@ class MaskView:
 
     @cached_property
     def attention(self) -> Tensor:
-        """Of the class token in the encoder's last layer, on all patches, averaged over heads: [B, L]."""
+        """Attention of the class token in the encoder's last layer to all patches, averaged over heads: [B, L]."""
         return self._attention()
 
 

@@ -19,7 +19,7 @@ def mask_statistics(probabilities: Tensor, hidden: Tensor, counted: Tensor) -> d
     Returns:
         - ``entropy_over_patches``: of each image's probabilities, normalized to sum to 1; mean over images. As a share
           of log L: 1 means that every patch is hidden as probably.
-        - ``entropy_over_images``: of each patch's probabilities, normalized likewise; mean over patches. As a share of
+        - ``entropy_over_images``: of each patch's probabilities, normalized so too; mean over patches. As a share of
           the logarithm of the number of images: 1 means the same probabilities for every image.
         - ``never_hidden``: share of patches that no image hides.
         - ``overlap``: share of the hidden patches that two different images have in common, mean over pairs: the

@@ -35,7 +35,7 @@ def read_config(name: str) -> ViTMAEConfig:
         name: a folder, or a name on the hub.
 
     Raises:
-        SettingError: ``init``: it cannot be had, or is of another kind of model.
+        SettingError: ``init``: it cannot be loaded, or is of another kind of model.
     """
     with _explained(name):
         config = AutoConfig.from_pretrained(name)
@@ -47,7 +47,7 @@ def read_config(name: str) -> ViTMAEConfig:
 def load_autoencoder(name: str, image_size: int, mask_ratio: float) -> ViTMAEForPreTraining:
     """A checkpoint's weights, in float32, positions fixed (loaded by itself, transformers 5.23 would train them).
 
-    Positions are the checkpoint's own. For images of another size than its own they are computed anew: the fixed
+    Positions are the checkpoint's own. For images of another size they are computed again: the fixed
     sine-cosine ones of the MAE paper (He et al. 2022), for the number of patches that these images have.
 
     Args:
@@ -56,7 +56,7 @@ def load_autoencoder(name: str, image_size: int, mask_ratio: float) -> ViTMAEFor
         mask_ratio: share of the patches that will be hidden.
 
     Raises:
-        SettingError: ``init``: it cannot be had, is of another kind of model, or lacks weights (an encoder alone).
+        SettingError: ``init``: it cannot be loaded, is of another kind of model, or lacks weights (only an encoder).
     """
     read_config(name)
     with _explained(name):

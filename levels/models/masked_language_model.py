@@ -18,7 +18,7 @@ SPECIAL = 4
 class MaskedLanguageModel(nn.Module):
     """BertForMaskedLM (Devlin et al. 2019) with the hidden words given, in the terms of ``MaskedAutoencoder``: what is
     a patch there is a word here. A hidden word is always replaced by the mask token; there is no dropout, and the
-    output layer has weights of its own (not those of the embeddings).
+    output layer has separate weights (not those of the embeddings).
 
     Args:
         words: of the vocabulary, special tokens included.

@@ -1,4 +1,4 @@
-"""What a downstream task is."""
+"""Downstream tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class TaskData:
-    """What a task knows of the data.
+    """The facts about the data that a task needs.
 
     Args:
         class_names: the classes, by number.

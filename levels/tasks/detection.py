@@ -79,7 +79,7 @@ class Detection(Task):
         return objectness + distance, {"objectness_loss": objectness.detach(), "box_loss": distance.detach()}
 
     def encode(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """What the outputs should be for boxes [B, K, 5]: numbers [B, L, 4], objects bool [B, L, classes]."""
+        """The right outputs for boxes [B, K, 5]: numbers [B, L, 4], objects bool [B, L, classes]."""
         grid = boxes[..., :4] / self.data.patch_size
         center, size = (grid[..., :2] + grid[..., 2:]) / 2, grid[..., 2:] - grid[..., :2]
         column, row = center.floor().clamp(0, self.side - 1).unbind(-1)
@@ -103,7 +103,7 @@ class Detection(Task):
         return corners.clamp(0, self.data.image_size)
 
     def detections(self, outputs: Tensor) -> list[Tensor]:
-        """What is found in each image: [M, 6] of left, top, right, bottom, class, probability, the best first.
+        """The boxes in each image: [M, 6] of left, top, right, bottom, class, probability, the best first.
 
         Args:
             outputs: [B, L, 4 + classes].

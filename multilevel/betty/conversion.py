@@ -20,7 +20,7 @@ Dependencies = Mapping[str, Mapping[Any, Sequence[Any]]]
 
 #: What Betty calls, and nothing here does; with what would do.
 HOOKS = {
-    "param_groups": "give the optimizer its groups: they are kept here",
+    "param_groups": "give the optimizer its parameter groups, which are kept here",
     "custom_optimizer_step": "give an optimizer with that step",
     "grad_callback": "Config(gradient_clipping=...) clips; an optimizer can do the rest",
     "param_callback": "a multilevel.Callback with on_update can do it",
@@ -30,7 +30,7 @@ HOOKS = {
 #: Settings of Betty's Config that say something else than their default here.
 SETTINGS = {
     "precision": ("fp32", 'Engine(graph, precision="bf16") is for all levels'),
-    "warmup_steps": (0, "run an Engine of a Graph of this problem alone first"),
+    "warmup_steps": (0, "first run an Engine of a Graph of only this problem"),
     "first_order": (True, "False leaves the hypergradient out on Betty"),
 }
 
@@ -85,7 +85,7 @@ class Loaded:
     these, each loader started again when it ends.
 
     Args:
-        problem: with loaders, or a ``get_batch`` of its own.
+        problem: with loaders, or with a ``get_batch``.
     """
 
     def __init__(self, problem: ImplicitProblem) -> None:
@@ -131,8 +131,8 @@ def from_betty(
         approximate: see ``Graph``; True where levels read each other below another one is what Betty does.
 
     Raises:
-        BettyError: something that Betty would do and a graph does not, a dependency that losses have and
-            ``dependencies`` have not, or a schedule that a graph cannot have.
+        BettyError: something that Betty would do and a graph does not, a dependency of the losses that
+            ``dependencies`` lacks, or a schedule that a graph cannot have.
 
     Examples:
         >>> from betty.configs import Config
@@ -160,14 +160,14 @@ def from_betty(
 
 
 def _prepare(problem: ImplicitProblem, peers: Sequence[ImplicitProblem]) -> None:
-    """What Betty's engine does to a problem before it starts, or BettyError where a level cannot do the same."""
+    """Prepare a problem as Betty's engine does before it starts; BettyError where a level cannot do the same."""
     for hook, remedy in HOOKS.items():
         if callable(getattr(problem, hook, None)):
-            raise BettyError(f"problem {problem.name!r} has {hook}, which a level has not: {remedy}")
+            raise BettyError(f"problem {problem.name!r} has {hook}, which levels do not support: {remedy}")
     for setting, (expected, remedy) in SETTINGS.items():
         got = getattr(problem.config, setting)
         if got != expected:
-            raise BettyError(f"problem {problem.name!r}: Config({setting}={got!r}) is nothing of a level: {remedy}")
+            raise BettyError(f"problem {problem.name!r}: Config({setting}={got!r}) means nothing for a level: {remedy}")
     for part in ("train_data_loader", "module", "optimizer", "scheduler"):
         configure = getattr(problem, f"configure_{part}", None)
         if configure is not None and getattr(problem, part) is None:
@@ -197,8 +197,8 @@ def _schedule(
     for low, high in pairwise(order):
         if high not in up[low] and updates[low] != updates[high]:
             raise BettyError(
-                f"problems {low.name!r} and {high.name!r} do not depend on each other and have other unroll_steps: "
-                "Betty then updates both at every step; give them the same"
+                f"problems {low.name!r} and {high.name!r} do not depend on each other and differ in unroll_steps: "
+                "Betty then updates both at every step; make them equal"
             )
     return order, updates
 
@@ -212,13 +212,13 @@ def _check_reads(graph: Graph, dependencies: Dependencies) -> None:
             if (name, other) not in known:
                 edge = "l2u" if graph.names.index(other) < graph.names.index(name) else "u2l"
                 raise BettyError(
-                    f"the loss of problem {name!r} depends on {other!r}, which dependencies leave out, and Betty would "
-                    f"leave out of the hypergradient: add it to {edge!r}, or detach it in training_step"
+                    f"the loss of problem {name!r} depends on {other!r}, which dependencies leave out, so Betty would "
+                    f"leave it out of the hypergradient: add it to {edge!r}, or detach it in training_step"
                 )
 
 
 def _converted(batch: Any) -> Any:
-    """As Betty hands on what a loader gives: a tensor becomes the tuple of its rows."""
+    """A batch as Betty passes it on: a tensor becomes the tuple of its rows."""
     return batch if isinstance(batch, dict) else tuple(batch)
 
 

@@ -104,7 +104,7 @@ class BettyEngine(Engine):
         precision: str | None = None,
         whole: bool = False,
     ) -> Hypergradient:
-        """As ``Engine`` has it, by Betty; with solvers or a precision of one's own it is not Betty's.
+        """The hypergradient by Betty; with given solvers or a precision it is that of ``Engine``.
 
         Betty's perturbations of weights, and what it moves with ``held=False``, are undone: nothing has changed.
 
@@ -134,14 +134,14 @@ class BettyEngine(Engine):
         for name, above in zip(self.graph.names, self.graph.names[1:], strict=False):
             if name not in self.graph.reads[above]:
                 raise BettyError(
-                    f"level {above!r} does not read {name!r}, the next level below it: Betty's schedule, which goes "
-                    "from a level to those that read it, is another one"
+                    f"level {above!r} does not read {name!r}, the next level below it: Betty's schedule goes from a "
+                    "level to those that read it, so it would differ"
                 )
             updates *= self.graph.problems[name].steps
         for name, problem in self.graph.problems.items():
             if problem.starts_anew:
                 raise BettyError(
-                    f"level {name!r} starts anew for every update of the next level up, which Betty does not"
+                    f"level {name!r} starts anew for every update of the next level up, which Betty cannot do"
                 )
         with self._explained("a step"):
             for _ in range(updates):
@@ -149,7 +149,7 @@ class BettyEngine(Engine):
                 self._betty.train_step()
 
     def _reports(self, name: str) -> dict[str, SolveReport]:
-        """What the solves of a hypergradient have spent: Betty solves a level once for each path through it."""
+        """The cost of the solves of a hypergradient: Betty solves a level once for each path through it."""
         paths = self.levels[name].paths
         reports = {}
         for level in self.graph.passes(name):
@@ -200,7 +200,7 @@ class BettyEngine(Engine):
             raise BettyError(f"Betty cannot do {what}: {type(error).__name__}: {text}{self._cause(text)}") from error
 
     def _cause(self, text: str) -> str:
-        """What an error of torch within Betty comes from."""
+        """The cause of an error of torch within Betty."""
         if "not have been used" in text:
             return " (its cg and neumann need a loss whose gradient depends on every parameter of the level)"
         frozen = [
@@ -214,7 +214,7 @@ class BettyEngine(Engine):
 
 
 def _check(graph: Graph) -> None:
-    """Raise for what Betty would do in another way without a word."""
+    """Raise for anything that Betty would silently do in another way."""
     if replicas.count() > 1:
         raise BettyError("Betty runs in one process here; several ranks take engine=multilevel")
     for name, problem in graph.problems.items():
@@ -230,8 +230,8 @@ def _check(graph: Graph) -> None:
                 if readers or not graph.approximate:
                     remedy = "" if readers else "; Graph(..., approximate=True) says that this is what you want"
                     raise BettyError(
-                        f"level {level!r} reads {higher!r} above it, below {name!r}: Betty goes down from level to "
-                        f"level alone and leaves that part of the hypergradient out{remedy}"
+                        f"level {level!r} reads {higher!r} above it, below {name!r}: Betty only goes down from "
+                        f"level to level and leaves that part out of the hypergradient{remedy}"
                     )
 
 

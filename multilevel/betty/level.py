@@ -25,7 +25,7 @@ __all__ = ["BettyLevel", "BettyOwnEngine", "EngineConfig", "ImplicitProblem", "g
 
 
 class Bridge(Protocol):
-    """What a problem asks of the engine that it belongs to."""
+    """The engine that a problem belongs to, as the problem sees it."""
 
     def next_part(self, name: str) -> Part:
         """The next batch of a level, with its draws."""
@@ -76,7 +76,7 @@ class BettyLevel(ImplicitProblem):
         return list(self.level.variables().values())
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """What keeps Betty from dropping the optimizer's groups."""
+        """Keeps Betty from dropping the optimizer's groups."""
         return [dict(group) for group in self.optimizer.param_groups]
 
     def patch_module(self) -> None:
@@ -84,14 +84,14 @@ class BettyLevel(ImplicitProblem):
 
     def patch_optimizer(self) -> None:
         if self.level.optimizer is None:
-            raise BettyError(f"level {self.level.name!r} has no optimizer, and Betty takes no level without one")
+            raise BettyError(f"level {self.level.name!r} has no optimizer, which Betty needs")
         kind = type(self.level.optimizer).__name__
         try:
             super().patch_optimizer()
         except TypeError as error:
             raise BettyError(
-                f"Betty makes the optimizer of level {self.level.name!r} again from its defaults, and "
-                f"{kind} refuses them ({error}): take adam or sgd"
+                f"Betty rebuilds the optimizer of level {self.level.name!r} from its defaults, which "
+                f"{kind} refuses ({error}): use adam or sgd"
             ) from error
         self.optimizer.load_state_dict(self.level.optimizer.state_dict())
         self.level.optimizer = self.optimizer
@@ -101,7 +101,7 @@ class BettyLevel(ImplicitProblem):
             super().patch_scheduler()
         except (AttributeError, TypeError) as error:
             kind = type(self.level.scheduler).__name__
-            raise BettyError(f"Betty cannot make the {kind} of level {self.level.name!r} again ({error})") from error
+            raise BettyError(f"Betty cannot rebuild the {kind} of level {self.level.name!r} ({error})") from error
         self.level.scheduler = self.scheduler
 
     def one_step_descent(self, batch: Any = None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class BettySolver:
 
     Args:
         held: Betty's evaluations of the loss replay the draws and dropout of the level's last update and leave
-            buffers alone, as those here do; False: each draws anew and moves running statistics, as Betty by itself.
+            buffers as they are, like those here; False: each draws again and moves running statistics, Betty's way.
     """
 
     type: ClassVar[str]
@@ -37,7 +37,7 @@ class BettySolver:
         return 1
 
     def config(self) -> dict[str, Any]:
-        """As keywords of Betty's ``Config``."""
+        """The keywords of Betty's ``Config``."""
         own = {one.name: getattr(self, one.name) for one in fields(self) if one.name.startswith(f"{self.type}_")}
         return {"type": self.type, **own}
 
@@ -70,7 +70,7 @@ class Neumann(BettySolver):
 
 @dataclass
 class Cg(BettySolver):
-    """``conjugate_gradient``, right in its first iteration alone (docs/from_betty.md).
+    """``conjugate_gradient``, right only in its first iteration (docs/from_betty.md).
 
     Args:
         damping: as for ``Neumann``.
@@ -91,7 +91,7 @@ BETTY_SOLVERS: dict[str, type[BettySolver]] = {f"betty/{one.type}": one for one 
 
 
 def betty_solver(solver: Solver | None, level: str) -> BettySolver:
-    """What Betty calls a solver of this project; its own defaults stand in for a radius or step size of None.
+    """Betty's counterpart of a solver of this project; Betty's defaults stand in for a radius or step size of None.
 
     Raises:
         SettingError: Betty has nothing like it.
@@ -104,12 +104,12 @@ def betty_solver(solver: Solver | None, level: str) -> BettySolver:
         return Neumann(solver.terms - 1, damping=solver.damping, **alpha)
     if isinstance(solver, ConjugateGradient) and plain and solver.curvature == "hessian" and not solver.warm_start:
         return Cg(solver.iterations, damping=solver.damping)
-    known = "identity, finite_difference, neumann or conjugate_gradient with product=reverse: Betty has no other"
+    known = "identity, finite_difference, neumann or conjugate_gradient with product=reverse: Betty has no others"
     raise SettingError(f"levels.{level}.solver", str(solver), known)
 
 
 def own_solver(config: Any, level: str) -> Solver:
-    """What a Betty ``Config`` is called here: equal where Betty is right.
+    """The solver here for a Betty ``Config``: equal where Betty is right.
 
     Raises:
         BettyError: nothing here is equal to it.
@@ -121,4 +121,4 @@ def own_solver(config: Any, level: str) -> Solver:
     if config.type == "cg":  # the scale of the system, cg_alpha, is none of its solution
         return ConjugateGradient(config.cg_iterations)
     what = "darts_multitask=True" if config.type == "darts" else f"type={config.type!r}"
-    raise BettyError(f"problem {level!r}: nothing here is equal to Betty's {what}; say which solver: solvers={{...}}")
+    raise BettyError(f"problem {level!r}: nothing here equals Betty's {what}; name a solver: solvers={{...}}")

@@ -81,7 +81,7 @@ def evaluation_config(stored: DictConfig, overrides: Sequence[str]) -> tuple[Dic
         overrides: of the command line.
 
     Raises:
-        SettingError: a setting that there is not, another shape, or another division of the images that the encoder
+        SettingError: an unknown setting, another shape, or another division of the images that the encoder
             was trained on.
     """
     config, others = with_groups(stored, overrides, ("data", "task"))
@@ -97,11 +97,11 @@ def evaluation_config(stored: DictConfig, overrides: Sequence[str]) -> tuple[Dic
     config.evaluation = OmegaConf.to_container(OmegaConf.merge(defaults, config.evaluation))
     config = changed(config, others)
     if transfer and _source(config) == _source(stored):
-        expected = "another set than the run's own, whose test images could be among those it was trained on"
-        raise SettingError("data", config.data.name, f"{expected}; without data= the run's own division holds")
+        expected = "a data set other than the run's, whose test images may be among its training images"
+        raise SettingError("data", config.data.name, f"{expected}; without data= the run's division applies")
     if not transfer:
         _check_same(config, stored, SHAPE, "the encoder takes no other")
-        _check_same(config, stored, DIVISION, "the encoder was trained on images divided so")
+        _check_same(config, stored, DIVISION, "the encoder was trained with this division")
     return config, transfer
 
 

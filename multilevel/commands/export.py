@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     settings: Any = OmegaConf.to_container(config)
     write_export(trained, output, format, model_card(trained, settings, _summary(folder), step, format))
     if trained.classifier is None:
-        print("encoder and decoder alone: the run has no classifier of one class an image")
+        print("encoder and decoder only: the run has no classifier with one class per image")
     print(output)
     return 0
 

@@ -38,7 +38,7 @@ class ImageFileSettings:
 
 @dataclass(frozen=True)
 class Request:
-    """What ``multilevel predict`` and ``multilevel monitor`` are asked for.
+    """A request to ``multilevel predict`` or ``multilevel monitor``.
 
     Attributes:
         model: the exported model.
@@ -97,7 +97,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Results:
-    """What a model made of images.
+    """A model's results for images.
 
     Attributes:
         files: that could be read.

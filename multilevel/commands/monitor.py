@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     results = request.run()
     if min(len(results.files), len(reference.features)) < FEWEST:
         few = f"{len(results.files)} images to compare with {len(reference.features)} training ones"
-        raise DataError(f"{few} are too few: at least {FEWEST} of each, that can be read")
+        raise DataError(f"{few} are too few: at least {FEWEST} readable ones of each")
     if not np.isfinite(results.features).all():
         raise DataError("the model's features of these images are not finite: export a run that has not diverged")
     drift = compare_features(reference.features, results.features)
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def summarize(request: Request, reference: Reference, results: Results, drift: Drift) -> dict[str, Any]:
-    """What monitor.json holds."""
+    """The contents of monitor.json."""
     unusual = drift.distances > drift.threshold
     listed = np.argsort(-drift.distances, kind="stable")[:LISTED]
     return {

@@ -92,9 +92,9 @@ def check_name(kind: str, name: str) -> None:
         raise SettingError("new", name, f"a Python identifier in lower case, such as my_{kind}")
     rooms = [folder / f"{kind}s" for folder in (HOME, *folders())]
     if any((room / name).is_dir() or (room / f"{name}.py").exists() for room in rooms):
-        raise SettingError("new", name, f"another name, as there is multilevel.{kind}s.{name}")
+        raise SettingError("new", name, f"another name: multilevel.{kind}s.{name} exists")
     if len(_identifiers(rendered(kind, name))) < len(_identifiers(rendered(kind, f"new_{kind}"))):
-        raise SettingError("new", name, f"another name, as {name} or {titled(name)} is one that the files import")
+        raise SettingError("new", name, f"another name, as {name} or {titled(name)} is imported by the files")
 
 
 def write_all(folder: Path, files: Mapping[Path, str]) -> None:
@@ -114,7 +114,7 @@ def write_all(folder: Path, files: Mapping[Path, str]) -> None:
         for one in written:
             one.unlink()
         taken = isinstance(error, FileExistsError)
-        expected = "another name, or output=FOLDER" if taken else "output=FOLDER that can be written"
+        expected = "another name, or output=FOLDER" if taken else "output=FOLDER, writable"
         raise SettingError("new", str(place), f"{expected} ({error.strerror})") from error
 
 

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def text(recipe: type[Recipe]) -> str:
-    """What a recipe's file says of it: what it learns, the published result that it follows (``Follows:``), and its own
+    """A recipe's docstring: what it learns, the published result that it follows (``Follows:``), and its own
     with the command (``Result:``); the project's own say all three."""
     found = (inspect.getdoc(importlib.import_module(recipe.__module__)) or "").removeprefix("Recipe:").strip()
     return found[:1].upper() + found[1:]

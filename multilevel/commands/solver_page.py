@@ -20,7 +20,7 @@ below the table.
 
 
 def sections(solver: type[Solver]) -> dict[str, str]:
-    """What a solver assumes, costs and is for, from its docstring, each on one line."""
+    """Assumptions, costs and use of a solver, from its docstring, each on one line."""
     text = inspect.getdoc(solver) or ""
     found = {}
     for name in ("Assumes", "Costs", "Use when"):

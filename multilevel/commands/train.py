@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def start(arguments: Sequence[str]) -> None:
-    """A new run, one to go on with, or several."""
+    """A new run, one to continue, or several."""
     overrides = [argument for argument in arguments if argument not in ("--multirun", "-m")]
     line = read("train", overrides, TrainSettings)
     resumed = line.settings.resume
@@ -71,7 +71,7 @@ def start(arguments: Sequence[str]) -> None:
     elif resumed is None:
         config = compose_config(overrides)
         if restarts() and not config.output:
-            raise SettingError("output", None, "a folder, with torchrun --max-restarts: a restart goes on in it")
+            raise SettingError("output", None, "a folder, with torchrun --max-restarts: a restart continues in it")
         if restart() and is_of(Path(config.output), config):
             resume(Path(config.output))
         else:

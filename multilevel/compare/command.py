@@ -83,7 +83,7 @@ class Task:
 
 @dataclass
 class Comparison:
-    """What to compare, as the command line says it.
+    """A comparison, as the command line describes it.
 
     Args:
         solvers: names; all of this project where none is given.
@@ -198,7 +198,7 @@ def _config(comparison: Comparison) -> DictConfig:
         return compose_config(comparison.settings)
     others = [one for one in comparison.settings if not one.startswith("output=")]
     if others:
-        raise SettingError("resume", others[0], "no setting of the recipe: the run's own hold")
+        raise SettingError("resume", others[0], "no setting of the recipe: the run keeps its own")
     config = RunFolder.open("resume", Path(comparison.resume)).config()
     config.output = next((one.partition("=")[2] for one in comparison.settings if one.startswith("output=")), None)
     return config
@@ -217,11 +217,11 @@ def _engine_at_the_point(comparison: Comparison, recipe: Recipe) -> Engine:
 
 
 def _measured(comparison: Comparison, scratch: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A row for each solver, each measured in a process of its own, and the reference."""
+    """A row for each solver, each measured in its own process, and the reference."""
     common = {"point": str(scratch / "point.pt"), "damping": comparison.damping, "rounds": comparison.rounds}
     tasks = comparison.tasks()
     bar = tqdm(total=len(tasks) + 1, unit="solver", disable=None)
-    print("computing the reference, then each solver in a process of its own", file=sys.stderr, flush=True)
+    print("computing the reference, then each solver in its own process", file=sys.stderr, flush=True)
     exactly = {"name": "reference", "iterations": comparison.iterations, "output": str(scratch / "reference.pt")}
     reference = _in_a_process(measure_task, {**common, **exactly})
     bar.update()
@@ -244,7 +244,7 @@ def _measured(comparison: Comparison, scratch: Path) -> tuple[list[dict[str, Any
 
 
 def _in_a_process(call: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """What a call returns in a process of its own; under ``problem`` why it returns nothing."""
+    """The result of a call in a separate process; under ``problem`` why there is none."""
     PROCESSES.set_forkserver_preload([measure_task.__module__])
     receiver, sender = PROCESSES.Pipe(duplex=False)
     process = PROCESSES.Process(target=_answer, args=(sender, call, arguments), daemon=True)
@@ -254,7 +254,7 @@ def _in_a_process(call: Callable[..., dict[str, Any]], *arguments: Any) -> dict[
         answer: dict[str, Any] = receiver.recv()
     except EOFError:
         process.join()
-        answer = {"problem": f"its process ended with status {process.exitcode} (-9: often as memory ran out)"}
+        answer = {"problem": f"its process ended with status {process.exitcode} (-9: often out of memory)"}
     finally:
         process.kill()
         process.join()

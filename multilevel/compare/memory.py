@@ -83,7 +83,7 @@ class _LiveStorages(TorchDispatchMode):
 
 
 def _has_storage(value: Any) -> bool:
-    """Whether it is a tensor with memory of its own; a wrapper of a function transform is none."""
+    """Whether it is a tensor with its own memory; a wrapper of a function transform is none."""
     return isinstance(value, Tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 

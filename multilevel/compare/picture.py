@@ -51,7 +51,7 @@ def draw_comparison(path: Path, result: Mapping[str, Any]) -> None:
     figure.axes[0].set_ylabel("relative error of the hypergradient" if key == "error" else "relative residual")
     figure.suptitle(
         f"{result['recipe']} on {result['data']}, step {result['step']}, damping {result['damping']:g}; "
-        "red: nothing is better in both; x: a solve failed",
+        "red: the Pareto front; x: a solve failed",
         fontsize=10,
     )
     save_figure(figure, path)

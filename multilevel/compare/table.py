@@ -17,7 +17,7 @@ WIDTHS = (9, 8, 10, 9, 9, 7, 7)
 
 @dataclass(frozen=True)
 class ComparisonTable:
-    """What every solver's hypergradient costs and how accurate it is, most exact first.
+    """Cost and accuracy of every solver's hypergradient, most exact first.
 
     Args:
         result: what ``compare.json`` holds.
@@ -45,7 +45,7 @@ class ComparisonTable:
 
     @property
     def notes(self) -> list[str]:
-        """What ``auto`` has chosen, and what the reference is."""
+        """The choices of ``auto``, and the reference."""
         reference = self.result["reference"]
         notes = [f"{row['solver']}: {row['choice']}" for row in self.result["rows"] if row.get("choice")]
         if "problem" in reference:

@@ -37,7 +37,7 @@ _LEVEL_SOLVER = re.compile(r"(levels\.\w+\.solver)(\..+)?")
 
 
 def choices(group: str) -> list[str]:
-    """What a configuration group (data, experiment, model, recipe, solver, task) offers."""
+    """The choices of a configuration group (data, experiment, model, recipe, solver, task)."""
     if group == "solver":
         return list(SOLVERS)
     places = [place.joinpath(group) for place in (resources.files(CONFIG_MODULE), *user_configurations())]
@@ -195,7 +195,7 @@ def expand(overrides: Sequence[str]) -> list[str]:
 
     ``init=...`` without a model takes the sizes of the checkpoint.
     ``levels.X.solver=NAME`` becomes a choice of the group solver for that level, so that its options can follow
-    in the same command; ``levels.X.solver.OPTION=...`` alone starts from the solver of all levels.
+    in the same command; only ``levels.X.solver.OPTION=...`` starts from the solver of all levels.
 
     Raises:
         SettingError: an unparsable override, or an unknown choice.
@@ -249,8 +249,8 @@ def _composed(parsed: Sequence[Override]) -> DictConfig:
             if experiment is None:
                 raise
             recipe = [one.value() for one in chosen if one.key_or_group == "recipe"]
-            expected = f"an experiment of recipe={recipe[-1] if recipe else 'guided_mae'}: those that there are change "
-            raise SettingError("experiment", experiment.value(), f"{expected}settings of another recipe") from None
+            expected = f"an experiment of recipe={recipe[-1] if recipe else 'guided_mae'}: the available experiments "
+            raise SettingError("experiment", experiment.value(), f"{expected}belong to other recipes") from None
 
 
 def _check_choice(setting: str, group: str, override: Override) -> None:
@@ -281,11 +281,11 @@ def _explained(error: Exception, value: Callable[[str], Any], overrides: Sequenc
 
 
 def _nearest(setting: str, config: DictConfig) -> str:
-    """What to expect in place of a setting that there is not, among those of a configuration."""
+    """The known setting of a configuration that is nearest to an unknown one, for a message."""
     known = [name for name, _ in named(OmegaConf.to_container(config))]
     known += [f"solver.{one.name}" for solver in SOLVERS.values() for one in fields(solver)]  # type: ignore[arg-type]
     close = difflib.get_close_matches(setting, known, n=1, cutoff=0.5)
-    return f"a setting that there is, such as {close[0]}" if close else "a setting that there is: see train --help"
+    return f"a known setting, such as {close[0]}" if close else "a known setting (see train --help)"
 
 
 def named(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""Where else a run's numbers go, one file each: ``loggers=[tensorboard,mlflow]``, or a class of one's own."""
+"""Loggers of a run's numbers, one file each: ``loggers=[tensorboard,mlflow]``, or your own class."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _class(name: str) -> type[Logger]:
     if name in own:
         return own[name]
     module, dot, kind = name.rpartition(".")
-    expected = f"some of {', '.join(own)}, or MODULE.CLASS, a multilevel.loggers.Logger that can be imported"
+    expected = f"some of {', '.join(own)}, or MODULE.CLASS, an importable multilevel.loggers.Logger"
     try:
         found = getattr(importlib.import_module(module), kind) if dot else None
     except Exception as error:  # its file is the user's: anything can be wrong in it

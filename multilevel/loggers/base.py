@@ -1,4 +1,4 @@
-"""What a logger is."""
+"""The interface of loggers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Logger(Callback, ABC):
             except Exception as error:  # a server that is gone must not cost the run
                 self._failed = True
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
-                tqdm.write(f"step {engine.step}: {type(self).__name__} logs no more: {reason}", file=sys.stderr)
+                tqdm.write(f"step {engine.step}: {type(self).__name__} stopped logging: {reason}", file=sys.stderr)
         self._values = {}
 
 

@@ -41,7 +41,7 @@ def restart() -> int:
 
 
 def led(task: Callable[[], Result]) -> Result:
-    """The result of what rank 0 alone does, on every rank; its error too."""
+    """Run on rank 0 only; every rank gets the result, or the error."""
     return replicas.spread([task])[0]
 
 
@@ -53,7 +53,7 @@ def tell(*lines: str, file: TextIO | None = None) -> None:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Within the block the processes that torchrun has started know each other; a process of its own is left alone.
+    """Within the block the processes that torchrun has started know each other; a single process is left alone.
 
     On GPUs each takes the one of its place on the machine, and sees no other.
 
@@ -82,7 +82,7 @@ def joined() -> Iterator[None]:
 
 
 def own_gpu(environment: Mapping[str, str]) -> str:
-    """What CUDA_VISIBLE_DEVICES is for this process: one GPU, or none where there are fewer than ranks."""
+    """The value of CUDA_VISIBLE_DEVICES for this process: one GPU, or none where there are fewer than ranks."""
     place, visible = int(environment["LOCAL_RANK"]), environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return str(place)

@@ -1,4 +1,4 @@
-"""What a command ends with: one line on standard error, and a status that says what it was."""
+"""The end of a command: one line on standard error, and an exit status for the kind of error."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def exit_status(command: Callable[[], int | None], resumed: str) -> int:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        print(f"multilevel: {error.strerror}: make room; what had been saved is whole, and {resumed}", file=sys.stderr)
+        print(f"multilevel: {error.strerror}: free some space; what was saved is intact, and {resumed}", file=sys.stderr)
         return WRONG
     except KeyboardInterrupt as stop:
         if first_here():

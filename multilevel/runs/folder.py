@@ -43,7 +43,7 @@ class RunFolder:
             folder = cls(path)
             folder.write("config.yaml", OmegaConf.to_yaml(config))
         except OSError as error:
-            raise SettingError("output", str(path), f"a folder that can be written ({error.strerror})") from error
+            raise SettingError("output", str(path), f"a writable folder ({error.strerror})") from error
         return folder
 
     @classmethod
@@ -116,7 +116,7 @@ def _lines(records: Iterable[dict[str, Any]]) -> str:
 def check_free(path: Path) -> None:
     """Raise SettingError if there is anything at ``path`` but an empty folder."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise SettingError("output", str(path), f"a folder that is new or empty; to go on with a run: resume={path}")
+        raise SettingError("output", str(path), f"a new or empty folder; to continue a run: resume={path}")
 
 
 def title(config: DictConfig) -> str:

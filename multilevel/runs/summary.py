@@ -1,4 +1,4 @@
-"""What a finished run comes to: summary.json."""
+"""The summary of a finished run: summary.json."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHARE = 0.1  # of a level's updates, at either end, that its first and last loss
 
 @dataclass
 class Outcome:
-    """What a run has come to, beside its event log.
+    """The results of a run, beside its event log.
 
     Args:
         seconds: spent on training, over all sessions of the run.

@@ -42,7 +42,7 @@ def sweep(overrides: Sequence[str], train: Callable[[DictConfig, Path], None]) -
     if "${" in folder:
         raise SettingError("hydra.sweep.dir", folder, "a folder by its name, without an interpolation")
     if any(one.startswith(("output=", "resume=")) for one in expanded):
-        raise SettingError("output", "a value with --multirun", "hydra.sweep.dir=FOLDER in its place")
+        raise SettingError("output", "a value with --multirun", "hydra.sweep.dir=FOLDER instead")
 
     @hydra.main(config_path=f"pkg://{CONFIG_MODULE}", config_name="config", version_base="1.3")
     def job(config: DictConfig) -> float:
@@ -85,7 +85,7 @@ def sweep(overrides: Sequence[str], train: Callable[[DictConfig, Path], None]) -
 
 
 def objective(summary: dict[str, Any], path: str | None) -> float:
-    """What a sweeper minimizes: a number of a run's summary by its path; None: the top level's last loss.
+    """The objective of a sweeper: a number of a run's summary by its path; None: the top level's last loss.
 
     Raises:
         SettingError: no such number.

@@ -90,7 +90,7 @@ def new_engine(recipe: Recipe) -> Engine:
 
 
 def loggers_of(recipe: Recipe, output: Path, config: DictConfig) -> list[Logger]:
-    """The loggers of a run; its first rank alone has any."""
+    """The loggers of a run; only its first rank has any."""
     settings: Any = OmegaConf.to_container(config)
     return new_loggers(recipe.settings.loggers, output, settings) if replicas.rank() == 0 else []
 
@@ -100,7 +100,7 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, loggers: Sequence[
 
     Args:
         recipe: whose graph the engine trains.
-        engine: at the step to go on from.
+        engine: at the step to continue from.
         folder: of the run.
         loggers: that the settings ask for.
         seconds: spent on training before.
@@ -131,7 +131,7 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, loggers: Sequence[
     for number in replicas.gather(stop.number):
         if number is not None:
             text = f"stopped by {signal.Signals(number).name} after step {engine.step} of {settings.steps}"
-            raise Stopped(f"{text}; multilevel train resume={folder.path} goes on from there", 128 + number)
+            raise Stopped(f"{text}; multilevel train resume={folder.path} continues from there", 128 + number)
     trained = log.seconds - seconds
     waited = sum(batches.waited for batches in recipe.graph.batches.values())
     outcome = Outcome(log.seconds, max(replicas.gather(peak_memory_mib())), waited / trained if trained else None)

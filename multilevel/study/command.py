@@ -57,7 +57,7 @@ SETTINGS = StudySettings
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run a study, or go on with one; 0 when all of its parts have ended well, 1 where some have not."""
+    """Run a study, or continue one; 0 when all of its parts have ended well, 1 where some have not."""
     settings = StudySettings.parsed(arguments)
     check_launcher(settings.launcher)
     if settings.resume is None:
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
         try:
             (folder / "runs").mkdir(parents=True)
         except OSError as error:
-            raise SettingError("output", str(folder), f"a folder that can be written ({error.strerror})") from error
+            raise SettingError("output", str(folder), f"a writable folder ({error.strerror})") from error
     else:
         folder = Path(settings.resume)
         study = resumed(Study.read(folder), settings)
@@ -139,14 +139,14 @@ def plan(settings: StudySettings, arguments: Sequence[str]) -> Study:
 
 
 def resumed(study: Study, settings: StudySettings) -> Study:
-    """A study to go on with, on another number of jobs or with more seeds where that is asked for.
+    """A study to continue, on another number of jobs or with more seeds where that is asked for.
 
     Raises:
         SettingError: seeds that leave out some of those that it has.
     """
     if settings.seeds is not None:
         if not set(study.seeds) <= set(settings.seeds):
-            raise SettingError("seeds", settings.seeds, f"at least those that the study has: {study.seeds}")
+            raise SettingError("seeds", settings.seeds, f"at least the study's own: {study.seeds}")
         others = [one for one in study.arguments if not one.startswith("seeds=")]
         given = f"seeds=[{','.join(map(str, settings.seeds))}]"
         study = replace(study, seeds=settings.seeds, arguments=[*others, given])
@@ -187,7 +187,7 @@ def _built(settings: StudySettings, own: Sequence[str]) -> Any:
     labels = [] if settings.labels == [1.0] else [f"evaluation.labels={settings.labels}".replace(" ", "")]
     recipe: Any = build_recipe(compose_config([*settings.settings, *own, *labels]))
     if getattr(recipe, "task", None) is None:
-        raise DataError("the images have no labels: there is nothing that a study could compare encoders by")
+        raise DataError("the images have no labels, so a study cannot compare encoders")
     return recipe
 
 
@@ -195,7 +195,7 @@ def _about(settings: StudySettings, policy: str) -> tuple[StudySettings, str, st
     """The metric and the protocol that the verdict is about, and the settings by which every part is evaluated so.
 
     Raises:
-        SettingError: a protocol that there is not, or a metric that it does not report.
+        SettingError: an unknown protocol, or a metric that it does not report.
     """
     recipe = _built(settings, arm_settings(policy, None))
     evaluation, task = recipe.settings.evaluation, recipe.task
@@ -210,18 +210,20 @@ def _about(settings: StudySettings, policy: str) -> tuple[StudySettings, str, st
         settings = replace(settings, settings=[*settings.settings, added])
     metric, known = settings.metric or task.headline, evaluation.metrics_of(task, protocol)
     if metric not in known:
-        raise SettingError("metric", metric, f"one of those that {protocol} reports: {', '.join(known)}")
+        raise SettingError("metric", metric, f"a metric that {protocol} reports: {', '.join(known)}")
     return settings, metric, protocol
 
 
 def _data_name(config: DictConfig) -> str:
-    """What the data set is called: a folder of images by its own name."""
+    """The data set's name: a folder of images by its own name."""
     return Path(config.data.path).resolve().name if config.data.name == "folder" else str(config.data.name)
 
 
 def _calibrated(folder: Path) -> Study:
-    """In a process of its own, which leaves no memory taken behind."""
+    """In a separate process, which leaves no memory in use behind."""
     command = [sys.executable, "-m", "multilevel.study.calibration", str(folder)]
     if subprocess.run(command, check=False).returncode:
-        raise MultilevelError(f"the seconds a step could not be measured; {folder} goes on from there: resume={folder}")
+        raise MultilevelError(
+            f"the seconds a step could not be measured; {folder} continues from there: resume={folder}"
+        )
     return Study.read(folder)

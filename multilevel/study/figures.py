@@ -43,7 +43,7 @@ class Figures:
         self.score, self.share = self.question["score"], self.question["labels"]
 
     def draw(self) -> list[Figure]:
-        """Every picture that there is something to show on."""
+        """Every picture with something to show."""
         makers: list[Callable[[], Iterator[Figure]]] = [
             self.scores, self.differences, self.costs, self.labels, self.guidance, self.transfer, self.time
         ]  # fmt: skip
@@ -84,7 +84,7 @@ class Figures:
         draw_costs(path, *[{name: by_arm[name] for name in order} for by_arm in found.values()])
         together = self.result["machine"]["parts_side_by_side"]
         side = f" {together} parts ran side by side, which slows each." if together > 1 else ""
-        yield Figure(path, "What it costs", f"Training alone, without the evaluation; a dot is one seed.{side}")
+        yield Figure(path, "What it costs", f"Only training, without the evaluation; a dot is one seed.{side}")
 
     def labels(self) -> Iterator[Figure]:
         shares, path = self.study["labels"], self.folder / "labels.png"
@@ -96,7 +96,7 @@ class Figures:
             caption = (
                 "The same encoders, the protocol fitted to a share of the labels, with 95% intervals over seeds. "
                 "Learned masks were trained on all labels of the training images whatever the share: "
-                "this asks what the encoder is worth, not what few labels alone can do."
+                "this asks what the encoder is worth, not what only few labels can do."
             )
             yield Figure(path, "Score by share of the labels", caption)
 
@@ -140,7 +140,7 @@ class Figures:
             yield Figure(path, "Accuracy against training time", caption)
 
     def caution(self) -> str:
-        """What to say where pretraining itself has gained nothing; empty where it has."""
+        """A warning where pretraining itself has gained nothing; empty where it has."""
         found, references = self._by_arm("scores"), self._references("scores")
         best = max((one["mean"] for one in found.values()), default=None)
         better = [name for name, mean in references.items() if best is not None and mean >= best]
@@ -148,7 +148,7 @@ class Figures:
             return ""
         return (
             f"No way of masking is better here than {' and '.join(better)}: train longer, "
-            "or on harder images, before taking a difference between ways of masking for what it would be in use."
+            "or on harder images, before relying on a difference between ways of masking."
         )
 
     def galleries(self) -> list[Figure]:

@@ -1,4 +1,4 @@
-"""One part of a study, in a process of its own: ``python -m multilevel.study.part STUDY PART``."""
+"""One part of a study, in its own process: ``python -m multilevel.study.part STUDY PART``."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def main(arguments: Sequence[str]) -> int:
     """Bring a part to its end."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     folder, name = Path(arguments[0]), arguments[1]
-    resumed = f"multilevel study resume={folder} goes on from the last checkpoint"
+    resumed = f"multilevel study resume={folder} continues from the last checkpoint"
     return exit_status(lambda: bring_to_its_end(folder, name), resumed)
 
 
 def bring_to_its_end(folder: Path, name: str) -> None:
-    """Leave a part that has a summary alone, go on with one that has a checkpoint, start any other."""
+    """Skip a part that has a summary, continue one that has a checkpoint, start any other."""
     study = Study.read(folder)
     part, run = study.part(name), run_path(folder, name)
     torch.set_num_threads(study.threads)
@@ -52,7 +52,7 @@ def run_path(folder: Path, name: str) -> Path:
 
 
 def log_path(folder: Path, name: str) -> Path:
-    """What a part says; beside its run folder, which must be empty when a run starts."""
+    """The log of a part; beside its run folder, which must be empty when a run starts."""
     return folder / "runs" / f"{name}.log"
 
 
@@ -75,7 +75,7 @@ def evaluation_problem(run: Path) -> str | None:
 
 
 def start(folder: Path, name: str, threads: int) -> None:
-    """Run a part in a process of its own, to its end; what it says goes into its log."""
+    """Run a part in its own process, to its end; what it says goes into its log."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "multilevel.study.part", str(folder), name]
     with log_path(folder, name).open("a") as log:

@@ -1,4 +1,4 @@
-"""What a study consists of: arms, seeds, and the parts, one run for each pair of them."""
+"""The plan of a study: arms, seeds, and the parts, one run for each pair of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Arm:
         guided_share: of its masks, 0 to 1; 0 where they are not learned.
         updates_per_step: pretraining updates for each update of its top level.
         steps: updates of its top level.
-        settings: of ``multilevel train``, of this arm alone.
+        settings: of ``multilevel train``, only for this arm.
     """
 
     name: str
@@ -185,9 +185,7 @@ def equal_updates(per_step: Sequence[int], steps: int) -> list[int]:
     updates = steps * max(per_step)
     for count in per_step:
         if updates % count:
-            expected = (
-                f"a number whose {max(per_step)}-fold is divisible by {count}, so that all arms have equal updates"
-            )
+            expected = f"a number of which {max(per_step)} times is divisible by {count}: equal updates for all arms"
             raise SettingError("steps", steps, expected)
     return [updates // count for count in per_step]
 

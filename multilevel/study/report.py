@@ -19,7 +19,7 @@ from multilevel.study.verdict import points
 #: What the protocols are, to someone who does not know them.
 PROTOCOLS = {
     "linear_probe": "a linear classifier fitted to what the trained encoder, left as it is, makes of the images",
-    "knn": "the vote of the training images that the trained encoder finds most alike",
+    "knn": "the vote of the training images that the trained encoder finds most similar",
     "finetune": "a classifier on the trained encoder, both trained further together",
 }
 

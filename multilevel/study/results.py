@@ -68,7 +68,7 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
 
 
 def score_name(study: Study) -> str:
-    """What the verdict is about, in words."""
+    """The subject of the verdict, in words."""
     return f"{TITLES.get(study.protocol, study.protocol)} {study.metric.replace('_', ' ')}"
 
 
@@ -94,10 +94,10 @@ def _part(study: Study, folder: Path, part: Part) -> dict[str, Any]:
 
 
 def _warnings(summary: Mapping[str, Any]) -> list[str]:
-    """What a run's summary says against it."""
+    """Reasons to doubt a run, from its summary."""
     skipped = {name: level["skipped"] for name, level in summary["levels"].items() if level.get("skipped")}
     warnings = [
-        f"{count} updates of level {name} were skipped: not as many as the other arms made"
+        f"{count} updates of level {name} were skipped, so it made fewer than the other arms"
         for name, count in skipped.items()
     ]
     for name, level in summary["levels"].items():
@@ -197,7 +197,7 @@ def _comparisons(study: Study, by_arm: Mapping[str, Sequence[dict[str, Any]]]) -
 def _ratio(
     by_arm: Mapping[str, Sequence[dict[str, Any]]], arm: Arm, baseline: Arm, seeds: Sequence[int], key: str
 ) -> float:
-    """Of the means over seeds that both have."""
+    """The difference of the means over the seeds that both have."""
     arm_mean, baseline_mean = (
         fmean(part[key] for part in by_arm[one.name] if part["seed"] in seeds) for one in (arm, baseline)
     )

@@ -1,4 +1,4 @@
-"""What ``multilevel study`` is asked for on the command line."""
+"""Settings of ``multilevel study`` from the command line."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class StudySettings:
         jobs: parts that run side by side; None: 1, or as many as a Hydra launcher takes.
         launcher: Hydra's launcher and its settings, as overrides; empty: none.
         output: the study's folder; None makes a name.
-        resume: the folder of a study to go on with.
+        resume: the folder of a study to continue.
         settings: of ``multilevel train``, for every part.
     """
 

@@ -17,7 +17,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Summary:
-    """One quantity over seeds; the interval is None where there is one seed alone, or no spread at all."""
+    """One quantity over seeds; the interval is None where there is only one seed, or no spread at all."""
 
     mean: float
     median: float
@@ -32,7 +32,7 @@ class Comparison:
     Args:
         differences: arm - baseline, of each seed that both have.
         mean, median: of the differences.
-        interval: 95%, by Student's t; None where it cannot be had: one seed, or no spread at all.
+        interval: 95%, by Student's t; None where it is undefined: one seed, or no spread at all.
         deviation: standard deviation of the differences; None with one seed.
         effect_size: mean / deviation (Cohen's d of pairs); None where there is no deviation.
         p_value: of the paired t test; None where there is no interval.
@@ -76,7 +76,7 @@ def compare(arm: Mapping[int, float], baseline: Mapping[int, float], minimum_eff
     differences = {seed: arm[seed] - baseline[seed] for seed in sorted(arm.keys() & baseline.keys())}
     values = list(differences.values())
     if not values:
-        raise ValueError("there is no seed that both arms have")
+        raise ValueError("the arms have no seed in common")
     scores = [one[seed] for one in (arm, baseline) for seed in differences]
     bound = 0.0 if max(scores) < minimum_effect else 1.0 if min(scores) > 1 - minimum_effect else None
     mean = fmean(values)
@@ -97,7 +97,7 @@ def compare(arm: Mapping[int, float], baseline: Mapping[int, float], minimum_eff
 
 
 def decide(interval: Interval, minimum_effect: float) -> Literal["pays", "does not pay", "not decided"]:
-    """What a 95% interval of the difference says."""
+    """The verdict of a 95% interval of the difference."""
     low, high = interval
     if high < minimum_effect:
         return "does not pay"

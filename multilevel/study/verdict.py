@@ -12,7 +12,7 @@ def points(value: float) -> str:
 
 
 def sentence(comparison: Comparison, arm: str, baseline: str, score: str, minimum_effect: float, cost: str) -> str:
-    """What a comparison says.
+    """The verdict on a comparison.
 
     Args:
         comparison: of the arm with the baseline.
@@ -43,7 +43,7 @@ def sentence(comparison: Comparison, arm: str, baseline: str, score: str, minimu
 
 
 def _needed(comparison: Comparison, minimum_effect: float) -> str:
-    """What would decide it."""
+    """The remedy for an undecided comparison."""
     if comparison.bound is not None:
         remedy = "train longer" if comparison.bound == 0 else "take fewer labels"
         near = f"every score is within {points(minimum_effect)} points of {points(comparison.bound)}"
@@ -58,7 +58,7 @@ def _needed(comparison: Comparison, minimum_effect: float) -> str:
 
 
 def cost_clause(equal: str, seconds: float, updates: float) -> str:
-    """What an arm cost beside the baseline.
+    """The cost of an arm compared with the baseline.
 
     Args:
         equal: what both had the same of.

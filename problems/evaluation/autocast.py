@@ -47,7 +47,7 @@ class AutocastState:
 
 
 class AutocastAttention(TorchFunctionMode):
-    """Has attention compute under autocast and torch.func together as it does under autocast alone.
+    """Has attention compute under autocast and torch.func together as it does under only autocast.
 
     Within a transform of torch.func autocast casts between the steps of the plain attention kernel as well, and its
     backward pass then meets dtypes that do not fit (torch 2.6 to 2.13).

@@ -35,7 +35,7 @@ class Compilation:
 
     A compiled function has a gradient and no further derivative. So calls are made as they are written within
     ``higher_derivatives``, under transforms of torch.func, in forward mode, within torch.utils.checkpoint, and by
-    losses that keep the graph of a gradient of their own. A method that draws random numbers is never compiled: from
+    losses that take a gradient and keep its graph. A method that draws random numbers is never compiled: from
     the same state of the generators a compiled function draws others than a replay. Nor is a method that torch.compile
     does not take whole, or whose inputs change their shapes too often for it.
 
@@ -43,7 +43,7 @@ class Compilation:
         backend: of torch.compile.
 
     Attributes:
-        notices: a line on everything that is not compiled, once for each reason; whoever shows them takes them away.
+        notices: a line on everything that is not compiled, once for each reason; the code that shows them removes them.
     """
 
     def __init__(self, backend: Backend = "inductor") -> None:
@@ -74,7 +74,7 @@ class Compilation:
             mode: of the evaluation; a compiled call is made outside of it.
 
         Raises:
-            GradientGraphError: the loss keeps the graph of a gradient of its own. Later blocks for it compile nothing.
+            GradientGraphError: the loss takes a gradient and keeps its graph. Later blocks for it compile nothing.
         """
         if wants_higher_derivatives() or level in self._differentiating:
             with as_written():
@@ -91,7 +91,7 @@ class Compilation:
                 yield
         except GradientGraphError:
             self._differentiating.add(level)
-            self._tell(f"the loss of level {level!r} is", "it keeps the graph of a gradient of its own")
+            self._tell(f"the loss of level {level!r} is", "it takes a gradient and keeps its graph")
             raise
         finally:
             self._remove()
@@ -101,7 +101,7 @@ class Compilation:
                     attributes[name] = value
 
     def _replacements(self, module: nn.Module) -> list[tuple[str, Callable[..., Any]]]:
-        """What takes the place of a module's calls; a wrapper made by torch.compile passes them on."""
+        """Stands in for a module's calls; a wrapper made by torch.compile passes them on."""
         if _is_wrapper(module):
             return []
         kind: Any = type(module)  # mypy does not take a class for hashable
@@ -231,7 +231,7 @@ def compiled_by_user(modules: Mapping[str, nn.Module]) -> list[str]:
 
 
 class _Before:
-    """What a call may move: the generators, and buffers."""
+    """The state that a call may move: generators and buffers."""
 
     def __init__(self, buffers: Sequence[Tensor]) -> None:
         self.random = RandomState.capture()
@@ -245,7 +245,7 @@ class _Before:
 
 
 class GradientGraphError(Exception):
-    """A loss keeps the graph of a gradient of its own, to differentiate it again."""
+    """A loss takes a gradient and keeps its graph, to differentiate it again."""
 
 
 class _GradientGraphs(TorchFunctionMode):
@@ -317,7 +317,7 @@ def _requires_grad(inputs: Any) -> bool:
 
 def _reason(error: Exception) -> str:
     name = type(error).__name__
-    return "the shapes of what it is given change too often" if "LimitHit" in name else f"{name}: {error}"
+    return "the shapes of its inputs change too often" if "LimitHit" in name else f"{name}: {error}"
 
 
 def _is_own(mode: TorchFunctionMode) -> bool:

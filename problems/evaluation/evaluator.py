@@ -178,7 +178,7 @@ class Evaluator:
         return self._checked(name, value)
 
     def outputs(self, name: str, part: Part, parameters: Mapping[str, Tensors]) -> tuple[list[Tensor], RandomState]:
-        """What a level computes on a recorded part, and the generators' state that its criterion starts from."""
+        """The outputs of a level on a recorded part, and the generators' state that its criterion starts from."""
         after = part.state
 
         def outputs(batch: Any, draws: Any) -> Any:

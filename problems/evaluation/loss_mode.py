@@ -1,4 +1,4 @@
-"""What the engine changes about torch's functions while a loss is evaluated."""
+"""Changes to torch's functions while a loss is evaluated."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def split(level: str, value: Any) -> tuple[Any, dict[str, Any]]:
     if len(value) != 2 or not isinstance(value[1], Mapping):
         returned = ", ".join(describe(item) for item in value)
         raise LossError(
-            f"the loss of level {level!r} returned a tuple of ({returned}): return the loss alone, or "
+            f"the loss of level {level!r} returned a tuple of ({returned}): return only the loss, or "
             "(loss, {metric name: number})"
         )
     loss, metrics = value

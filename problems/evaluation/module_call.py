@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 
 class ModuleCall(nn.Module):
-    """functional_call evaluates ``forward`` alone; this makes any function that calls a module a ``forward``.
+    """functional_call evaluates only ``forward``; this makes any function that calls a module a ``forward``.
 
     Args:
         module: the module.

@@ -30,8 +30,8 @@ class ElementaryNormalization(TorchFunctionMode):
         keywords = dict(keywords or {})
         if function in _LOW_LEVEL:
             raise ProductError(
-                f"torch.{function.__name__} has no third derivative that is right, which levels that read each other "
-                f"need: call torch.nn.functional.{function.__name__.removeprefix('native_')} in its place"
+                f"torch.{function.__name__} has a wrong third derivative, and levels that read each other need a right "
+                f"one: call torch.nn.functional.{function.__name__.removeprefix('native_')} instead"
             )
         if function not in _REPLACED:
             return function(*arguments, **keywords)

@@ -48,13 +48,13 @@ def rematerialized(module: nn.Module, compute: Callable[..., Any], *inputs: Any,
     Derivatives are those of a plain call, of any order, in reverse mode, under torch.func, and where these are mixed. A
     computation that is repeated finds the generators, autocast, buffers and torch function modes of the first one.
     Where nothing would be kept anyway, as no gradient is asked for, it is a plain call; and where tangents of
-    ``forward_ad`` pass, so that whoever passes them sees every function that they meet.
+    ``forward_ad`` pass, so that the caller sees every function that they meet.
 
     Args:
         module: whose parameters and buffers ``compute`` uses; those that functional_call has put in place count.
         compute: of the module: a method of it, or a function that calls it.
         inputs: of ``compute``: tensors, in nested tuples, lists and dicts or not, and anything else.
-        keywords: of ``compute``, likewise.
+        keywords: of ``compute``, in the same form.
 
     Returns:
         What ``compute`` returns: floating-point tensors, nested or not.

@@ -75,7 +75,7 @@ def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What was drawn for the images of one batch, to be done to whatever belongs to them.
+    """The draws for the images of one batch, to apply to their pixels and targets.
 
     Args:
         crops: float32 tensor ``[B, 4]`` of top, left, height and width, in pixels; ``None`` crops nothing.
@@ -86,7 +86,7 @@ class Geometry:
     mirrored: Tensor | None
 
     def __getitem__(self, images: slice) -> Geometry:
-        """What was drawn for some of the images."""
+        """The draws for some of the images."""
         crops, mirrored = self.crops, self.mirrored
         return Geometry(None if crops is None else crops[images], None if mirrored is None else mirrored[images])
 

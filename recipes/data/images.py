@@ -1,4 +1,4 @@
-"""Sets of images: where they are read from, and how their pixels are had, from memory or on demand."""
+"""Image sets: where they are read from; pixels cached in memory or decoded on demand."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ class Source(ABC):
         raise NotImplementedError
 
     def where_mask(self, row: int) -> str:
-        """As ``where``, of its mask."""
+        """Like ``where``, for its mask."""
         return f"the mask in {self.where(row)}"
 
 
 @dataclass(frozen=True)
 class SourceSplits:
-    """What a set brings: training images, its own test images if it has any, and the names of its classes.
+    """A data set: training images, its own test images if it has any, and the names of its classes.
 
     Attributes:
         class_names: by label; those that images are divided by.
@@ -165,7 +165,7 @@ class MemoryImages(Images):
     """Images that are decoded once, when first asked for, and stay in memory as uint8.
 
     Args:
-        rows: int64 tensor, the only indices that will be asked for; memory is taken for these alone.
+        rows: int64 tensor, the only indices that will be asked for; memory is taken only for these.
 
     Attributes:
         decoded: bool tensor ``[N]``, which images have been decoded so far.

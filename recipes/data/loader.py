@@ -27,7 +27,7 @@ class ImageLoader:
 
     ``iter()`` draws from torch's global generator at once: a permutation (where ``shuffle``), then one seed
     (where ``shuffle``, or where images are augmented). Nothing after that touches a global generator: batch
-    ``k`` is augmented from a generator of its own, seeded from that seed and ``k``.
+    ``k`` is augmented from a separate generator, seeded from that seed and ``k``.
 
     Args:
         part: the images.
@@ -76,7 +76,7 @@ class ImageLoader:
             ValueError: the last batch may be a smaller one.
         """
         if not self.drop_last:
-            raise ValueError("drop_last: got False; ranks can share full batches alone")
+            raise ValueError("drop_last: got False; ranks can only share full batches")
         size, rest = divmod(self.batch_size, count)
         if rest:
             raise SettingError("data.batch_size", self.batch_size, f"a multiple of the number of ranks, {count}")

@@ -27,7 +27,7 @@ class DataSettings:
         patch_size: a patch that suits images of this size; only the model's configuration reads it.
         batch_size: images in a batch.
         mask_share: share of the labelled training images that mask learning gets; finetuning gets the rest.
-        test_share: share of the labelled images kept for testing, where the set has no test split of its own.
+        test_share: share of the labelled images kept for testing, where the set comes without a test split.
         validation_share: share of the labelled training images that nothing is trained on: to choose settings by.
         split_seed: the seed of every random division of the set.
         limit: use only that many training images, every class in proportion; ``None`` uses all.

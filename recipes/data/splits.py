@@ -58,7 +58,7 @@ class Part:
         return self.images.pixels(self.indices[positions])
 
     def targets(self, positions: Tensor, geometry: Geometry | None = None) -> Tensor:
-        """What the task learns of the images at ``positions`` (int64 ``[B]``), see ``Task.targets``.
+        """The targets of the images at ``positions`` (int64 ``[B]``), see ``Task.targets``.
 
         Args:
             positions: in this part.
@@ -77,7 +77,7 @@ class ImageData:
 
     ``finetune`` and ``mask`` share no image and are ``train`` together; ``pretrain`` is ``finetune`` and the
     unlabelled training images. ``validation`` and ``test`` share no image with any of them or with each other, and
-    are not decoded before they are asked for. Without labels there is ``pretrain`` alone; the other parts are
+    are not decoded before they are asked for. Without labels there is only ``pretrain``; the other parts are
     empty, ``labelled`` is false.
 
     Attributes:
@@ -123,7 +123,7 @@ class ImageData:
 def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str = "labels") -> ImageData:
     """Read, divide and, where they fit in memory, decode the training images of a set.
 
-    The division depends on the set and ``settings.split_seed`` alone; global random states do not move.
+    The division depends only on the set and ``settings.split_seed``; global random states do not move.
 
     Args:
         settings: which set, and how it is divided.

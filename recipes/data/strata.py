@@ -8,7 +8,7 @@ UNLABELLED = -1
 
 
 def random_for(split_seed: int, purpose: str) -> np.random.Generator:
-    """A generator of its own for one purpose: what one division draws does not change another."""
+    """A separate generator for one purpose: what one division draws does not change another."""
     return np.random.default_rng([split_seed, *purpose.encode()])
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation comes to."""
+"""Scores of an evaluation."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def _model(trained: TrainedModel, config: Mapping[str, Any], step: int) -> str:
         f"{step} of {config['steps']}."
     )
     if trained.classifier is None:
-        return f"{text} There is no classifier: encoder and decoder alone.\n"
+        return f"{text} There is no classifier: only an encoder and a decoder.\n"
     return f"{text} The classifier is one linear layer on the mean of the patch tokens.\n"
 
 
@@ -108,7 +108,7 @@ def _metrics(summary: Mapping[str, Any] | None) -> str:
     if not scores:
         return "\n".join([*lines, "\nThe run has not been evaluated.\n"])
     names = list(dict.fromkeys(name for score in scores for name in score["metrics"]))
-    lines += ["\nAs `multilevel evaluate` scores encoders:\n", _row("encoder", "protocol", "labels", *names)]
+    lines += ["\nScores of `multilevel evaluate`:\n", _row("encoder", "protocol", "labels", *names)]
     lines.append(_row(*["---"] * (3 + len(names))))
     for score in scores:
         values = [f"{score['metrics'][name]:.4f}" if name in score["metrics"] else "" for name in names]
@@ -126,11 +126,11 @@ def _use(trained: TrainedModel) -> str:
             "answers with one of them whatever an image shows, and its probabilities have not been calibrated."
         )
     lines.append(
-        "Nothing is known of it on other data. `multilevel monitor FOLDER IMAGES` says how far new images are from "
+        "How it does on other data is unknown. `multilevel monitor FOLDER IMAGES` says how far new images are from "
         "the training ones."
     )
     if trained.data.channels == 1:
-        lines.append('Images must be grey before the image processor is given them: `image.convert("L")`.')
+        lines.append('Convert images to grey before the image processor sees them: `image.convert("L")`.')
     return "\n".join(lines) + "\n"
 
 

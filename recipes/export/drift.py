@@ -124,7 +124,7 @@ def separability(reference: np.ndarray, new: np.ndarray, seed: int) -> float:
 def mahalanobis(reference: np.ndarray, new: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Distances to the reference's mean, by its shrunk covariance, of reference [N] and new points [M].
 
-    Each reference point is measured by the other folds alone: by a covariance that it is part of itself, it would be
+    Each reference point is measured only by the other folds: by a covariance that it is part of itself, it would be
     nearer than any new one.
     """
     before = np.empty(len(reference))

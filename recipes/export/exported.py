@@ -23,7 +23,7 @@ Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class ExportedModel:
-    """A classifier, or an encoder alone, from an exported folder of either format.
+    """A classifier, or just an encoder, from an exported folder of either format.
 
     Args:
         folder: what ``multilevel export`` has written; ``model.onnx`` is used where there are no other weights.

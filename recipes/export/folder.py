@@ -35,7 +35,7 @@ def check_export(format: str, output: Path) -> None:
     if format not in FORMATS:
         raise SettingError("format", format, f"one of {', '.join(FORMATS)}")
     if output.exists():
-        raise SettingError("output", str(output), "a folder that is not there yet")
+        raise SettingError("output", str(output), "a folder that does not exist yet")
     if format == "onnx":
         require_packages(WRITING)
 
@@ -55,7 +55,7 @@ def write_export(trained: TrainedModel, output: Path, format: str, card: str) ->
     """
     check_export(format, output)
     if format == "onnx" and trained.classifier is None:
-        raise SettingError("format", format, "transformers, as this run has no classifier of one class an image")
+        raise SettingError("format", format, "transformers, since this run has no classifier with one class per image")
 
     def write(folder: Path) -> None:
         class_names = trained.data.class_names if trained.classifier is not None else ()
@@ -75,7 +75,7 @@ def write_export(trained: TrainedModel, output: Path, format: str, card: str) ->
     try:
         _write_whole_folder(output, write)
     except OSError as error:
-        raise SettingError("output", str(output), f"a folder that can be written ({error.strerror})") from error
+        raise SettingError("output", str(output), f"a writable folder ({error.strerror})") from error
 
 
 def _write_whole_folder(output: Path, write: Callable[[Path], None]) -> None:

@@ -74,7 +74,7 @@ class OnnxModel:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to itself what the exporter says of its own workings."""
+    """Silence the exporter's reports on its own progress."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""What new images are compared with: features and logits of a sample of the training images."""
+"""The reference for new images: features and logits of a sample of the training images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe has trained, as an export takes it."""
+"""A trained model, as an export takes it."""
 
 from __future__ import annotations
 

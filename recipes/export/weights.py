@@ -92,7 +92,7 @@ def load_dinov2(config: Dinov2Config, weights: Mapping[str, Tensor]) -> Features
 def processor_settings(data: ImageData) -> dict[str, Any]:
     """``preprocessor_config.json``: brought to the square as the data was, 0 to 1, normalized with its statistics.
 
-    Grey images are expected as such: the processor knows a conversion to colour alone.
+    Grey images are expected as such: the processor only converts to colour.
     """
     side = data.image_size
     return {

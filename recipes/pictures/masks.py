@@ -1,4 +1,4 @@
-"""What is hidden, with which probability, and what the autoencoder makes of the rest."""
+"""Pictures of the masks: hidden patches, their probabilities, and the reconstruction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labelled texts as numbers of words: generated ones, or a file of one's own."""
+"""Labelled texts as numbers of words: generated ones, or your own file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every way of forming products offers."""
+"""The interface of products of second derivatives."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class ForwardProducts(Products):
     forward, cheaper there: the tangent of the loss along v, then one reverse pass to the levels read. Where a tangent
     and a gradient meet in a function that is not among ``FOLLOWED`` they are forward over reverse as well: torch's
     forward derivatives of some functions take for constants what they depend on (the statistics of a normalization,
-    the factors of a linear solve), and a reverse pass over them is wrong without a word.
+    the factors of a linear solve), and a reverse pass over them is silently wrong.
 
     Examples:
         The level of ``LowerLevel``'s example, H = diag(1, 2, 4):
@@ -50,7 +50,7 @@ class ForwardProducts(Products):
     lacks = "forward derivative"
     remedy = (
         "solver.product=reverse works where it has a second derivative, "
-        "solver.product=finite_difference takes first derivatives alone"
+        "solver.product=finite_difference needs only first derivatives"
     )
 
     def hessian(self, direction: Tensors, read_direction: Mapping[str, Tensors] | None = None) -> dict[str, Tensor]:
@@ -152,7 +152,7 @@ class _NotFollowedError(ProductError):
 class OutOfPlace(TorchDispatchMode):
     """Changes nothing, but has torch take its differentiable forward derivatives.
 
-    Without a dispatch mode those of softmax and its kin write in place on what a reverse pass over them needs.
+    Without a dispatch mode those of softmax and similar functions write in place on what a reverse pass needs.
     """
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:

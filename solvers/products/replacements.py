@@ -1,4 +1,4 @@
-"""What forward mode takes in place of functions that it does not differentiate rightly, or not at all."""
+"""Replacements for functions that forward mode differentiates wrongly, or not at all."""
 
 from __future__ import annotations
 

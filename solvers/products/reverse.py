@@ -31,7 +31,7 @@ class ReverseProducts(Products):
 
     mode = "reverse mode over reverse mode"
     lacks = "second derivative"
-    remedy = "solver.product=finite_difference takes first derivatives alone"
+    remedy = "solver.product=finite_difference needs only first derivatives"
 
     def __init__(self, lower: LowerLevel, radius: float | None = None) -> None:
         super().__init__(lower, radius)
@@ -83,7 +83,7 @@ class ReverseProducts(Products):
         return product
 
     def _transposed(self, direction: Tensors, read_direction: Mapping[str, Tensors]) -> dict[str, Tensor]:
-        """d/dp of <dg/dp, v> + <dg/dr, w>: a graph of its own, as it needs the gradient in the levels read."""
+        """d/dp of <dg/dp, v> + <dg/dr, w>: a separate graph, as it needs the gradient in the levels read."""
         leaves = {**keyed({"": self._parameters}), **keyed(self._reads)}
         vectors = {**keyed({"": direction}), **keyed(read_direction)}
 
@@ -113,7 +113,7 @@ class ReverseProducts(Products):
 
 def differentiable_twice(loss: Tensor) -> Tensor:
     """``loss``, unless it was computed by a Function marked ``once_differentiable``: torch takes some second
-    derivatives of those for 0 without a word.
+    derivatives of those for 0 silently.
 
     Raises:
         ProductError: it names the Function.

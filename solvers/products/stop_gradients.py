@@ -1,4 +1,4 @@
-"""What a loss detaches, held while its parameters are moved: differences of gradients then cut what autograd cuts."""
+"""Holds what a loss detaches while its parameters move, so that differences of gradients cut what autograd cuts."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class HeldLosses:
     """A lower level's losses at moved parameters, with everything that they detach as it is at the current point.
 
     That is what ``detach``, ``no_grad`` and ``item`` mean to autograd: constants. A loss that detaches something and
-    goes on with it is evaluated at the current point once more.
+    uses it is evaluated at the current point once more.
 
     Args:
         lower: the level.
@@ -243,7 +243,7 @@ class StopGradients(_LeavingGraph):
             raise ProductError(OTHER_WAY)
 
 
-REMEDY = "take solver.product=forward or reverse"
+REMEDY = "use solver.product=forward or reverse"
 OTHER_WAY = f"a loss detaches other things at moved parameters, which finite differences cannot hold: {REMEDY}"
 
 
@@ -268,7 +268,7 @@ def _holds_tensor(result: Any) -> bool:
 
 
 def _copied(value: Any) -> Any:
-    """A value of its own, outside any graph."""
+    """A separate value, outside any graph."""
     if isinstance(value, np.ndarray):
         return value.copy()
     return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), value)

@@ -87,8 +87,8 @@ def test_what_is_wrong_is_said_once(tmp_path):
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (["study", "steps=0"], "torchrun starts multilevel train alone; multilevel study runs without it"),
-        (["compare", "steps=0"], "torchrun starts multilevel train alone; multilevel compare runs without it"),
+        (["study", "steps=0"], "torchrun can only start multilevel train; run multilevel study without it"),
+        (["compare", "steps=0"], "torchrun can only start multilevel train; run multilevel compare without it"),
     ],
 )
 def test_other_commands_are_not_for_several_ranks(command, said, monkeypatch, capsys):
@@ -110,7 +110,7 @@ def test_a_restart_goes_on_with_no_other_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert main(["train", *settings, "seed=7"]) == 2
-    assert "expected a folder that is new or empty" in capsys.readouterr().err
+    assert "expected a new or empty folder" in capsys.readouterr().err
     assert main(["train", *settings]) == 0
     assert "has ended" in capsys.readouterr().out
 

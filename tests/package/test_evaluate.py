@@ -151,7 +151,7 @@ def test_a_run_from_before_the_options_can_be_finetuned(run, tmp_path):
     ("arguments", "text"),
     [
         (["evaluation.protocols=[svm]"], "evaluation.protocols: got 'svm'; expected some of finetune, head, knn"),
-        (["evaluation.finetune.epoch=3"], "evaluation.finetune.epoch: got '3'; expected a setting that there is"),
+        (["evaluation.finetune.epoch=3"], "evaluation.finetune.epoch: got '3'; expected a known setting"),
         (["evaluation.finetune.epochs=0"], "evaluation.finetune.epochs: got 0"),
         (["evaluation.finetune.epochs=few"], "evaluation.finetune.epochs: got 'few'; expected a whole number"),
         (["evaluation.labels=[0.1,2]"], "evaluation.labels: got [0.1, 2.0]; expected a list of shares"),
@@ -163,7 +163,7 @@ def test_a_run_from_before_the_options_can_be_finetuned(run, tmp_path):
         (["data=none"], "data: got 'none'; expected one of cifar10"),
         (["data=folder"], "evaluation.split: got 'validation'; expected test, or data.validation_share above 0"),
         (["data=folder", "evaluation.split=test"], "data.path: got None"),
-        (["data=folder", "data.pth=x", "evaluation.split=test"], "data.pth: got 'x'; expected a setting that there is"),
+        (["data=folder", "data.pth=x", "evaluation.split=test"], "data.pth: got 'x'; expected a known setting"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_line(run, images, arguments, text, capsys):

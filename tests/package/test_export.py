@@ -265,9 +265,9 @@ def test_without_labels_encoder_and_decoder_are_exported(tmp_path, capsys):
 WRONG = [
     (["export"], "one run folder: multilevel export RUN"),
     (["export", "{tmp}"], "export: got"),
-    (["export", "{run}"], "output: got '{run}/export'; expected a folder that is not there yet"),
+    (["export", "{run}"], "output: got '{run}/export'; expected a folder that does not exist yet"),
     (["export", "{run}", "output={tmp}/new", "format=tflite"], "format: got 'tflite'; expected one of transformers"),
-    (["export", "{run}", "output={tmp}/new", "data.pth=x"], "data.pth: got 'x'; expected a setting that there is"),
+    (["export", "{run}", "output={tmp}/new", "data.pth=x"], "data.pth: got 'x'; expected a known setting"),
     (["predict", "{run}/export"], "multilevel predict EXPORT FILE"),
     (["predict", "{run}", "{run}"], "EXPORT: got '{run}'; expected a folder that multilevel export has written"),
     (["predict", "{run}/export", "{tmp}"], "holds no images"),

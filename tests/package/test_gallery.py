@@ -84,12 +84,12 @@ def test_a_study_refuses_a_recipe_without_masks(capsys):
     ("setting", "expected"),
     [
         ("noise=2", "noise: got 2.0; expected a share above 0 and below 1"),
-        ("noize=0.1", "noize: got '0.1'; expected a setting that there is, such as noise"),
+        ("noize=0.1", "noize: got '0.1'; expected a known setting, such as noise"),
         (
             "experiment=cifar10_paper",
             "experiment: got 'cifar10_paper'; expected an experiment of recipe=hyper_cleaning",
         ),
-        ("model=tiny", "model: got 'tiny'; expected a setting that there is"),
+        ("model=tiny", "model: got 'tiny'; expected a known setting"),
         ("levels.classify.solver=none", "levels.classify.solver: got 'none'; expected one of"),
         ("levels.classify.solver.terms=3", "levels.classify.solver.terms: got '3'; expected"),
     ],

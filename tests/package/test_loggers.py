@@ -104,7 +104,7 @@ def test_a_logger_that_fails_costs_no_run(tmp_path, monkeypatch, capsys):
     )
     train(tmp_path / "run", "loggers=[failing.Failing]", "steps=3")
     said = [line for line in capsys.readouterr().err.splitlines() if "server" in line]
-    assert said == ["step 1: Failing logs no more: RuntimeError: the server is gone"]
+    assert said == ["step 1: Failing stopped logging: RuntimeError: the server is gone"]
 
 
 @pytest.mark.parametrize("name", [".none", "..none", "none", "json.JSONDecoder", "json.none", "no_such_module.Class"])

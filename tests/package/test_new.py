@@ -76,8 +76,8 @@ def test_it_says_what_it_wrote_and_what_to_do_with_it(tmp_path, capsys, monkeypa
         (["level", "class"], "new: got 'class'; expected a Python identifier"),
         (["recipe", "Mine"], "new: got 'Mine'; expected a Python identifier in lower case"),
         (["solver", "../mine"], "new: got '../mine'; expected a Python identifier"),
-        (["solver", "neumann"], "new: got 'neumann'; expected another name, as there is multilevel.solvers.neumann"),
-        (["recipe", "data"], "new: got 'data'; expected another name, as there is multilevel.recipes.data"),
+        (["solver", "neumann"], "new: got 'neumann'; expected another name: multilevel.solvers.neumann exists"),
+        (["recipe", "data"], "new: got 'data'; expected another name: multilevel.recipes.data exists"),
         (["level", "finetune"], "new: got 'finetune'; expected another name"),
         (["solver", "solution"], "new: got 'solution'; expected another name, as solution or Solution is one that"),
         (["recipe", "run"], "new: got 'run'; expected another name, as run or Run is one that the files import"),
@@ -102,18 +102,18 @@ def test_nothing_is_overwritten_and_files_are_written_all_or_none(tmp_path, caps
     assert "test_mine.py'; expected another name, or output=FOLDER (File exists)" in capsys.readouterr().err
     assert [path.read_text() for path in tmp_path.rglob("*.*")] == ["kept"]
     assert main(["new", "solver", "mine", f"output={tmp_path / 'tests' / 'test_mine.py'}"]) == 2
-    assert "expected output=FOLDER that can be written (Not a directory)" in capsys.readouterr().err
+    assert "expected output=FOLDER, writable (Not a directory)" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_not_there_and_a_hidden_file_are_told_in_a_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("MULTILEVEL_PATH", str(tmp_path / "none"))
     assert main(["recipes"]) == 2
-    assert "none'; expected folders that there are, separated by ':'" in capsys.readouterr().err
+    assert "none'; expected existing folders, separated by ':'" in capsys.readouterr().err
     (tmp_path / "solvers").mkdir()
     (tmp_path / "solvers" / "neumann.py").touch()
     monkeypatch.setenv("MULTILEVEL_PATH", str(tmp_path))
     assert main(["recipes"]) == 2
-    assert "neumann.py'; expected another name for it, as there is" in capsys.readouterr().err
+    assert "neumann.py'; expected another name: " in capsys.readouterr().err
 
 
 PYTHON, YAML = "recipes/mine.py", "recipes/config/recipe/mine.yaml"

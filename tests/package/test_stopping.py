@@ -1,4 +1,4 @@
-"""Signals and divergence: a run ends with a checkpoint, a status and a line that say so, and goes on from there."""
+"""Signals and divergence: a run ends with a checkpoint, a status and a line that say so, and continues from there."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def test_a_signal_ends_the_step_and_the_run_goes_on_to_the_same_weights(tmp_path
     step = int(checkpoint.name.removeprefix("step-"))
     assert 0 < step < 80
     name = signal.Signals(number).name
-    assert f"stopped by {name} after step {step} of 80; multilevel train resume=stopped goes on from there" in said
+    assert f"stopped by {name} after step {step} of 80; multilevel train resume=stopped continues from there" in said
     assert main(["train", f"resume={tmp_path / 'stopped'}"]) == 0
     one, other = (
         load_file(folder / "checkpoint" / "step-80" / "weights.safetensors") for folder in (whole, tmp_path / "stopped")

@@ -236,7 +236,7 @@ def test_a_level_that_starts_anew_is_trained_by_no_schedule_of_bettys():
 
 
 def test_optimizers_and_solvers_that_betty_has_not():
-    with pytest.raises(bridge.BettyError, match="optimizer of level 'fit' again from its defaults, and AdamW refuses"):
+    with pytest.raises(bridge.BettyError, match="optimizer of level 'fit' from its defaults, which AdamW refuses"):
         bridge.BettyEngine(network_graph(FiniteDifference(), kind=torch.optim.AdamW))
     with pytest.raises(
         SettingError, match=r"levels.fit.solver: got 'Dense\(\)'; expected identity, finite_difference, neumann"

@@ -141,7 +141,7 @@ def test_a_loss_that_keeps_the_graph_of_a_gradient_is_evaluated_anew_without_com
     compiled = engine(backend, fit=Penalized)
     assert_same(compiled, engine(fit=Penalized), 1e-9)
     assert compiled.notices == [
-        "compile: the loss of level 'fit' is not compiled: it keeps the graph of a gradient of its own"
+        "compile: the loss of level 'fit' is not compiled: it takes a gradient and keeps its graph"
     ]
     assert backend.calls > 0
 

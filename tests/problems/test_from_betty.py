@@ -162,13 +162,16 @@ def without_edge(key):
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: program("sama"), "nothing here is equal to Betty's type='sama'; say which solver"),
+        (lambda: program("sama"), "nothing here equals Betty's type='sama'; name a solver"),
         (lambda: program(darts_multitask=True), "darts_multitask=True"),
-        (lambda: program(precision="bf16"), r"Config\(precision='bf16'\) is nothing of a level: Engine\(graph"),
+        (lambda: program(precision="bf16"), r"Config\(precision='bf16'\) means nothing for a level: Engine\(graph"),
         (lambda: program(warmup_steps=5), "warmup_steps=5"),
-        (lambda: program(lower=with_hook("on_inner_loop_start")), "'classify' has on_inner_loop_start, which a level"),
+        (
+            lambda: program(lower=with_hook("on_inner_loop_start")),
+            "'classify' has on_inner_loop_start, which levels do not support",
+        ),
         (lambda: without_edge("u2l"), "'classify' depends on 'weigh', which dependencies leave out.* add it to 'u2l'"),
-        (lambda: two_leaves(3, 2), "'one' and 'two' do not depend on each other and have other unroll_steps"),
+        (lambda: two_leaves(3, 2), "'one' and 'two' do not depend on each other and differ in unroll_steps"),
     ],
 )
 def test_what_a_graph_does_not_do_is_one_line(make, text):

@@ -84,7 +84,7 @@ def test_sharded_modules_are_refused(group):
 
 def test_replicated_modules_are_refused(group):
     module = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 4))
-    with pytest.raises(GraphError, match="give the module itself, not DistributedDataParallel"):
+    with pytest.raises(GraphError, match="pass the module itself, not DistributedDataParallel"):
         several_ranks.Level("one", module)
 
 

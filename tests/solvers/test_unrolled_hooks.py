@@ -242,7 +242,7 @@ def by_dropout(module):
 
 
 REFUSED = {
-    "numpy": (by_numpy, "otherwise than by torch's operators"),
+    "numpy": (by_numpy, "something other than torch's operators"),
     "a number": (by_number, "a number was taken out of a tensor"),
     "chance": (by_dropout, "draws random numbers"),
 }

@@ -89,5 +89,5 @@ class NewRecipe(Recipe):
         )
 
     def findings(self) -> dict[str, Any]:
-        """What is printed at the end of a run, and stored in its summary.json."""
+        """Results to print at the end of a run, and to store in its summary.json."""
         return {"test_accuracy": accuracy(self.classifier, *self.test)}

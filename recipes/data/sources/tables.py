@@ -119,7 +119,7 @@ def read_hub(hub: str, settings: DataSettings, targets: type[Targets] = Labels) 
         SettingError: a split or column that the set does not have.
         DataError: the set cannot be fetched, or labels are missing.
     """
-    tables = load(hub, f"{hub} cannot be had from the hub; data.path takes a local copy")
+    tables = load(hub, f"{hub} cannot be downloaded from the hub; data.path takes a local copy")
     for setting, split in (("train_split", settings.train_split), ("test_split", settings.test_split)):
         if split is not None and split not in tables:
             raise SettingError(f"data.{setting}", split, f"a split of {hub}: {', '.join(tables)}")

@@ -35,7 +35,7 @@ def move(boxes: Tensor, offset: Tensor, scale: Tensor, image_size: int) -> Tenso
 
 
 def area(corners: Tensor) -> Tensor:
-    """Of boxes ``[..., 4]``: ``[...]``."""
+    """Areas ``[...]`` of boxes ``[..., 4]``."""
     return (corners[..., 2:] - corners[..., :2]).clamp(min=0).prod(-1)
 
 

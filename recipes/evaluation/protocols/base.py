@@ -1,4 +1,4 @@
-"""What a protocol is, and what it is given."""
+"""The interface of evaluation protocols."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Setup:
-    """What all evaluations of a run share.
+    """The data, task and device that all evaluations of a run share.
 
     Args:
         data: the set.
@@ -85,7 +85,7 @@ class EvaluationProtocol(ABC):
 
     Attributes:
         title: what tables call it.
-        needs_module: whether it takes an encoder's module, not its features alone.
+        needs_module: whether it takes an encoder's module, not only its features.
         needs_classes: whether it predicts the one class of an image, whatever the task; otherwise it is the task's.
     """
 

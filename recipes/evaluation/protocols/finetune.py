@@ -29,7 +29,7 @@ class Finetune(EvaluationProtocol):
 
     Where we depart: 20 epochs of batches of 128 in place of 100 of 1024, but 500 updates at least; random crops and
     mirror images, as ``data.crop_scale`` and ``data.flip`` have them, in place of RandAugment; the head is the task's
-    own, on the tokens after the final norm. Label smoothing, mixup and cutmix are for classification alone: other
+    own, on the tokens after the final norm. Label smoothing, mixup and cutmix are only for classification: other
     tasks' targets have no mixture.
 
     Args:

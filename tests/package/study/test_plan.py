@@ -77,7 +77,7 @@ def test_all_arms_make_the_same_number_of_pretraining_updates():
     study = planned("steps=5", "levels.finetune.steps=3")
     assert [(arm.name, arm.steps, arm.updates) for arm in study.arms] == [("random", 15, 30), ("sampled", 5, 30)]
     assert equal_updates([2, 6], 5) == [15, 5]
-    with pytest.raises(SettingError, match="steps: got 5; expected a number whose 3-fold is divisible by 2"):
+    with pytest.raises(SettingError, match="steps: got 5; expected a number of which 3 times is divisible by 2"):
         equal_updates([2, 3], 5)
 
 
@@ -127,15 +127,15 @@ CASES = [
     (["mask.policy=topk"], "mask.policy: got 'topk'; expected policies=A,B"),
     (["evaluate=false"], "evaluate: got 'false'"),
     (["mask.ratio=2"], "mask.ratio: got 2.0"),
-    (["maks.ratio=2"], "maks.ratio: got '2'; expected a setting that there is, such as mask.ratio"),
+    (["maks.ratio=2"], "maks.ratio: got '2'; expected a known setting, such as mask.ratio"),
     (["steps"], "steps: got 'steps'; expected SETTING=VALUE"),
     (["transfer.path=D"], "transfer: got None; expected the name of a data set"),
     (["transfer=none"], "data: got 'none'; expected one of "),
     (["hydra/launcher=none"], "hydra/launcher: got 'none'; expected one of basic"),
-    (["output={folder}/taken"], "a folder that is new or empty"),
+    (["output={folder}/taken"], "a new or empty folder"),
     (["resume={folder}/taken"], "expected the folder of a study"),
     (["resume={folder}/taken", "steps=3"], "resume: got 'steps=...'; expected no other setting than seeds, jobs"),
-    (["resume={folder}/study", "seeds=1"], "seeds: got [0]; expected at least those that the study has: [0, 1]"),
+    (["resume={folder}/study", "seeds=1"], "seeds: got [0]; expected at least the study's own: [0, 1]"),
     (["resume={folder}/broken"], "study.yaml cannot be read"),
 ]
 

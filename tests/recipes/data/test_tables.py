@@ -124,7 +124,7 @@ def test_hub_out_of_reach(settings, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(
-        DataError, match=r"some/set cannot be had from the hub; data\.path takes a local copy"
+        DataError, match=r"some/set cannot be downloaded from the hub; data\.path takes a local copy"
     ) as caught:
         load_data(settings(hub="some/set"))
     assert "\n" not in str(caught.value)

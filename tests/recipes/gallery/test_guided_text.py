@@ -71,7 +71,7 @@ def test_texts_of_ones_own(tmp_path, capsys):
         ("model.heads=5", "model.width: got 24; expected a multiple of model.heads=5"),
         ("mask.ratio=0.99", "mask.ratio: got 0.99; expected a share that hides at least one of 16"),
         ("data.path=none.csv", "data.path: got 'none.csv'; expected a file that ends in"),
-        ("data.lenght=5", "data.lenght: got '5'; expected a setting that there is, such as data.length"),
+        ("data.lenght=5", "data.lenght: got '5'; expected a known setting, such as data.length"),
     ],
 )
 def test_wrong_settings_are_told_in_a_line(setting, expected, capsys):
