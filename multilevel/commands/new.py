@@ -114,7 +114,7 @@ def write_all(folder: Path, files: Mapping[Path, str]) -> None:
         for one in written:
             one.unlink()
         taken = isinstance(error, FileExistsError)
-        expected = "another name, or output=FOLDER" if taken else "output=FOLDER, writable"
+        expected = "another name, or output=FOLDER" if taken else "a writable output=FOLDER"
         raise SettingError("new", str(place), f"{expected} ({error.strerror})") from error
 
 

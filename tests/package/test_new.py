@@ -102,7 +102,7 @@ def test_nothing_is_overwritten_and_files_are_written_all_or_none(tmp_path, caps
     assert "test_mine.py'; expected another name, or output=FOLDER (File exists)" in capsys.readouterr().err
     assert [path.read_text() for path in tmp_path.rglob("*.*")] == ["kept"]
     assert main(["new", "solver", "mine", f"output={tmp_path / 'tests' / 'test_mine.py'}"]) == 2
-    assert "expected output=FOLDER, writable (Not a directory)" in capsys.readouterr().err
+    assert "expected a writable output=FOLDER (Not a directory)" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_not_there_and_a_hidden_file_are_told_in_a_line(tmp_path, capsys, monkeypatch):
