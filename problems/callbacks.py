@@ -17,7 +17,7 @@ class Update:
         level: its name.
         step: updates of the top level done before it.
         loss: its loss before the update.
-        metrics: what its loss reported besides.
+        metrics: further values that its loss reported.
         gradient_norm: norm of the hypergradient, before clipping.
         solves: report of the solve of each level that the hypergradient went through.
         cosine: between this hypergradient and the level's last one; None at the first, and for plain gradients.

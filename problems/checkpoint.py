@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, checked when they are read, and nothing in them unpickled.
+"""Checkpoints: written completely or not at all, verified when read, and never unpickled.
 
 A checkpoint folder holds the newest two, each a folder ``step-N``: ``weights.safetensors`` (``LEVEL.PARAMETER``),
 ``state.safetensors`` (the tensors of optimizers and generators), ``state.json`` (everything else) and ``digests.json``
@@ -34,10 +34,9 @@ KEPT = 2  # one to go back to, should the disk lose the newest
 
 
 class Checkpointing(Callback):
-    """Saves a checkpoint every ``every`` steps, and after the last.
+    """Saves a checkpoint every ``every`` steps, and after the last one.
 
-    While updates of a level are being skipped it waits for the next one that is made, so that what was saved before
-    is not pushed out.
+    While updates of a level are skipped it waits for the next successful one, so that earlier checkpoints are kept.
 
     Args:
         folder: the checkpoint folder.
@@ -76,11 +75,11 @@ def save_checkpoint(engine: Engine, folder: Path) -> Path:
     With several ranks all of them must call this; rank 0 writes.
 
     Returns:
-        The new checkpoint's own folder.
+        The folder of the new checkpoint.
 
     Raises:
-        CheckpointError: an optimizer or a scheduler holds something that is no number, text or tensor; or the disk
-            does not take it. Earlier checkpoints are still there then.
+        CheckpointError: an optimizer or a scheduler holds something other than numbers, text or tensors, or the disk
+            cannot take it. Earlier checkpoints are kept then.
 
     Examples:
         >>> engine.run(steps=2)  # the engine of Engine's example
@@ -111,10 +110,10 @@ def save_checkpoint(engine: Engine, folder: Path) -> Path:
 
 
 def load_checkpoint(engine: Engine, folder: Path) -> list[str]:
-    """Bring an engine to the newest intact checkpoint of a folder.
+    """Restore an engine from the newest intact checkpoint of a folder.
 
     Returns:
-        What was wrong with newer ones, a line each.
+        One line for each newer checkpoint, with its damage.
 
     Raises:
         CheckpointError: there is none, or it is of another graph; the engine is then unchanged.
@@ -150,15 +149,15 @@ def load_checkpoint(engine: Engine, folder: Path) -> list[str]:
 
 
 def load_weights(graph: Graph, folder: Path, only: str | None = None) -> list[str]:
-    """Give the modules of a graph the parameters and buffers of the newest checkpoint whose weights are intact.
+    """Load the parameters and buffers of the newest checkpoint with intact weights into the modules of a graph.
 
     Args:
-        graph: whose modules they are.
-        folder: of the checkpoints.
-        only: one level, the other ones of the checkpoint and of the graph being left alone; None takes all.
+        graph: the graph to load into.
+        folder: the checkpoint folder.
+        only: load only this level, from a checkpoint that may lack the others; None loads all.
 
     Returns:
-        What was wrong with newer ones, a line each.
+        One line for each newer checkpoint, with its damage.
 
     Raises:
         CheckpointError: there is none, or it is of another graph; nothing is changed then.

@@ -35,12 +35,12 @@ class Engine:
         seed: of every draw, of dropout, and of the order of the data; global generators are
             left alone.
         precision: float32 (the parameters' own dtype) or bf16 (autocast).
-        callbacks: told of every update.
-        max_skipped: updates in a row of one level that may be skipped, as its loss or hypergradient is not finite.
-        compile: compile the calls on levels in updates where that is possible, see ``Compilation``: True, or a backend
-            of torch.compile. Solves and reference computations run as written.
-        check: compare the products of each level's first hypergradient with products formed in another way, and tell
-            of a difference above 5%.
+        callbacks: called for every update.
+        max_skipped: consecutive updates of a level that may be skipped for a loss or hypergradient that is not finite.
+        compile: compile the calls on levels in updates where possible, see ``Compilation``: True, or a backend of
+            torch.compile. Solves and reference computations are not compiled.
+        check: compare the products of each level's first hypergradient with products formed in another way, and
+            report a difference above 5%.
 
     Attributes:
         step: updates of the top level so far.
@@ -106,9 +106,9 @@ class Engine:
 
     @differentiating()
     def run(self, steps: int) -> None:
-        """Update the top level ``steps`` times, and each level below it by the schedule of ``Problem.steps``.
+        """Update the top level ``steps`` times, and each level below it on the schedule of ``Problem.steps``.
 
-        Ends after fewer steps where ``stop`` is called.
+        Ends earlier if ``stop`` is called.
 
         Raises:
             GraphError: a level has no optimizer.
@@ -136,14 +136,14 @@ class Engine:
             callback.on_end(self)
 
     def stop(self) -> None:
-        """Let ``run`` end after the step that it is in; it can be called from a callback or a signal handler."""
+        """Have ``run`` end after the current step; may be called from a callback or a signal handler."""
         self._stopping = True
 
     def hypergradient(self, name: str) -> dict[str, Tensor]:
-        """The hypergradient of a level at the current point, with the records of the last updates.
+        """The hypergradient of a level at the current point, from the records of the last updates.
 
-        Before a level's first update: its first batch, which is not consumed, and the seed. Nothing is
-        updated; weights, buffers, optimizer state and random state are bit for bit what they were.
+        Before a level's first update, its record is its first batch, which is not consumed, and the seed. Nothing is
+        updated; weights, buffers, optimizer state and random state stay the same bit for bit.
 
         Returns:
             For each variable of the level, by name, a tensor of its shape; 0 where its loss does not use it.
@@ -159,13 +159,13 @@ class Engine:
         precision: str | None = None,
         whole: bool = False,
     ) -> Hypergradient:
-        """``hypergradient`` with the reports of its solves, with other solvers or in another precision.
+        """``hypergradient`` with the reports of its solves, optionally with other solvers or in another precision.
 
         Args:
             name: the level.
-            solvers: of the levels that the hypergradient goes through; None takes each level's own.
-            precision: float32, bf16 or float64, in which everything is then evaluated; None takes the engine's.
-            whole: take whole batches, whatever ``solve_share`` says.
+            solvers: for the levels that the hypergradient goes through; None takes each level's own.
+            precision: float32, bf16 or float64, in which everything is evaluated; None takes the engine's.
+            whole: use whole batches and ignore ``solve_share``.
 
         Raises:
             GraphError: there is no such level.
@@ -211,7 +211,7 @@ class Engine:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a state that ``state_dict`` gave, on any number of ranks; ranks without a saved state are reseeded.
+        """Restore a state from ``state_dict``, on any number of ranks; ranks without a saved state are reseeded.
 
         Raises:
             CheckpointError: it is of other levels, or of modules with other parameters; nothing is changed then.

@@ -32,15 +32,15 @@ class Graph:
     """The levels of a multilevel problem, bottom level first.
 
     Args:
-        problems: at least one level. A level is above those listed before it: their parameters respond to its
-            own, as far as their losses read it. Levels that do not depend on each other may be listed in
-            any order; the last is the top.
-        approximate: where levels read each other and a solver cannot take the response of the inner ones into the
+        problems: at least one level. A level is above those listed before it: their parameters respond to its own
+            if their losses read it. Levels that do not depend on each other may be listed in any order; the last
+            one is the top level.
+        approximate: if levels read each other and a solver cannot include the response of the inner ones in the
             outer one's Hessian, leave that response out instead of raising an error.
 
     Raises:
-        GraphError: no level, two of one name, two that share a parameter, or a lazy module that its level's loss on its
-            first batch, which is not consumed, does not initialize.
+        GraphError: no level, two of the same name, two that share a parameter, or a lazy module that its level's loss
+            does not initialize on the first batch (which is not consumed).
 
     Examples:
         A target above the weight of ``Problem``'s example, which the weight should bring to 3:
@@ -87,13 +87,13 @@ class Graph:
 
     @cached_property
     def reads(self) -> dict[str, tuple[str, ...]]:
-        """For each level the other levels whose variables its loss depends on, in the graph's order.
+        """For each level, the other levels whose variables its loss depends on, in the graph's order.
 
-        Found on the first use: each loss is evaluated once on its first batch, which is not consumed. Levels that are
+        Computed on first use by evaluating each loss once on its first batch, which is not consumed. Levels that are
         first read on a later batch are added at the update that reads them.
 
         Raises:
-            ReadsError: a pinned ``reads`` leaves out what was found.
+            ReadsError: a pinned ``reads`` leaves out a level that the loss reads.
             NestedChainError: levels read each other, and a solver cannot treat that exactly.
             GraphError: a level that could never move, or a loss that uses parameters beside ``levels``.
         """
@@ -161,8 +161,8 @@ class Graph:
     def passes(self, name: str) -> tuple[str, ...]:
         """The levels that the hypergradient of ``name`` goes through, in the order in which they are solved.
 
-        These are the levels below it that it depends on and that depend on it. Each comes after every one
-        of them that reads it, and after those below it that it reads and that read it.
+        These are the levels below it that it depends on and that depend on it. Each comes after all of them that
+        read it, and after those below it that it reads and that read it.
         """
         if name not in self._passes:
             self._passes[name] = tuple(level for block in self.blocks(name) for level in block.levels)
@@ -195,7 +195,7 @@ class Graph:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to a state that ``state_dict`` gave.
+        """Restore a state from ``state_dict``.
 
         Raises:
             CheckpointError: it is of other levels, or of modules with other parameters; nothing is changed then.

@@ -24,33 +24,33 @@ class Problem:
     """One level of a multilevel problem: its parameters, its loss, and how it is updated.
 
     Args:
-        name: how other levels' losses call it (``levels.NAME``); a Python identifier that begins with a letter.
-        module: holds the level's parameters. Those that require a gradient and are in the optimizer (all that
-            require one, where there is no optimizer) are the level's variables; no two levels share any. Lazy modules
-            are initialized where the graph is made, by their loss on its first batch. A bare nn.Parameter is what
-            ``levels.NAME`` then is; hypergradients call it "value".
+        name: the level's name in losses (``levels.NAME``); a Python identifier that begins with a letter.
+        module: holds the level's parameters. The level's variables are those that require a gradient and are in the
+            optimizer (without an optimizer, all that require a gradient); no two levels share any. The graph
+            initializes lazy modules by their loss on its first batch. For a bare nn.Parameter, ``levels.NAME`` is the
+            tensor, and hypergradients call it "value".
         optimizer: any torch optimizer over this module's parameters whose ``step`` needs no closure; its parameter
             groups are kept. Hooks on parameters (``register_hook``, ``register_post_accumulate_grad_hook``) see the
-            hypergradient of an update once, before it is clipped.
-        data: any iterable of batches, started again when it ends; None where the loss needs no batch. Tensors
-            in a batch (tuples, lists, mappings, dataclasses, nested) are moved to the module's device.
+            hypergradient of an update once, before clipping.
+        data: any iterable of batches, restarted when it ends; None if the loss needs no batch. Tensors in a batch
+            (tuples, lists, mappings, dataclasses, nested) are moved to the module's device.
         steps: updates of this level for each update of the next level up.
-        solver: how a hypergradient passes through this level; needed where a level above depends on it.
-        reads: names of the levels that the loss reads, if they are to be pinned; None has them found.
+        solver: how a hypergradient passes through this level; None takes the default if a level above depends on it.
+        reads: names of the levels that the loss reads, to pin them; None finds them.
         scheduler: learning rate scheduler, stepped after every update of this level. One whose ``step`` needs
-            ``metrics``, as ReduceLROnPlateau's, is given the mean loss of the update.
-        clip_norm: largest norm of the gradient of an update, in all parameters together; None leaves it.
-        accumulate: batches that one update averages over.
+            ``metrics``, such as ReduceLROnPlateau, gets the mean loss of the update.
+        clip_norm: largest norm of an update's gradient, over all parameters; None does not clip.
+        accumulate: number of batches that one update averages over.
         solve_share: share of the rows of each batch that the solves at this level evaluate its loss on, with other
             draws: less time and memory, and a noisier hypergradient. Its updates take all rows.
 
     Raises:
-        SettingError: steps, clip_norm, accumulate or solve_share out of range, or a solver that goes through whole
-            updates with a solve_share.
-        GraphError: no loss, a name that is no identifier, an optimizer over parameters outside the module, an
-            optimizer that maximizes in only some groups, an optimizer or a scheduler whose step needs what it is not
-            given, complex parameters, an embedding with max_norm or sparse gradients, or a module that is sharded or
-            replicated over ranks by other means.
+        SettingError: steps, clip_norm, accumulate or solve_share out of range, or a solve_share with a solver that
+            differentiates whole updates.
+        GraphError: no loss, a name that is not an identifier, an optimizer over parameters outside the module, an
+            optimizer that maximizes in only some groups, an optimizer or a scheduler whose step needs arguments that
+            it does not get, complex parameters, an embedding with max_norm or sparse gradients, or a module that
+            something else shards or replicates over ranks.
 
     Examples:
         A weight that follows a target, which another level holds:
@@ -123,9 +123,9 @@ class Problem:
         _check_steps(self)
 
     def begin(self) -> None:
-        """Called before the first of the updates that each update of the next level up asks for.
+        """Called before the updates of this level that precede each update of the next level up.
 
-        A level that starts anew every time, as in meta-learning, sets its variables and its optimizer's state here.
+        A level that starts from scratch every time, as in meta-learning, resets its variables and its optimizer here.
         """
 
     @property
@@ -136,9 +136,9 @@ class Problem:
     def loss(self, levels: Levels, batch: Any, draws: Any) -> LossValue:
         """The level's objective: a scalar tensor, or (scalar, {metric name: number or scalar tensor}).
 
-        Without side effects: it may be evaluated at any parameters, any number of times for one update.
+        It must have no side effects: it may be evaluated at any parameters, any number of times per update.
         Everything random or discrete belongs in ``draw``; dropout is replayed automatically.
-        A level may define ``outputs`` and ``criterion`` in its place.
+        A level may define ``outputs`` and ``criterion`` instead.
         """
         return self.criterion(self.outputs(levels, batch, draws), levels, batch, draws)
 
@@ -155,7 +155,7 @@ class Problem:
 
     @property
     def sign(self) -> int:
-        """-1 where its optimizer maximizes, and it minimizes minus its loss; 1 elsewhere."""
+        """-1 if the optimizer maximizes, so that the level minimizes minus its loss; else 1."""
         return -1 if maximizes(self.optimizer) else 1
 
     @property
@@ -164,7 +164,7 @@ class Problem:
         return type(self).outputs is not Problem.outputs and type(self).loss is Problem.loss
 
     def draw(self, levels: Levels, batch: Any) -> Any:
-        """Everything random or discrete that the loss uses; called once for each update, without gradients."""
+        """Return everything random or discrete that the loss uses; called once per update, without gradients."""
         return None
 
     def variables(self) -> dict[str, nn.Parameter]:

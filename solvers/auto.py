@@ -20,18 +20,18 @@ ITERATIVE_LIMIT = 20_000
 
 @dataclass
 class Auto(Solver):
-    """Chooses by the lower level's size, what it declares and its optimizer, and says which and why.
+    """Chooses a solver by the lower level's size, declared outputs and optimizer, and says which and why.
 
     The rule, first match: at most 200 parameters: ``dense``; at most 20,000 and outputs and a criterion declared:
     ``conjugate_gradient`` with Gauss-Newton curvature, damping 0.01 and a warm start; trained with Adam or AdamW:
     ``sama``; otherwise ``identity``.
 
-    Assumes: what the solver it takes assumes.
-    Costs: what that solver costs; never more than 200 products.
+    Assumes: the assumptions of the chosen solver.
+    Costs: the cost of that solver; never more than 200 products.
     Use when: starting on a problem; then compare.
 
     Args:
-        product: how products are formed, where the solver taken does not ask for another.
+        product: how products are formed, unless the chosen solver needs another way.
         damping: added to the Hessian's diagonal, >= 0; None: 0.01 for ``conjugate_gradient``, 0 elsewhere.
 
     Examples:

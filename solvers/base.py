@@ -23,11 +23,11 @@ class SolveReport:
     Attributes:
         evaluations: evaluations of the lower level's loss (forward passes over the whole batch).
         products: Hessian-vector and mixed products.
-        residual: ``|H x - a| / |a|``, damping included; None where it was not measured.
-        converged: whether the residual met the tolerance; None where the residual was not measured.
-        cause: why it did not converge and which setting to change; empty where it did.
-        failed: the solve diverged or met negative curvature, and returned its last good iterate.
-        choice: the solver or the products that ``auto`` took, and why; empty elsewhere.
+        residual: ``|H x - a| / |a|``, damping included; None if not measured.
+        converged: whether the residual met the tolerance; None if the residual was not measured.
+        cause: why it did not converge and which setting to change; empty if it converged.
+        failed: whether the solve diverged or met negative curvature, and returned its last good iterate.
+        choice: the solver or the products that ``auto`` chose, and why; empty for others.
     """
 
     evaluations: int = 0
@@ -41,9 +41,9 @@ class SolveReport:
 
 @dataclass(frozen=True)
 class Response:
-    """A solver's result: what to add to the cotangent of each level read (same names and shapes), and a report.
+    """A solver's result: terms to add to the cotangent of each level read (same names and shapes), and a report.
 
-    ``solution`` is what the next solve may start from; None where the solver keeps nothing.
+    ``solution`` is a start for the next solve; None if the solver keeps nothing.
     """
 
     contributions: Mapping[str, Tensors]
@@ -99,8 +99,8 @@ class Solver(ABC):
     ``- d/dr <dg/dp, lambda>`` with ``H lambda = a``, H the Hessian of g in p (implicit function theorem).
     A solver is one dataclass in a file named after it; its fields are its settings.
 
-    A response is linear in the cotangent. Every subclass's ``respond`` therefore sees a cotangent whose largest
-    absolute value is about 1, never one of 0 or that is not finite, see ``at_unit_scale``.
+    A response is linear in the cotangent. The ``respond`` of every subclass therefore gets a cotangent that is finite,
+    not 0, and scaled to a largest absolute value of about 1, see ``at_unit_scale``.
 
     Examples:
         A solver for lower levels whose Hessian is c I, on the level of ``LowerLevel``'s example:
@@ -123,7 +123,7 @@ class Solver(ABC):
 
     @property
     def recorded_steps(self) -> int:
-        """How many of the level's last updates it needs to see."""
+        """Number of the level's last updates that it needs."""
         return 0
 
     @property
@@ -137,7 +137,7 @@ class Solver(ABC):
 
     @abstractmethod
     def respond(self, lower: LowerLevel, cotangent: Tensors) -> Response:
-        """Contribution for each level in ``lower.reads``; nothing of ``lower`` is written to.
+        """Compute the contribution to each level in ``lower.reads``; nothing in ``lower`` is written to.
 
         Args:
             lower: the level to go through.
@@ -149,7 +149,7 @@ class Solver(ABC):
         """
 
     def __str__(self) -> str:
-        """The name, and the settings that are not the default."""
+        """The name, and the settings that differ from their defaults."""
         pairs = ((one, getattr(self, one.name)) for one in fields(self))  # type: ignore[arg-type]
         changed = ", ".join(f"{one.name}={value}" for one, value in pairs if value != one.default)
         return f"{type(self).__name__}({changed})"

@@ -22,15 +22,15 @@ class ConjugateGradient(ImplicitSolver):
     the iterate before it.
 
     Assumes: a positive definite lower Hessian, damping included; or ``curvature=gauss_newton``, never negative.
-    Costs: a Hessian-vector product an iteration, and one more with a warm start.
+    Costs: one Hessian-vector product per iteration, and one more with a warm start.
     Use when: the lower level is near a minimum and accuracy matters; with Gauss-Newton and damping, in deep networks.
 
     Args:
         iterations: largest number of iterations, at least 1.
         tolerance: relative residual at which the solve counts as converged.
-        curvature: hessian, or gauss_newton (in its place; safe where the lower loss is not convex, for levels that
-            define outputs and criterion).
-        warm_start: start from the last solution of this level, which training keeps, instead of 0.
+        curvature: hessian, or gauss_newton (for levels that define outputs and criterion; safe even if the lower loss
+            is not convex).
+        warm_start: start from this level's last solution, which training keeps, instead of from 0.
 
     Examples:
         The level of ``LowerLevel``'s example, H = diag(1, 2, 4): three distinct eigenvalues, three iterations.

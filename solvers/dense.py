@@ -16,15 +16,15 @@ from multilevel.solvers.ranges import Count, NonNegative
 class Dense(ImplicitSolver):
     """Forms ``H + damping I`` column by column and solves exactly, in the parameters' precision.
 
-    Half precision is solved in float32. Where the matrix is singular (a parameter that the loss does not use), the x of
-    least residual and norm.
+    Half precision is solved in float32. If the matrix is singular (a parameter that the loss does not use), x is the
+    solution of least residual and norm.
 
     Assumes: few parameters; a Hessian of any sign.
-    Costs: a Hessian-vector product a parameter, and memory of the square of their number.
-    Use when: the lower level has hundreds of parameters (a head, hyperparameters), or as the truth to compare with.
+    Costs: one Hessian-vector product per parameter, and memory for the square of their number.
+    Use when: the lower level has hundreds of parameters (a head, hyperparameters), or as a reference to compare with.
 
     Args:
-        limit: most parameters that it takes on.
+        limit: largest number of parameters that it accepts.
         tolerance: relative residual at which the solve counts as converged.
 
     Raises:

@@ -16,8 +16,8 @@ class FiniteDifference(Identity):
     The scheme of DARTS (Liu et al. 2019, equation 8), Betty's ``darts``.
 
     Assumes: as ``identity``; a loss smooth over the radius, which is chosen from the parameters' scale.
-    Costs: two evaluations; only what the levels read need is kept for backward: the least memory of all.
-    Use when: operators have no second derivative, or as Betty had it.
+    Costs: two evaluations; keeps only what the levels read need for backward: the least memory of all.
+    Use when: operators have no second derivative, or to match Betty.
 
     Examples:
         The level of ``LowerLevel``'s example, H = diag(1, 2, 4):

@@ -21,21 +21,21 @@ from multilevel.solvers.vectors import Tensors, flatten, unflatten
 class FirstOrder(Solver):
     """The fully first-order penalty method (F2SA, Kwon et al. 2023): no second derivative at all.
 
-    Two copies of the lower parameters descend for ``steps`` steps from the current point p: on the lower loss less
-    its slope at p, plus and minus ``<a, z> / penalty``, a being the cotangent. The contribution is half the penalty
-    times the difference of the lower loss's gradients in the levels read: central, so that it errs by
-    O(1 / penalty^2). On a quadratic it is the Neumann series with as many terms.
+    Two copies of the lower parameters descend for ``steps`` steps from the current point p: on the lower loss minus
+    its slope at p, plus and minus ``<a, z> / penalty``, where a is the cotangent. The contribution is half the penalty
+    times the difference of the lower loss's gradients in the levels read: a central difference with an error of
+    O(1 / penalty^2). On a quadratic it equals the Neumann series with as many terms.
 
     Assumes: a positive definite lower Hessian, damping included.
-    Costs: two evaluations a step, two for the result, two a power iteration; memory of one evaluation.
-    Use when: operators have no second derivative and a better solve than the identity is wanted.
+    Costs: two evaluations per step, two for the result, two per power iteration; memory for one evaluation.
+    Use when: operators have no second derivative and you need a better solve than the identity.
 
     Args:
-        steps: of descent, at least 1.
-        step_size: of descent; None takes 1 / (estimate of the largest eigenvalue).
+        steps: number of descent steps, at least 1.
+        step_size: step of the descent; None takes 1 / (estimate of the largest eigenvalue).
         penalty: multiplier of the lower loss, for a cotangent whose largest absolute value is about 1 (others are
             scaled to it); None takes one that moves the copies by about the radius of a finite difference.
-        power_iterations: spent on the estimate, at least 1.
+        power_iterations: iterations of that estimate, at least 1.
         damping: weight of ``|z - p|^2 / 2`` in the descent, >= 0.
 
     Examples:

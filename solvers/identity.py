@@ -14,12 +14,12 @@ class Identity(ImplicitSolver):
     """``x = scale * a``: a scaled identity in place of the inverse Hessian (Luketina et al. 2016).
 
     Assumes: a lower Hessian near a multiple of the identity, or an upper optimizer that uses only the direction.
-    Costs: one mixed product; memory of one evaluation.
-    Use when: starting out; to see what a better solve would add. The default.
+    Costs: one mixed product; memory for one evaluation.
+    Use when: starting out, or to see what a better solve would add. The default.
 
     Args:
         scale: the multiple, above 0; the inverse of the lower curvature where it is known.
-        measure_residual: spend one more product to report ``|H x - a| / |a|``; it is not known otherwise.
+        measure_residual: spend one more product to report ``|H x - a| / |a|``, which is otherwise unknown.
 
     Examples:
         The level of ``LowerLevel``'s example, H = diag(1, 2, 4): the exact contribution is 1, 1/2, 1/4.

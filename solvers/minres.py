@@ -17,14 +17,14 @@ class Minres(ImplicitSolver):
     The residual never rises, whatever the signs of the eigenvalues.
 
     Assumes: a symmetric Hessian, definite or not.
-    Costs: a Hessian-vector product an iteration.
-    Use when: the lower loss is not convex at the current point; as a reference with many iterations.
+    Costs: one Hessian-vector product per iteration.
+    Use when: the lower loss is not convex at the current point, or as a reference with many iterations.
 
     Args:
         iterations: largest number of iterations, at least 1.
         tolerance: relative residual at which the solve counts as converged.
-        measure_residual: spend one more product to report the residual itself; the recurrence's, reported otherwise,
-            is too small where rounding has built up (many iterations, an ill-conditioned Hessian).
+        measure_residual: spend one more product to report the true residual; the recurrence's, which is reported
+            otherwise, is too small if rounding has built up (many iterations, an ill-conditioned Hessian).
 
     Examples:
         The level of ``LowerLevel``'s example with its loss negated: no positive eigenvalue, and the same minimizer.

@@ -15,11 +15,11 @@ from multilevel.solvers.ranges import Count, NonNegative, PositiveNumber
 class Neumann(ImplicitSolver):
     """``x = step_size * sum over k < terms of (I - step_size H)^k a`` (Lorraine et al. 2020, algorithm 3).
 
-    The residual falls by ``1 - step_size * smallest eigenvalue`` or better with every term. A residual that grows
-    means a step that is too large or negative curvature: the solve ends there with the iterate before.
+    With every term the residual falls by ``1 - step_size * smallest eigenvalue`` or better. A growing residual means
+    too large a step or negative curvature; the solve then ends with the iterate before.
 
     Assumes: a positive definite lower Hessian, damping included.
-    Costs: a Hessian-vector product a term, and ``power_iterations`` more where the step is to be chosen.
+    Costs: one Hessian-vector product per term, and ``power_iterations`` more if it has to choose the step.
     Use when: the lower level is well conditioned, or a cheap, smooth improvement over the identity is wanted.
 
     Args:

@@ -17,16 +17,16 @@ class Nystrom(ImplicitSolver):
 
     H is sketched along k random orthonormal directions S, ``H_k = H S (S' H S)^-1 S' H``, with a small shift of H that
     is taken off the eigenvalues again (as in Frangella et al. 2023, algorithm 2.1). Exact where k is at least the
-    rank of H. Without damping what is outside the sketch counts as 0. A result with
-    a larger residual than 0 has counts as failed.
+    rank of H. Without damping, anything outside the sketch counts as 0. A result whose residual is larger than that
+    of x = 0 counts as failed.
 
-    Assumes: a spectrum that falls off quickly; damping of about the size of what the rank leaves out.
-    Costs: ``rank`` Hessian-vector products whatever the condition, one for the residual, memory of ``rank`` vectors.
-    Use when: the Hessian has few large eigenvalues, and a solve without inner iterations to tune is wanted.
+    Assumes: a quickly decaying spectrum; damping of about the size of the eigenvalues that the rank leaves out.
+    Costs: ``rank`` Hessian-vector products at any condition number, one for the residual, memory for ``rank`` vectors.
+    Use when: the Hessian has few large eigenvalues, and you want a solve without inner iterations to tune.
 
     Args:
-        rank: directions of the sketch, at least 1; never more than there are parameters.
-        seed: of the directions; the same at every solve.
+        rank: directions of the sketch, at least 1; at most the number of parameters is used.
+        seed: of the directions, which are the same at every solve.
         tolerance: relative residual at which the solve counts as converged.
 
     Examples:

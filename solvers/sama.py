@@ -20,9 +20,9 @@ class Sama(ImplicitSolver):
     The identity approximation where the lower level's fixed point is that of its optimizer (Choe et al. 2023, SAMA).
     For Adam and AdamW, D is diagonal; for SGD it is the identity.
 
-    Assumes: as ``identity``, in the geometry of the lower level's optimizer: SGD, Adam or AdamW.
+    Assumes: the same as ``identity``, in the geometry of the lower level's optimizer: SGD, Adam or AdamW.
     Costs: one evaluation for the gradient, one mixed product.
-    Use when: the lower level trains with Adam and the solve must stay as cheap as ``identity``.
+    Use when: the lower level trains with Adam and the solve must be as cheap as ``identity``.
 
     Examples:
         The level of ``LowerLevel``'s example, trained with SGD: the same as ``identity``.

@@ -19,8 +19,8 @@ class UnrolledSolver(Solver):
     """Differentiates the last updates of the lower level instead of its minimum.
 
     Args:
-        steps: updates to go through, at least 1: the last ones since the top level's last update, fewer where
-            there have been fewer.
+        steps: updates to differentiate, at least 1: the last ones since the top level's last update, or all if there
+            were fewer.
         product: how the products of each update are formed: reverse, forward or finite_difference.
         radius: norm of a finite difference's perturbation; None chooses it.
     """
@@ -53,14 +53,14 @@ class Unrolled(UnrolledSolver):
     """The derivative of the lower parameters as their last ``steps`` updates made them (Franceschi et al. 2017;
     truncated: Shaban et al. 2019).
 
-    Each update is recorded with what it started from, so that one at a time is differentiated and the memory does not
-    grow with activations of several. Differentiates SGD (momentum, Nesterov, weight decay), Adam (amsgrad) and AdamW,
-    gradient clipping, the optimizer's state, and what its hooks and ``Callback.on_update`` do to gradient and weights.
+    Each update is recorded with its starting point, so that updates are differentiated one at a time and memory holds
+    the activations of only one. Differentiates SGD (momentum, Nesterov, weight decay), Adam (amsgrad) and AdamW,
+    gradient clipping, the optimizer's state, and changes of gradient and weights by hooks and ``Callback.on_update``.
 
-    Assumes: nothing of the lower Hessian; that the updates recorded are those that matter. What a level reads of
-        levels below it counts as if it had read their last values at every one of them.
-    Costs: an evaluation, a Hessian-vector and a mixed product an update; memory of ``steps`` copies of parameters and
-        optimizer state.
+    Assumes: nothing about the lower Hessian, but that the recorded updates are those that matter. A level that reads
+        levels below it counts as having read their last values at every update.
+    Costs: one evaluation, Hessian-vector product and mixed product per update; memory for ``steps`` copies of
+        parameters and optimizer state.
     Use when: the lower level is far from its minimum, or its optimizer's path is part of the problem (MAML).
 
     Examples:

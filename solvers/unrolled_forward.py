@@ -20,11 +20,11 @@ class UnrolledForward(UnrolledSolver):
     (Franceschi et al. 2017).
 
     Assumes: few parameters in the levels that the lower level reads.
-    Costs: a product an update and upper parameter; no reverse sweep, memory of one tangent of parameters and state.
-    Use when: a handful of hyperparameters, many updates.
+    Costs: one product per update and upper parameter; no reverse sweep, memory for one tangent of parameters and state.
+    Use when: there are a handful of hyperparameters and many updates.
 
     Args:
-        limit: most upper parameters that it takes on.
+        limit: largest number of upper parameters that it accepts.
 
     Raises:
         SettingError: the levels read have more parameters than the limit.

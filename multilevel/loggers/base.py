@@ -14,8 +14,8 @@ from multilevel.problems import Callback, Engine, Update
 
 
 class Logger(Callback, ABC):
-    """Writes the numbers of every step; ``write`` is all that one of your own needs. Where it fails, a line says so,
-    and the run goes on without it.
+    """Writes the numbers of every step; your own logger only needs ``write``. If it fails, a line says so and the run
+    continues without it.
 
     Args:
         folder: the run's.
@@ -36,12 +36,12 @@ class Logger(Callback, ABC):
 
     @abstractmethod
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Write what a step came to.
+        """Write the results of a step.
 
         Args:
             step: updates of the top level so far.
-            values: of each level's last update in it: ``LEVEL/loss``, ``LEVEL/gradient_norm``, ``LEVEL/METRIC``, where
-                there was a hypergradient ``LEVEL/cosine`` (to the last one) and ``LEVEL/residual/LOWER`` of the solves.
+            values: of each level's last update in the step: ``LEVEL/loss``, ``LEVEL/gradient_norm``, ``LEVEL/METRIC``,
+                and for a hypergradient ``LEVEL/cosine`` (to the last one) and ``LEVEL/residual/LOWER`` of the solves.
         """
 
     def on_update(self, engine: Engine, update: Update) -> None:
