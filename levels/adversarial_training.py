@@ -14,7 +14,7 @@ from multilevel.problems.levels import Levels
 
 
 class Perturbations(nn.Module):
-    """A perturbation of each of N samples, at first 0: which samples int64 [B] -> [B, ...].
+    """A perturbation of each of N samples, initially 0: sample numbers int64 [B] to [B, ...].
 
     Args:
         inputs: the samples [N, ...].
@@ -77,7 +77,7 @@ class RobustClassification(Problem):
 
 
 class RobustSelection(Problem):
-    """Mean cross-entropy on inputs as they are, and on perturbed ones: the sum of both.
+    """Mean cross-entropy on unperturbed inputs plus that on perturbed ones.
 
     Batches are (inputs [B, ...], classes int64 [B], which samples int64 [B]).
 
@@ -104,13 +104,13 @@ def selection_losses(
     classes: Tensor,
     samples: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy on a batch's inputs as they are, and on perturbed ones."""
+    """Mean cross-entropy on a batch's unperturbed inputs, and on perturbed ones."""
     clean = F.cross_entropy(classifier(inputs), classes)
     return clean, F.cross_entropy(classifier(inputs + perturbations(samples)), classes)
 
 
 class LinearClassifier(nn.Module):
-    """Logits [B, classes] of inputs [B, ...], linear in them; all weights are 0 at first."""
+    """Logits [B, classes] of inputs [B, ...], linear in them; all weights start at 0."""
 
     def __init__(self, inputs: int, classes: int) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class LinearClassifier(nn.Module):
 
     @torch.no_grad()
     def distances(self, inputs: Tensor, classes: Tensor) -> Tensor:
-        """How far each input [N, ...] of a class (int64 [N]) is from where another one wins, in the Euclidean norm,
+        """Euclidean distance of each input [N, ...] of a class (int64 [N]) to where another class wins,
         [N]; not above 0 where one does."""
         logits, weight = self(inputs), self.linear.weight
         margins = logits.gather(1, classes[:, None]) - logits

@@ -38,7 +38,7 @@ class MixedClassification(Classification):
 
 
 class Mixture(nn.Module):
-    """A distribution over operations for each of some edges [edges, operations], at first nearly uniform."""
+    """A distribution over operations for each edge [edges, operations], initially nearly uniform."""
 
     def __init__(self, edges: int) -> None:
         super().__init__()
@@ -135,12 +135,12 @@ def chosen_cell(mixture: Tensor, cell: Cell, inputs: int = 2) -> Cell:
 
 
 def _rank(edge: int, ranked: Sequence[int], edges: Sequence[tuple[int, int]]) -> int:
-    """How many edges into the same node come before one."""
+    """Number of edges into the same node that come before each edge."""
     return sum(edges[other][1] == edges[edge][1] for other in ranked[: ranked.index(edge)])
 
 
 def random_cell(nodes: int, generator: torch.Generator, operations: Sequence[str] = OPERATIONS[1:]) -> Cell:
-    """A cell with as many edges as a chosen one, its edges and operations drawn at random, all equally probable."""
+    """A cell with as many edges as a chosen one; edges and operations are drawn uniformly at random."""
     cell = mixed_cell(nodes)
     edges = chosen_cell(torch.rand(len(cell), len(OPERATIONS), generator=generator), cell)
     drawn = torch.randint(len(operations), (len(edges),), generator=generator).tolist()

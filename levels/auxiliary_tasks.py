@@ -18,7 +18,7 @@ TURNS = 4
 
 
 class MultiTaskNetwork(nn.Module):
-    """Two hidden layers that all tasks share, and a linear head for each.
+    """Two hidden layers shared by all tasks, and a linear head for each task.
 
     Args:
         shape: (C, H, W) of an image.

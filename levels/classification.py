@@ -57,7 +57,7 @@ def multilayer_perceptron(inputs: int, width: int, classes: int) -> nn.Sequentia
 
 
 def accuracy(classifier: nn.Module, inputs: Tensor, classes: Tensor) -> float:
-    """Share of the inputs [N, ...] that a classifier gives their class (int64 [N]).
+    """Share of the inputs [N, ...] that a classifier assigns to their class (int64 [N]).
 
     It is called as it stands, on its own device; with dropout and similar layers call ``eval`` before.
     """

@@ -19,8 +19,8 @@ class LearnedImages(nn.Module):
     """Images that are parameters: called without arguments, [N, C, H, W].
 
     Args:
-        images: at first, [N, C, H, W].
-        classes: of each, int64 [N]; they stay.
+        images: initial values, [N, C, H, W].
+        classes: of each image, int64 [N]; they are fixed.
     """
 
     classes: Tensor
@@ -83,7 +83,7 @@ def penalized_loss(logits: Tensor, classes: Tensor, weights: Sequence[Tensor], p
 def fit_classifier(classifier: Classifier, images: Tensor, classes: Tensor, penalty: float) -> None:
     """Train to the minimum of ``penalized_loss`` on images [N, ...], by L-BFGS on all of them at once.
 
-    Of a classifier with a hidden layer: to a minimum near its initial weights.
+    A classifier with a hidden layer ends at a minimum near its initial weights.
     """
     device = next(classifier.parameters()).device
     images, classes = images.to(device), classes.to(device)

@@ -13,9 +13,9 @@ from multilevel.problems.levels import Levels
 
 
 class MaskLearning(Problem):
-    """The task's loss of the finetuned head on data that trained neither it nor the encoder.
+    """The task's loss of the finetuned head on data that neither the head nor the encoder was trained on.
 
-    Its module, the masking network, enters only through the entropy bonus: the rest of its gradient is all response
+    Its module, the masking network, enters only through the entropy bonus: the rest of its gradient is the response
     of the levels below.
 
     Args:

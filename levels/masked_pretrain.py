@@ -39,7 +39,7 @@ class MaskedPretrain(Problem):
         mask: name of the level that holds the masking network; used by policies that have one.
 
     Raises:
-        SettingError: unknown weights or gradient, or guidance that is no share.
+        SettingError: unknown weights or gradient, or guidance outside 0 to 1.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ Error = Callable[[Tensor, Tensor], Tensor]
 
 
 class SharedNetwork(nn.Module):
-    """A network whose parameters are where every task starts from."""
+    """A network whose parameters are the starting point of every task."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class SharedNetwork(nn.Module):
 
 
 class TaskOffsets(nn.Module):
-    """How far each of T tasks has moved every parameter of a network, at first 0; and how many times they began."""
+    """The offset of each of T tasks for every parameter of a network, initially 0; and the number of rounds."""
 
     round: Tensor
 

@@ -52,7 +52,7 @@ def fit_penalized(inputs: Tensor, classes: Tensor, penalties: Tensor, tolerance:
         tolerance: largest entry of the gradient at the end.
 
     Returns:
-        The classifier, float64, and how often the loss and its gradient have been evaluated.
+        The classifier, float64, and the number of evaluations of the loss and its gradient.
     """
     inputs, penalties = inputs.double().cpu(), penalties.detach().double().cpu()
     classifier = nn.Linear(penalties.shape[1], penalties.shape[0], dtype=torch.float64)

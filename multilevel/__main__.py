@@ -1,4 +1,4 @@
-"""The command line: ``multilevel COMMAND ...``, one file a command."""
+"""The command line: ``multilevel COMMAND ...``, one file per command."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ class Recipe(ABC):
     """Wires levels into a graph, from settings; one file of this package, and one of ``config/recipe``.
 
     Attributes:
-        settings_class: what its settings are, whose values stand in its configuration file.
-        settings: those of this one.
+        settings_class: the dataclass of its settings, whose values are in its configuration file.
+        settings: the settings of this recipe.
         graph: the levels.
         one_thread: whether its operations are so small that more than one CPU thread would slow them down.
         notes: lines for the screen on what was chosen where settings leave it open.
@@ -45,7 +45,7 @@ class Recipe(ABC):
         """
 
     def update_arguments(self, name: str, module: nn.Module) -> dict[str, Any]:
-        """How the settings have a level updated: what its Problem is constructed with, beside its data.
+        """Arguments of a level's Problem from the settings: everything but its data.
 
         Args:
             name: the level, one of ``settings.levels``.
@@ -58,13 +58,13 @@ class Recipe(ABC):
         return level_arguments(vars(settings.levels), settings.solver, name, module, settings.steps)
 
     def write_pictures(self, folder: Path) -> list[Path]:
-        """Draw what the levels have learned so far; returns the files written."""
+        """Draw pictures of what the levels have learned so far. Returns the files written."""
         return []
 
     def findings(self) -> dict[str, Any]:
         """Further results for the screen and the summary, by name: numbers, text, or tables of them.
 
-        Where ``settings.evaluate`` is set, this may train what the recipe compares itself with. Called on all ranks.
+        If ``settings.evaluate`` is set, this may train baselines to compare with. Called on all ranks.
         """
         return {}
 

@@ -366,7 +366,7 @@ class GuidedMae(EncoderRecipe):
         return {"data": loader, **trained}
 
     def numbers_in_a_batch(self) -> int:
-        """How many numbers the tokens of all patches of a batch are."""
+        """Number of token elements in one batch."""
         return self.settings.data.batch_size * self.modules["pretrain"].patches * self.settings.model.width
 
     def _count_images(self) -> int:

@@ -6,7 +6,7 @@ from multilevel.levels.masks.sampled import Sampled
 class Adversarial(Sampled):
     """Sampled with the probabilities of a masking network that maximizes the reconstruction loss.
 
-    After ADIOS (Shi et al. 2022), with hard masks of a fixed ratio in the place of its soft ones.
+    After ADIOS (Shi et al. 2022), with hard masks of a fixed ratio instead of its soft ones.
 
     Examples:
         The view of ``MaskView``'s example, whose masking network prefers patches 0 and 2:

@@ -13,11 +13,11 @@ class Attention(MaskPolicy):
     """AttMask (Kakogeorgiou et al. 2022), by the current encoder's own attention: no teacher is kept.
 
     Args:
-        hint: share of the patches, drawn from those that would be hidden, that is shown instead (AttMask-Hint);
-            those next in attention are hidden in their place. 0 hides the most attended ones (AttMask-High).
+        hint: share of the patches that is drawn from the ones to hide and shown instead (AttMask-Hint);
+            the patches next in attention are hidden instead. 0 hides the most attended ones (AttMask-High).
 
     Raises:
-        SettingError: a hint that is no share.
+        SettingError: a hint outside 0 to 1.
 
     Examples:
         The view of ``MaskView``'s example, whose encoder attends to patches 3 and 2 most:

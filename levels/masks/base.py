@@ -71,7 +71,7 @@ class MaskView:
 
     @cached_property
     def logits(self) -> Tensor:
-        """The masking network's, of each patch being hidden: [B, L]."""
+        """The masking network's logit for hiding each patch: [B, L]."""
         return self._logits()
 
     @cached_property
@@ -86,7 +86,7 @@ LearnsFrom = Literal["downstream", "reconstruction"] | None
 class MaskPolicy(ABC):
     """Orders the patches of each image; those with the largest scores are hidden.
 
-    A policy's options are the keyword arguments of its constructor. What is random comes from torch's generators.
+    A policy's options are the keyword arguments of its constructor. Random numbers come from torch's generators.
 
     Attributes:
         learns_from: what trains the masking network: ``downstream`` (the loss of the downstream task falls),

@@ -15,7 +15,7 @@ LONGEST = 1 / 0.3  # a block is at most this much wider than high, or higher tha
 class Block(MaskPolicy):
     """Rectangles hidden one after the other until the mask ratio is reached (BEiT, Bao et al. 2022, algorithm 1).
 
-    Exactly the mask ratio is hidden: of the last rectangle, only as many rows as are still due, and a part of a row.
+    Exactly the mask ratio is hidden: the last rectangle is cut to the rows still needed, and a part of a row.
 
     Examples:
         Half of four patches: two that share an edge, never a diagonal.
@@ -45,6 +45,6 @@ class Block(MaskPolicy):
 
 
 def _covered(start: Tensor, length: Tensor, side: int) -> Tensor:
-    """Which of ``side`` places lie in a range: start and length [...] to bool [..., side]."""
+    """Which of ``side`` positions lie in a range: start and length [...] to bool [..., side]."""
     place = torch.arange(side, device=start.device)
     return (place >= start[..., None]) & (place < (start + length)[..., None])

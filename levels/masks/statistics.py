@@ -13,13 +13,13 @@ def mask_statistics(probabilities: Tensor, hidden: Tensor, counted: Tensor) -> d
 
     Args:
         probabilities: [B, L] of hiding each patch, above 0.
-        hidden: bool [B, L], the masks, as many patches in each.
+        hidden: bool [B, L], the masks, each with the same number of patches.
         counted: bool [B], images that take part.
 
     Returns:
         - ``entropy_over_patches``: of each image's probabilities, normalized to sum to 1; mean over images. As a share
-          of log L: 1 means that every patch is hidden as probably.
-        - ``entropy_over_images``: of each patch's probabilities, normalized so too; mean over patches. As a share of
+          of log L: 1 means that every patch is equally likely to be hidden.
+        - ``entropy_over_images``: of each patch's probabilities, normalized too; mean over patches. As a share of
           the logarithm of the number of images: 1 means the same probabilities for every image.
         - ``never_hidden``: share of patches that no image hides.
         - ``overlap``: share of the hidden patches that two different images have in common, mean over pairs: the

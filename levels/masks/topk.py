@@ -6,7 +6,7 @@ from multilevel.levels.masks.base import MaskPolicy, MaskView
 
 
 class TopK(MaskPolicy):
-    """The most probable patches, without chance: the policy published with MLO-MAE.
+    """The most probable patches, without randomness: the policy published with MLO-MAE.
 
     Examples:
         The view of ``MaskView``'s example, whose masking network prefers patches 0 and 2:

@@ -1,4 +1,4 @@
-"""Patches with contrast: informativeness without a network."""
+"""Patches with contrast: informative ones, without a network."""
 
 from torch import Tensor
 

@@ -1,12 +1,12 @@
-"""Random masks: the masking network only weighs the losses of what they hide."""
+"""Random masks: the masking network only weights the losses of the hidden patches."""
 
 from multilevel.levels.masks.random import Random
 
 
 class Weighted(Random):
-    """Uniformly random patches; what is learned from the downstream task is how much the loss of each counts.
+    """Uniformly random patches; the downstream task only teaches how much the loss of each counts.
 
-    Beside the other guided policies it says which part of a difference is due to the weights, and which to the masks.
+    Compared with the other guided policies it separates the effect of the weights from that of the masks.
 
     Examples:
         >>> Weighted().scores(view).shape, Weighted.learns_from

@@ -1,1 +1,1 @@
-"""Networks that levels train, and what they are loaded from."""
+"""Networks that levels train, and the checkpoints they are loaded from."""

@@ -1,4 +1,4 @@
-"""Attention of the autoencoder's blocks, by the kernel that is fast where they run."""
+"""Attention of the autoencoder's blocks, with the kernel that is fastest on their device."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class MaskedAutoencoder(nn.Module):
         return cls(mae)
 
     def rematerialize_blocks(self) -> None:
-        """Have every transformer block compute its activations again when it is differentiated; call it once."""
+        """Have every transformer block recompute its activations when it is differentiated; call it once."""
         for block in (*self.mae.vit.layers, *self.mae.decoder.decoder_layers):
             rematerialize(block)
 
@@ -72,7 +72,7 @@ class MaskedAutoencoder(nn.Module):
         Args:
             images: [B, C, H, W], normalized.
             scores: [B, L], L patches in row-major order.
-            gate: [B, L], what the token of each patch is multiplied by before it enters the encoder; None leaves them.
+            gate: [B, L], factor of each patch's token before it enters the encoder; None leaves the tokens unchanged.
 
         Returns:
             Predicted pixels [B, L, patch * patch * C] and the mask [B, L], 1 where hidden.
@@ -159,7 +159,7 @@ class MaskingNetwork(nn.Module):
         channels: of the images.
         patch_size: pixels a side.
         width: of the patch embeddings.
-        temperature: what the logits are divided by; above 1 the probabilities are nearer to each other.
+        temperature: divisor of the logits; above 1 the probabilities are closer to each other.
     """
 
     def __init__(self, image_size: int, channels: int, patch_size: int, width: int, temperature: float = 1.0) -> None:

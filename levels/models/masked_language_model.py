@@ -55,7 +55,7 @@ class MaskedLanguageModel(nn.Module):
         Args:
             words: int64 [B, L].
             scores: [B, L].
-            gate: [B, L], what the embedding of each word is multiplied by before it enters; None leaves them.
+            gate: [B, L], factor of each word's embedding before it enters; None leaves the embeddings unchanged.
 
         Returns:
             Logits [B, L, words of the vocabulary] and the mask [B, L], 1 where hidden.
@@ -78,7 +78,7 @@ class MaskedLanguageModel(nn.Module):
     def encode(self, words: Tensor) -> Tensor:
         """The encoder's tokens with all words seen, class token first: int64 [B, L] to [B, 1 + L, width].
 
-        Padding is given the mean of the words' tokens, so that a mean over all places is one over words.
+        Padding gets the mean of the words' tokens, so that a mean over all positions is a mean over words.
         """
         tokens = self._through(self.bert.bert.embeddings.word_embeddings(words), words)
         first, tokens = tokens[:, :1], tokens[:, 1:]
@@ -97,7 +97,7 @@ class MaskedLanguageModel(nn.Module):
         return tokens
 
     def _count_hidden(self, words: Tensor) -> Tensor:
-        """How many of so many words are hidden."""
+        """Number of words that are hidden out of this many."""
         return (self.mask_ratio * words).round().clamp(min=1).minimum((words - 1).clamp(min=1)).long()
 
 
@@ -108,7 +108,7 @@ class WordMaskingNetwork(nn.Module):
         words: of the vocabulary, special tokens included.
         length: words of a text.
         width: of the word embeddings.
-        temperature: what the logits are divided by; above 1 the probabilities are nearer to each other.
+        temperature: divisor of the logits; above 1 the probabilities are closer to each other.
     """
 
     def __init__(self, words: int, length: int, width: int, temperature: float = 1.0) -> None:
@@ -120,7 +120,7 @@ class WordMaskingNetwork(nn.Module):
         self.logit = nn.Linear(width, 1)
 
     def forward(self, words: Tensor) -> Tensor:
-        """int64 [B, L] to logits [B, L]; those of padding mean nothing."""
+        """int64 [B, L] to logits [B, L]; those of padding are meaningless."""
         embedded, seen = F.gelu(self.embed(words) + self.position), (words != PADDING)[..., None]
         context = ((embedded * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True)).expand_as(embedded)
         mixed = F.gelu(self.mix(torch.cat([embedded, context], dim=-1)))

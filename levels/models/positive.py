@@ -9,7 +9,7 @@ class Positive(nn.Module):
     """Numbers above 0, held by their logarithms: called without arguments, it gives them in the shape they began with.
 
     Args:
-        initial: the numbers at first, float [...].
+        initial: the initial numbers, float [...].
     """
 
     def __init__(self, initial: Tensor) -> None:

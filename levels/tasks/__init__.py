@@ -1,4 +1,4 @@
-"""Downstream tasks, one file each: what the finetuning and mask levels learn, and what scores it."""
+"""Downstream tasks, one file each: the loss of the finetuning and mask levels, and the metrics."""
 
 from __future__ import annotations
 

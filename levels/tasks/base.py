@@ -32,7 +32,7 @@ class Task(ABC):
     A task's options are the keyword arguments of its constructor.
 
     Args:
-        data: what the task is made for.
+        data: the data that the task is for.
 
     Attributes:
         targets: what the data must give for each image. ``labels``: int64 [B]; ``multilabels``: float32

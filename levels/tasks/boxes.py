@@ -1,4 +1,4 @@
-"""Overlaps of boxes, and which of several that overlap is kept."""
+"""Overlaps of boxes, and non-maximum suppression."""
 
 from __future__ import annotations
 

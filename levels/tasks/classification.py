@@ -1,4 +1,4 @@
-"""Task: one class an image."""
+"""Task: one class per image."""
 
 from __future__ import annotations
 

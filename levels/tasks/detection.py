@@ -51,7 +51,7 @@ class Detection(Task):
         overlap: of two detections of a class whose intersection over union is larger, the less probable is dropped.
 
     Raises:
-        SettingError: an overlap that is no share, or pycocotools is not installed.
+        SettingError: an overlap outside 0 to 1, or pycocotools is not installed.
     """
 
     targets = "boxes"
@@ -95,7 +95,7 @@ class Detection(Task):
         return torch.cat(numbers, dim=-1), objects
 
     def decode(self, outputs: Tensor) -> Tensor:
-        """The boxes that outputs [B, L, 4 + classes] say: [B, L, 4] of left, top, right, bottom in pixels."""
+        """The boxes that outputs [B, L, 4 + classes] encode: [B, L, 4] of left, top, right, bottom in pixels."""
         patch = torch.arange(self.side**2, device=outputs.device)
         center = outputs[..., :2] + torch.stack([patch % self.side, patch // self.side], 1) + 0.5
         half = outputs[..., 2:4].exp() / 2

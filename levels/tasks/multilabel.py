@@ -1,4 +1,4 @@
-"""Task: any number of classes an image."""
+"""Task: any number of classes per image."""
 
 from __future__ import annotations
 

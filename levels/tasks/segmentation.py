@@ -95,7 +95,7 @@ def pixel_logits(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def confusion_matrix(predicted: Tensor, masks: Tensor, classes: int) -> Tensor:
-    """How many pixels of each class (row) are predicted as each class (column): int64 [classes, classes].
+    """Number of pixels of each class (row) predicted as each class (column): int64 [classes, classes].
 
     Raises:
         DataError: a mask with a class number beyond the last.

@@ -39,7 +39,7 @@ class FromBetty(Problem):
     """A problem of Betty as a level: its ``training_step`` is the loss.
 
     While it is evaluated, the modules of all problems hold the parameters and buffers that the engine substitutes, so
-    that it sees them however it reads a module.
+    ``training_step`` sees them however it reads a module.
 
     Args:
         problem: whose loss, module, optimizer, scheduler, loaders and Config are taken.
@@ -127,11 +127,11 @@ def from_betty(
     Args:
         problems: instances, with the names by which they call each other. Modules stay on their device.
         dependencies: ``{"u2l": {upper: [lower, ...]}, "l2u": {lower: [upper, ...]}}``.
-        solvers: by name, in place of what the problem's Config says.
+        solvers: by name, instead of the solver in the problem's Config.
         approximate: see ``Graph``; True where levels read each other below another one is what Betty does.
 
     Raises:
-        BettyError: something that Betty would do and a graph does not, a dependency of the losses that
+        BettyError: something that Betty does and a graph does not, a dependency of the losses that
             ``dependencies`` lacks, or a schedule that a graph cannot have.
 
     Examples:

@@ -31,13 +31,13 @@ class BettyEngine(Engine):
 
     Args:
         graph: the levels.
-        solver: of every level; None takes what Betty calls the solver of each.
+        solver: of every level; None takes Betty's counterpart of each level's solver.
         seed: as for ``Engine``.
         precision: as for ``Engine``.
         callbacks: as for ``Engine``.
 
     Raises:
-        SettingError: a level's solver, accumulate or solve_share that Betty has nothing like.
+        SettingError: a level's solver, accumulate or solve_share that Betty has no counterpart of.
         BettyError: Betty refuses the graph, or would not treat it as one multilevel problem.
     """
 
@@ -70,7 +70,7 @@ class BettyEngine(Engine):
         return part
 
     def evaluate(self, level: BettyLevel, part: Part, fresh: bool) -> Tensor:
-        """A level's loss at what its parameters and those of all others are now."""
+        """A level's loss at the current parameters of all levels."""
         name = level.level.name
         parameters = {other: problem.variables() for other, problem in self.graph.problems.items()}
         anew = not fresh and not level.solver.held

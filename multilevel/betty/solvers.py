@@ -1,4 +1,4 @@
-"""Betty's ways to a hypergradient as settings, and what each of them is called here."""
+"""Betty's hypergradient methods as settings, and their counterparts here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BETTY_COMMAND = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
 
 
 class BettyError(MultilevelError):
-    """Betty cannot do what it is asked for, or nothing here does what Betty is asked for."""
+    """Betty cannot do what is asked of it, or nothing here does what is asked of Betty."""
 
 
 class BettyMissingError(BettyError, ImportError):
@@ -52,7 +52,7 @@ class Darts(BettySolver):
 
 @dataclass
 class Neumann(BettySolver):
-    """``neumann`` with one term more than iterations, and nothing that ends a series which diverges.
+    """``neumann`` with one term more than iterations, and no check for a diverging series.
 
     Args:
         damping: added to the Hessian's diagonal, by a penalty on the distance to the point; Betty has none.
@@ -94,7 +94,7 @@ def betty_solver(solver: Solver | None, level: str) -> BettySolver:
     """Betty's counterpart of a solver of this project; Betty's defaults stand in for a radius or step size of None.
 
     Raises:
-        SettingError: Betty has nothing like it.
+        SettingError: Betty has no counterpart.
     """
     if isinstance(solver, Identity) and solver.scale == 1 and solver.product in ("auto", "finite_difference"):
         return Darts() if solver.radius is None else Darts(solver.radius)

@@ -94,7 +94,7 @@ def summarize(request: Request, reference: Reference, results: Results, drift: D
 
 
 def predictions(request: Request, reference: Reference, results: Results) -> dict[str, Any] | None:
-    """Share of each predicted class and mean confidence, training beside new; None without a classifier."""
+    """Share of each predicted class and mean confidence, for training and new images; None without a classifier."""
     if reference.logits is None or results.logits is None:
         return None
     training, new = probabilities(reference.logits), probabilities(results.logits)

@@ -23,7 +23,7 @@ comes with it, `multilevel graph recipe=NAME` shows its levels. Made from the do
 
 
 def main(arguments: Sequence[str]) -> int:
-    """A line for each recipe, or all that is said of some."""
+    """A line for each recipe, or the whole text of some."""
     chosen = [(name, recipe_class(name, "recipes")) for name in arguments]
     if chosen:
         print("\n\n".join(f"{name}\n\n{text(recipe)}" for name, recipe in chosen))

@@ -53,7 +53,7 @@ SETTINGS = TrainSettings
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train as the command line says; 0 when it has ended well."""
+    """Train as the command line says; returns 0 on success."""
     with joined():
         start(arguments)
     return 0

@@ -1,1 +1,1 @@
-"""The command ``multilevel compare``: what every hypergradient solver costs at one point, and how accurate it is."""
+"""The command ``multilevel compare``: cost and accuracy of every hypergradient solver at one point."""

@@ -1,4 +1,4 @@
-"""One solver's hypergradient at a stored point, and what it costs: a row of ``multilevel compare``."""
+"""One solver's hypergradient at a stored point, and its cost: a row of ``multilevel compare``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LONG = 20.0  # seconds, from which on a solve is timed once
 
 
 def store_point(path: Path, engine: Engine, config: Any) -> None:
-    """Write all that a solve at the engine's point needs."""
+    """Write everything that a solve at the engine's point needs."""
     point = {"config": OmegaConf.to_yaml(config), "state": engine.state_dict(), "records": engine.records()}
     torch.save(point, path)
 

@@ -1,4 +1,4 @@
-"""Memory that a computation takes beyond what was there before it."""
+"""Memory that a computation takes beyond what was in use before."""
 
 from __future__ import annotations
 

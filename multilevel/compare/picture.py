@@ -1,4 +1,4 @@
-"""Solvers compared: error against memory, with those that nothing beats in both."""
+"""Solvers compared: error against memory, with the Pareto front."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings from the command line: Hydra's overrides, one level's own solver, and one clear line where wrong."""
+"""Settings from the command line: Hydra's overrides, a solver for one level, and one clear line for each mistake."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ __all__ = ["Logger", "new_loggers"]
 
 
 def new_loggers(names: Sequence[str], folder: Path, config: Mapping[str, Any]) -> list[Logger]:
-    """Loggers by their names: those of this package, or ``MODULE.CLASS`` of any that can be imported.
+    """Loggers by name: those of this package, or ``MODULE.CLASS`` for any importable class.
 
     Args:
         names: as in configuration.

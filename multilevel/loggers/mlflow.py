@@ -15,7 +15,7 @@ FOLDER_TAG = "multilevel.folder"
 
 
 class MLflow(Logger):
-    """A run of the experiment that is called as the recipe; a resumed run goes on in the same one.
+    """A run of the experiment with the recipe's name; a resumed run continues in the same one.
 
     Raises:
         SettingError: MLflow is not installed, or its store cannot be used.

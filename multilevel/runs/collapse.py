@@ -1,4 +1,4 @@
-"""Whether a masking network has collapsed to one mask for all images: told once on the screen, kept in the summary."""
+"""Detects a masking network that has collapsed to one mask for all images: one line on the screen, kept in the summary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many CPU threads each operation is spread over."""
+"""Number of CPU threads per operation."""
 
 from __future__ import annotations
 

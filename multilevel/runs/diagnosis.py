@@ -1,4 +1,4 @@
-"""Callback: how far the top level's hypergradient is from a reference, as training goes on."""
+"""Callback: distance of the top level's hypergradient from a reference, during training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from multilevel.solvers import CotangentError
 
 
 class Diagnosis(Callback):
-    """Every so many steps, both hypergradients at the point reached, and a line of diagnosis.jsonl.
+    """Every N steps, computes both hypergradients at the current point and writes a line of diagnosis.jsonl.
 
     Each level's damping is that of its own solver. Where the reference's residual is too large to mean anything, error
     and cosine are null.

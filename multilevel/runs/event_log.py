@@ -18,7 +18,7 @@ class EventLog(Callback):
 
     Args:
         path: the file; appended to.
-        seconds: what the run has taken before, where it is resumed.
+        seconds: time that a resumed run has taken before.
     """
 
     def __init__(self, path: Path, seconds: float = 0.0) -> None:
@@ -51,7 +51,7 @@ class EventLog(Callback):
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no inf and nan: null stands for them."""
+    """Replace inf and nan, which JSON lacks, by null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -21,8 +21,8 @@ def exit_status(command: Callable[[], int | None], resumed: str) -> int:
     of a pipe (141) where nobody reads standard output any more.
 
     Args:
-        command: what to do.
-        resumed: how to go on after an interruption.
+        command: the function to run.
+        resumed: how to resume after an interruption.
     """
     try:
         status = command() or 0

@@ -73,7 +73,7 @@ class RunFolder:
         return config
 
     def write(self, name: str, text: str) -> Path:
-        """Write a file so that it is there whole or not at all."""
+        """Write a file completely or not at all."""
         return write_whole(self.path / name, text)
 
     def write_json(self, name: str, value: Any) -> Path:
@@ -97,7 +97,7 @@ class RunFolder:
 
 
 def write_whole(path: Path, text: str) -> Path:
-    """Write a file so that it is there whole or not at all."""
+    """Write a file completely or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text)
     os.replace(partial, path)

@@ -1,4 +1,4 @@
-"""Callback: a live progress bar on a terminal, a line now and then elsewhere."""
+"""Callback: a live progress bar on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stopping a run from outside without losing any of it."""
+"""Stop a run from outside without losing progress."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Stopped(KeyboardInterrupt):
     """A run that a signal has ended early, after a checkpoint.
 
     Args:
-        text: what was done, and how to go on.
+        text: the progress made, and how to resume.
         status: for the process to exit with: 128 + the signal's number, as a shell has it.
     """
 

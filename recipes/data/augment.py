@@ -1,4 +1,4 @@
-"""Random crops and mirror images of a whole batch at once, drawn from a generator that is given."""
+"""Random crops and mirror images of a whole batch at once, drawn from a given generator."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def crop(images: Tensor, boxes: Tensor, mode: str = "bilinear") -> Tensor:
     Args:
         images: float32 tensor ``[B, C, S, S]``.
         boxes: float32 tensor ``[B, 4]`` of top, left, height and width, in pixels.
-        mode: bilinear, or nearest for values that are not to be mixed.
+        mode: bilinear, or nearest for values that must not be mixed.
 
     Returns:
         float32 tensor ``[B, C, S, S]``.
@@ -64,7 +64,7 @@ def crop(images: Tensor, boxes: Tensor, mode: str = "bilinear") -> Tensor:
 
 
 def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
-    """Turn left and right around in some images.
+    """Mirror some images left to right.
 
     Args:
         images: tensor ``[B, C, H, W]``.

@@ -24,14 +24,14 @@ _SMALL_PICTURE = 96 * 96  # pixels; opening smaller ones is Python's work, and t
 
 
 class Source(ABC):
-    """Images that nobody has decoded yet, one a row.
+    """Images that are not decoded yet, one per row.
 
     Attributes:
         labels: int64 tensor ``[N]``, -1 where an image has no label.
         multilabels: float32 tensor ``[N, classes]`` of 0 and 1; ``None`` without.
         boxes: of each image a float array ``[K, 5]`` of left, top, right, bottom, in pixels of the picture, and class;
             ``None`` without.
-        has_masks: whether ``open_mask`` can be asked.
+        has_masks: whether ``open_mask`` may be called.
     """
 
     labels: Tensor
@@ -44,7 +44,7 @@ class Source(ABC):
 
     @abstractmethod
     def open(self, row: int) -> Image.Image:
-        """Open one image; whatever is raised for a broken one is reported with ``where(row)``."""
+        """Open one image; any error for a broken one is reported with ``where(row)``."""
 
     @abstractmethod
     def where(self, row: int) -> str:
@@ -162,7 +162,7 @@ class Images(ABC):
 
 
 class MemoryImages(Images):
-    """Images that are decoded once, when first asked for, and stay in memory as uint8.
+    """Images that are decoded once, when first requested, and stay in memory as uint8.
 
     Args:
         rows: int64 tensor, the only indices that will be asked for; memory is taken only for these.
@@ -193,7 +193,7 @@ class MemoryImages(Images):
 
 
 class StreamedImages(Images):
-    """Images that are decoded every time they are asked for: for sets larger than the memory."""
+    """Images that are decoded at every request: for sets larger than the memory."""
 
     def pixels(self, indices: Tensor) -> Tensor:
         pixels = self._empty(len(indices))
@@ -201,7 +201,7 @@ class StreamedImages(Images):
         return pixels
 
     def prepare(self, indices: Tensor) -> None:
-        """Nothing is kept, so there is nothing to prepare."""
+        """Nothing is cached, so there is nothing to prepare."""
 
 
 def unreadable(where: str, error: Exception) -> DataError:
@@ -211,6 +211,6 @@ def unreadable(where: str, error: Exception) -> DataError:
 
 
 def worker_count() -> int:
-    """How many threads decode: the processors that this process may use."""
+    """Number of decoding threads: the processors that this process may use."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(usable, _MOST_WORKERS)

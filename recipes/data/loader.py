@@ -35,7 +35,7 @@ class ImageLoader:
         batch_size: images in a batch.
         flip: mirror images at random.
         crop_scale: smallest share of an image's area that a random crop keeps; 1.0 crops nothing.
-        drop_last: leave out the images that do not fill a last batch.
+        drop_last: leave out the last images if they do not fill a batch.
         shuffle: a new order every epoch; otherwise the part's own.
 
     Raises:
@@ -130,7 +130,7 @@ class ImageLoader:
 
 
 class Epoch(Iterator[Batch]):
-    """Batches ``start`` to ``stop``, computed by one thread of which nothing is left when this is dropped.
+    """Batches ``start`` to ``stop``, computed by one thread, which ends when the iterator is garbage-collected.
 
     Args:
         compute: the batch of a number; called in the thread, in order. It must not lead back to this object.

@@ -33,7 +33,7 @@ def to_pixels(picture: Image.Image, image_size: int, channels: int, fit: str = "
 
 
 def upright(picture: Image.Image) -> Image.Image:
-    """The picture turned as its camera recorded it; most files carry no such mark and cost nothing here."""
+    """The picture turned as its camera recorded it; most files carry no such mark, and cost no time here."""
     return ImageOps.exif_transpose(picture) if "exif" in picture.info else picture
 
 

@@ -1,4 +1,4 @@
-"""Generated images whose class is visible in a few known patches only: does a masking network find them?"""
+"""Generated images whose class is visible only in a few known patches, to test whether a masking network finds them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which image of a set goes to which part."""
+"""Division of a set: which image goes to which part."""
 
 from __future__ import annotations
 

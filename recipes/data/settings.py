@@ -18,7 +18,7 @@ class DataSettings:
     A set comes from ``path`` where that is given, otherwise from ``hub``; ``name="digits"`` needs neither.
 
     Args:
-        name: what the set is called; ``digits`` is the set that scikit-learn brings along.
+        name: the name of the set; ``digits`` is the one that comes with scikit-learn.
         path: a folder of ``train*.parquet`` files (or one such file), or a folder of images.
         hub: the set's name on the Hugging Face hub.
         image_size: height and width that every image is brought to, in pixels.
@@ -28,16 +28,16 @@ class DataSettings:
         batch_size: images in a batch.
         mask_share: share of the labelled training images that mask learning gets; finetuning gets the rest.
         test_share: share of the labelled images kept for testing, where the set comes without a test split.
-        validation_share: share of the labelled training images that nothing is trained on: to choose settings by.
+        validation_share: share of the labelled training images that is kept out of training, for choosing settings.
         split_seed: the seed of every random division of the set.
         limit: use only that many training images, every class in proportion; ``None`` uses all.
         image_column: the column of a table that holds the images; ``None`` finds it.
         label_column: the column of a table that holds the labels; ``None`` finds it.
         mask_column: the column of a table that holds mask images, for tasks that learn from them; ``None`` finds it.
         boxes_column: the column of a table that holds boxes, for tasks that learn from them; ``None`` finds it.
-        mask_classes: what a mask says: ``binary`` (a defect above half of white), ``labels`` (the class of its image
+        mask_classes: meaning of a mask: ``binary`` (a defect above half of white), ``labels`` (the class of its image
             there) or ``values`` (class numbers, 0 the background, 255 where a pixel does not count).
-        min_area: marks in a mask of fewer pixels get no box.
+        min_area: marks in a mask with fewer pixels get no box.
         train_split: the name of the training split, on the hub and in the names of parquet files.
         test_split: the name of the test split; ``None`` looks for ``test``, then ``validation``.
         flip: mirror training images at random.

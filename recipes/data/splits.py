@@ -1,4 +1,4 @@
-"""The parts of a data set: those that the levels of a recipe learn from, and the one that tests."""
+"""The parts of a data set: those that the levels of a recipe learn from, and the test part."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Where images come from: folders, tables, mask files, images made up with a signal in them."""
+"""Sources of images: folders, tables, mask files, and generated images with a planted signal."""

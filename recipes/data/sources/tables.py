@@ -130,7 +130,7 @@ def read_hub(hub: str, settings: DataSettings, targets: type[Targets] = Labels) 
 
 
 def load(builder: str, failure: str, **options: Any) -> Any:
-    """``datasets.load_dataset``, whose failures are many, as one line."""
+    """``datasets.load_dataset``, with every failure as one line."""
     import datasets  # a second to import, and only these sets need it
 
     try:
@@ -143,7 +143,7 @@ def load(builder: str, failure: str, **options: Any) -> Any:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence bars where nobody sees them move, and warnings that the one-line error repeats."""
+    """Silence progress bars outside a terminal, and warnings that the one-line error repeats."""
     import datasets
 
     silence = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
