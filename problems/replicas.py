@@ -75,7 +75,7 @@ def mean_present(tensors: Sequence[Tensor | None], like: Sequence[Form]) -> list
 
     Args:
         tensors: of the forms of ``like``.
-        like: what a missing one would look like.
+        like: shapes and dtypes of the missing ones.
     """
     if count() == 1:
         return list(tensors)

@@ -11,7 +11,7 @@ from multilevel.solvers.ranges import OneOf
 
 @dataclass
 class FiniteDifference(Identity):
-    """``identity`` with its mixed product as a central difference of two gradients: only first derivatives.
+    """``identity`` with its mixed product as a central difference of two gradients: first derivatives only.
 
     The scheme of DARTS (Liu et al. 2019, equation 8), Betty's ``darts``.
 

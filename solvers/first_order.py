@@ -1,4 +1,4 @@
-"""Hypergradients from only first derivatives, by a penalty."""
+"""Hypergradients from first derivatives only, by a penalty."""
 
 from __future__ import annotations
 

@@ -33,11 +33,11 @@ class LinearSystem:
     """``(H + damping I) x = a`` at one lower level.
 
     Attributes:
-        product: the damped Hessian (or what stands for it) times a vector, [N] -> [N].
+        product: the damped Hessian (or its substitute) times a vector, [N] -> [N].
         right_hand_side: the cotangent a [N], finite and not 0.
         lower: the level.
-        products: of the level, for what the solve needs besides.
-        start: the last solution [N], where there is one.
+        products: the level's products, for anything else that the solve needs.
+        start: the last solution [N], or None.
     """
 
     product: Callable[[Tensor], Tensor]

@@ -104,7 +104,7 @@ class BettyEngine(Engine):
         precision: str | None = None,
         whole: bool = False,
     ) -> Hypergradient:
-        """The hypergradient by Betty; with given solvers or a precision it is that of ``Engine``.
+        """The hypergradient by Betty; if solvers or a precision are given, that of ``Engine``.
 
         Betty's perturbations of weights, and what it moves with ``held=False``, are undone: nothing has changed.
 

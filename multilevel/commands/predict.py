@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def table(request: Request, results: Results) -> tuple[str, Counter[str]]:
-    """The CSV, a row for each file in the order given, and how often each label is in it."""
+    """The CSV, one row for each file in the given order, and the count of each label."""
     names = request.model.class_names
     rows = {} if results.logits is None else dict(zip(results.files, probabilities(results.logits), strict=True))
     counts: Counter[str] = Counter()

@@ -142,7 +142,7 @@ def resumed(study: Study, settings: StudySettings) -> Study:
     """A study to continue, on another number of jobs or with more seeds where that is asked for.
 
     Raises:
-        SettingError: seeds that leave out some of those that it has.
+        SettingError: seeds that omit some of the study's.
     """
     if settings.seeds is not None:
         if not set(study.seeds) <= set(settings.seeds):

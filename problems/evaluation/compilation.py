@@ -118,7 +118,7 @@ class Compilation:
             attributes.pop(name, None)
 
     def _call(self, module: nn.Module, method: str, *arguments: Any, **keywords: Any) -> Any:
-        """A call from a loss; what it calls in turn is as it is written."""
+        """A call from a loss; calls within it are not compiled separately."""
         self._remove()
         try:
             return self._result(module, method, arguments, keywords)

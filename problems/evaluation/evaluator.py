@@ -96,7 +96,7 @@ class Evaluator:
         problems: the levels by name.
         precision: float32 (the parameters' own dtype), bf16 (autocast) or float64 (parameters, buffers, batches
             and draws are cast: a reference).
-        compilation: makes calls on the levels where they can be compiled; None makes all as they are.
+        compilation: makes calls on the levels where they can be compiled; None compiles none.
 
     Raises:
         SettingError: an unknown precision.
