@@ -51,8 +51,7 @@ class Engine:
         GraphError: see ``Graph.reads``.
 
     Examples:
-        The weight of ``Graph``'s example responds one to one:
-        >>> engine = Engine(graph)
+        >>> engine = Engine(graph)  # of Graph's example, whose weight responds one to one
         >>> engine.hypergradient("target")
         {'value': tensor([-6.])}
     """
