@@ -157,8 +157,8 @@ def own_share(batch: Any, level: str) -> Any:
         DataError: rows that the ranks cannot share evenly, or something other than tensors of one length.
     """
     length, ranks = _rows(batch, level, "give the data a method batch_share(rank, count)"), replicas.count()
-    count, rest = divmod(length, ranks)
-    if rest:
+    count, remainder = divmod(length, ranks)
+    if remainder:
         raise DataError(f"a batch of level {level!r} has {length} rows, which {ranks} ranks cannot share evenly")
     return _cut(batch, replicas.rank() * count, count)
 

@@ -30,15 +30,15 @@ def ordered(levels: Sequence[str], reads: Mapping[str, Sequence[str]]) -> tuple[
 
     Levels that read each other in a cycle are one block: that of the highest of them.
     """
-    edges = {level: [other for other in reads[level] if other in levels] for level in levels}
+    edges = {level: [target for target in reads[level] if target in levels] for level in levels}
     reached = {level: reachable(level, edges, set(levels)) for level in levels}
     cycles = [
-        [other for other in levels if other == one or (other in reached[one] and one in reached[other])]
-        for one in levels
+        [peer for peer in levels if peer == level or (peer in reached[level] and level in reached[peer])]
+        for level in levels
     ]
     members = {cycle[-1]: cycle for cycle in cycles}  # each cycle once, by its highest level
     readers = {
-        top: {other for other in members if other not in cycle and top in reached[other]}
+        top: {reader for reader in members if reader not in cycle and top in reached[reader]}
         for top, cycle in members.items()
     }
     order = TopologicalSorter(readers).static_order()
@@ -47,11 +47,11 @@ def ordered(levels: Sequence[str], reads: Mapping[str, Sequence[str]]) -> tuple[
 
 def reachable(start: str, edges: Mapping[str, Sequence[str]], within: set[str]) -> set[str]:
     """Levels of ``within`` that ``start`` reaches by edges between levels of ``within``."""
-    found: set[str] = set()
+    reached: set[str] = set()
     waiting = [start]
     while waiting:
         for level in edges[waiting.pop()]:
-            if level in within and level not in found:
-                found.add(level)
+            if level in within and level not in reached:
+                reached.add(level)
                 waiting.append(level)
-    return found
+    return reached

@@ -90,7 +90,7 @@ def save_checkpoint(engine: Engine, folder: Path) -> Path:
     state = engine.state_dict()
     if replicas.rank() > 0:
         return target
-    modules = {level: one.pop("module") for level, one in state["levels"].items()}
+    modules = {level: state_of_level.pop("module") for level, state_of_level in state["levels"].items()}
     weights = {f"{level}.{name}": tensor for level, module in modules.items() for name, tensor in module.items()}
     tensors: dict[str, Tensor] = {}
     structure = _encode(state, tensors, "state")
@@ -101,11 +101,11 @@ def save_checkpoint(engine: Engine, folder: Path) -> Path:
             f"the checkpoint of step {engine.step} cannot be written to {folder} ({_reason(error)}); "
             "free some space and resume: earlier checkpoints are intact"
         ) from error
-    older = [one for one in _checkpoints(folder) if _step(one) < engine.step]
-    kept = [target, *older[: KEPT - 1]]
-    for other in folder.iterdir():
-        if other not in kept and other.name.lstrip(".").startswith("step-"):
-            shutil.rmtree(other)
+    older = [path for path in _checkpoints(folder) if _step(path) < engine.step]
+    newest = [target, *older[: KEPT - 1]]
+    for path in folder.iterdir():
+        if path not in newest and path.name.lstrip(".").startswith("step-"):
+            shutil.rmtree(path)
     return target
 
 
@@ -130,8 +130,8 @@ def load_checkpoint(engine: Engine, folder: Path) -> list[str]:
         state = _decode(json.loads((newest / STRUCTURE).read_text()), tensors)
         levels = state["levels"]
         weights = _read_weights(newest)
-        for level, one in levels.items():
-            one["module"] = weights.get(level, {})
+        for level, state_of_level in levels.items():
+            state_of_level["module"] = weights.get(level, {})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(_damage(newest / STRUCTURE, _reason(error))) from error
     before = copy.deepcopy(engine.state_dict())
@@ -195,7 +195,7 @@ def newest_intact(folder: Path, files: Sequence[str] = (WEIGHTS, STATE, STRUCTUR
     for path in _checkpoints(folder):
         problem = _problem(path, files)
         if problem is None:
-            return path, [f"{one}; using {path.name} instead" for one in damaged]
+            return path, [f"{damage}; using {path.name} instead" for damage in damaged]
         damaged.append(problem)
     raise CheckpointError("; ".join(damaged) if damaged else f"{folder} holds no checkpoint (no folder step-N)")
 
@@ -261,25 +261,25 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _encode(value: Any, tensors: dict[str, Tensor], place: str) -> Any:
-    """``value`` as JSON; its tensors go into ``tensors``, under their places."""
+def _encode(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    """``value`` as JSON; its tensors go into ``tensors``, under their names."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):
-        tensors[place] = value
-        return {"tensor": place}
+        tensors[name] = value
+        return {"tensor": name}
     if isinstance(value, np.ndarray):
-        tensors[place] = torch.from_numpy(value.astype(np.int64 if value.dtype.kind in "iu" else value.dtype))
-        return {"array": place, "dtype": value.dtype.str}
+        tensors[name] = torch.from_numpy(value.astype(np.int64 if value.dtype.kind in "iu" else value.dtype))
+        return {"array": name, "dtype": value.dtype.str}
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
-        pairs = [[_encode(key, tensors, place), _encode(one, tensors, f"{place}.{key}")] for key, one in value.items()]
+        pairs = [[_encode(key, tensors, name), _encode(item, tensors, f"{name}.{key}")] for key, item in value.items()]
         return {"dict": pairs}
     if isinstance(value, list | tuple):
         kind = "list" if isinstance(value, list) else "tuple"
-        return {kind: [_encode(one, tensors, f"{place}.{index}") for index, one in enumerate(value)]}
-    raise CheckpointError(f"{place} holds a {type(value).__name__}, which a checkpoint cannot hold")
+        return {kind: [_encode(item, tensors, f"{name}.{index}") for index, item in enumerate(value)]}
+    raise CheckpointError(f"{name} holds a {type(value).__name__}, which a checkpoint cannot hold")
 
 
 def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -290,10 +290,10 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if "array" in value:
         return tensors[value["array"]].numpy().astype(value["dtype"])
     if "dict" in value:
-        return {_decode(key, tensors): _decode(one, tensors) for key, one in value["dict"]}
+        return {_decode(key, tensors): _decode(item, tensors) for key, item in value["dict"]}
     if "list" in value:
-        return [_decode(one, tensors) for one in value["list"]]
-    return tuple(_decode(one, tensors) for one in value["tuple"])
+        return [_decode(item, tensors) for item in value["list"]]
+    return tuple(_decode(item, tensors) for item in value["tuple"])
 
 
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -183,10 +183,10 @@ class Engine:
         assert total is not None
         total = averaged_over_ranks(averaged(total, len(record)), inputs)
         direct = grouped(filled(total, keyed(inputs)), inputs)
-        found = self.updates.respond(name, direct, evaluator, solvers, whole)
-        if not all(value.isfinite().all() for value in found.values.values()):
+        hypergradient = self.updates.respond(name, direct, evaluator, solvers, whole)
+        if not all(value.isfinite().all() for value in hypergradient.values.values()):
             raise NotFiniteError(f"the hypergradient of level {name!r} is not finite")
-        return found
+        return hypergradient
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state, for a later engine to continue with the same result: nested dicts of numbers and tensors.
@@ -194,7 +194,7 @@ class Engine:
         The records of the last updates are left out: the next step renews them before it uses them. With several
         ranks, all of them must ask for it together, and get the same.
         """
-        random, *others = replicas.gather(self.updates.random.state_dict())
+        random, *later_ranks = replicas.gather(self.updates.random.state_dict())
         return {
             "step": self.step,
             "skipped": self.skipped,
@@ -205,7 +205,7 @@ class Engine:
                 if history.hypergradient is not None
             },
             "random": random,
-            "others": others,
+            "others": later_ranks,
             "levels": self.graph.state_dict(),
         }
 

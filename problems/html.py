@@ -10,11 +10,11 @@ def html_table(header: Sequence[str], rows: Iterable[Sequence[object]], notes: I
     """An HTML table; a row with fewer cells than the header has its last one over the rest. Notes stand below."""
 
     def cells(row: Sequence[object]) -> str:
-        left = len(header) - len(row) + 1
-        wide = [*[""] * (len(row) - 1), f' colspan="{left}"' if left > 1 else ""]
-        return "".join(f"<td{span}>{escape(str(one))}</td>" for one, span in zip(row, wide, strict=True))
+        columns = len(header) - len(row) + 1
+        wide = [*[""] * (len(row) - 1), f' colspan="{columns}"' if columns > 1 else ""]
+        return "".join(f"<td{span}>{escape(str(cell))}</td>" for cell, span in zip(row, wide, strict=True))
 
-    head = "".join(f"<th>{escape(one)}</th>" for one in header)
+    head = "".join(f"<th>{escape(title)}</th>" for title in header)
     body = "".join(f"<tr>{cells(row)}</tr>" for row in rows)
     below = "".join(f"<div>{escape(note)}</div>" for note in notes)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}"

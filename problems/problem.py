@@ -116,8 +116,8 @@ class Problem:
                 f"level {name!r}: its optimizer maximizes in some parameter groups and minimizes in others; a level "
                 "has one objective: negate the terms in its loss instead"
             )
-        own = {id(parameter) for parameter in self.module.parameters()}
-        if optimizer is not None and not {id(parameter) for parameter in self._optimized()} <= own:
+        parameter_ids = {id(parameter) for parameter in self.module.parameters()}
+        if optimizer is not None and not {id(parameter) for parameter in self._optimized()} <= parameter_ids:
             raise GraphError(f"the optimizer of level {name!r} holds parameters that are not in its module")
         _check_gradients(self)
         _check_steps(self)
@@ -243,7 +243,9 @@ def required_arguments(stepper: Any) -> list[str]:
     """
     _, *arguments = inspect.signature(type(stepper).step).parameters.values()  # a scheduler hides its optimizer's own
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [one.name for one in arguments if one.default is inspect.Parameter.empty and one.kind not in variadic]
+    return [
+        argument.name for argument in arguments if argument.default is argument.empty and argument.kind not in variadic
+    ]
 
 
 def _check_steps(problem: Problem) -> None:

@@ -19,7 +19,7 @@ DENSE_LIMIT = 1000
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceHypergradient:
     """A hypergradient in float64.
 
     Attributes:
@@ -40,7 +40,7 @@ class Reference:
 
 def reference_hypergradient(
     engine: Engine, name: str, dampings: Mapping[str, float], iterations: int = 1000
-) -> Reference:
+) -> ReferenceHypergradient:
     """The hypergradient of a level in float64: dense solves where a level has few parameters, MINRES elsewhere.
 
     Args:
@@ -60,18 +60,20 @@ def reference_hypergradient(
             if chosen[level] == "dense"
             else Minres(iterations, tolerance=1e-8, measure_residual=True, damping=damping)
         )
-    found = engine.solve_hypergradient(name, solvers, REFERENCE_PRECISION, whole=True)
-    return Reference(found.values, chosen, largest_residual(found) or 0.0)
+    hypergradient = engine.solve_hypergradient(name, solvers, REFERENCE_PRECISION, whole=True)
+    return ReferenceHypergradient(hypergradient.values, chosen, largest_residual(hypergradient) or 0.0)
 
 
-def largest_residual(found: Hypergradient) -> float | None:
+def largest_residual(hypergradient: Hypergradient) -> float | None:
     """Over the levels passed; None where none was measured."""
-    residuals = [report.residual for report in found.reports.values() if report.residual is not None]
+    residuals = [report.residual for report in hypergradient.reports.values() if report.residual is not None]
     return max(residuals) if residuals else None
 
 
-def agreement(found: Tensors, reference: Tensors) -> tuple[float, float]:
+def agreement(hypergradient: Tensors, reference: Tensors) -> tuple[float, float]:
     """Relative error and cosine of a hypergradient against a reference."""
-    one, other = (flatten({key: values[key] for key in reference}).double().cpu() for values in (found, reference))
-    cosine = torch.nn.functional.cosine_similarity(one, other, dim=0).item()
-    return ((one - other).norm() / other.norm()).item(), cosine
+    vector, expected = (
+        flatten({key: values[key] for key in reference}).double().cpu() for values in (hypergradient, reference)
+    )
+    cosine = torch.nn.functional.cosine_similarity(vector, expected, dim=0).item()
+    return ((vector - expected).norm() / expected.norm()).item(), cosine

@@ -94,8 +94,8 @@ def _check_norm(problem: Problem, norm: float) -> None:
 
 def _writable(problem: Problem, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors that clipping may write to: autograd gives ``a + b`` one gradient for both, ``a.sum()`` one number."""
-    found: dict[str, Tensor] = {}
-    places: set[int] = set()
+    writable: dict[str, Tensor] = {}
+    storages: set[int] = set()
     for key, value in gradient.items():
         if value.layout != torch.strided:
             raise GraphError(
@@ -103,7 +103,7 @@ def _writable(problem: Problem, gradient: dict[str, Tensor]) -> dict[str, Tensor
                 "loss looks up rows of it"
             )
         storage = value.untyped_storage()
-        shared = storage.data_ptr() in places or storage.nbytes() < value.numel() * value.element_size()
-        places.add(storage.data_ptr())
-        found[key] = value.clone() if shared else value
-    return found
+        shared = storage.data_ptr() in storages or storage.nbytes() < value.numel() * value.element_size()
+        storages.add(storage.data_ptr())
+        writable[key] = value.clone() if shared else value
+    return writable

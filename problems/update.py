@@ -157,7 +157,7 @@ class Updates:
             {level: self.histories[level].products for level in passes},
         )
         # The graph has checked that each level has a solver.
-        own = {level: solver for level in passes if (solver := self.graph.problems[level].solver) is not None}
+        own_solvers = {level: solver for level in passes if (solver := self.graph.problems[level].solver) is not None}
         unchecked = self.check and not solvers and evaluator is self.evaluator and name not in self._self_check.names
 
         def check(level: str, cotangent: Tensors) -> None:
@@ -168,7 +168,7 @@ class Updates:
         try:
             with as_written():
                 observe = check if unchecked else None
-                return respond(self.graph, evaluator, records, name, direct, memory, solvers or own, observe)
+                return respond(self.graph, evaluator, records, name, direct, memory, solvers or own_solvers, observe)
         except torch.linalg.LinAlgError as error:
             raise NotFiniteError(f"a solve for level {name!r} met numbers that are not finite: {error}") from error
 

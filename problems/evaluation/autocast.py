@@ -58,7 +58,7 @@ class AutocastAttention(TorchFunctionMode):
         name = getattr(function, "__name__", "")
         if name not in ATTENTION or not torch._C._are_functorch_transforms_active():
             return function(*arguments, **keywords)
-        tensors = [one for one in (*arguments, *keywords.values()) if isinstance(one, Tensor)]
+        tensors = [argument for argument in (*arguments, *keywords.values()) if isinstance(argument, Tensor)]
         kind = tensors[0].device.type
         if not torch.is_autocast_enabled(kind):
             return function(*arguments, **keywords)

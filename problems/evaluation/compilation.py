@@ -51,7 +51,7 @@ class Compilation:
         self._backend = backend
         self._functions: dict[tuple[nn.Module, str], Callable[..., Any] | None] = {}
         self._differentiating: set[str] = set()  # levels
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._added: list[tuple[dict[str, Any], str, Any]] = []  # (attributes of a module, name, value)
         self._mode: LossMode | None = None
 
@@ -179,12 +179,12 @@ class Compilation:
         transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
         return not (foreign or transformed or wants_higher_derivatives() or _AS_WRITTEN.get())
 
-    def _tell(self, what: str, reason: str) -> None:
+    def _tell(self, subject: str, reason: str) -> None:
         reason = " ".join(reason.partition("\n\n")[0].split())
-        if reason not in self._told:
-            self._told.add(reason)
+        if reason not in self._reported:
+            self._reported.add(reason)
             short = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ..."
-            self.notices.append(f"compile: {what} not compiled: {short}")
+            self.notices.append(f"compile: {subject} not compiled: {short}")
 
 
 class as_written:  # noqa: N801  # a block, like torch.no_grad
@@ -253,10 +253,10 @@ class _GradientGraphs(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         keywords = keywords or {}
-        kept = keywords.get("create_graph") or keywords.get("retain_graph") or any(flag is True for flag in arguments)
+        keeps = keywords.get("create_graph") or keywords.get("retain_graph") or any(flag is True for flag in arguments)
         # torch.func keeps graphs, of calls that are not compiled
         transformed = torch._C._are_functorch_transforms_active()
-        if kept and not transformed and function in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
+        if keeps and not transformed and function in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
             raise GradientGraphError
         return function(*arguments, **keywords)
 
@@ -269,8 +269,8 @@ def _compiled(called: BufferedCall, name: str, backend: Backend) -> Callable[...
 
     # torch.compile keeps what it compiles, and counts it against a limit, by code.
     code = function.__code__.replace(co_name=name)
-    own = FunctionType(code, function.__globals__, name, None, function.__closure__)
-    return torch.compile(own, backend=backend, fullgraph=True, dynamic=False)
+    renamed = FunctionType(code, function.__globals__, name, None, function.__closure__)
+    return torch.compile(renamed, backend=backend, fullgraph=True, dynamic=False)
 
 
 @contextmanager
@@ -291,18 +291,16 @@ def _compiling() -> Iterator[None]:
 @cache
 def _methods(kind: type[nn.Module]) -> tuple[str, ...]:
     """Public methods that a class of modules, or of its bases, adds to those of ``nn.Module``."""
-    own = [base for base in kind.__mro__ if issubclass(base, nn.Module) and base is not nn.Module]
-    names = {
-        name for base in own for name, value in vars(base).items() if isinstance(value, FunctionType) and name[0] != "_"
-    }
-    return tuple(sorted(names - set(dir(nn.Module)) - {"forward"}))
+    bases = [base for base in kind.__mro__ if issubclass(base, nn.Module) and base is not nn.Module]
+    names = {name for base in bases for name, value in vars(base).items() if isinstance(value, FunctionType)}
+    return tuple(sorted(name for name in names - set(dir(nn.Module)) - {"forward"} if name[0] != "_"))
 
 
 def _assign(module: nn.Module, buffers: Mapping[str, Tensor]) -> None:
     """Have a module hold the buffers that a compiled call has assigned anew."""
     for name, buffer in buffers.items():
-        place, _, key = name.rpartition(".")
-        module.get_submodule(place)._buffers[key] = buffer.detach()
+        path, _, key = name.rpartition(".")
+        module.get_submodule(path)._buffers[key] = buffer.detach()
 
 
 def _is_wrapper(module: nn.Module) -> bool:

@@ -60,11 +60,11 @@ def _uninitialized(module: nn.Module) -> list[str]:
 @contextmanager
 def _standing_buffers(modules: Iterator[nn.Module]) -> Iterator[None]:
     """Put buffers back after the block; those that it initializes, to what they are initialized to."""
-    kept: list[tuple[nn.Module, str, Tensor, Tensor]] = []
+    saved: list[tuple[nn.Module, str, Tensor, Tensor]] = []
 
     def keep(module: nn.Module, *_: Any) -> None:
         named = module.named_buffers(recurse=False)
-        kept.extend((module, key, buffer, buffer.clone()) for key, buffer in named if not is_lazy(buffer))
+        saved.extend((module, key, buffer, buffer.clone()) for key, buffer in named if not is_lazy(buffer))
 
     hooks = []
     for part in {part for module in modules for part in module.modules()}:
@@ -77,7 +77,7 @@ def _standing_buffers(modules: Iterator[nn.Module]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-        for module, key, buffer, value in reversed(kept):  # the first of several calls is put back last
+        for module, key, buffer, value in reversed(saved):  # the first of several calls is put back last
             setattr(module, key, buffer)
             with torch.no_grad():
                 buffer.copy_(value)

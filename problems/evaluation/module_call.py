@@ -27,7 +27,7 @@ class ModuleCall(nn.Module):
 
     def at(self, values: Mapping[str, Tensor], inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
         """The result with ``values`` in place of the module's parameters and buffers of these names."""
-        return functional_call(self, {f"module.{name}": one for name, one in values.items()}, inputs, dict(keywords))
+        return functional_call(self, {f"module.{key}": value for key, value in values.items()}, inputs, dict(keywords))
 
 
 class BufferedCall(ModuleCall):

@@ -35,9 +35,9 @@ class ElementaryNormalization(TorchFunctionMode):
             )
         if function not in _REPLACED:
             return function(*arguments, **keywords)
-        given = inspect.signature(function).bind(*arguments, **keywords)
-        given.apply_defaults()
-        return _REPLACED[function](function, *given.args)
+        bound = inspect.signature(function).bind(*arguments, **keywords)
+        bound.apply_defaults()
+        return _REPLACED[function](function, *bound.args)
 
 
 def _layer_norm(
@@ -92,7 +92,7 @@ def _scaled(values: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tenso
 
 def _for_channels(input: Tensor, *parameters: Tensor | None) -> list[Tensor | None]:
     shape = (-1, *[1] * (input.ndim - 2))
-    return [None if one is None else one.reshape(shape) for one in parameters]
+    return [None if parameter is None else parameter.reshape(shape) for parameter in parameters]
 
 
 _REPLACED: dict[Any, Callable[..., Tensor]] = {

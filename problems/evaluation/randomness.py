@@ -44,14 +44,14 @@ class RandomState:
         numpy = tuple(np.random.RandomState(seed).get_state())
         return cls(torch.Generator().manual_seed(seed).get_state(), cuda, numpy, random.Random(seed).getstate())
 
-    def equals(self, other: RandomState) -> bool:
+    def equals(self, state: RandomState) -> bool:
         """Whether every generator would go on alike."""
         return (
-            torch.equal(self.cpu, other.cpu)
-            and len(self.cuda) == len(other.cuda)
-            and all(torch.equal(*pair) for pair in zip(self.cuda, other.cuda, strict=True))
-            and all(np.array_equal(*pair) for pair in zip(self.numpy, other.numpy, strict=True))
-            and self.python == other.python
+            torch.equal(self.cpu, state.cpu)
+            and len(self.cuda) == len(state.cuda)
+            and all(torch.equal(*pair) for pair in zip(self.cuda, state.cuda, strict=True))
+            and all(np.array_equal(*pair) for pair in zip(self.numpy, state.numpy, strict=True))
+            and self.python == state.python
         )
 
     def restore(self) -> None:
@@ -100,7 +100,7 @@ class ReplayableDropout(TorchFunctionMode):
         if "dropout" in name and arguments and isinstance(arguments[0], Tensor):
             return function(arguments[0].contiguous(), *arguments[1:], **keywords)
         # where it is given by position, as torch.nn.MultiheadAttention does, dropout is the only float
-        dropout = keywords.get("dropout_p") or any(isinstance(one, float) and one > 0 for one in arguments)
+        dropout = keywords.get("dropout_p") or any(isinstance(value, float) and value > 0 for value in arguments)
         if "attention" in name and dropout:
             with sdpa_kernel(SDPBackend.MATH):
                 return function(*arguments, **keywords)

@@ -87,7 +87,7 @@ class Modules:
             differentiable: let every parameter that requires a gradient be one that a loss itself can differentiate in.
             moving: of each level, the parameters that its forward pass writes to, which enter as copies; None: all do.
         """
-        held: list[tuple[Variable, Tensor | None]] = []
+        pairs: list[tuple[Variable, Tensor | None]] = []
         nominal: dict[int, bool] = {}
         replaced: set[int] = set()
         for variable in self._variables:
@@ -104,8 +104,8 @@ class Modules:
                 value._is_param = True  # isinstance(value, nn.Parameter), as modules may ask
                 nominal[id(value)] = current.requires_grad
                 replaced.add(id(current))
-            held.append((variable, value))
-        return Substitution(held, nominal, replaced, self.rnns, self._sizes)
+            pairs.append((variable, value))
+        return Substitution(pairs, nominal, replaced, self.rnns, self._sizes)
 
 
 def marked(leaf: Tensor) -> Tensor:
@@ -129,13 +129,13 @@ class Substitution:
 
     def __init__(
         self,
-        held: list[tuple[Variable, Tensor | None]],
+        pairs: list[tuple[Variable, Tensor | None]],
         nominal: dict[int, bool],
         replaced: set[int],
         rnns: list[nn.RNNBase],
         sizes: list[tuple[nn.Module, int]],
     ) -> None:
-        self._held = held
+        self._pairs = pairs
         self._sizes = sizes
         self.added: list[str] = []
         self.nominal = nominal
@@ -146,7 +146,7 @@ class Substitution:
         self._after: list[tuple[Variable, Tensor | None]] = []
         self._parameters = [
             (index, value)
-            for index, (variable, value) in enumerate(held)
+            for index, (variable, value) in enumerate(pairs)
             if variable.is_parameter and value is not None
         ]
         #: How often each parameter had been written to when the block began.
@@ -155,7 +155,7 @@ class Substitution:
     def __enter__(self) -> Substitution:
         self._versions = [0 if value.is_inference() else value._version for _, value in self._parameters]
         before: list[Tensor | None] = []
-        for variable, value in self._held:
+        for variable, value in self._pairs:
             holder, key = variable.places[0]
             before.append(holder.get(key))
             for holder, key in variable.places:
@@ -165,7 +165,7 @@ class Substitution:
 
     def __exit__(self, *error: object) -> None:
         self._after = []
-        for (variable, _), value in zip(self._held, self._before.pop(), strict=True):
+        for (variable, _), value in zip(self._pairs, self._before.pop(), strict=True):
             holder, key = variable.places[0]
             self._after.append((variable, holder.get(key)))
             for holder, key in variable.places:
@@ -180,7 +180,7 @@ class Substitution:
         """Those of a level's parameters."""
         return [
             value
-            for variable, value in self._held
+            for variable, value in self._pairs
             if variable.is_parameter and variable.level == level and value is not None
         ]
 
@@ -196,7 +196,7 @@ class Substitution:
         """The parameters by the address of their substitutes' storage."""
         return {
             value.untyped_storage().data_ptr(): variable
-            for variable, value in self._held
+            for variable, value in self._pairs
             if variable.is_parameter and value is not None
         }
 
@@ -204,7 +204,7 @@ class Substitution:
         """The parameters that the block has written to or assigned anew, but for what torch does not count: writes
         through ``data``."""
         return [
-            self._held[index][0]
+            self._pairs[index][0]
             for (index, value), version in zip(self._parameters, self._versions, strict=True)
             if self._after[index][1] is not value or (not value.is_inference() and version != value._version)
         ]
@@ -221,7 +221,7 @@ class Substitution:
         ]
 
     def _take_out(self, module: nn.Module) -> None:
-        known = {(id(holder), key) for variable, _ in self._held for holder, key in variable.places}
+        known = {(id(holder), key) for variable, _ in self._pairs for holder, key in variable.places}
         for holder in (module._parameters, module._buffers):
             for key in [key for key, tensor in holder.items() if tensor is not None and (id(holder), key) not in known]:
                 del holder[key]
