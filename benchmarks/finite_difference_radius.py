@@ -15,7 +15,7 @@ import torch
 
 from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.problems import Engine
-from multilevel.problems.hypergradient import differentiated, leaves, lower_level
+from multilevel.problems.hypergradient import differentiable_variables, differentiated, lower_level
 from multilevel.solvers import LowerLevel
 from multilevel.solvers.gradients import filled, gradients, grouped, keyed
 from multilevel.solvers.products import FiniteDifferenceProducts, ForwardProducts, ReverseProducts, default_radius
@@ -38,7 +38,7 @@ def main(overrides: list[str]) -> None:
 
 def direct_gradient(engine: Engine) -> dict[str, dict[str, torch.Tensor]]:
     """Derivative of the top level's loss in every level that it reads."""
-    inputs = leaves(engine.evaluator, differentiated(engine.graph, "mask"))
+    inputs = differentiable_variables(engine.evaluator, differentiated(engine.graph, "mask"))
     (part,) = engine.updates.record_of("mask")
     slopes = gradients(engine.evaluator.replay("mask", part, inputs), keyed(inputs))
     return grouped(filled(slopes, keyed(inputs)), inputs)

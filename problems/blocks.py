@@ -8,7 +8,7 @@ from graphlib import TopologicalSorter
 
 
 @dataclass(frozen=True)
-class Block:
+class LevelBlock:
     """A level, and those below it that read it and that it reads: their response is part of its own gradient.
 
     Attributes:
@@ -17,7 +17,7 @@ class Block:
     """
 
     name: str
-    inner: tuple[Block, ...] = ()
+    inner: tuple[LevelBlock, ...] = ()
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -25,7 +25,7 @@ class Block:
         return (*(level for block in self.inner for level in block.levels), self.name)
 
 
-def ordered(levels: Sequence[str], reads: Mapping[str, Sequence[str]]) -> tuple[Block, ...]:
+def ordered(levels: Sequence[str], reads: Mapping[str, Sequence[str]]) -> tuple[LevelBlock, ...]:
     """Blocks of ``levels`` (bottom first), each after every one that reads a level of it.
 
     Levels that read each other in a cycle are one block: that of the highest of them.
@@ -42,7 +42,7 @@ def ordered(levels: Sequence[str], reads: Mapping[str, Sequence[str]]) -> tuple[
         for top, cycle in members.items()
     }
     order = TopologicalSorter(readers).static_order()
-    return tuple(Block(top, ordered(members[top][:-1], reads)) for top in order)
+    return tuple(LevelBlock(top, ordered(members[top][:-1], reads)) for top in order)
 
 
 def reachable(start: str, edges: Mapping[str, Sequence[str]], within: set[str]) -> set[str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from multilevel.problems import replicas
-from multilevel.problems.evaluation.evaluator import Evaluation, Evaluator, Part
+from multilevel.problems.evaluation.evaluator import Evaluation, Evaluator
+from multilevel.problems.evaluation.recorded_batch import RecordedBatch
 from multilevel.problems.graph import Graph
-from multilevel.problems.hypergradient import Gradients, differentiated, leaves
+from multilevel.problems.hypergradient import Gradients, differentiable_variables, differentiated
 
 
 class Discovery:
@@ -23,7 +24,9 @@ class Discovery:
         self._used: dict[str, set[str]] = {name: set() for name in graph.names}
         self._seen: set[str] = set()
 
-    def evaluate(self, name: str, part: Part, inputs: Gradients, observed: bool) -> tuple[Evaluation, Gradients]:
+    def evaluate(
+        self, name: str, part: RecordedBatch, inputs: Gradients, observed: bool
+    ) -> tuple[Evaluation, Gradients]:
         """The loss of an update of a level, and what it is to be differentiated in: more than ``inputs`` where it reads
         another level for the first time.
 
@@ -39,7 +42,7 @@ class Discovery:
             return self._evaluator.evaluate(name, part, inputs, (), True, observed), inputs
         while True:
             unread = [level for level in graph.names if level not in (name, *graph.reads[name])]
-            suspected = leaves(self._evaluator, used.intersection(unread))
+            suspected = differentiable_variables(self._evaluator, used.intersection(unread))
             watched = [level for level in unread if level not in used]
             evaluation = self._evaluator.evaluate(name, part, {**suspected, **inputs}, watched, True, observed)
             touched = set().union(*replicas.gather(evaluation.touched)) if watched else set()
@@ -49,7 +52,7 @@ class Discovery:
                 self._seen.add(name)
                 if not graph.extend_reads(self._evaluator, name, evaluation.loss, {**suspected, **inputs}):
                     return evaluation, inputs
-                inputs = leaves(self._evaluator, differentiated(graph, name))
+                inputs = differentiable_variables(self._evaluator, differentiated(graph, name))
             used |= touched
             del evaluation
             part.state.restore()

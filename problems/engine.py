@@ -17,7 +17,13 @@ from multilevel.problems.evaluation.evaluator import Evaluator
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.problems.graph import Graph
 from multilevel.problems.history import LevelHistory
-from multilevel.problems.hypergradient import Hypergradient, Total, averaged_over_ranks, differentiated, leaves
+from multilevel.problems.hypergradient import (
+    Hypergradient,
+    Total,
+    averaged_over_ranks,
+    differentiable_variables,
+    differentiated,
+)
 from multilevel.problems.problem import Problem
 from multilevel.problems.recording import followed
 from multilevel.problems.tracking import untracked
@@ -74,7 +80,7 @@ class Engine:
         self.step = 0
         self.max_skipped = max_skipped
         self.updates = Updates(
-            graph, self.evaluator, RandomState.seeded(replicas.own_seed(str(seed), seed)), check, self._tell
+            graph, self.evaluator, RandomState.seeded(replicas.rank_seed(str(seed), seed)), check, self._tell
         )
         self._stopping = False
         self._updated_now: set[str] = set()  # levels with an update in the step that is under way
@@ -175,7 +181,7 @@ class Engine:
             raise GraphError(f"there is no level {name!r}; the levels are {', '.join(self.graph.names)}")
         evaluator = Evaluator(self.graph.problems, precision) if precision else self.evaluator
         record = self.updates.record_of(name)
-        inputs = leaves(evaluator, differentiated(self.graph, name))
+        inputs = differentiable_variables(evaluator, differentiated(self.graph, name))
         total: Total | None = None
         for part in record:
             with part.state.active():
@@ -221,7 +227,7 @@ class Engine:
         if replicas.rank() < len(known):
             self.updates.random = RandomState.from_state_dict(known[replicas.rank()])
         else:
-            self.updates.random = RandomState.seeded(replicas.own_seed(f"{self.seed}/{self.step}", self.seed))
+            self.updates.random = RandomState.seeded(replicas.rank_seed(f"{self.seed}/{self.step}", self.seed))
         for name, history in self.histories.items():
             history.record = None
             history.updates.clear()

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from multilevel.problems import replicas
 from multilevel.problems.batches import Batches
-from multilevel.problems.blocks import Block, ordered, reachable
+from multilevel.problems.blocks import LevelBlock, ordered, reachable
 from multilevel.problems.errors import CheckpointError, GraphError, NestedChainError, ReadsError
 from multilevel.problems.evaluation.evaluator import Evaluator, module_device
-from multilevel.problems.evaluation.lazy_modules import initialize
+from multilevel.problems.evaluation.lazy_modules import initialize_lazy_modules
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.problems.evaluation.substitution import is_marked, marked
 from multilevel.problems.html import html_table
@@ -58,7 +58,7 @@ class Graph:
         if not problems:
             raise GraphError("a graph needs at least one level")
         self.approximate = approximate
-        self._seen: set[str] = set()  # levels whose parameters another level's loss uses in whatever way
+        self._used: set[str] = set()  # levels whose parameters another level's loss uses in whatever way
         self.problems: dict[str, Problem] = {}
         owners: dict[int, str] = {}
         for problem in problems:
@@ -77,9 +77,9 @@ class Graph:
         }
         #: The levels' names, bottom first.
         self.names = tuple(self.problems)
-        self._blocks: dict[str, tuple[Block, ...]] = {}
+        self._blocks: dict[str, tuple[LevelBlock, ...]] = {}
         self._passes: dict[str, tuple[str, ...]] = {}
-        initialize(self.problems, self.batches)
+        initialize_lazy_modules(self.problems, self.batches)
 
     @property
     def top(self) -> str:
@@ -101,7 +101,7 @@ class Graph:
         try:
             standing = self._read(evaluator, 1) and self._read(evaluator, LOOK_AHEAD)
             for name in standing:
-                _refuse_or_warn(self.problems, name, self._seen)
+                _refuse_or_warn(self.problems, name, self._used)
             self._check_passes()
         except Exception:
             self.__dict__.pop("reads", None)
@@ -110,9 +110,9 @@ class Graph:
 
     def _read(self, evaluator: Evaluator, count: int) -> list[str]:
         """Find ``reads`` on so many batches of each level; returns the levels that nothing would move."""
-        self._seen.clear()
-        found = {name: self._discover(evaluator, name, self.batches[name].ahead(count)) for name in self.names}
-        reads = {name: self._in_order(found[name] - {name}) for name in self.names}
+        self._used.clear()
+        sources = {name: self._discover(evaluator, name, self.batches[name].ahead(count)) for name in self.names}
+        reads = {name: self._in_order(sources[name] - {name}) for name in self.names}
         for name, problem in self.problems.items():
             if problem.reads is not None:
                 unknown = [level for level in problem.reads if level not in self.problems]
@@ -124,7 +124,7 @@ class Graph:
         return [
             name
             for name, problem in self.problems.items()
-            if not (name in found[name] or self.passes(name) or problem.reads is not None) and problem.variables()
+            if not (name in sources[name] or self.passes(name) or problem.reads is not None) and problem.variables()
         ]
 
     def extend_reads(self, evaluator: Evaluator, name: str, loss: Tensor, values: Mapping[str, Tensors]) -> bool:
@@ -168,16 +168,16 @@ class Graph:
             self._passes[name] = tuple(level for block in self.blocks(name) for level in block.levels)
         return self._passes[name]
 
-    def blocks(self, name: str) -> tuple[Block, ...]:
+    def blocks(self, name: str) -> tuple[LevelBlock, ...]:
         """The levels of ``passes``, each with those whose response is part of its own gradient."""
         if name not in self._blocks:
             below = set(self.names[: self.names.index(name)])
-            readers = {level: [other for other in self.names if level in self.reads[other]] for level in self.names}
+            readers = {level: [reader for reader in self.names if level in self.reads[reader]] for level in self.names}
             active = reachable(name, self.reads, below) & reachable(name, readers, below)
             self._blocks[name] = ordered([level for level in self.names if level in active], self.reads)
         return self._blocks[name]
 
-    def treats_exactly(self, block: Block) -> bool:
+    def treats_exactly(self, block: LevelBlock) -> bool:
         """Whether the block's solvers can solve with its total gradient; without inner levels, any can."""
         solvers = [self.problems[level].solver for level in block.levels]
         return not block.inner or all(solver is not None and solver.nests for solver in solvers)
@@ -237,21 +237,21 @@ class Graph:
 
     def _discover(self, evaluator: Evaluator, name: str, batches: Iterable[Any]) -> set[str]:
         """The levels, its own included, that a level's loss depends on for these batches."""
-        found: set[str] = set()
+        sources: set[str] = set()
         for batch in batches:
             values = {
                 level: {key: marked(value.clone().requires_grad_()) for key, value in evaluator.detached(level).items()}
                 for level in self.names
             }
             with RandomState.seeded(0).active(), differentiating():
-                part, others = evaluator.record(name, batch), [other for other in self.names if other != name]
-                evaluation = evaluator.evaluate(name, part, values, others)
-            self._seen |= evaluation.seen
-            found |= _reached(evaluator, name, evaluation.loss, values)
-        found = found.union(*replicas.gather(found))  # a loss may not use all of them on every share of the data
-        if not found:
+                part, watched = evaluator.record(name, batch), [level for level in self.names if level != name]
+                evaluation = evaluator.evaluate(name, part, values, watched)
+            self._used |= evaluation.used
+            sources |= _reached(evaluator, name, evaluation.loss, values)
+        sources = sources.union(*replicas.gather(sources))  # a loss may not use all of them on every share of the data
+        if not sources:
             raise GraphError(f"the loss of level {name!r} depends on no level's parameters")
-        return found
+        return sources
 
     def _check_passes(self) -> None:
         for name in self.names:
@@ -270,30 +270,30 @@ class Graph:
 def _reached(evaluator: Evaluator, name: str, loss: Tensor, values: Mapping[str, Tensors]) -> set[str]:
     """The levels on whose substituted ``values`` a loss depends; GraphError for parameters that are beside them."""
     substituted = {id(value): level for level, tensors in values.items() for value in tensors.values()}
-    own = evaluator.modules.raw()
-    found = set()
+    parameters = evaluator.modules.raw()
+    reached = set()
     for leaf in leaves(loss):
         if id(leaf) in substituted:
-            found.add(substituted[id(leaf)])
+            reached.add(substituted[id(leaf)])
         elif is_marked(leaf):
             raise GraphError(
                 f"the loss of level {name!r} uses parameters kept from an earlier evaluation (in a list that it, or a "
                 "module, made once), and would not be differentiated in them: list parameters anew at every call"
             )
-        elif id(leaf) in own:
-            level, parameter = own[id(leaf)]
+        elif id(leaf) in parameters:
+            level, parameter = parameters[id(leaf)]
             raise GraphError(
                 f"the loss of level {name!r} uses the parameter {parameter!r} of level {level!r} that was kept "
                 "outside the loss (or left on a module by a hook), which would be treated as a constant: read it "
                 f"through levels.{level}"
             )
-    return found
+    return reached
 
 
-def _refuse_or_warn(problems: Mapping[str, Problem], name: str, seen: Collection[str]) -> None:
+def _refuse_or_warn(problems: Mapping[str, Problem], name: str, used: Collection[str]) -> None:
     """Raise GraphError for a level that nothing would move, and that something is made to depend on: a loss that uses
     it, a level that starts anew, an optimizer's setting. One that nothing uses at all is a warning."""
-    own = {id(parameter) for parameter in problems[name].module.parameters()}
+    parameter_ids = {id(parameter) for parameter in problems[name].module.parameters()}
     settings = [
         value
         for problem in problems.values()
@@ -303,7 +303,7 @@ def _refuse_or_warn(problems: Mapping[str, Problem], name: str, seen: Collection
         if key != "params" and isinstance(value, Tensor)
     ]
     anew = any(problem.starts_anew for problem in problems.values())
-    if name in seen or anew or any(id(leaf) in own for value in settings for leaf in (value, *leaves(value))):
+    if name in used or anew or any(id(leaf) in parameter_ids for value in settings for leaf in (value, *leaves(value))):
         raise GraphError(
             f"level {name!r} could never move: its loss does not depend on its own parameters, and no level listed "
             f"before it that it depends on reads them. List levels bottom first, and use levels.{name} in such a "
@@ -313,11 +313,11 @@ def _refuse_or_warn(problems: Mapping[str, Problem], name: str, seen: Collection
     warnings.warn(f"level {name!r} will never move: no loss depends on its parameters", stacklevel=2)
 
 
-def _check_pinned(problem: Problem, found: tuple[str, ...]) -> None:
+def _check_pinned(problem: Problem, reads: tuple[str, ...]) -> None:
     """Raise ReadsError for levels that a loss reads and ``reads`` leaves out."""
-    if problem.reads is not None and not set(found) <= set(problem.reads):
+    if problem.reads is not None and not set(reads) <= set(problem.reads):
         raise ReadsError(
-            f"level {problem.name!r} is pinned to read {_listed(problem.reads)}, but its loss reads {_listed(found)}"
+            f"level {problem.name!r} is pinned to read {_listed(problem.reads)}, but its loss reads {_listed(reads)}"
         )
 
 
@@ -327,15 +327,15 @@ def _listed(names: tuple[str, ...]) -> str:
 
 def check_match(weights: Mapping[str, Mapping[str, Tensor]], problems: Mapping[str, Problem]) -> None:
     """Raise CheckpointError unless saved weights, ``{level: {name: tensor}}``, fit the modules of a graph."""
-    present = {
-        f"{level}.{name}": list(tensor.shape)
-        for level, problem in problems.items()
-        for name, tensor in problem.module.state_dict().items()
-    }
-    saved = {f"{level}.{name}": list(tensor.shape) for level, some in weights.items() for name, tensor in some.items()}
+    present = _shapes({level: problem.module.state_dict() for level, problem in problems.items()})
+    saved = _shapes(weights)
     for key in [*present, *saved]:
         if saved.get(key) != present.get(key):
             raise CheckpointError(
                 f"the checkpoint is of another recipe: {key} has shape {saved.get(key, 'none')} in it, "
                 f"and {present.get(key, 'none')} here"
             )
+
+
+def _shapes(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, list[int]]:
+    return {f"{level}.{name}": list(tensor.shape) for level, state in states.items() for name, tensor in state.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from multilevel.problems.evaluation.evaluator import Record
+from multilevel.problems.evaluation.recorded_batch import RecordedBatches
 from multilevel.problems.recording import RecordedUpdate
 from multilevel.solvers import ProductChoice
 from multilevel.solvers.vectors import Tensors
@@ -24,7 +24,7 @@ class LevelHistory:
         skipped: updates in a row that were skipped last.
     """
 
-    record: Record | None = None
+    record: RecordedBatches | None = None
     updates: deque[RecordedUpdate] = field(default_factory=deque)
     solutions: dict[str, Tensors] = field(default_factory=dict)
     hypergradient: Tensors | None = None

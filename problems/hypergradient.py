@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 from torch import Tensor
 
 from multilevel.problems import replicas
-from multilevel.problems.evaluation.evaluator import Evaluator, Part, Record
+from multilevel.problems.evaluation.evaluator import Evaluator
+from multilevel.problems.evaluation.recorded_batch import RecordedBatch, RecordedBatches, Values
 from multilevel.problems.evaluation.substitution import marked
 from multilevel.problems.graph import Graph
 from multilevel.problems.nested import NestedSystem
-from multilevel.problems.recording import RecordedUpdate, Values, same
+from multilevel.problems.recording import RecordedUpdate, identical
 from multilevel.solvers import LowerLevel, Prediction, ProductChoice, SolveError, Solver, SolveReport, Step
 from multilevel.solvers.gradients import keyed
 from multilevel.solvers.update_rules import KINDS, UpdateRule, known
@@ -29,7 +31,7 @@ def differentiated(graph: Graph, name: str) -> tuple[str, ...]:
     return (name, *(level for level in graph.passes(name) if level in graph.reads[name]))
 
 
-def leaves(evaluator: Evaluator, levels: Iterable[str]) -> Gradients:
+def differentiable_variables(evaluator: Evaluator, levels: Iterable[str]) -> Gradients:
     """The variables of ``levels``, detached and requiring a gradient."""
     return {
         level: {key: marked(value.requires_grad_()) for key, value in evaluator.detached(level).items()}
@@ -46,16 +48,17 @@ def averaged_over_ranks(total: Total, like: Gradients) -> Total:
 
 def mean_values(values: list[tuple[float, dict[str, float]]]) -> tuple[float, dict[str, float]]:
     """Mean loss and metrics over the parts of a batch and over ranks; a metric that some lack, over the others."""
-    every = [one for own in replicas.gather(values) for one in own]
-    kept: dict[str, list[float]] = {}
-    for _, metrics in every:
+    losses: list[float] = []
+    numbers: dict[str, list[float]] = {}
+    for loss, metrics in chain.from_iterable(replicas.gather(values)):
+        losses.append(loss)
         for key, value in metrics.items():
-            kept.setdefault(key, []).append(value)
-    return sum(loss for loss, _ in every) / len(every), {key: sum(some) / len(some) for key, some in kept.items()}
+            numbers.setdefault(key, []).append(value)
+    return sum(losses) / len(losses), {key: sum(row) / len(row) for key, row in numbers.items()}
 
 
 @dataclass(frozen=True)
-class Memory:
+class SolverMemory:
     """Results of earlier updates that solves use; all of it may be empty.
 
     Attributes:
@@ -84,13 +87,13 @@ class Hypergradient:
     solutions: Mapping[str, Tensors]
 
 
-def respond(
+def adjoint_pass(
     graph: Graph,
     evaluator: Evaluator,
-    records: Mapping[str, Record],
+    records: Mapping[str, RecordedBatches],
     name: str,
     direct: Gradients,
-    memory: Memory,
+    memory: SolverMemory,
     solvers: Mapping[str, Solver],
     observe: Callable[[str, Tensors], None] | None = None,
 ) -> Hypergradient:
@@ -115,7 +118,7 @@ def respond(
     solutions: dict[str, Tensors] = {}
     waiting = list(graph.passes(name))
 
-    def lower(level: str, wanted: Collection[str]) -> LowerLevel:
+    def lower(level: str, read_levels: Collection[str]) -> LowerLevel:
         count = solvers[level].recorded_steps
         optimizer = graph.problems[level].optimizer
         if count and optimizer is not None and not known(optimizer):
@@ -126,43 +129,43 @@ def respond(
             )
         updates = list(memory.steps.get(level, ()))[-count:] if count else []
         start, choice = memory.starts.get(level), memory.products.get(level)
-        return lower_level(evaluator, records[level], level, wanted, updates, start, choice)
+        return lower_level(evaluator, records[level], level, read_levels, updates, start, choice)
 
     for block in graph.blocks(name):
         exact = block.inner and graph.treats_exactly(block)
         for levels in [block.levels] if exact else [(level,) for level in block.levels]:
             waiting = [level for level in waiting if level not in levels]
-            given = {level: cotangents.pop(level) for level in levels if level in cotangents}
-            wanted = sorted({other for level in levels for other in graph.reads[level] if other in (*waiting, name)})
-            if not given:
+            arriving = {level: cotangents.pop(level) for level in levels if level in cotangents}
+            read_levels = sorted({read for level in levels for read in graph.reads[level] if read in (*waiting, name)})
+            if not arriving:
                 continue
             if exact:
                 system = NestedSystem(
-                    block, {level: lower(level, ()) for level in levels}, evaluator, wanted, records, solvers
+                    block, {level: lower(level, ()) for level in levels}, evaluator, read_levels, records, solvers
                 )
                 contributions: Mapping[str, Tensors]
-                contributions, found = system.respond(given)
-                reports |= found
+                contributions, block_reports = system.respond(arriving)
+                reports |= block_reports
             else:
                 (level,) = levels
-                response = solvers[level].respond(lower(level, wanted), given[level])
+                response = solvers[level].respond(lower(level, read_levels), arriving[level])
                 contributions, reports[level] = response.contributions, response.report
                 if response.solution is not None:
                     solutions[level] = response.solution
             if observe is not None:
-                for level, cotangent in given.items():
+                for level, cotangent in arriving.items():
                     observe(level, cotangent)
-            for other, contribution in contributions.items():
-                so_far = cotangents.get(other) or zeros_like(contribution)
-                cotangents[other] = {key: so_far[key] + contribution[key] for key in contribution}
+            for read, contribution in contributions.items():
+                so_far = cotangents.get(read) or zeros_like(contribution)
+                cotangents[read] = {key: so_far[key] + contribution[key] for key in contribution}
     return Hypergradient(cotangents[name], reports, solutions)
 
 
 def lower_level(
     evaluator: Evaluator,
-    record: Record,
+    record: RecordedBatches,
     level: str,
-    wanted: Collection[str],
+    read_levels: Collection[str],
     updates: Sequence[RecordedUpdate] = (),
     start: Tensors | None = None,
     choice: ProductChoice | None = None,
@@ -170,11 +173,11 @@ def lower_level(
     """A level as its solver sees it, at the current point, with its recorded batch, draws and generator state."""
     problem, parameters, predictions = evaluator.problems[level], evaluator.detached(level), None
     if problem.declares_outputs:
-        predictions = [_prediction(evaluator, level, evaluator.cast(part)) for part in record]
+        predictions = [_prediction(evaluator, level, evaluator.to_precision(part)) for part in record]
     return LowerLevel(
         recorded_losses(evaluator, record, level),
         parameters,
-        {other: evaluator.detached(other) for other in wanted},
+        {read: evaluator.detached(read) for read in read_levels},
         evaluator.arithmetic(parameters.values()),
         predictions,
         UpdateRule.of(problem.optimizer, problem.variables(), problem.clip_norm),
@@ -194,7 +197,7 @@ def recorded_steps(evaluator: Evaluator, level: str, updates: Sequence[RecordedU
     starts = [update.parameters for update in updates[1:]]
     for update, start in zip(updates, [*starts, evaluator.problems[level].variables()], strict=False):
         reason = update.unfollowed
-        if not reason and not all(same(update.end[name], start[name]) for name in start if name in update.end):
+        if not reason and not all(identical(update.end[name], start[name]) for name in start if name in update.end):
             reason = "its parameters were changed after an update, outside of its optimizer's hooks and on_update"
         if reason:
             raise SolveError(f"level {level!r}: an unrolled solver cannot differentiate an update: {reason}")
@@ -214,7 +217,7 @@ def recorded_steps(evaluator: Evaluator, level: str, updates: Sequence[RecordedU
 
 def recorded_losses(
     evaluator: Evaluator,
-    record: Record,
+    record: RecordedBatches,
     level: str,
     buffers: Sequence[Values] | None = None,
 ) -> list[Callable[..., Tensor]]:
@@ -224,27 +227,28 @@ def recorded_losses(
     """
     sign = evaluator.problems[level].sign
 
-    def loss(part: Part, held: Values, parameters: Tensors, reads: Values) -> Tensor:
+    def loss(part: RecordedBatch, start: Values, parameters: Tensors, reads: Values) -> Tensor:
         # a loss may write to its buffers, as running statistics are
-        own = {other: {name: buffer.clone() for name, buffer in tensors.items()} for other, tensors in held.items()}
-        given = {level: parameters, **reads}
-        substituted = {other: {**given.get(other, {}), **own.get(other, {})} for other in {**own, **given}}
+        copies = {name: {key: buffer.clone() for key, buffer in tensors.items()} for name, tensors in start.items()}
+        variables = {level: parameters, **reads}
+        substituted = {name: {**variables.get(name, {}), **copies.get(name, {})} for name in {**copies, **variables}}
         value = evaluator.replay(level, part, substituted)
         return value if sign == 1 else sign * value
 
-    each = buffers if buffers is not None else [{}] * len(record)
-    return [partial(loss, evaluator.cast(part), held) for part, held in zip(record, each, strict=True)]
+    parts = map(evaluator.to_precision, record)
+    starts = [{}] * len(record) if buffers is None else buffers
+    return [partial(loss, part, start) for part, start in zip(parts, starts, strict=True)]
 
 
-def _prediction(evaluator: Evaluator, level: str, part: Part) -> Prediction:
+def _prediction(evaluator: Evaluator, level: str, part: RecordedBatch) -> Prediction:
     after, sign = part.state, evaluator.problems[level].sign
 
     def outputs(parameters: Tensors, reads: Mapping[str, Tensors]) -> list[Tensor]:
         nonlocal after
-        found, after = evaluator.outputs(level, part, {level: parameters, **reads})
-        return found
+        values, after = evaluator.outputs(level, part, {level: parameters, **reads})
+        return values
 
-    def criterion(found: Sequence[Tensor], reads: Mapping[str, Tensors]) -> Tensor:
-        return sign * evaluator.criterion(level, part, found, reads, after)
+    def criterion(values: Sequence[Tensor], reads: Mapping[str, Tensors]) -> Tensor:
+        return sign * evaluator.criterion(level, part, values, reads, after)
 
     return Prediction(outputs, criterion)

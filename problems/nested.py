@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from multilevel.problems.blocks import Block
-from multilevel.problems.evaluation.evaluator import Evaluator, Record
+from multilevel.problems.blocks import LevelBlock
+from multilevel.problems.evaluation.evaluator import Evaluator
 from multilevel.problems.evaluation.normalization import ElementaryNormalization
+from multilevel.problems.evaluation.recorded_batch import RecordedBatches
 from multilevel.solvers import ImplicitSolver, LowerLevel, ProductError, Solver, SolveReport
 from multilevel.solvers.base import scale_of
 from multilevel.solvers.differentiation import differentiating, higher_derivatives
@@ -41,7 +42,7 @@ class NestedSystem:
         block: the levels.
         lowers: each of them.
         evaluator: of their losses.
-        wanted: the levels read outside the block that are being differentiated.
+        read_levels: the levels read outside the block that are being differentiated.
         records: of the last updates.
         solvers: of the levels; each must nest.
         values: every variable of a block that contains this one; None for the outermost.
@@ -49,26 +50,26 @@ class NestedSystem:
 
     def __init__(
         self,
-        block: Block,
+        block: LevelBlock,
         lowers: Mapping[str, LowerLevel],
         evaluator: Evaluator,
-        wanted: Collection[str],
-        records: Mapping[str, Record],
+        read_levels: Collection[str],
+        records: Mapping[str, RecordedBatches],
         solvers: Mapping[str, Solver],
         values: Values | None = None,
     ) -> None:
         self.block = block
-        self.own = [f"{block.name}/{name}" for name in lowers[block.name].parameters]
-        current = {f"{level}/{name}": one for level in block.levels for name, one in lowers[level].parameters.items()}
-        self.values: Values = {**(values or {}), **current}
+        self.own_keys = [f"{block.name}/{name}" for name in lowers[block.name].parameters]
+        point = {f"{level}/{name}": value for level in block.levels for name, value in lowers[level].parameters.items()}
+        self.values: Values = {**(values or {}), **point}
         self.lowers = lowers
         self.evaluator, self.records = evaluator, records
         self.solver = solvers[block.name]
-        self.reads = {other: evaluator.detached(other) for other in wanted}
+        self.reads = {level: evaluator.detached(level) for level in read_levels}
         self.solved: list[SolveReport] = []  # of the level's own solver
         self.evaluations = 0  # of the level's loss
         self.inner = [
-            NestedSystem(part, lowers, evaluator, wanted, records, solvers, self.values) for part in block.inner
+            NestedSystem(part, lowers, evaluator, read_levels, records, solvers, self.values) for part in block.inner
         ]
         for system in self.inner:
             self.values |= system.values
@@ -79,14 +80,19 @@ class NestedSystem:
     @property
     def keys(self) -> list[str]:
         """The names of z: this level's variables, then those of the inner blocks, then the multipliers."""
-        inner = [key for system in self.inner for key in system.keys]
-        return [*self.own, *inner, *(self._multiplier(key) for key in inner)]
+        return [*self.own_keys, *self.inner_keys]
+
+    @property
+    def inner_keys(self) -> list[str]:
+        """The names of what is within: the variables of the inner blocks, then the multipliers."""
+        keys = [key for system in self.inner for key in system.keys]
+        return [*keys, *map(self._multiplier, keys)]
 
     def respond(self, cotangents: Mapping[str, Tensors]) -> tuple[dict[str, dict[str, Tensor]], dict[str, SolveReport]]:
         """Contributions to the levels read, from cotangents of the block's levels, and a report for each level."""
         right_hand_side = zeros_like({key: self.values[key] for key in self.keys})
         for level, tensors in cotangents.items():
-            right_hand_side |= {f"{level}/{name}": one for name, one in tensors.items()}
+            right_hand_side |= {f"{level}/{name}": tensor for name, tensor in tensors.items()}
         with explained():
             unit, scale = at_unit_scale(right_hand_side)
             mixed = self._products().mixed(self.solve(unit))
@@ -117,65 +123,66 @@ class NestedSystem:
 
     def gradient(self, values: Mapping[str, Tensor], reads: Mapping[str, Tensors]) -> Values:
         """dL/dz, differentiable in everything."""
-        own = {key: values[key] for key in self.keys}
-        return grad(lambda some: self.lagrangian({**values, **some}, reads))(own)
+        variables = {key: values[key] for key in self.keys}
+        return grad(lambda moved: self.lagrangian({**values, **moved}, reads))(variables)
 
     def solve(self, right_hand_side: Values) -> Values:
         """The x with ``K x = a``: by the level's own solver where nothing is nested in it, else by elimination."""
         products = self._products()
         if not self.inner:
             return self._solve_own(products, right_hand_side)
-        within = [key for key in self.keys if key not in self.own]
         unit, scale = at_unit_scale(right_hand_side)
         if scale == 0:
             return unit
-        eliminated = self._solve_inner(products, {key: unit[key] for key in within})
+        eliminated = self._solve_inner(products, {key: unit[key] for key in self.inner_keys})
         image = products.hessian(eliminated)
-        x = self._solve_own(products, {key: unit[key] - image[key] for key in self.own})
+        x = self._solve_own(products, {key: unit[key] - image[key] for key in self.own_keys})
         image = products.hessian({**zeros_like(image), **x})
-        return scaled({**self._solve_inner(products, {key: unit[key] - image[key] for key in within}), **x}, scale)
+        inner = self._solve_inner(products, {key: unit[key] - image[key] for key in self.inner_keys})
+        return scaled({**inner, **x}, scale)
 
     def _solve_own(self, products: Products, right_hand_side: Values) -> Values:
         """Solve for the level's own variables with the total Hessian, what is within having responded."""
         assert isinstance(self.solver, ImplicitSolver)
-        own = {key: self.values[key] for key in self.own}
+        variables = {key: self.values[key] for key in self.own_keys}
 
         def total(vector: Tensors) -> Values:
             direction = {**zeros_like({key: self.values[key] for key in self.keys}), **vector}
             if self.inner:
                 image = products.hessian(direction)
-                response = self._solve_inner(products, {key: -image[key] for key in self.keys if key not in self.own})
+                response = self._solve_inner(products, {key: -image[key] for key in self.inner_keys})
                 direction = {**response, **vector}
             image = products.hessian(direction)
-            return {key: image[key] for key in self.own}
+            return {key: image[key] for key in self.own_keys}
 
         unit, scale = at_unit_scale(right_hand_side)
         if scale == 0:
             return unit
-        at = PRODUCTS[self.solver.product](LowerLevel([], own, {}), self.solver.radius)
+        at = PRODUCTS[self.solver.product](LowerLevel([], variables, {}), self.solver.radius)
         solution = self.solver.checked(self.solver.system(at, total, flatten(unit)))
         self.solved.append(report_of(solution, products))
-        return scaled(unflatten(solution.x, own), scale)
+        return scaled(unflatten(solution.x, variables), scale)
 
     def _solve_inner(self, products: Products, right_hand_side: Values) -> Values:
         """Solve the rows and columns of K that belong to the inner blocks and multipliers; 0 for the level's own."""
         direction = zeros_like({key: self.values[key] for key in self.keys})
         for system in reversed(self.inner):  # the inner variables: each block after those that it reads
             image = products.hessian(direction)
-            rest = {key: right_hand_side[self._multiplier(key)] - image[self._multiplier(key)] for key in system.keys}
-            direction |= {key: -one for key, one in system.solve(rest).items()}
+            rows = {key: self._multiplier(key) for key in system.keys}
+            residual = {key: right_hand_side[row] - image[row] for key, row in rows.items()}
+            direction |= {key: -value for key, value in system.solve(residual).items()}
         for system in self.inner:  # their multipliers
             image = products.hessian(direction)
-            rest = {key: right_hand_side[key] - image[key] for key in system.keys}
-            direction |= {self._multiplier(key): -one for key, one in system.solve(rest).items()}
+            residual = {key: right_hand_side[key] - image[key] for key in system.keys}
+            direction |= {self._multiplier(key): -value for key, value in system.solve(residual).items()}
         return direction
 
     def _solve_multipliers(self) -> None:
         """The multipliers at the current point: the adjoint pass of the level's own total gradient."""
         for system in self.inner:
             slopes = self.gradient(self.values, self.reads)
-            found = system.solve({key: slopes[key].detach() for key in system.keys})
-            self.values |= {self._multiplier(key): one for key, one in found.items()}
+            multipliers = system.solve({key: slopes[key].detach() for key in system.keys})
+            self.values |= {self._multiplier(key): value for key, value in multipliers.items()}
 
     def _loss(self, values: Mapping[str, Tensor], reads: Mapping[str, Tensors]) -> Tensor:
         levels: dict[str, Values] = {level: dict(tensors) for level, tensors in reads.items()}
@@ -192,15 +199,15 @@ class NestedSystem:
     def _products(self) -> Products:
         assert isinstance(self.solver, ImplicitSolver)
 
-        def loss(own: Tensors, reads: Mapping[str, Tensors]) -> Tensor:
-            return self.lagrangian({**self.values, **own}, reads)
+        def loss(moved: Tensors, reads: Mapping[str, Tensors]) -> Tensor:
+            return self.lagrangian({**self.values, **moved}, reads)
 
         point = {key: self.values[key] for key in self.keys}
         arithmetic = self.evaluator.arithmetic(self.lowers[self.block.name].parameters.values())
         return PRODUCTS[self.solver.product](LowerLevel([loss], point, self.reads, arithmetic), self.solver.radius)
 
     def _all(self) -> list[NestedSystem]:
-        return [one for system in self.inner for one in system._all()] + [self]
+        return [nested for system in self.inner for nested in system._all()] + [self]
 
     def _multiplier(self, key: str) -> str:
         return f"{self.block.name}{MULTIPLIER}{key}"

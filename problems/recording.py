@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import optimizer as optimizers
 
-from multilevel.problems.evaluation.evaluator import Record
+from multilevel.problems.evaluation.recorded_batch import RecordedBatches, Values
 from multilevel.problems.graph import Graph
 from multilevel.problems.problem import Problem
 from multilevel.problems.stepping import take_step
@@ -20,9 +20,6 @@ from multilevel.problems.tracking import NotFollowedError, Tracker
 from multilevel.solvers.stages import Key, Keyed, Stage, keyed, keyed_reads
 from multilevel.solvers.update_rules import STATE, UpdateRule, known
 from multilevel.solvers.vectors import Tensors
-
-#: By level and name.
-Values = Mapping[str, Tensors]
 
 
 @dataclass(frozen=True)
@@ -39,11 +36,11 @@ class RecordedUpdate:
         ascends: the optimizer maximizes.
         before: see ``Step``.
         after: see ``Step``.
-        kept: tensors of hooks and callbacks that depend on it, see ``Tracker``.
+        hook_tensors: tensors of hooks and callbacks that depend on it, see ``Tracker``.
         unfollowed: what of it cannot be differentiated, and why; empty where all can.
     """
 
-    record: Record
+    record: RecordedBatches
     parameters: Tensors
     reads: Values
     buffers: Sequence[Values]
@@ -52,21 +49,21 @@ class RecordedUpdate:
     ascends: bool = False
     before: Stage | None = None
     after: Sequence[Stage] = ()
-    kept: Mapping[Key, Tensor] = field(default_factory=dict)
+    hook_tensors: Mapping[Key, Tensor] = field(default_factory=dict)
     unfollowed: str = ""
 
     @property
     def bytes(self) -> int:
         """Memory of its parameters and optimizer state."""
-        held = (self.parameters, *self.reads.values(), *self.rule.state.values())
-        return sum(tensor.numel() * tensor.element_size() for tensors in held for tensor in tensors.values())
+        groups = (self.parameters, *self.reads.values(), *self.rule.state.values())
+        return sum(tensor.numel() * tensor.element_size() for tensors in groups for tensor in tensors.values())
 
     def __getstate__(self) -> dict[str, Any]:
         """A graph of autograd cannot be stored."""
         state = dict(self.__dict__)
         if self.before is not None or self.after:
             why = "what hooks and callbacks did in an update is not stored with it"
-            state |= {"before": None, "after": (), "kept": {}, "unfollowed": self.unfollowed or why}
+            state |= {"before": None, "after": (), "hook_tensors": {}, "unfollowed": self.unfollowed or why}
         return state
 
 
@@ -93,19 +90,19 @@ def copied(tensors: Tensors, like: Tensors | None) -> dict[str, Tensor]:
     """Copies of tensors, detached; those of ``like`` where they are the same to the last bit."""
     like = like or {}
     return {
-        name: like[name] if name in like and same(like[name], tensor) else tensor.detach().clone()
+        name: like[name] if name in like and identical(like[name], tensor) else tensor.detach().clone()
         for name, tensor in tensors.items()
     }
 
 
-def same(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
+def identical(first: Tensor, second: Tensor) -> bool:
+    return first.dtype == second.dtype and first.device == second.device and torch.equal(first, second)
 
 
 def recorded_step(
     graph: Graph,
     problem: Problem,
-    record: Record,
+    record: RecordedBatches,
     buffers: Sequence[Values],
     earlier: Sequence[RecordedUpdate],
     loss: float,
@@ -122,22 +119,22 @@ def recorded_step(
     """
     last, reads = earlier[-1] if earlier else None, reads_of(graph, problem)
     start = copied(problem.variables(), last.end if last else None)
-    held = {level: copied(tensors, last.reads[level] if last else None) for level, tensors in reads.items()}
-    hooks = Hooks(problem, start, reads, last.kept if last else {})
+    read_copies = {level: copied(tensors, last.reads[level] if last else None) for level, tensors in reads.items()}
+    hooks = Hooks(problem, start, reads, last.hook_tensors if last else {})
     with hooks.followed():
         take_step(problem, loss)
     end = copied(problem.variables(), start)
     return RecordedUpdate(
         record,
         start,
-        held,
+        read_copies,
         buffers,
         hooks.rule,
         end,
         problem.sign < 0,
         hooks.before,
         hooks.after,
-        hooks.kept,
+        hooks.hook_tensors,
         hooks.unfollowed,
     )
 
@@ -149,10 +146,10 @@ class Hooks:
         problem: the level.
         start: its parameters before the step.
         reads: variables of the levels read.
-        kept: of the update before.
+        hook_tensors: of the update before.
 
     Attributes:
-        kept: after this one.
+        hook_tensors: after this one.
         rule: the optimizer's update, as the hooks left it.
         before: what they did to parameters, gradient and state before it; None: nothing.
         after: what they did to parameters and state after it.
@@ -161,10 +158,10 @@ class Hooks:
 
     rule: UpdateRule
 
-    def __init__(self, problem: Problem, start: Tensors, reads: Values, kept: Mapping[Key, Tensor]) -> None:
+    def __init__(self, problem: Problem, start: Tensors, reads: Values, hook_tensors: Mapping[Key, Tensor]) -> None:
         assert problem.optimizer is not None
         self.problem, self.optimizer, self.start, self.reads = problem, problem.optimizer, start, reads
-        self.kept = kept
+        self.hook_tensors = hook_tensors
         self.before: Stage | None = None
         self.after: tuple[Stage, ...] = ()
         self.unfollowed = ""
@@ -208,7 +205,7 @@ class Hooks:
     def _open(self, parameters: Tensors) -> None:
         slots = slots_of(self.problem)
         snapshots = {key: tensor.detach().clone() for key, tensor in slots.items() if key[0] != "parameters"}
-        followed = {**slots, **keyed_reads(self.reads), **self.kept}
+        followed = {**slots, **keyed_reads(self.reads), **self.hook_tensors}
         tracker = Tracker(followed, snapshots | keyed("parameters", parameters))
         self._tracker = tracker.__enter__()
 
@@ -219,7 +216,7 @@ class Hooks:
         tracker.__exit__(None, None, None)
         try:
             stage = tracker.stage(slots_of(self.problem))
-            self.kept = tracker.kept
+            self.hook_tensors = tracker.hook_tensors
             return stage
         except NotFollowedError as error:
             self.unfollowed = f"a step hook of its optimizer: {error}"
@@ -241,7 +238,7 @@ def followed(
         yield nullcontext
         return
     update = steps[-1]
-    slots = {**slots_of(problem), **keyed_reads(reads_of(graph, problem)), **update.kept}
+    slots = {**slots_of(problem), **keyed_reads(reads_of(graph, problem)), **update.hook_tensors}
     tracker = Tracker(slots, keyed("parameters", update.end))
     yield lambda: tracker
     end = copied(problem.variables(), update.end)
@@ -251,7 +248,7 @@ def followed(
         steps[-1] = replace(update, end=end, unfollowed=update.unfollowed or f"Callback.on_update: {error}")
         return
     if stage is not None:
-        steps[-1] = replace(update, end=end, after=(*update.after, stage), kept=tracker.kept)
+        steps[-1] = replace(update, end=end, after=(*update.after, stage), hook_tensors=tracker.hook_tensors)
 
 
 def slots_of(problem: Problem) -> Keyed:

@@ -37,7 +37,7 @@ class Form(NamedTuple):
 
 
 def forms(tensors: Iterable[Tensor]) -> list[Form]:
-    return [Form(one.shape, one.dtype, one.device) for one in tensors]
+    return [Form(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
 
 
 def count() -> int:
@@ -50,7 +50,7 @@ def rank() -> int:
     return dist.get_rank() if count() > 1 else 0
 
 
-def own_seed(text: str, first: int) -> int:
+def rank_seed(text: str, first: int) -> int:
     """A seed of this rank's own, for what differs by rank: ``first`` on rank 0, one derived from ``text`` on others."""
     return first if rank() == 0 else zlib.crc32(f"{text}/rank/{rank()}".encode())
 
@@ -60,13 +60,13 @@ def mean(tensors: Sequence[Tensor]) -> list[Tensor]:
     if count() == 1:
         return list(tensors)
     means: list[Tensor] = [torch.empty(0)] * len(tensors)
-    for places in _buckets(tensors):
-        flat = torch.cat([tensors[place].detach().reshape(-1) for place in places])
+    for indices in _buckets(tensors):
+        flat = torch.cat([tensors[index].detach().reshape(-1) for index in indices])
         with _connected():
             dist.all_reduce(flat)
         flat /= count()
-        for place, part in zip(places, flat.split([tensors[place].numel() for place in places]), strict=True):
-            means[place] = part.view(tensors[place].shape)
+        for index, part in zip(indices, flat.split([tensors[index].numel() for index in indices]), strict=True):
+            means[index] = part.view(tensors[index].shape)
     return means
 
 
@@ -79,11 +79,11 @@ def mean_present(tensors: Sequence[Tensor | None], like: Sequence[Form]) -> list
     """
     if count() == 1:
         return list(tensors)
-    flags = [one is not None for one in tensors]
+    flags = [tensor is not None for tensor in tensors]
     present, *means = _Averaged.apply(
         torch.tensor(flags, dtype=like[0].dtype, device=like[0].device), *_filled(tensors, like)
     )
-    return [one if used else None for one, used in zip(means, present.tolist(), strict=True)]
+    return [mean if used else None for mean, used in zip(means, present.tolist(), strict=True)]
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
@@ -115,19 +115,19 @@ def spread(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
     """
     if count() == 1:
         return [task() for task in tasks]
-    own: dict[int, Any] = {}
+    results: dict[int, Any] = {}
     error: MultilevelError | None = None
     try:
-        for place in range(rank(), len(tasks), count()):
-            own[place] = tasks[place]()
+        for index in range(rank(), len(tasks), count()):
+            results[index] = tasks[index]()
     except MultilevelError as raised:
         error = raised
-    found: dict[int, Any] = {}
-    for theirs, problem in gather((own, error)):
+    gathered: dict[int, Any] = {}
+    for results_of_rank, problem in gather((results, error)):
         if problem is not None:
             raise problem
-        found |= theirs
-    return [found[place] for place in range(len(tasks))]
+        gathered |= results_of_rank
+    return [gathered[index] for index in range(len(tasks))]
 
 
 def averaging(parameters: Tensors) -> dict[str, Tensor]:
@@ -163,7 +163,7 @@ class _Replicated(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        return tuple(one if one is None else one.view_as(one) for one in tangents)
+        return tuple(tangent if tangent is None else tangent.view_as(tangent) for tangent in tangents)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Any, Any]:
@@ -198,23 +198,23 @@ class _Averaged(torch.autograd.Function):
 
 def _filled(tensors: Sequence[Tensor | None], forms: Sequence[Form]) -> list[Tensor]:
     """0 in place of what is missing."""
-    return [form.zeros() if one is None else one for one, form in zip(tensors, forms, strict=True)]
+    return [form.zeros() if tensor is None else tensor for tensor, form in zip(tensors, forms, strict=True)]
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
     """Positions of tensors that travel together: of one dtype and device, up to ``BUCKET`` numbers or one tensor."""
-    places: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    for place, tensor in enumerate(tensors):
-        places.setdefault((tensor.dtype, tensor.device), []).append(place)
-    for some in places.values():
+    groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        groups.setdefault((tensor.dtype, tensor.device), []).append(index)
+    for indices in groups.values():
         bucket: list[int] = []
         size = 0
-        for place in some:
-            if bucket and size + tensors[place].numel() > BUCKET:
+        for index in indices:
+            if bucket and size + tensors[index].numel() > BUCKET:
                 yield bucket
                 bucket, size = [], 0
-            bucket.append(place)
-            size += tensors[place].numel()
+            bucket.append(index)
+            size += tensors[index].numel()
         yield bucket
 
 

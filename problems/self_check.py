@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from multilevel.problems.errors import NotFiniteError
-from multilevel.problems.evaluation.evaluator import Evaluator, Record
+from multilevel.problems.evaluation.evaluator import Evaluator
+from multilevel.problems.evaluation.recorded_batch import RecordedBatches
 from multilevel.problems.graph import Graph
-from multilevel.problems.hypergradient import Memory, lower_level
+from multilevel.problems.hypergradient import SolverMemory, lower_level
 from multilevel.solvers import (
     FiniteDifference,
     FirstOrder,
@@ -53,7 +54,7 @@ class SelfCheck:
 
     def __init__(self) -> None:
         self.names: set[str] = set()
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def compare(
         self,
@@ -61,9 +62,9 @@ class SelfCheck:
         evaluator: Evaluator,
         name: str,
         level: str,
-        record: Record,
+        record: RecordedBatches,
         cotangent: Tensors,
-        memory: Memory,
+        memory: SolverMemory,
     ) -> str:
         """``check_products`` for a level that a hypergradient goes through, in float32 where the run is coarser.
 
@@ -82,15 +83,15 @@ class SelfCheck:
             return ""
         self.names.add(name)
         solver = graph.problems[level].solver
-        if solver is None or level in self._told:
+        if solver is None or level in self._reported:
             return ""
         exact = evaluator.precision == "float32"  # the rounding of bf16 is no fault
         single = evaluator if exact else Evaluator(graph.problems)
-        wanted = [other for other in graph.reads[level] if other in (name, *graph.passes(name))]
-        lower = lower_level(single, record, level, wanted, choice=memory.products.get(level))
+        read_levels = [read for read in graph.reads[level] if read in (name, *graph.passes(name))]
+        lower = lower_level(single, record, level, read_levels, choice=memory.products.get(level))
         line = check_products(level, solver, lower, cotangent)
         if line:
-            self._told.add(level)
+            self._reported.add(level)
         return line
 
 
@@ -116,11 +117,11 @@ def check_products(level: str, solver: Solver, lower: LowerLevel, cotangent: Ten
         return f"self-check: {line}"
     reason = ""
     for kind in ("mixed",) if isinstance(solver, Identity | Sama) else ("mixed", "hessian"):
-        for other in check.others:
+        for form in check.other_forms:
             try:
-                line = check.difference(kind, other)
+                line = check.difference(kind, form)
             except Exception as error:  # a check ends no run
-                reason = reason or _told(error).partition(f": {PRODUCTS[other].remedy}")[0]
+                reason = reason or _in_one_line(error).partition(f": {PRODUCTS[form].remedy}")[0]
                 continue
             if line:
                 return f"self-check: {line}"
@@ -138,7 +139,7 @@ def _form_of(solver: Solver, lower: LowerLevel) -> str | None:
     return AutomaticProducts(lower, getattr(solver, "radius", None)).form if product == "auto" else product
 
 
-def _told(error: Exception) -> str:
+def _in_one_line(error: Exception) -> str:
     """An error in one line."""
     if isinstance(error, MultilevelError):
         return str(error)
@@ -149,7 +150,7 @@ def _told(error: Exception) -> str:
 
 @dataclass
 class _Check:
-    """Products of a solver beside others.
+    """Products of a solver beside those formed in other ways.
 
     Attributes:
         level: its name.
@@ -166,7 +167,7 @@ class _Check:
     direction: Tensors
 
     @property
-    def others(self) -> list[str]:
+    def other_forms(self) -> list[str]:
         return [form for form in (*EXACT[::-1], DIFFERENCES) if form != self.used]
 
     def replay(self) -> str:
@@ -180,33 +181,33 @@ class _Check:
                 )
         return ""
 
-    def difference(self, kind: str, other: str) -> str:
+    def difference(self, kind: str, form: str) -> str:
         """A line on products of one kind that differ when formed in another way; empty where they agree."""
         used = self.used
         first = self._product(kind, used)
-        if self._agrees_with_differences(kind, other, first):
+        if self._agrees_with_differences(kind, form, first):
             return ""
-        second = self._product(kind, other)
+        second = self._product(kind, form)
         difference = _distance(first, second)
-        if difference <= TOLERANCE or self._is_noise(kind, other, first, second):
+        if difference <= TOLERANCE or self._is_noise(kind, form, first, second):
             return ""
-        differ = f"{kind} products at level {self.level!r} by {used} differ from those by {other} by {difference:.0%}"
-        wrong = f"so {used} is wrong ({_why(used)}): set {self._setting(other)}"
-        right = f"so {used} is right ({other}: {_why(other)})"
-        third = self._third(kind, other)
+        differ = f"{kind} products at level {self.level!r} by {used} differ from those by {form} by {difference:.0%}"
+        wrong = f"so {used} is wrong ({_why(used)}): set {self._setting(form)}"
+        right = f"so {used} is right ({form}: {_why(form)})"
+        third = self._third(kind, form)
         if third is not None:
             name, value = third
             limit = max(TOLERANCE, difference / 4)
             if _distance(value, second) <= limit:
-                return f"{differ}; {name} agrees with {other}, {wrong}"
+                return f"{differ}; {name} agrees with {form}, {wrong}"
             if _distance(value, first) <= limit:
                 return f"{differ}; {name} agrees with {used}, {right}"
-        elif DIFFERENCES in (used, other):
+        elif DIFFERENCES in (used, form):
             if not self._is_steady(kind):
-                return "" if other == DIFFERENCES else f"{differ} and depend on their radius, {wrong}"
+                return "" if form == DIFFERENCES else f"{differ} and depend on their radius, {wrong}"
             differences, exact = (first, second) if used == DIFFERENCES else (second, first)
             confirmed = self._confirmed(kind, differences, exact)
-            if confirmed is False and other == DIFFERENCES:
+            if confirmed is False and form == DIFFERENCES:
                 return ""
             if confirmed is not None:
                 verb = "agree" if confirmed else "do not agree"
@@ -217,19 +218,19 @@ class _Check:
             "problem in float64"
         )
 
-    def _agrees_with_differences(self, kind: str, other: str, product: Tensor) -> bool:
+    def _agrees_with_differences(self, kind: str, form: str, product: Tensor) -> bool:
         """Whether differences confirm an exact product, at less memory than the other exact form would take."""
-        if {self.used, other} != set(EXACT):
+        if {self.used, form} != set(EXACT):
             return False
         try:
             return _distance(product, self._product(kind, DIFFERENCES)) <= TOLERANCE
         except (ProductError, NotFiniteError):
             return False
 
-    def _third(self, kind: str, other: str) -> tuple[str, Tensor] | None:
+    def _third(self, kind: str, form: str) -> tuple[str, Tensor] | None:
         """Products formed in the way that is left, and which it is; None where there is none."""
-        for name in self.others:
-            if name != other:
+        for name in self.other_forms:
+            if name != form:
                 try:
                     return name, self._product(kind, name)
                 except (ProductError, NotFiniteError):
@@ -243,8 +244,8 @@ class _Check:
         return f"{prefix}={like} {prefix}.product={product}" if like else f"{prefix}.product={product}"
 
     def _radius(self) -> float:
-        given = getattr(self.solver, "radius", None)
-        return given or default_radius(self.lower.parameters, self.lower.arithmetic)
+        radius = getattr(self.solver, "radius", None)
+        return radius or default_radius(self.lower.parameters, self.lower.arithmetic)
 
     def _product(self, kind: str, form: str, factor: float = 1.0, moved: Tensors | None = None) -> Tensor:
         lower = self.lower if moved is None else replace(self.lower, parameters=moved)
@@ -333,12 +334,12 @@ class _Check:
     def _arithmetic_eps(self) -> float:
         return torch.finfo(self.lower.arithmetic).eps
 
-    def _is_noise(self, kind: str, other: str, first: Tensor, second: Tensor) -> bool:
+    def _is_noise(self, kind: str, form: str, first: Tensor, second: Tensor) -> bool:
         """Whether rounding can explain a difference, by used and other: the products are below its traces."""
         largest = max(first.norm().item(), second.norm().item())
-        if TOLERANCE * largest < self._rounding_of_gradient(kind, DIFFERENCES in (self.used, other)):
+        if TOLERANCE * largest < self._rounding_of_gradient(kind, DIFFERENCES in (self.used, form)):
             return True
-        spread = UNLIKELY * (self._spread(kind, self.used, first) + self._spread(kind, other, second))
+        spread = UNLIKELY * (self._spread(kind, self.used, first) + self._spread(kind, form, second))
         smallest = min(first.norm().item(), second.norm().item())
         return max(smallest, (first - second).norm().item()) <= spread
 

@@ -38,11 +38,11 @@ class Tracker(TorchDispatchMode):
     torch.compile runs as it was written, which is what torch does under any such mode.)
 
     Args:
-        slots: the tensors followed; keys ("kept", ...) are of those that an earlier tracker ``kept``.
+        slots: the tensors followed; keys ("hook", ...) are those of an earlier tracker's ``hook_tensors``.
         snapshots: of those whose changes beyond torch's operators (through numpy, say) are to be noticed, their values.
 
     Attributes:
-        kept: tensors beyond the slots that depend on them and outlive the block, as a hook's own averages do.
+        hook_tensors: tensors beyond the slots that depend on them and outlive the block, as a hook's own averages do.
     """
 
     def __init__(self, slots: Mapping[Key, Tensor], snapshots: Mapping[Key, Tensor]) -> None:
@@ -51,7 +51,7 @@ class Tracker(TorchDispatchMode):
         # Aliases: the user's code may put other data into the tensors themselves.
         self.slots = {key: tensor.detach() for key, tensor in slots.items() if storage_of(tensor) is not None}
         self.snapshots = snapshots
-        self.kept = {key: tensor for key, tensor in self.slots.items() if key[0] == "kept"}
+        self.hook_tensors = {key: tensor for key, tensor in self.slots.items() if key[0] == "hook"}
         self._at: dict[int | None, list[Key]] = {}
         for key, tensor in self.slots.items():
             self._at.setdefault(storage_of(tensor), []).append(key)
@@ -82,7 +82,7 @@ class Tracker(TorchDispatchMode):
         written = written_by(function, arguments, keywords)
         with self._explained(function):
             for tensor in tensors:
-                self._prepare(tensor, any(tensor is other for other in written))
+                self._prepare(tensor, is_in(tensor, written))
         result = function(*arguments, **keywords)
         if not self.reason:
             with self._explained(function):
@@ -104,7 +104,7 @@ class Tracker(TorchDispatchMode):
         Raises:
             NotFollowedError: they changed something, in a way that could not be followed.
         """
-        ends = {**ends, **self.kept}
+        ends = {**ends, **self.hook_tensors}
         moved = {key for key, end in ends.items() if self._home(key) != storage_of(end)}
         unseen = {
             key for key, end in ends.items() if key in self.snapshots and not torch.equal(self.snapshots[key], end)
@@ -123,13 +123,13 @@ class Tracker(TorchDispatchMode):
         return Stage(self._leaves, outputs) if outputs else None
 
     def _keep_alive(self, known: set[int | None]) -> Keyed:
-        """Add to ``kept`` what is still there; returns its shadows."""
+        """Add to ``hook_tensors`` what is still there; returns its shadows."""
         outputs: Keyed = {}
         for storage, (reference, flat) in self._shadows.items():
             if flat.requires_grad and storage not in self._at and storage not in known and not reference.expired():
-                held = torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
-                self.kept["kept", str(storage)] = flat.detach().new_empty(0).set_(held)
-                outputs["kept", str(storage)] = flat
+                alive = torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
+                self.hook_tensors["hook", str(storage)] = flat.detach().new_empty(0).set_(alive)
+                outputs["hook", str(storage)] = flat
         return outputs
 
     def _home(self, key: Key) -> int | None:
@@ -155,9 +155,9 @@ class Tracker(TorchDispatchMode):
     def _shadow(
         self, function: OpOverload, arguments: Any, keywords: Any, written: Sequence[Tensor], result: Any
     ) -> None:
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-        made = [tensor for tensor in made if not self.follows(tensor)]
-        if not made and not written:
+        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        results = [tensor for tensor in results if not self.follows(tensor)]
+        if not results and not written:
             return  # a view, or a result without derivative
         for tensor in written:
             storage = storage_of(tensor)
@@ -176,14 +176,14 @@ class Tracker(TorchDispatchMode):
                     if self.follows(tensor):
                         self._view(tensor).copy_(settled(tensor))
                 return
-            found = self._again(function, arguments, keywords, written)
-            pairs = [pair for pair in zip(tree_leaves(result), tree_leaves(found), strict=True) if is_in(pair[0], made)]
-            if made and not any(shadow.requires_grad for _, shadow in pairs) and self._depends(arguments, keywords):
+            shadows = tree_leaves(self._again(function, arguments, keywords, written))
+            pairs = [pair for pair in zip(tree_leaves(result), shadows, strict=True) if is_in(pair[0], results)]
+            if results and not any(shadow.requires_grad for _, shadow in pairs) and self._depends(arguments, keywords):
                 raise NotFollowedError(f"{function} has no derivative")
             for tensor, shadow in pairs:
                 if shadow.requires_grad:
-                    held = self._shadows.get(storage_of(tensor))
-                    self._keep(tensor, put(whole(tensor) if held is None else held[1], shadow, tensor))
+                    entry = self._shadows.get(storage_of(tensor))
+                    self._keep(tensor, put(whole(tensor) if entry is None else entry[1], shadow, tensor))
 
     def _again(self, function: OpOverload, arguments: Any, keywords: Any, written: Sequence[Tensor]) -> Any:
         """The operator on the shadows."""
@@ -196,12 +196,12 @@ class Tracker(TorchDispatchMode):
         if "out" in function._overloadname.split("_"):  # has no derivative where its twin without it has
             outs = {argument.name for argument in function._schema.arguments if argument.is_out}
             taken = {name: value for name, value in keywords.items() if name not in outs}
-            found = function.overloadpacket(
+            result = function.overloadpacket(
                 *tree_map_only(Tensor, substitute, arguments), **tree_map_only(Tensor, substitute, taken)
             )
-            for tensor, shadow in zip(written, tree_leaves(found), strict=True):
+            for tensor, shadow in zip(written, tree_leaves(result), strict=True):
                 self._view(tensor).copy_(shadow)
-            return found
+            return result
         return function(*tree_map_only(Tensor, substitute, arguments), **tree_map_only(Tensor, substitute, keywords))
 
     def _depends(self, arguments: Any, keywords: Any) -> bool:
@@ -217,7 +217,7 @@ class Tracker(TorchDispatchMode):
 
     def _keep(self, tensor: Tensor, flat: Tensor) -> None:
         if len(self._shadows) >= self._most:
-            live = {key: held for key, held in self._shadows.items() if key in self._at or not held[0].expired()}
+            live = {key: entry for key, entry in self._shadows.items() if key in self._at or not entry[0].expired()}
             self._shadows, self._most = live, 2 * len(live) + 256
         reference = StorageWeakRef(tensor.untyped_storage())
         self._shadows[reference.cdata] = (reference, flat)
@@ -290,9 +290,9 @@ def written_by(function: Any, arguments: Sequence[Any], keywords: Mapping[str, A
     if not isinstance(function, OpOverload):
         return []
     written = []
-    for place, argument in enumerate(function._schema.arguments):
+    for index, argument in enumerate(function._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
-            value = arguments[place] if place < len(arguments) else keywords.get(argument.name)
+            value = arguments[index] if index < len(arguments) else keywords.get(argument.name)
             written += [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
     return written
 
@@ -308,21 +308,21 @@ def whole(tensor: Tensor) -> Tensor:
     return settled(tensor).as_strided((count,), (1,), 0).clone()
 
 
-def put(flat: Tensor, value: Tensor, place: Tensor) -> Tensor:
+def put(flat: Tensor, value: Tensor, target: Tensor) -> Tensor:
     """``flat`` with ``value`` where ``place`` lies in its storage."""
     result = flat.clone()  # torch's as_strided_scatter has a wrong derivative in ``flat``
-    result.as_strided(place.shape, place.stride(), place.storage_offset()).copy_(value)
+    result.as_strided(target.shape, target.stride(), target.storage_offset()).copy_(value)
     return result
 
 
 def is_in(tensor: Any, tensors: Sequence[Tensor]) -> bool:
-    return any(tensor is other for other in tensors)
+    return any(tensor is member for member in tensors)
 
 
-def close(one: Tensor, other: Tensor) -> bool:
+def close(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors differ only by rounding."""
-    if one.shape != other.shape or one.dtype != other.dtype:
+    if first.shape != second.shape or first.dtype != second.dtype:
         return False
-    size = other.detach().abs().max().item() if other.numel() else 0.0
-    tolerance = torch.finfo(other.dtype).eps ** 0.75
-    return torch.allclose(one.detach(), other.detach(), rtol=tolerance, atol=tolerance * size, equal_nan=True)
+    size = second.detach().abs().max().item() if second.numel() else 0.0
+    tolerance = torch.finfo(second.dtype).eps ** 0.75
+    return torch.allclose(first.detach(), second.detach(), rtol=tolerance, atol=tolerance * size, equal_nan=True)

@@ -15,23 +15,24 @@ from multilevel.problems.callbacks import Update
 from multilevel.problems.discovery import Discovery
 from multilevel.problems.errors import NotFiniteError
 from multilevel.problems.evaluation.compilation import as_written
-from multilevel.problems.evaluation.evaluator import Evaluator, Part, Record, check_finite
+from multilevel.problems.evaluation.evaluator import Evaluator, check_finite
 from multilevel.problems.evaluation.randomness import RandomState
+from multilevel.problems.evaluation.recorded_batch import RecordedBatch, RecordedBatches, Values
 from multilevel.problems.graph import Graph
 from multilevel.problems.history import LevelHistory
 from multilevel.problems.hypergradient import (
     Gradients,
     Hypergradient,
-    Memory,
+    SolverMemory,
     Total,
+    adjoint_pass,
     averaged_over_ranks,
+    differentiable_variables,
     differentiated,
-    leaves,
     mean_values,
-    respond,
 )
 from multilevel.problems.problem import Problem
-from multilevel.problems.recording import Values, buffers_of, recorded_count, recorded_step
+from multilevel.problems.recording import buffers_of, recorded_count, recorded_step
 from multilevel.problems.self_check import SelfCheck
 from multilevel.problems.stepping import set_gradient, take_step
 from multilevel.solvers import Solver
@@ -84,8 +85,8 @@ class Updates:
         name, history = problem.name, self.histories[problem.name]
         ranks, recorded = replicas.count(), recorded_count(problem, self.recorded_steps)
         observed = observed or ranks > 1  # any rank may be the one that tells
-        inputs = leaves(self.evaluator, differentiated(self.graph, name))
-        parts: list[Part] = []
+        inputs = differentiable_variables(self.evaluator, differentiated(self.graph, name))
+        parts: list[RecordedBatch] = []
         buffers: list[Values] = []
         values: list[tuple[float, dict[str, float]]] = []
         total: Total | None = None
@@ -136,7 +137,7 @@ class Updates:
         solvers: Mapping[str, Solver] | None = None,
         whole: bool = False,
     ) -> Hypergradient:
-        """The hypergradient of a level from its direct gradient, see ``hypergradient.respond``.
+        """The hypergradient of a level from its direct gradient, see ``adjoint_pass``.
 
         Args:
             name: the level.
@@ -150,14 +151,12 @@ class Updates:
             return Hypergradient(direct[name], {}, {})
         record_of = self.record_of if whole else self._solved_record
         records = {level: record_of(level) for level in passes}
-        memory = Memory(
+        memory = SolverMemory(
             {level: self.histories[level].updates for level in passes},
             # A solver other than the level's own starts from nothing.
             {} if solvers else self.histories[name].solutions,
             {level: self.histories[level].products for level in passes},
         )
-        # The graph has checked that each level has a solver.
-        own_solvers = {level: solver for level in passes if (solver := self.graph.problems[level].solver) is not None}
         unchecked = self.check and not solvers and evaluator is self.evaluator and name not in self._self_check.names
 
         def check(level: str, cotangent: Tensors) -> None:
@@ -165,14 +164,16 @@ class Updates:
             if line:
                 self._tell(line)
 
+        if not solvers:  # the graph has checked that each level has one
+            solvers = {level: solver for level in passes if (solver := self.graph.problems[level].solver) is not None}
         try:
             with as_written():
                 observe = check if unchecked else None
-                return respond(self.graph, evaluator, records, name, direct, memory, solvers or own_solvers, observe)
+                return adjoint_pass(self.graph, evaluator, records, name, direct, memory, solvers, observe)
         except torch.linalg.LinAlgError as error:
             raise NotFiniteError(f"a solve for level {name!r} met numbers that are not finite: {error}") from error
 
-    def record_of(self, name: str) -> Record:
+    def record_of(self, name: str) -> RecordedBatches:
         """What a level's last update used; before the first, its first batch, which is not consumed."""
         record = self.histories[name].record
         if record is not None:
@@ -180,7 +181,7 @@ class Updates:
         with self.random.active():
             return (self.evaluator.record(name, self.graph.batches[name].peek()),)
 
-    def _solved_record(self, name: str) -> Record:
+    def _solved_record(self, name: str) -> RecordedBatches:
         """The record that solves at a level use."""
         record, share = self.record_of(name), self.graph.problems[name].solve_share
         if share == 1:

@@ -13,7 +13,7 @@ from multilevel.solvers.update_rules import State
 from multilevel.solvers.vectors import Tensors
 
 #: A tensor of an update: ("parameters", name), ("gradient", name), ("state", name, key), ("reads", level, name), or
-#: ("kept", ...) for one that hooks keep from one update to the next.
+#: ("hook", ...) for one that hooks keep from one update to the next.
 Key = tuple[str, ...]
 Keyed = dict[Key, Tensor]
 

@@ -90,7 +90,7 @@ class Unrolled(UnrolledSolver):
                     # what hooks and callbacks took of the level read, beside what the loss took
                     taken = cotangents.get(("reads", level, name), 0)
                     tensors[name] = value + mixed[level][name] + taken
-            carried = {key: tensor for key, tensor in cotangents.items() if key[0] in ("state", "kept")}
+            carried = {key: tensor for key, tensor in cotangents.items() if key[0] in ("state", "hook")}
             cotangents = keyed("parameters", {name: own[name] + curved[name] for name in own}) | carried
             evaluations, count = evaluations + products.evaluations, count + products.products
         return Response(total, SolveReport(evaluations, count))

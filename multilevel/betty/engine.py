@@ -14,8 +14,8 @@ from multilevel.betty.solvers import BettyError, BettySolver, Darts, betty_solve
 from multilevel.problems import replicas
 from multilevel.problems.callbacks import Callback, Update
 from multilevel.problems.engine import Engine
-from multilevel.problems.evaluation.evaluator import Part
 from multilevel.problems.evaluation.randomness import RandomState
+from multilevel.problems.evaluation.recorded_batch import RecordedBatch
 from multilevel.problems.graph import Graph
 from multilevel.problems.hypergradient import Hypergradient
 from multilevel.solvers import MultilevelError, Solver, SolveReport
@@ -61,7 +61,7 @@ class BettyEngine(Engine):
         with self._explained("the graph"), _quiet():
             self._betty = BettyOwnEngine(list(self.levels.values()), EngineConfig(), self._dependencies())
 
-    def next_part(self, name: str) -> Part:
+    def next_part(self, name: str) -> RecordedBatch:
         """The next batch of a level with its draws, recorded as what its update uses."""
         batch = self.graph.batches[name].next()
         with self.updates.random.active():
@@ -69,7 +69,7 @@ class BettyEngine(Engine):
         self.histories[name].record = (part,)
         return part
 
-    def evaluate(self, level: BettyLevel, part: Part, fresh: bool) -> Tensor:
+    def evaluate(self, level: BettyLevel, part: RecordedBatch, fresh: bool) -> Tensor:
         """A level's loss at the current parameters of all levels."""
         name = level.level.name
         parameters = {other: problem.variables() for other, problem in self.graph.problems.items()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from multilevel.betty.solvers import BETTY_COMMAND, BettyError, BettyMissingError, BettySolver
-from multilevel.problems.evaluation.evaluator import Part
+from multilevel.problems.evaluation.recorded_batch import RecordedBatch
 from multilevel.problems.problem import Problem
 
 try:
@@ -27,10 +27,10 @@ __all__ = ["BettyLevel", "BettyOwnEngine", "EngineConfig", "ImplicitProblem", "g
 class Bridge(Protocol):
     """The engine that a problem belongs to, as the problem sees it."""
 
-    def next_part(self, name: str) -> Part:
+    def next_part(self, name: str) -> RecordedBatch:
         """The next batch of a level, with its draws."""
 
-    def evaluate(self, level: BettyLevel, part: Part, fresh: bool) -> Tensor:
+    def evaluate(self, level: BettyLevel, part: RecordedBatch, fresh: bool) -> Tensor:
         """The loss of a level."""
 
     def tell(self, level: BettyLevel, loss: float) -> None:
@@ -63,11 +63,11 @@ class BettyLevel(ImplicitProblem):
         self.metrics: Mapping[str, float] = {}
         self.norm = 0.0
 
-    def get_batch(self) -> Part:
+    def get_batch(self) -> RecordedBatch:
         self.fresh = True
         return self.bridge.next_part(self.level.name)
 
-    def training_step(self, batch: Part) -> Tensor:
+    def training_step(self, batch: RecordedBatch) -> Tensor:
         fresh, self.fresh = self.fresh, False
         return self.bridge.evaluate(self, batch, fresh)
 

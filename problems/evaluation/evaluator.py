@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from multilevel.problems.evaluation.loss_mode import GradientsWantedError, LossM
 from multilevel.problems.evaluation.metrics import describe, split
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.problems.evaluation.recomputation import RecomputedWithin
+from multilevel.problems.evaluation.recorded_batch import RecordedBatch, Values
 from multilevel.problems.evaluation.substitution import Modules, Substitution, Variable
 from multilevel.problems.levels import Levels
 from multilevel.problems.problem import Problem
@@ -39,27 +40,6 @@ REFERENCE_PRECISION = "float64"
 
 
 @dataclass(frozen=True)
-class Part:
-    """One batch of an update, and all that its loss depends on besides parameters.
-
-    Attributes:
-        batch: the batch, on the module's device.
-        draws: what the level's ``draw`` returned for it.
-        state: the generators' state that the loss starts from.
-        generators: the states of the user's own ``torch.Generator`` that the loss uses, at its start.
-    """
-
-    batch: Any
-    draws: Any
-    state: RandomState
-    generators: dict[torch.Generator, Tensor] = field(default_factory=dict)
-
-
-#: What an update used: one part for each batch that it averages over.
-Record = tuple[Part, ...]
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """A loss evaluated at substituted parameters.
 
@@ -68,7 +48,7 @@ class Evaluation:
         value: of it; with several ranks this rank's own.
         metrics: what the loss returned beside it.
         touched: the levels that were watched and used while gradients were enabled.
-        seen: those used at all.
+        used: those used at all.
         uses_replaced: the loss has used a parameter that it has from elsewhere than its level's module.
         substitution: holds what the buffers have become.
         moving: the level's parameters that its forward pass writes to.
@@ -78,7 +58,7 @@ class Evaluation:
     value: float
     metrics: dict[str, float]
     touched: frozenset[str]
-    seen: frozenset[str]
+    used: frozenset[str]
     uses_replaced: bool
     substitution: Substitution
     moving: Collection[str]
@@ -121,8 +101,8 @@ class Evaluator:
     def evaluate(
         self,
         name: str,
-        part: Part,
-        parameters: Mapping[str, Tensors],
+        part: RecordedBatch,
+        parameters: Values,
         watched: Collection[str] = (),
         moving: bool = False,
         observed: bool = True,
@@ -155,12 +135,12 @@ class Evaluator:
         if replicas.count() == 1:  # what one of several ranks alone saw all of them see in the means
             check_finite(name, number)
         floats = {key: float(metric) for key, metric in metrics.items()}
-        touched, seen = frozenset(mode.touched), frozenset(mode.seen)
+        touched, used = frozenset(mode.touched), frozenset(mode.used)
         moving_parameters = self.problems[name].moving
-        return Evaluation(loss, number, floats, touched, seen, mode.uses_replaced, substitution, moving_parameters)
+        return Evaluation(loss, number, floats, touched, used, mode.uses_replaced, substitution, moving_parameters)
 
     def loss(
-        self, name: str, part: Part, parameters: Mapping[str, Tensors], move_buffers: bool = False
+        self, name: str, part: RecordedBatch, parameters: Values, move_buffers: bool = False
     ) -> tuple[Tensor, dict[str, float]]:
         """The loss and metrics of ``evaluate``; with ``move_buffers`` this level's buffers move, as an update does."""
         evaluation = self.evaluate(name, part, parameters, moving=move_buffers)
@@ -168,7 +148,7 @@ class Evaluator:
             evaluation.move_buffers(name)
         return evaluation.loss, evaluation.metrics
 
-    def replay(self, name: str, part: Part, parameters: Mapping[str, Tensors]) -> Tensor:
+    def replay(self, name: str, part: RecordedBatch, parameters: Values) -> Tensor:
         """The loss of a recorded part, its random draws repeated; no generator and no buffer moves.
 
         Nothing is compiled, as there may be no second derivative of what is. With several ranks it is this rank's own,
@@ -177,7 +157,7 @@ class Evaluator:
         value = self._replayed(name, part, parameters, partial(self.problems[name].loss, self.levels))
         return self._checked(name, value)
 
-    def outputs(self, name: str, part: Part, parameters: Mapping[str, Tensors]) -> tuple[list[Tensor], RandomState]:
+    def outputs(self, name: str, part: RecordedBatch, parameters: Values) -> tuple[list[Tensor], RandomState]:
         """The outputs of a level on a recorded part, and the generators' state that its criterion starts from."""
         after = part.state
 
@@ -192,20 +172,25 @@ class Evaluator:
         return [result] if isinstance(result, Tensor) else list(result), after
 
     def criterion(
-        self, name: str, part: Part, outputs: Sequence[Tensor], parameters: Mapping[str, Tensors], state: RandomState
+        self,
+        name: str,
+        part: RecordedBatch,
+        outputs: Sequence[Tensor],
+        parameters: Values,
+        state: RandomState,
     ) -> Tensor:
         """The loss of a level's outputs."""
-        given = outputs[0] if len(outputs) == 1 else list(outputs)
-        criterion = partial(self.problems[name].criterion, given, self.levels)
+        value = outputs[0] if len(outputs) == 1 else list(outputs)
+        criterion = partial(self.problems[name].criterion, value, self.levels)
         return self._checked(name, self._replayed(name, replace(part, state=state), parameters, criterion))
 
-    def cast(self, part: Part) -> Part:
+    def to_precision(self, part: RecordedBatch) -> RecordedBatch:
         """A part as this evaluator's precision takes it."""
         if self.precision != REFERENCE_PRECISION:
             return part
         return replace(part, batch=map_tensors(_doubled, part.batch), draws=map_tensors(_doubled, part.draws))
 
-    def record(self, name: str, batch: Any, state: RandomState | None = None) -> Part:
+    def record(self, name: str, batch: Any, state: RandomState | None = None) -> RecordedBatch:
         """Draw what the loss of ``batch`` needs from the generators as they stand, and record it.
 
         Args:
@@ -214,11 +199,11 @@ class Evaluator:
             state: that of the generators, where it is known.
         """
         if getattr(self.problems[name].draw, "__func__", None) is Problem.draw:
-            return Part(batch, None, state or RandomState.capture())
+            return RecordedBatch(batch, None, state or RandomState.capture())
         batch = fresh(batch)  # whatever draw writes into it is the loss's alone
         with self.modules.substitution({}, self._cast), torch.no_grad(), self._autocast(name):
             draws = self.problems[name].draw(self.levels, batch)
-        return Part(batch, draws, RandomState.capture())
+        return RecordedBatch(batch, draws, RandomState.capture())
 
     def device(self, name: str) -> torch.device:
         """Where a level lives: the device of its first parameter or buffer."""
@@ -240,9 +225,7 @@ class Evaluator:
         variables = {key: variable.detach() for key, variable in self.problems[name].variables().items()}
         return variables if self._cast is None else {key: self._cast(value) for key, value in variables.items()}
 
-    def _replayed(
-        self, name: str, part: Part, parameters: Mapping[str, Tensors], compute: Callable[[Any, Any], Any]
-    ) -> Any:
+    def _replayed(self, name: str, part: RecordedBatch, parameters: Values, compute: Callable[[Any, Any], Any]) -> Any:
         with part.state.active():
             value, mode, _ = self._at(name, part, replicated(parameters, self.problems), compute)
             mode.restore_generators()
@@ -251,8 +234,8 @@ class Evaluator:
     def _at(
         self,
         name: str,
-        part: Part,
-        parameters: Mapping[str, Tensors],
+        part: RecordedBatch,
+        parameters: Values,
         compute: Callable[[Any, Any], Any],
         watched: Collection[str] = (),
         compilation: Compilation | None = None,
@@ -260,9 +243,9 @@ class Evaluator:
         """``compute(batch, draws)`` while the modules hold what is substituted."""
         problem = self.problems[name]
         with torch._C.DisableTorchFunction():
-            cast = self.cast(part)
+            cast = self.to_precision(part)
             first = problem.writes_to_batch is None
-            moving = None if first else {level: other.moving for level, other in self.problems.items()}
+            moving = None if first else {level: peer.moving for level, peer in self.problems.items()}
             substitution = self.modules.substitution(parameters, self._cast, problem.takes_gradients, moving)
             watching = {}
             if watched:
@@ -310,10 +293,10 @@ class Evaluator:
             LossError: a parameter that a level trains, a buffer that was not there, or something that it did not write
                 to at first.
         """
-        told = f"the loss of level {problem.name!r}"
+        label = f"the loss of level {problem.name!r}"
         if added:
             raise LossError(
-                f"{told} registers {added[0]!r} in a module: register it in __init__, or call "
+                f"{label} registers {added[0]!r} in a module: register it in __init__, or call "
                 "the module once before the graph is made"
             )
         for variable in written:
@@ -321,7 +304,7 @@ class Evaluator:
             later = "" if first or variable.name in moving else ", which it did not do at first"
             if later or (trained is not None and trained.requires_grad):
                 raise LossError(
-                    f"{told} writes to the parameter {variable.name!r} of level {variable.level!r}{later}, and is "
+                    f"{label} writes to the parameter {variable.name!r} of level {variable.level!r}{later}, and is "
                     "evaluated several times for an update: write to it in a step hook of the optimizer, or in "
                     "Callback.on_update"
                 )
@@ -329,7 +312,7 @@ class Evaluator:
         if first:
             problem.writes_to_batch = batch
         elif batch and not problem.writes_to_batch:
-            raise LossError(f"{told} changes its batch in place, which it did not do at first: clone what it changes")
+            raise LossError(f"{label} changes its batch in place, which it did not do at first: clone what it changes")
 
     def _checked(self, name: str, value: Any) -> Tensor:
         loss, _ = self._split(name, value)
@@ -363,7 +346,7 @@ def check_finite(name: str, loss: float) -> None:
         )
 
 
-def replicated(parameters: Mapping[str, Tensors], problems: Mapping[str, Problem]) -> Mapping[str, Tensors]:
+def replicated(parameters: Values, problems: Mapping[str, Problem]) -> Values:
     """``averaging`` of each level's parameters; buffers among them have no derivative, and a loss may write to them."""
     if replicas.count() == 1:
         return parameters
@@ -385,12 +368,12 @@ def _move(buffers: Sequence[tuple[Variable, Tensor | None]]) -> None:
         else:
             pairs.append((buffer, moved.detach()))
     if replicas.count() > 1:
-        fractions = [place for place, (_, moved) in enumerate(pairs) if moved.is_floating_point()]
+        fractions = [index for index, (_, moved) in enumerate(pairs) if moved.is_floating_point()]
         # means of differences: what has not moved stays what it is to the last bit
-        means = replicas.mean([pairs[place][1] - pairs[place][0] for place in fractions])
-        for place, difference in zip(fractions, means, strict=True):
-            buffer, _ = pairs[place]
-            pairs[place] = (buffer, buffer + difference)
+        means = replicas.mean([pairs[index][1] - pairs[index][0] for index in fractions])
+        for index, difference in zip(fractions, means, strict=True):
+            buffer, _ = pairs[index]
+            pairs[index] = (buffer, buffer + difference)
     for buffer, moved in pairs:
         buffer.copy_(moved)
 

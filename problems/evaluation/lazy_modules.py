@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from multilevel.problems.levels import Levels
 from multilevel.problems.problem import Problem
 
 
-def initialize(problems: Mapping[str, Problem], batches: Mapping[str, Batches]) -> None:
+def initialize_lazy_modules(problems: Mapping[str, Problem], batches: Mapping[str, Batches]) -> None:
     """Evaluate losses on their first batch, bottom level first, until no level has an uninitialized parameter.
 
     Initial weights are drawn from the global generators, as they are at a module's first call. Parameters stay the same
@@ -27,19 +27,18 @@ def initialize(problems: Mapping[str, Problem], batches: Mapping[str, Batches]) 
         GraphError: no loss initializes a parameter.
     """
     failures: list[str] = []
+    modules = {name: problem.module for name, problem in problems.items()}
     for name, problem in problems.items():
-        if not any(_uninitialized(other.module) for other in problems.values()):
+        if not any(map(_uninitialized, modules.values())):
             return
         try:
-            with _standing_buffers(problem.module for problem in problems.values()):
-                _evaluate(
-                    problem, Levels({name: problem.module for name, problem in problems.items()}), batches[name].peek()
-                )
+            with _standing_buffers(modules.values()):
+                _evaluate(problem, Levels(modules), batches[name].peek())
         except Exception as error:  # a loss may raise anything
             reason = " ".join(str(error).split())
             failures.append(f"; the loss of {name!r} fails on its first batch ({type(error).__name__}: {reason})")
-    for name, problem in problems.items():
-        for key in _uninitialized(problem.module):
+    for name, module in modules.items():
+        for key in _uninitialized(module):
             raise GraphError(
                 f"level {name!r}: no loss initializes its lazy parameter {key!r}: call the module once before the "
                 f"graph is made{''.join(failures)}"
@@ -58,7 +57,7 @@ def _uninitialized(module: nn.Module) -> list[str]:
 
 
 @contextmanager
-def _standing_buffers(modules: Iterator[nn.Module]) -> Iterator[None]:
+def _standing_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Put buffers back after the block; those that it initializes, to what they are initialized to."""
     saved: list[tuple[nn.Module, str, Tensor, Tensor]] = []
 

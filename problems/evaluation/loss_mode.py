@@ -58,7 +58,7 @@ class LossMode(ReplayableDropout):
         differentiable: every parameter enters as in the update of its level.
 
     Attributes:
-        seen: the levels of the watched tensors that a function has been called with.
+        used: the levels of the watched tensors that a function has been called with.
         touched: those of them while gradients were enabled.
         uses_replaced: whether a function has been called with a parameter itself, which the loss has from elsewhere.
         written: the storages among ``storages`` that functions have written to.
@@ -85,7 +85,7 @@ class LossMode(ReplayableDropout):
         self.written: set[int] = set()
         self.uses_replaced = False
         self.touched: set[str] = set()
-        self.seen: set[str] = set()
+        self.used: set[str] = set()
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         keywords = keywords or {}
@@ -123,7 +123,7 @@ class LossMode(ReplayableDropout):
             if isinstance(value, list | tuple):
                 self.watch(value)
             elif id(value) in self._watched:
-                self.seen.add(self._watched[id(value)])
+                self.used.add(self._watched[id(value)])
                 if torch.is_grad_enabled():
                     self.touched.add(self._watched[id(value)])
 

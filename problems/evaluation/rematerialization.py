@@ -31,7 +31,7 @@ from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.solvers.differentiation import computing_again, may_have_tangent, modes_again
 
 Tensors = tuple[Tensor, ...]
-Places = Sequence[int]
+Indices = Sequence[int]
 
 
 def rematerialize(layer: nn.Module) -> None:
@@ -65,13 +65,13 @@ def rematerialized(module: nn.Module, compute: Callable[..., Any], *inputs: Any,
     call = ModuleCall(module, compute)
     parameters = dict(call.named_parameters())
     values, arguments = tree_flatten((inputs, keywords))
-    places = [place for place, value in enumerate(values) if isinstance(value, Tensor)]
-    points = (*parameters.values(), *(values[place] for place in places))
+    indices = [index for index, value in enumerate(values) if isinstance(value, Tensor)]
+    points = (*parameters.values(), *(values[index] for index in indices))
     recorded = torch.is_grad_enabled() and any(_is_recorded(point) for point in points)
     if not recorded or any(_is_dual(point) for point in points):
         return compute(*inputs, **keywords)
     constants = [None if isinstance(value, Tensor) else value for value in values]
-    layer = _Layer(call, list(parameters), constants, places, arguments, _Surroundings.capture(call, points))
+    layer = _Layer(call, list(parameters), constants, indices, arguments, _Surroundings.capture(call, points))
     results = _Rematerialized.apply(layer, *points)
     return tree_unflatten(list(results), layer.results)
 
@@ -82,9 +82,9 @@ class _Function(ABC):
     @abstractmethod
     def __call__(self, *points: Tensor) -> Tensors: ...
 
-    def pulled(self, points: Tensors, cotangents: Tensors, given: Places, wanted: Places) -> Tensors:
-        """Gradients in the points ``wanted``, from cotangents of the results ``given``."""
-        return _Rematerialized.apply(_Pullback(self, len(points), given, wanted), *points, *cotangents)
+    def pulled(self, points: Tensors, cotangents: Tensors, result_indices: Indices, point_indices: Indices) -> Tensors:
+        """Gradients in the points at ``point_indices``, from cotangents of the results at ``result_indices``."""
+        return _Rematerialized.apply(_Pullback(self, len(points), result_indices, point_indices), *points, *cotangents)
 
 
 class _Rematerialized(torch.autograd.Function):
@@ -109,11 +109,13 @@ class _Rematerialized(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         points = context.saved_tensors
-        given, vectors = _present(cotangents)
-        wanted = [place for place, needed in enumerate(context.needs_input_grad[1:]) if needed]
-        found = context.function.pulled(points, vectors, given, wanted) if given else [None] * len(wanted)
-        slopes = dict(zip(wanted, found, strict=True))
-        return None, *(slopes.get(place) for place in range(len(points)))
+        result_indices, vectors = _present(cotangents)
+        point_indices = [index for index, needed in enumerate(context.needs_input_grad[1:]) if needed]
+        if not result_indices:
+            return None, *([None] * len(points))
+        gradients = context.function.pulled(points, vectors, result_indices, point_indices)
+        slopes = dict(zip(point_indices, gradients, strict=True))
+        return None, *(slopes.get(index) for index in range(len(points)))
 
     @staticmethod
     def jvp(context: Any, _: None, *tangents: Tensor | None) -> Tensors:
@@ -155,7 +157,7 @@ class _Layer(_Function):
         call: what is called.
         names: of the parameters.
         constants: the arguments, flat, None standing for each tensor.
-        places: of the tensors among them.
+        indices: of the tensors among them.
         arguments: the structure of the arguments.
         surroundings: of the first evaluation.
         results: the structure of what the call returns, after the first evaluation.
@@ -165,7 +167,7 @@ class _Layer(_Function):
     call: ModuleCall
     names: Sequence[str]
     constants: Sequence[Any]
-    places: Places
+    indices: Indices
     arguments: TreeSpec
     surroundings: _Surroundings
     results: TreeSpec = field(init=False)
@@ -173,45 +175,44 @@ class _Layer(_Function):
 
     def __call__(self, *points: Tensor) -> Tensors:
         first, self.evaluated = not self.evaluated, True
-        values = list(self.constants)
-        for place, point in zip(self.places, points[len(self.names) :], strict=True):
-            values[place] = point
+        values = _replaced(self.constants, self.indices, points[len(self.names) :])
         inputs, keywords = tree_unflatten(values, self.arguments)
-        held = dict(zip(self.names, points, strict=False))
+        state = dict(zip(self.names, points, strict=False))
         if not first:
-            held |= {name: buffer.clone() for name, buffer in self.surroundings.buffers.items()}
+            state |= {name: buffer.clone() for name, buffer in self.surroundings.buffers.items()}
         with _gradients_enabled(), self.surroundings.active(first):
-            results, self.results = tree_flatten(functional_call(self.call, held, inputs, keywords))
+            results, self.results = tree_flatten(functional_call(self.call, state, inputs, keywords))
         return tuple(results)
 
 
 @dataclass(frozen=True)
 class _Pullback(_Function):
-    """Points of a function and cotangents of its results ``given`` to the gradients in the points ``wanted``."""
+    """Points of a function, and cotangents of the results at ``result_indices``, to the gradients in the points at
+    ``point_indices``."""
 
     function: _Function
     count: int  # of points
-    given: Places
-    wanted: Places
+    result_indices: Indices
+    point_indices: Indices
 
     def __call__(self, *points: Tensor) -> Tensors:
         points, cotangents = points[: self.count], points[self.count :]
-        moved = [points[place] for place in self.wanted]
+        moved = [points[index] for index in self.point_indices]
         differentiable = torch.is_grad_enabled()
 
-        def evaluate(*some: Tensor) -> Tensors:
-            results = self.function(*_replaced(points, self.wanted, some))
-            return tuple(results[place] for place in self.given)
+        def evaluate(*values: Tensor) -> Tensors:
+            results = self.function(*_replaced(points, self.point_indices, values))
+            return tuple(results[index] for index in self.result_indices)
 
         if torch._C._are_functorch_transforms_active():
             with _plain_attention():
                 return vjp(evaluate, *moved)[1](cotangents)
         # Without torch.func attention can take the kernel that it has taken at first.
         with torch.enable_grad(), _plain_attention() if differentiable else nullcontext():
-            leaves = [one.view_as(one) if one.requires_grad else one.detach().requires_grad_() for one in moved]
+            leaves = [leaf.view_as(leaf) if leaf.requires_grad else leaf.detach().requires_grad_() for leaf in moved]
             pairs = [pair for pair in zip(evaluate(*leaves), cotangents, strict=True) if pair[0].requires_grad]
             if not pairs:
-                return tuple(torch.zeros_like(one) for one in moved)
+                return tuple(torch.zeros_like(point) for point in moved)
             results, vectors = zip(*pairs, strict=True)
             return torch.autograd.grad(results, leaves, vectors, create_graph=differentiable, materialize_grads=True)
 
@@ -222,29 +223,31 @@ class _Pushforward(_Function):
 
     function: _Function
     count: int  # of points
-    moving: Places
+    moving: Indices
 
     def __call__(self, *points: Tensor) -> Tensors:
         points, tangents = points[: self.count], points[self.count :]
 
-        def evaluate(*some: Tensor) -> Tensors:
-            return self.function(*_replaced(points, self.moving, some))
+        def evaluate(*values: Tensor) -> Tensors:
+            return self.function(*_replaced(points, self.moving, values))
 
         with _plain_attention():
-            return jvp(evaluate, tuple(points[place] for place in self.moving), tangents)[1]
+            return jvp(evaluate, tuple(points[index] for index in self.moving), tangents)[1]
 
-    def pulled(self, points: Tensors, cotangents: Tensors, given: Places, wanted: Places) -> Tensors:
+    def pulled(self, points: Tensors, cotangents: Tensors, result_indices: Indices, point_indices: Indices) -> Tensors:
         """In the tangents: the function's own pullback. In its points: that pullback's derivative along the tangents.
 
         Not a reverse pass over the tangents, as torch's forward derivatives of some functions do not allow one.
         """
         points, tangents = points[: self.count], points[self.count :]
-        own = [place for place in wanted if place < self.count]
-        pullback = _Pullback(self.function, self.count, given, own)
+        primal_indices = [index for index in point_indices if index < self.count]
+        pullback = _Pullback(self.function, self.count, result_indices, primal_indices)
         pushed = _Pushforward(pullback, self.count + len(cotangents), self.moving)
-        in_points = _Rematerialized.apply(pushed, *points, *cotangents, *tangents) if own else ()
-        others = [self.moving[place - self.count] for place in wanted if place >= self.count]
-        return *in_points, *(self.function.pulled(points, cotangents, given, others) if others else ())
+        in_points = _Rematerialized.apply(pushed, *points, *cotangents, *tangents) if primal_indices else ()
+        tangent_indices = [self.moving[index - self.count] for index in point_indices if index >= self.count]
+        if not tangent_indices:
+            return in_points
+        return *in_points, *self.function.pulled(points, cotangents, result_indices, tangent_indices)
 
 
 @contextmanager
@@ -261,15 +264,15 @@ def _gradients_enabled() -> Iterator[None]:
 
 
 def _present(vectors: Sequence[Tensor | None]) -> tuple[list[int], Tensors]:
-    """The vectors that are there, and their places."""
-    pairs = [(place, vector) for place, vector in enumerate(vectors) if vector is not None]
-    return [place for place, _ in pairs], tuple(vector for _, vector in pairs)
+    """The vectors that are there, and their indices."""
+    pairs = [(index, vector) for index, vector in enumerate(vectors) if vector is not None]
+    return [index for index, _ in pairs], tuple(vector for _, vector in pairs)
 
 
-def _replaced(points: Tensors, places: Places, others: Tensors) -> list[Tensor]:
-    replaced = list(points)
-    for place, other in zip(places, others, strict=True):
-        replaced[place] = other
+def _replaced(sequence: Sequence[Any], indices: Indices, values: Tensors) -> list[Any]:
+    replaced = list(sequence)
+    for index, value in zip(indices, values, strict=True):
+        replaced[index] = value
     return replaced
 
 
