@@ -223,13 +223,6 @@ def fresh(batch: Any, tensors: bool = False, listed: list[Tensor] | None = None)
     return map_tensors(taken, batch, arrays=True)
 
 
-def tensors_of(batch: Any) -> list[Tensor]:
-    """Every tensor of a batch, once."""
-    tensors: list[Tensor] = []
-    map_tensors(tensors.append, batch)
-    return tensors
-
-
 def versions(tensors: Iterable[Tensor]) -> list[int]:
     """How often each tensor has been written to; 0 for those of inference mode, which do not count it."""
     return [0 if tensor.is_inference() else tensor._version for tensor in tensors]

@@ -31,11 +31,8 @@ def ordered(levels: Sequence[str], reads: Mapping[str, Sequence[str]]) -> tuple[
     Levels that read each other in a cycle are one block: that of the highest of them.
     """
     edges = {level: [target for target in reads[level] if target in levels] for level in levels}
-    reached = {level: reachable(level, edges, set(levels)) for level in levels}
-    cycles = [
-        [peer for peer in levels if peer == level or (peer in reached[level] and level in reached[peer])]
-        for level in levels
-    ]
+    reached = {level: {level} | reachable(level, edges, set(levels)) for level in levels}
+    cycles = [[peer for peer in levels if peer in reached[level] and level in reached[peer]] for level in levels]
     members = {cycle[-1]: cycle for cycle in cycles}  # each cycle once, by its highest level
     readers = {
         top: {reader for reader in members if reader not in cycle and top in reached[reader]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
+from itertools import chain, islice
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +17,6 @@ from multilevel.problems.evaluation.compilation import Backend, Compilation
 from multilevel.problems.evaluation.evaluator import Evaluator
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.problems.graph import Graph
-from multilevel.problems.history import LevelHistory
 from multilevel.problems.hypergradient import (
     Hypergradient,
     Total,
@@ -51,6 +51,8 @@ class Engine:
     Attributes:
         step: updates of the top level so far.
         updates: takes the levels' updates.
+        histories: of each level, what is kept of its updates.
+        recorded_steps: updates of every level to record, where a solver does not ask for more.
 
     Raises:
         SettingError: an unknown precision.
@@ -82,6 +84,8 @@ class Engine:
         self.updates = Updates(
             graph, self.evaluator, RandomState.seeded(replicas.rank_seed(str(seed), seed)), check, self._tell
         )
+        self.histories = self.updates.histories
+        self.recorded_steps = 0
         self._stopping = False
         self._updated_now: set[str] = set()  # levels with an update in the step that is under way
         for batches in graph.batches.values():
@@ -91,23 +95,9 @@ class Engine:
         _ = graph.reads  # a graph that does not fit together is refused here, before any work
 
     @property
-    def histories(self) -> dict[str, LevelHistory]:
-        """Of each level, what is kept of its updates."""
-        return self.updates.histories
-
-    @property
     def skipped(self) -> dict[str, int]:
         """Of each level, the updates in a row that were skipped last."""
         return {name: history.skipped for name, history in self.histories.items()}
-
-    @property
-    def recorded_steps(self) -> int:
-        """Updates of every level to record, where a solver does not ask for more."""
-        return self.updates.recorded_steps
-
-    @recorded_steps.setter
-    def recorded_steps(self, count: int) -> None:
-        self.updates.recorded_steps = count
 
     @differentiating()
     def run(self, steps: int) -> None:
@@ -132,7 +122,8 @@ class Engine:
                 history.updates.clear()
             self._updated_now.clear()
             self._descend(len(self.graph.names) - 1)
-            self._pass_on_notices()
+            while self.evaluator.notices:
+                self._tell(self.evaluator.notices.pop(0))
             self.step += 1
             for callback in self.callbacks:
                 callback.on_step(self)
@@ -158,11 +149,7 @@ class Engine:
     @untracked()
     @differentiating()
     def solve_hypergradient(
-        self,
-        name: str,
-        solvers: Mapping[str, Solver] | None = None,
-        precision: str | None = None,
-        whole: bool = False,
+        self, name: str, solvers: Mapping[str, Solver] | None = None, precision: str | None = None, whole: bool = False
     ) -> Hypergradient:
         """``hypergradient`` with the reports of its solves, optionally with other solvers or in another precision.
 
@@ -225,7 +212,7 @@ class Engine:
         self.step = state["step"]
         known = [state["random"], *state.get("others", ())]
         if replicas.rank() < len(known):
-            self.updates.random = RandomState.from_state_dict(known[replicas.rank()])
+            self.updates.random = RandomState(**known[replicas.rank()])
         else:
             self.updates.random = RandomState.seeded(replicas.rank_seed(f"{self.seed}/{self.step}", self.seed))
         for name, history in self.histories.items():
@@ -252,9 +239,8 @@ class Engine:
 
     def recorded_bytes(self, count: int) -> int:
         """Memory of the parameters and optimizer state of each level's last ``count`` recorded updates."""
-        if not count:
-            return 0
-        return sum(update.bytes for history in self.histories.values() for update in list(history.updates)[-count:])
+        latest = (islice(reversed(history.updates), count) for history in self.histories.values())
+        return sum(update.bytes for update in chain.from_iterable(latest))
 
     def _descend(self, index: int) -> None:
         """Update the level of this index once, after the updates of the levels below it that this one asks for."""
@@ -266,10 +252,6 @@ class Engine:
             for _ in range(below.steps):
                 self._descend(index - 1)
         self._update(self.graph.problems[self.graph.names[index]])
-
-    def _pass_on_notices(self) -> None:
-        while self.evaluator.notices:
-            self._tell(self.evaluator.notices.pop(0))
 
     def _tell(self, notice: str) -> None:
         """Give a line to the callbacks; where there is none, it is a warning."""
@@ -288,7 +270,7 @@ class Engine:
             return
         before = history.record
         try:
-            update = self.updates.take(problem, self.step, bool(self.callbacks))
+            update = self.updates.take(problem, self.step, bool(self.callbacks), self.recorded_steps)
         except (NotFiniteError, CotangentError) as error:
             history.record = before
             self._skip(problem, str(error))

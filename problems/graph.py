@@ -214,8 +214,8 @@ class Graph:
         lines = []
         for name, parameters, often, reads, through, solver in self._facts():
             ending = f"; solver {solver}" if solver else ""
-            lines += [f"{name}: {parameters}, {often}{ending}", f"    reads {reads}"]
-            lines.append(f"    hypergradient through {through}")
+            summary = f"{name}: {parameters}, {often}{ending}"
+            lines += [summary, f"    reads {reads}", f"    hypergradient through {through}"]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:

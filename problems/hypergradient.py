@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 
@@ -14,6 +14,7 @@ from multilevel.problems.evaluation.evaluator import Evaluator
 from multilevel.problems.evaluation.recorded_batch import RecordedBatch, RecordedBatches, Values
 from multilevel.problems.evaluation.substitution import marked
 from multilevel.problems.graph import Graph
+from multilevel.problems.history import LevelHistory
 from multilevel.problems.nested import NestedSystem
 from multilevel.problems.recording import RecordedUpdate, identical
 from multilevel.solvers import LowerLevel, Prediction, ProductChoice, SolveError, Solver, SolveReport, Step
@@ -58,21 +59,6 @@ def mean_values(values: list[tuple[float, dict[str, float]]]) -> tuple[float, di
 
 
 @dataclass(frozen=True)
-class SolverMemory:
-    """Results of earlier updates that solves use; all of it may be empty.
-
-    Attributes:
-        steps: of each level whose solver goes through its updates, the last of them.
-        starts: of each level, the last solution where its solver starts from it.
-        products: of each level, which products its solves take where that is left to them.
-    """
-
-    steps: Mapping[str, Sequence[RecordedUpdate]] = field(default_factory=dict)
-    starts: Mapping[str, Tensors] = field(default_factory=dict)
-    products: Mapping[str, ProductChoice] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Hypergradient:
     """A hypergradient and how it came about.
 
@@ -93,7 +79,8 @@ def adjoint_pass(
     records: Mapping[str, RecordedBatches],
     name: str,
     direct: Gradients,
-    memory: SolverMemory,
+    histories: Mapping[str, LevelHistory],
+    starts: Mapping[str, Tensors],
     solvers: Mapping[str, Solver],
     observe: Callable[[str, Tensors], None] | None = None,
 ) -> Hypergradient:
@@ -109,7 +96,8 @@ def adjoint_pass(
         records: for every level passed, what its last update used.
         name: the level whose hypergradient it is.
         direct: the direct gradient of its loss for each level of ``differentiated``.
-        memory: of earlier updates.
+        histories: of every level.
+        starts: of each level, the last solution where its solver starts from it.
         solvers: of the levels passed.
         observe: told of each level solved at, and of the cotangent that has arrived there.
     """
@@ -127,9 +115,9 @@ def adjoint_pass(
                 f"level {level!r}: an unrolled solver goes through updates of SGD, Adam or AdamW themselves; it "
                 f"is trained with {type(optimizer).__name__}{replaced}"
             )
-        updates = list(memory.steps.get(level, ()))[-count:] if count else []
-        start, choice = memory.starts.get(level), memory.products.get(level)
-        return lower_level(evaluator, records[level], level, read_levels, updates, start, choice)
+        updates = list(histories[level].updates)[-count:] if count else []
+        choice = histories[level].products
+        return lower_level(evaluator, records[level], level, read_levels, updates, starts.get(level), choice)
 
     for block in graph.blocks(name):
         exact = block.inner and graph.treats_exactly(block)
@@ -194,7 +182,7 @@ def recorded_steps(evaluator: Evaluator, level: str, updates: Sequence[RecordedU
     Raises:
         SolveError: something was done to the level's parameters that cannot be gone through.
     """
-    starts = [update.parameters for update in updates[1:]]
+    starts = [update.step.parameters for update in updates[1:]]
     for update, start in zip(updates, [*starts, evaluator.problems[level].variables()], strict=False):
         reason = update.unfollowed
         if not reason and not all(identical(update.end[name], start[name]) for name in start if name in update.end):
@@ -202,24 +190,13 @@ def recorded_steps(evaluator: Evaluator, level: str, updates: Sequence[RecordedU
         if reason:
             raise SolveError(f"level {level!r}: an unrolled solver cannot differentiate an update: {reason}")
     return [
-        Step(
-            recorded_losses(evaluator, update.record, level, buffers=update.buffers),
-            update.parameters,
-            update.reads,
-            update.rule,
-            update.ascends,
-            update.before,
-            update.after,
-        )
+        replace(update.step, losses=recorded_losses(evaluator, update.record, level, update.buffers))
         for update in updates
     ]
 
 
 def recorded_losses(
-    evaluator: Evaluator,
-    record: RecordedBatches,
-    level: str,
-    buffers: Sequence[Values] | None = None,
+    evaluator: Evaluator, record: RecordedBatches, level: str, buffers: Sequence[Values] | None = None
 ) -> list[Callable[..., Tensor]]:
     """The level's objective on each part of a record, a function of (parameters, parameters of each level read).
 

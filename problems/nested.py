@@ -74,7 +74,7 @@ class NestedSystem:
         for system in self.inner:
             self.values |= system.values
             self.values |= {self._multiplier(key): torch.zeros_like(system.values[key]) for key in system.keys}
-        with explained():
+        with explaining_errors():
             self._solve_multipliers()
 
     @property
@@ -93,8 +93,8 @@ class NestedSystem:
         right_hand_side = zeros_like({key: self.values[key] for key in self.keys})
         for level, tensors in cotangents.items():
             right_hand_side |= {f"{level}/{name}": tensor for name, tensor in tensors.items()}
-        with explained():
-            unit, scale = at_unit_scale(right_hand_side)
+        with explaining_errors():
+            unit, scale = normalized(right_hand_side)
             mixed = self._products().mixed(self.solve(unit))
         contributions = {level: scaled(tensors, -scale) for level, tensors in mixed.items()}
         return contributions, {system.block.name: system.report() for system in self._all()}
@@ -131,7 +131,7 @@ class NestedSystem:
         products = self._products()
         if not self.inner:
             return self._solve_own(products, right_hand_side)
-        unit, scale = at_unit_scale(right_hand_side)
+        unit, scale = normalized(right_hand_side)
         if scale == 0:
             return unit
         eliminated = self._solve_inner(products, {key: unit[key] for key in self.inner_keys})
@@ -155,7 +155,7 @@ class NestedSystem:
             image = products.hessian(direction)
             return {key: image[key] for key in self.own_keys}
 
-        unit, scale = at_unit_scale(right_hand_side)
+        unit, scale = normalized(right_hand_side)
         if scale == 0:
             return unit
         at = PRODUCTS[self.solver.product](LowerLevel([], variables, {}), self.solver.radius)
@@ -216,7 +216,7 @@ class NestedSystem:
 MULTIPLIER = "~"
 
 
-def at_unit_scale(right_hand_side: Values) -> tuple[Values, float]:
+def normalized(right_hand_side: Values) -> tuple[Values, float]:
     """A right-hand side over its scale, for solves and products to see numbers of about 1; and the scale, 0 for 0."""
     scale = scale_of(right_hand_side)
     return scaled(right_hand_side, 1 / scale if scale else 1.0), scale
@@ -229,7 +229,7 @@ def badness(solve: SolveReport) -> tuple[bool, float]:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def explaining_errors() -> Iterator[None]:
     """Within the block an operator that lacks a second or third derivative is named, and gradients are recorded.
 
     Raises:

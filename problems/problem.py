@@ -243,9 +243,8 @@ def required_arguments(stepper: Any) -> list[str]:
     """
     _, *arguments = inspect.signature(type(stepper).step).parameters.values()  # a scheduler hides its optimizer's own
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [
-        argument.name for argument in arguments if argument.default is argument.empty and argument.kind not in variadic
-    ]
+    required = [argument for argument in arguments if argument.default is argument.empty]
+    return [argument.name for argument in required if argument.kind not in variadic]
 
 
 def _check_steps(problem: Problem) -> None:

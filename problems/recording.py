@@ -17,7 +17,8 @@ from multilevel.problems.graph import Graph
 from multilevel.problems.problem import Problem
 from multilevel.problems.stepping import take_step
 from multilevel.problems.tracking import NotFollowedError, Tracker
-from multilevel.solvers.stages import Key, Keyed, Stage, keyed, keyed_reads
+from multilevel.solvers import Step
+from multilevel.solvers.stages import Key, Keyed, Stage, keyed_by_kind, keyed_nested
 from multilevel.solvers.update_rules import STATE, UpdateRule, known
 from multilevel.solvers.vectors import Tensors
 
@@ -28,42 +29,33 @@ class RecordedUpdate:
 
     Attributes:
         record: the parts of its batch, which stand for the losses on them.
-        parameters: before it.
-        reads: parameters of the levels read.
         buffers: that each part of the batch started from, of the level and of those read.
-        rule: the optimizer's update.
+        step: the update without its losses.
         end: parameters after it, hooks and callbacks included.
-        ascends: the optimizer maximizes.
-        before: see ``Step``.
-        after: see ``Step``.
         hook_tensors: tensors of hooks and callbacks that depend on it, see ``Tracker``.
         unfollowed: what of it cannot be differentiated, and why; empty where all can.
     """
 
     record: RecordedBatches
-    parameters: Tensors
-    reads: Values
     buffers: Sequence[Values]
-    rule: UpdateRule
+    step: Step
     end: Tensors
-    ascends: bool = False
-    before: Stage | None = None
-    after: Sequence[Stage] = ()
     hook_tensors: Mapping[Key, Tensor] = field(default_factory=dict)
     unfollowed: str = ""
 
     @property
     def bytes(self) -> int:
         """Memory of its parameters and optimizer state."""
-        groups = (self.parameters, *self.reads.values(), *self.rule.state.values())
+        groups = (self.step.parameters, *self.step.reads.values(), *self.step.rule.state.values())
         return sum(tensor.numel() * tensor.element_size() for tensors in groups for tensor in tensors.values())
 
     def __getstate__(self) -> dict[str, Any]:
         """A graph of autograd cannot be stored."""
         state = dict(self.__dict__)
-        if self.before is not None or self.after:
+        if self.step.before is not None or self.step.after:
             why = "what hooks and callbacks did in an update is not stored with it"
-            state |= {"before": None, "after": (), "hook_tensors": {}, "unfollowed": self.unfollowed or why}
+            step = replace(self.step, before=None, after=())
+            state |= {"step": step, "hook_tensors": {}, "unfollowed": self.unfollowed or why}
         return state
 
 
@@ -76,7 +68,7 @@ def recorded_count(problem: Problem, least: int = 0) -> int:
 def buffers_of(graph: Graph, problem: Problem, before: Sequence[Values]) -> Values:
     """Copies of the buffers of a level and of those it reads; what is as in the last of ``before`` is shared."""
     return {
-        level: copied(dict(graph.problems[level].module.named_buffers()), before[-1][level] if before else None)
+        level: copied(dict(graph.problems[level].module.named_buffers()), before[-1][level] if before else {})
         for level in (problem.name, *graph.reads[problem.name])
     }
 
@@ -86,9 +78,8 @@ def reads_of(graph: Graph, problem: Problem) -> dict[str, dict[str, Tensor]]:
     return {level: dict(graph.problems[level].variables()) for level in graph.reads[problem.name]}
 
 
-def copied(tensors: Tensors, like: Tensors | None) -> dict[str, Tensor]:
+def copied(tensors: Tensors, like: Tensors) -> dict[str, Tensor]:
     """Copies of tensors, detached; those of ``like`` where they are the same to the last bit."""
-    like = like or {}
     return {
         name: like[name] if name in like and identical(like[name], tensor) else tensor.detach().clone()
         for name, tensor in tensors.items()
@@ -118,25 +109,14 @@ def recorded_step(
         loss: of the update, for schedulers that ask for it.
     """
     last, reads = earlier[-1] if earlier else None, reads_of(graph, problem)
-    start = copied(problem.variables(), last.end if last else None)
-    read_copies = {level: copied(tensors, last.reads[level] if last else None) for level, tensors in reads.items()}
+    start = copied(problem.variables(), last.end if last else {})
+    read_copies = {level: copied(tensors, last.step.reads[level] if last else {}) for level, tensors in reads.items()}
     hooks = Hooks(problem, start, reads, last.hook_tensors if last else {})
     with hooks.followed():
         take_step(problem, loss)
     end = copied(problem.variables(), start)
-    return RecordedUpdate(
-        record,
-        start,
-        read_copies,
-        buffers,
-        hooks.rule,
-        end,
-        problem.sign < 0,
-        hooks.before,
-        hooks.after,
-        hooks.hook_tensors,
-        hooks.unfollowed,
-    )
+    step = Step((), start, read_copies, hooks.rule, problem.sign < 0, hooks.before, hooks.after)
+    return RecordedUpdate(record, buffers, step, end, hooks.hook_tensors, hooks.unfollowed)
 
 
 class Hooks:
@@ -205,8 +185,8 @@ class Hooks:
     def _open(self, parameters: Tensors) -> None:
         slots = slots_of(self.problem)
         snapshots = {key: tensor.detach().clone() for key, tensor in slots.items() if key[0] != "parameters"}
-        followed = {**slots, **keyed_reads(self.reads), **self.hook_tensors}
-        tracker = Tracker(followed, snapshots | keyed("parameters", parameters))
+        followed = {**slots, **keyed_nested("reads", self.reads), **self.hook_tensors}
+        tracker = Tracker(followed, snapshots | keyed_by_kind("parameters", parameters))
         self._tracker = tracker.__enter__()
 
     def _close(self) -> Stage | None:
@@ -238,8 +218,8 @@ def followed(
         yield nullcontext
         return
     update = steps[-1]
-    slots = {**slots_of(problem), **keyed_reads(reads_of(graph, problem)), **update.hook_tensors}
-    tracker = Tracker(slots, keyed("parameters", update.end))
+    slots = {**slots_of(problem), **keyed_nested("reads", reads_of(graph, problem)), **update.hook_tensors}
+    tracker = Tracker(slots, keyed_by_kind("parameters", update.end))
     yield lambda: tracker
     end = copied(problem.variables(), update.end)
     try:
@@ -248,7 +228,8 @@ def followed(
         steps[-1] = replace(update, end=end, unfollowed=update.unfollowed or f"Callback.on_update: {error}")
         return
     if stage is not None:
-        steps[-1] = replace(update, end=end, after=(*update.after, stage), hook_tensors=tracker.hook_tensors)
+        step = replace(update.step, after=(*update.step.after, stage))
+        steps[-1] = replace(update, step=step, end=end, hook_tensors=tracker.hook_tensors)
 
 
 def slots_of(problem: Problem) -> Keyed:
@@ -262,4 +243,4 @@ def slots_of(problem: Problem) -> Keyed:
         for key, value in problem.optimizer.state.get(variable, {}).items()
         if isinstance(value, Tensor) and any(key in keys for keys in STATE.values())
     }
-    return keyed("parameters", variables) | keyed("gradient", gradient) | state
+    return keyed_by_kind("parameters", variables) | keyed_by_kind("gradient", gradient) | state

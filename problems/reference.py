@@ -50,18 +50,16 @@ def reference_hypergradient(
         iterations: most of MINRES at each level.
     """
     solvers: dict[str, Solver] = {}
-    chosen = {}
     for level in engine.graph.passes(name):
         count = sum(value.numel() for value in engine.graph.problems[level].variables().values())
-        chosen[level] = "dense" if count <= DENSE_LIMIT else "minres"
         damping = dampings.get(level) or 0.0
-        solvers[level] = (
-            Dense(limit=DENSE_LIMIT, damping=damping)
-            if chosen[level] == "dense"
-            else Minres(iterations, tolerance=1e-8, measure_residual=True, damping=damping)
-        )
+        if count <= DENSE_LIMIT:
+            solvers[level] = Dense(limit=DENSE_LIMIT, damping=damping)
+        else:
+            solvers[level] = Minres(iterations, tolerance=1e-8, measure_residual=True, damping=damping)
     hypergradient = engine.solve_hypergradient(name, solvers, REFERENCE_PRECISION, whole=True)
-    return ReferenceHypergradient(hypergradient.values, chosen, largest_residual(hypergradient) or 0.0)
+    names = {level: type(solver).__name__.lower() for level, solver in solvers.items()}
+    return ReferenceHypergradient(hypergradient.values, names, largest_residual(hypergradient) or 0.0)
 
 
 def largest_residual(hypergradient: Hypergradient) -> float | None:

@@ -14,7 +14,7 @@ from multilevel.problems.errors import NotFiniteError
 from multilevel.problems.evaluation.evaluator import Evaluator
 from multilevel.problems.evaluation.recorded_batch import RecordedBatches
 from multilevel.problems.graph import Graph
-from multilevel.problems.hypergradient import SolverMemory, lower_level
+from multilevel.problems.hypergradient import lower_level
 from multilevel.solvers import (
     FiniteDifference,
     FirstOrder,
@@ -64,7 +64,7 @@ class SelfCheck:
         level: str,
         record: RecordedBatches,
         cotangent: Tensors,
-        memory: SolverMemory,
+        choice: ProductChoice,
     ) -> str:
         """``check_products`` for a level that a hypergradient goes through, in float32 where the run is coarser.
 
@@ -77,7 +77,7 @@ class SelfCheck:
             level: the one that it goes through.
             record: of that level's last update.
             cotangent: what has arrived there.
-            memory: of earlier updates.
+            choice: the products that solves at that level have taken.
         """
         if not any(tensor.any() for tensor in cotangent.values()):
             return ""
@@ -85,10 +85,10 @@ class SelfCheck:
         solver = graph.problems[level].solver
         if solver is None or level in self._reported:
             return ""
-        exact = evaluator.precision == "float32"  # the rounding of bf16 is no fault
-        single = evaluator if exact else Evaluator(graph.problems)
+        # The rounding of bf16 is no fault.
+        single = evaluator if evaluator.precision == "float32" else Evaluator(graph.problems)
         read_levels = [read for read in graph.reads[level] if read in (name, *graph.passes(name))]
-        lower = lower_level(single, record, level, read_levels, choice=memory.products.get(level))
+        lower = lower_level(single, record, level, read_levels, choice=choice)
         line = check_products(level, solver, lower, cotangent)
         if line:
             self._reported.add(level)
@@ -244,8 +244,7 @@ class _Check:
         return f"{prefix}={like} {prefix}.product={product}" if like else f"{prefix}.product={product}"
 
     def _radius(self) -> float:
-        radius = getattr(self.solver, "radius", None)
-        return radius or default_radius(self.lower.parameters, self.lower.arithmetic)
+        return getattr(self.solver, "radius", None) or default_radius(self.lower.parameters, self.lower.arithmetic)
 
     def _product(self, kind: str, form: str, factor: float = 1.0, moved: Tensors | None = None) -> Tensor:
         lower = self.lower if moved is None else replace(self.lower, parameters=moved)
@@ -356,12 +355,8 @@ class _Check:
 
     def _spread(self, kind: str, form: str, product: Tensor) -> float:
         """How far a product moves as the parameters move by a few roundings: where terms cancel, by all that it is."""
-        return max(
-            (self._product(kind, form, moved=scaled(self.lower.parameters, 1 + sign * 8 * self._eps())) - product)
-            .norm()
-            .item()
-            for sign in (1, -1)
-        )
+        moves = (scaled(self.lower.parameters, 1 + sign * 8 * self._eps()) for sign in (1, -1))
+        return max((self._product(kind, form, moved=moved) - product).norm().item() for moved in moves)
 
     def _eps(self) -> float:
         return torch.finfo(next(iter(self.lower.parameters.values())).dtype).eps

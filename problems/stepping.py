@@ -10,7 +10,7 @@ from torch import Tensor
 
 from multilevel.problems.errors import GraphError, NotFiniteError
 from multilevel.problems.problem import Problem, required_arguments
-from multilevel.solvers.vectors import numbers, total_norm
+from multilevel.solvers.vectors import scalar_values, total_norm
 
 
 def set_gradient(problem: Problem, gradient: dict[str, Tensor]) -> float:
@@ -33,7 +33,7 @@ def set_gradient(problem: Problem, gradient: dict[str, Tensor]) -> float:
     if hooked:
         # A hook may step an optimizer of its own; one on the tensor itself may mend what is not finite.
         unmended = [value for key, value in gradient.items() if not parameters[key]._backward_hooks]
-        _check_norm(problem, math.hypot(*numbers([value.norm() for value in unmended])))
+        _check_norm(problem, math.hypot(*scalar_values([value.norm() for value in unmended])))
         leaves = {key: parameters[key] for key in hooked}
         torch.autograd.backward(list(leaves.values()), [gradient[key].clone() for key in hooked])
         _check_followed(problem, leaves, gradient)

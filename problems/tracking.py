@@ -105,10 +105,9 @@ class Tracker(TorchDispatchMode):
             NotFollowedError: they changed something, in a way that could not be followed.
         """
         ends = {**ends, **self.hook_tensors}
-        moved = {key for key, end in ends.items() if self._home(key) != storage_of(end)}
-        unseen = {
-            key for key, end in ends.items() if key in self.snapshots and not torch.equal(self.snapshots[key], end)
-        }
+        homes = {key: storage_of(slot) for key, slot in self.slots.items()}
+        moved = {key for key, end in ends.items() if homes.get(key) != storage_of(end)}
+        unseen = {key for key, value in self.snapshots.items() if key in ends and not torch.equal(value, ends[key])}
         written = {key for key, end in ends.items() if storage_of(end) in self._written}
         if self.reason and moved | unseen | written:
             raise NotFollowedError(self.reason)
@@ -131,9 +130,6 @@ class Tracker(TorchDispatchMode):
                 self.hook_tensors["hook", str(storage)] = flat.detach().new_empty(0).set_(alive)
                 outputs["hook", str(storage)] = flat
         return outputs
-
-    def _home(self, key: Key) -> int | None:
-        return storage_of(self.slots[key]) if key in self.slots else None
 
     def _prepare(self, tensor: Tensor, written: bool) -> None:
         """Make the shadow of a slot that is used, and of a constant that is about to be written to."""

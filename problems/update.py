@@ -23,7 +23,6 @@ from multilevel.problems.history import LevelHistory
 from multilevel.problems.hypergradient import (
     Gradients,
     Hypergradient,
-    SolverMemory,
     Total,
     adjoint_pass,
     averaged_over_ranks,
@@ -53,7 +52,6 @@ class Updates:
     Attributes:
         histories: of each level.
         random: the generators' state after the last update.
-        recorded_steps: updates of every level to record, where a solver does not ask for more.
     """
 
     def __init__(
@@ -65,17 +63,17 @@ class Updates:
         self.check = check
         self._tell = tell
         self.histories = {name: LevelHistory() for name in graph.names}
-        self.recorded_steps = 0
         self._discovery = Discovery(graph, evaluator)
         self._self_check = SelfCheck()
 
-    def take(self, problem: Problem, step: int, observed: bool) -> Update:
+    def take(self, problem: Problem, step: int, observed: bool, recorded_steps: int = 0) -> Update:
         """Update a level once.
 
         Args:
             problem: the level.
             step: updates of the top level so far.
             observed: whether anyone is told of the update; its metrics and its cosine are left out otherwise.
+            recorded_steps: last updates of the level to record, where its solver does not ask for more.
 
         Raises:
             NotFiniteError: its loss or its hypergradient is not; nothing but batches, buffers and the record of what
@@ -83,7 +81,7 @@ class Updates:
             CotangentError: what arrives at a level below is not.
         """
         name, history = problem.name, self.histories[problem.name]
-        ranks, recorded = replicas.count(), recorded_count(problem, self.recorded_steps)
+        ranks, recorded = replicas.count(), recorded_count(problem, recorded_steps)
         observed = observed or ranks > 1  # any rank may be the one that tells
         inputs = differentiable_variables(self.evaluator, differentiated(self.graph, name))
         parts: list[RecordedBatch] = []
@@ -146,30 +144,26 @@ class Updates:
             solvers: of the levels that it goes through; None takes their own.
             whole: take whole batches, whatever ``solve_share`` says.
         """
-        passes = self.graph.passes(name)
+        graph, histories = self.graph, self.histories
+        passes = graph.passes(name)
         if not passes:
             return Hypergradient(direct[name], {}, {})
         record_of = self.record_of if whole else self._solved_record
         records = {level: record_of(level) for level in passes}
-        memory = SolverMemory(
-            {level: self.histories[level].updates for level in passes},
-            # A solver other than the level's own starts from nothing.
-            {} if solvers else self.histories[name].solutions,
-            {level: self.histories[level].products for level in passes},
-        )
+        starts = {} if solvers else histories[name].solutions  # another solver starts from nothing
         unchecked = self.check and not solvers and evaluator is self.evaluator and name not in self._self_check.names
 
         def check(level: str, cotangent: Tensors) -> None:
-            line = self._self_check.compare(self.graph, evaluator, name, level, records[level], cotangent, memory)
-            if line:
+            choice = histories[level].products
+            if line := self._self_check.compare(graph, evaluator, name, level, records[level], cotangent, choice):
                 self._tell(line)
 
+        observe = check if unchecked else None
         if not solvers:  # the graph has checked that each level has one
-            solvers = {level: solver for level in passes if (solver := self.graph.problems[level].solver) is not None}
+            solvers = {level: solver for level in passes if (solver := graph.problems[level].solver) is not None}
         try:
             with as_written():
-                observe = check if unchecked else None
-                return adjoint_pass(self.graph, evaluator, records, name, direct, memory, solvers, observe)
+                return adjoint_pass(graph, evaluator, records, name, direct, histories, starts, solvers, observe)
         except torch.linalg.LinAlgError as error:
             raise NotFiniteError(f"a solve for level {name!r} met numbers that are not finite: {error}") from error
 

@@ -48,9 +48,8 @@ class Auto(Solver):
     def resolved(self, lower: LowerLevel) -> tuple[Solver, str]:
         count = sum(tensor.numel() for tensor in lower.parameters.values())
         if count <= DENSE_LIMIT:
-            return Dense(
-                product=self.product, damping=self.damping or 0.0
-            ), f"dense: {count:,} parameters, at most {DENSE_LIMIT}"
+            dense = Dense(product=self.product, damping=self.damping or 0.0)
+            return dense, f"dense: {count:,} parameters, at most {DENSE_LIMIT}"
         if count <= ITERATIVE_LIMIT and lower.predictions is not None:
             damping = 0.01 if self.damping is None else self.damping
             solver = ConjugateGradient(curvature="gauss_newton", warm_start=True, product=self.product, damping=damping)

@@ -16,12 +16,12 @@ def nodes(loss: Tensor) -> Iterator[Any]:
     >>> [type(node).__name__ for node in nodes((2 * weight).sum())]
     ['SumBackward0', 'MulBackward0', 'AccumulateGrad']
     """
-    seen: set[Any] = set()
+    visited: set[Any] = set()
     waiting = [loss.grad_fn]
     while waiting:
         node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
+        if node is not None and node not in visited:
+            visited.add(node)
             yield node
             waiting.extend(function for function, _ in node.next_functions)
 

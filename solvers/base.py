@@ -150,6 +150,6 @@ class Solver(ABC):
 
     def __str__(self) -> str:
         """The name, and the settings that differ from their defaults."""
-        pairs = ((one, getattr(self, one.name)) for one in fields(self))  # type: ignore[arg-type]
-        changed = ", ".join(f"{one.name}={value}" for one, value in pairs if value != one.default)
+        pairs = ((field, getattr(self, field.name)) for field in fields(self))  # type: ignore[arg-type]
+        changed = ", ".join(f"{field.name}={value}" for field, value in pairs if value != field.default)
         return f"{type(self).__name__}({changed})"

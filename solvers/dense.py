@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from multilevel.solvers.errors import SettingError
 from multilevel.solvers.linear_system import ImplicitSolver, LinearSystem, Solution
-from multilevel.solvers.ranges import Count, NonNegative
+from multilevel.solvers.ranges import Count, NonNegative, require
 
 
 @dataclass
@@ -43,12 +42,8 @@ class Dense(ImplicitSolver):
     def solve(self, system: LinearSystem) -> Solution:
         cotangent = system.right_hand_side
         count = len(cotangent)
-        if count > self.limit:
-            raise SettingError(
-                "solver.limit",
-                self.limit,
-                f"at least {count} for a lower level of {count} parameters, or a solver other than dense",
-            )
+        remedy = f"at least {count} for a lower level of {count} parameters, or a solver other than dense"
+        require("solver.limit", self.limit, count <= self.limit, remedy)
         matrix = cotangent.new_empty(count, count)
         unit = torch.zeros_like(cotangent)
         for index in range(count):

@@ -15,6 +15,9 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from multilevel.solvers.errors import SolveError
 
+#: Whether torch.func has wrapped a tensor.
+is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+
 _HIGHER: ContextVar[bool] = ContextVar("higher derivatives", default=False)
 
 
@@ -61,9 +64,8 @@ class higher_derivatives:  # noqa: N801
         _HIGHER.reset(self._token)
 
 
-def wants_higher_derivatives() -> bool:
-    """Whether this is within ``higher_derivatives``."""
-    return _HIGHER.get()
+#: Whether this is within ``higher_derivatives``.
+wants_higher_derivatives = _HIGHER.get
 
 
 def modes_again() -> list[tuple[TorchFunctionMode, TorchFunctionMode]]:
@@ -80,15 +82,14 @@ def computing_again(modes: Sequence[tuple[TorchFunctionMode, TorchFunctionMode]]
     around = _get_current_function_mode_stack()
     with ExitStack() as stack:
         for mode, again in modes:
-            if not any(mode is other for other in around):
+            if not any(mode is active for active in around):
                 stack.enter_context(again)
         yield
 
 
 def may_have_tangent(tensor: Tensor) -> bool:
     """Whether a tensor has a tangent of ``forward_ad`` itself, or torch.func wraps it, so that it may have one."""
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    return wrapped or forward_ad.unpack_dual(tensor).tangent is not None
+    return is_wrapped(tensor) or forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def writes_in_place(function: Any) -> bool:

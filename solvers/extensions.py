@@ -18,19 +18,19 @@ HOME = Path(__file__).resolve().parents[1]  # with the project's own rooms in it
 
 def folders() -> list[Path]:
     """The folders that MULTILEVEL_PATH lists (separated as in PATH), absolute; each mirrors the project's rooms."""
-    listed = [Path(one).resolve() for one in os.environ.get(VARIABLE, "").split(os.pathsep) if one]
+    listed = [Path(folder).resolve() for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder]
     return [folder for folder in dict.fromkeys(listed) if folder != HOME]
 
 
 def extend(path: MutableSequence[str], package: str) -> None:
     """Append a user's folders for a package to its ``__path__``: FOLDER/levels for ``multilevel.levels``."""
     for folder in folders():
-        own = folder.joinpath(*package.split(".")[1:])
-        if own.is_dir() and str(own) not in path:
-            path.append(str(own))
+        subfolder = folder.joinpath(*package.split(".")[1:])
+        if subfolder.is_dir() and str(subfolder) not in path:
+            path.append(str(subfolder))
 
 
-def load(module: str) -> ModuleType:
+def load_module(module: str) -> ModuleType:
     """Import a module of this project or of a user's.
 
     Raises:
@@ -41,11 +41,11 @@ def load(module: str) -> ModuleType:
     except MultilevelError:
         raise
     except Exception as error:
-        place = _users_line(error)
-        if place is None:
+        location = _users_line(error)
+        if location is None:
             raise
         wish = f"a file that can be imported ({type(error).__name__}: {getattr(error, 'msg', error)})"
-        raise SettingError(VARIABLE, place, wish) from error
+        raise SettingError(VARIABLE, location, wish) from error
 
 
 def _users_line(error: Exception) -> str | None:
@@ -53,8 +53,8 @@ def _users_line(error: Exception) -> str | None:
     lines = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
         lines.append((error.filename, error.lineno))
-    own = [f"{file}:{line}" for file, line in lines if any(Path(file).is_relative_to(one) for one in folders())]
-    return own[-1] if own else None
+    users = [f"{file}:{line}" for file, line in lines if any(map(Path(file).is_relative_to, folders()))]
+    return users[-1] if users else None
 
 
 def check_folders() -> None:
@@ -64,7 +64,7 @@ def check_folders() -> None:
         if not folder.is_dir():
             raise SettingError(VARIABLE, str(folder), f"existing folders, separated by '{os.pathsep}'")
         for file in _files(folder):
-            first = next((one / file for one in searched if (one / file).exists()), None)
+            first = next((root / file for root in searched if (root / file).exists()), None)
             if first is not None:
                 raise SettingError(VARIABLE, str(folder / file), f"another name: {first} exists")
         searched.append(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, distribution, requires
+from importlib.metadata import PackageNotFoundError, distributions, requires
 
 from multilevel.solvers.errors import MultilevelError
 
@@ -42,12 +42,4 @@ def _missing_packages(extra: str) -> list[str]:
     except PackageNotFoundError:
         return []
     names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in declared]
-    return [name for name in names if not _is_installed(name)]
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        distribution(name)
-    except PackageNotFoundError:
-        return False
-    return True
+    return [name for name in names if not list(distributions(name=name))]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from multilevel.solvers.base import Response, Solver, SolveReport
-from multilevel.solvers.gradients import detached_leaves, gradients, grouped, keyed, less, mean
+from multilevel.solvers.gradients import detached_leaves, gradients, grouped, keyed, less, sum_over_parts
 from multilevel.solvers.lower_level import LowerLevel
 from multilevel.solvers.neumann import largest_eigenvalue
 from multilevel.solvers.products import FiniteDifferenceProducts, default_radius
@@ -54,19 +54,21 @@ class FirstOrder(Solver):
 
     def respond(self, lower: LowerLevel, cotangent: Tensors) -> Response:
         products, right_hand_side = FiniteDifferenceProducts(lower), flatten(cotangent)
-        held = products.losses
+        losses = products.losses
         step = self.step_size or self._chosen_step(products, right_hand_side)
-        counted = held.evaluations  # with the products
+        counted = losses.evaluations  # with the products
         scale = 1 / self.penalty if self.penalty else self._chosen_scale(lower, step, right_hand_side)
         start, slope = flatten(lower.parameters), flatten(products.gradient())
-        largest, ends, steps = self._largest_move(scale, step, right_hand_side), [], 0
+        # A convex problem moves by no more than every step along the cotangent would.
+        largest = 1.01 * self.steps * step * scale * right_hand_side.norm().item()
+        ends, steps = [], 0
         for sign in (1, -1):
             moved = torch.zeros_like(start)
             for _ in range(self.steps):
                 if not moved.norm().item() < largest:
                     break
                 steps += 1
-                descent = flatten(held.gradient(unflatten(start + moved, lower.parameters), lower.reads)) - slope
+                descent = flatten(losses.gradient(unflatten(start + moved, lower.parameters), lower.reads)) - slope
                 moved = moved - step * (descent + sign * scale * right_hand_side + self.damping * moved)
             ends.append(moved)
         size = max(end.norm().item() for end in ends)
@@ -75,8 +77,8 @@ class FirstOrder(Solver):
         if failed:  # the first step is the identity, scaled
             ends = [-sign * step * scale * right_hand_side for sign in (1, -1)]
         points = [unflatten(start + end, lower.parameters) for end in ends]
-        contributions = _difference(held, lower, points, 2 * scale)
-        evaluations = products.evaluations + held.evaluations - counted + steps + 2
+        contributions = _difference(losses, lower, points, 2 * scale)
+        evaluations = products.evaluations + losses.evaluations - counted + steps + 2
         return Response(contributions, SolveReport(evaluations, products.products, None, None, cause, failed))
 
     def _chosen_step(self, products: FiniteDifferenceProducts, cotangent: Tensor) -> float:
@@ -90,13 +92,9 @@ class FirstOrder(Solver):
         """1 / penalty such that a first step of descent moves by the radius of a finite difference."""
         return default_radius(lower.parameters, lower.arithmetic) / (step * cotangent.norm().item())
 
-    def _largest_move(self, scale: float, step: float, cotangent: Tensor) -> float:
-        """A convex problem moves by no more than every step along the cotangent would."""
-        return 1.01 * self.steps * step * scale * cotangent.norm().item()
-
 
 def _difference(
-    held: HeldLosses, lower: LowerLevel, ends: list[dict[str, Tensor]], distance: float
+    losses: HeldLosses, lower: LowerLevel, ends: list[dict[str, Tensor]], distance: float
 ) -> dict[str, dict[str, Tensor]]:
     """Difference of the loss's gradients in the levels read at two values of the parameters, over a distance."""
     reads = {level: detached_leaves(tensors) for level, tensors in lower.reads.items()}
@@ -104,9 +102,9 @@ def _difference(
 
     def difference(part: int) -> dict[tuple[str, str], Tensor | None]:
         # the graph of the first goes before the second one comes
-        ahead = gradients(held.at(part, ends[0], reads), leaves)
-        return less(ahead, gradients(held.at(part, ends[1], reads), leaves))
+        ahead = gradients(losses.at(part, ends[0], reads), leaves)
+        return less(ahead, gradients(losses.at(part, ends[1], reads), leaves))
 
     scale = 1 / (distance * len(parts))
-    total = mean(map(difference, parts), leaves, 1)
+    total = sum_over_parts(difference, parts, leaves)
     return grouped({key: value * scale for key, value in total.items()}, reads)

@@ -5,7 +5,7 @@ None stands for the gradient in a tensor that nothing depends on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -15,6 +15,7 @@ from multilevel.solvers.vectors import Tensors
 
 Key = TypeVar("Key")
 Out = TypeVar("Out")
+Part = TypeVar("Part")
 Value = TypeVar("Value")
 
 
@@ -42,7 +43,7 @@ def added(total: dict[Key, Tensor | None] | None, term: Mapping[Key, Tensor | No
 def less(first: Mapping[Key, Tensor | None], second: Mapping[Key, Tensor | None]) -> dict[Key, Tensor | None]:
     """The first gradient less the second, which has the same names."""
     pairs = ((key, value, second[key]) for key, value in first.items())
-    return {key: one if other is None else -other if one is None else one - other for key, one, other in pairs}
+    return {key: plus if minus is None else -minus if plus is None else plus - minus for key, plus, minus in pairs}
 
 
 def averaged(total: Mapping[Key, Tensor | None], count: int) -> dict[Key, Tensor | None]:
@@ -57,24 +58,38 @@ def filled(values: Mapping[Key, Tensor | None], like: Mapping[Key, Tensor]) -> d
     return {key: torch.zeros_like(like[key]) if value is None else value for key, value in values.items()}
 
 
-def mean(terms: Iterable[Mapping[Key, Tensor | None]], leaves: Mapping[Key, Tensor], count: int) -> dict[Key, Tensor]:
-    """The mean of gradients in ``leaves`` over the ``count`` parts of a batch; a part without a term counts as 0."""
+def sum_over_parts(
+    term_of: Callable[[Part], Mapping[Key, Tensor | None]], parts: Iterable[Part], leaves: Mapping[Key, Tensor]
+) -> dict[Key, Tensor]:
+    """The sum of gradients in ``leaves`` over the parts of a batch; a part without a term counts as 0."""
     total: dict[Key, Tensor | None] = dict.fromkeys(leaves)
-    for term in terms:
-        total = added(total, term)
-        del term  # before the next one is formed
-    return filled(averaged(total, count), leaves)
+    for part in parts:
+        total = added(total, term_of(part))
+    return filled(total, leaves)
+
+
+def mean_over_parts(
+    term_of: Callable[[Part], Mapping[Key, Tensor | None]], parts: Sequence[Part], leaves: Mapping[Key, Tensor]
+) -> dict[Key, Tensor]:
+    """The mean of gradients in ``leaves`` over the parts of a batch; a part without a term counts as 0."""
+    total = sum_over_parts(term_of, parts, leaves)
+    return total if len(parts) == 1 else {key: value / len(parts) for key, value in total.items()}
 
 
 def pulled(
-    outputs: Mapping[Out, Tensor], vectors: Mapping[Out, Tensor], leaves: Mapping[Key, Tensor], keep: bool = False
+    outputs: Mapping[Out, Tensor],
+    vectors: Mapping[Out, Tensor],
+    leaves: Mapping[Key, Tensor],
+    keep: bool = False,
+    create_graph: bool = False,
 ) -> dict[Key, Tensor | None]:
-    """``J^T v``: the derivative of <outputs, vectors> in ``leaves``; with ``keep`` the graph can be used again."""
+    """``J^T v``: the derivative of <outputs, vectors> in ``leaves``; with ``keep`` the graph can be used again, with
+    ``create_graph`` the result can be differentiated."""
     pairs = [(output, vectors[key]) for key, output in outputs.items() if output.requires_grad]
     if not pairs or not leaves:
         return dict.fromkeys(leaves)
     values, along = zip(*pairs, strict=True)
-    slopes = torch.autograd.grad(values, list(leaves.values()), along, retain_graph=keep or None, allow_unused=True)
+    slopes = torch.autograd.grad(values, list(leaves.values()), along, keep or None, create_graph, allow_unused=True)
     return dict(zip(leaves, slopes, strict=True))
 
 

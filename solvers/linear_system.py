@@ -101,8 +101,8 @@ class ImplicitSolver(Solver):
         solution = self.checked(self.system(products, self.curved(products), flatten(cotangent)))
         mixed = products.mixed(unflatten(solution.x, lower.parameters))
         contributions = {level: {name: -value for name, value in tensors.items()} for level, tensors in mixed.items()}
-        kept = unflatten(solution.x, lower.parameters) if self.keeps_solution else None
-        return Response(contributions, report_of(solution, products), kept)
+        start = unflatten(solution.x, lower.parameters) if self.keeps_solution else None
+        return Response(contributions, report_of(solution, products), start)
 
     def system(self, products: Products, curved: Callable[[Tensors], Tensors], right_hand_side: Tensor) -> LinearSystem:
         """The damped system for a right-hand side, ``curved`` being the undamped product."""
@@ -137,12 +137,5 @@ def start_of(lower: LowerLevel) -> Tensor | None:
 
 
 def report_of(solution: Solution, products: Products) -> SolveReport:
-    return SolveReport(
-        evaluations=products.evaluations,
-        products=products.products,
-        residual=solution.residual,
-        converged=solution.converged,
-        cause=solution.cause,
-        failed=solution.failed,
-        choice=products.chosen,
-    )
+    quality = (solution.residual, solution.converged, solution.cause, solution.failed)
+    return SolveReport(products.evaluations, products.products, *quality, products.chosen)

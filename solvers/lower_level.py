@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from multilevel.solvers.stages import Keyed, Stage, keyed, keyed_state, named
+from multilevel.solvers.stages import Keyed, Stage, keyed_by_kind, keyed_nested, tensors_of_kind
 from multilevel.solvers.update_rules import State, UpdateRule
 from multilevel.solvers.vectors import Tensors
 
@@ -66,23 +66,24 @@ class Step:
         sign = -1 if self.ascends else 1
 
         def arrive(values: Keyed) -> Keyed:
-            gradients = {name: sign * slope for name, slope in named("gradient", values).items()}
-            return keyed("gradient", self.rule.clipped(gradients))
+            gradients = {name: sign * slope for name, slope in tensors_of_kind("gradient", values).items()}
+            return keyed_by_kind("gradient", self.rule.clipped(gradients))
 
         def update(values: Keyed) -> Keyed:
-            gradients = {name: sign * slope for name, slope in named("gradient", values).items()}
+            gradients = {name: sign * slope for name, slope in tensors_of_kind("gradient", values).items()}
             state: State = {name: {} for name in self.parameters}
             for key, tensor in values.items():
                 if key[0] == "state":
                     state[key[1]][key[2]] = tensor
-            made, made_state = self.rule.update(named("parameters", values), gradients, state)
-            return keyed("parameters", made) | keyed_state(made_state)
+            updated, updated_state = self.rule.update(tensors_of_kind("parameters", values), gradients, state)
+            return keyed_by_kind("parameters", updated) | keyed_nested("state", updated_state)
 
-        arrival = Stage.of(arrive, keyed("gradient", gradient))
-        point = arrival.values(keyed("parameters", self.parameters))
+        arrival = Stage.of(arrive, keyed_by_kind("gradient", gradient))
+        point = arrival.values(keyed_by_kind("parameters", self.parameters))
         if self.before is not None:
             point = self.before.values(point)
-        point = {key: tensor for key, tensor in point.items() if key[0] != "state"} | keyed_state(self.rule.state)
+        state = keyed_nested("state", self.rule.state)
+        point = {key: tensor for key, tensor in point.items() if key[0] != "state"} | state
         return [arrival, *([] if self.before is None else [self.before]), Stage.of(update, point), *self.after]
 
 

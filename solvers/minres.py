@@ -39,13 +39,13 @@ class Minres(ImplicitSolver):
     measure_residual: bool = False
 
     def solve(self, system: LinearSystem) -> Solution:
-        found = self._iterate(system)
+        solution = self._iterate(system)
         if not self.measure_residual:
-            return found
-        residual = system.residual(found.x)
+            return solution
+        residual = system.residual(solution.x)
         met = residual <= self.tolerance
-        cause = found.cause or ("" if met else f"residual {residual:.3g} for rounding: raise solver.damping")
-        return Solution(found.x, residual, met, cause, found.failed)
+        cause = solution.cause or ("" if met else f"residual {residual:.3g} for rounding: raise solver.damping")
+        return Solution(solution.x, residual, met, cause, solution.failed)
 
     def _iterate(self, system: LinearSystem) -> Solution:
         cotangent = system.right_hand_side

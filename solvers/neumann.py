@@ -46,9 +46,8 @@ class Neumann(ImplicitSolver):
         if step is None:
             largest = largest_eigenvalue(hessian, cotangent, self.power_iterations)
             if largest == 0:
-                return Solution(
-                    cotangent, 1.0, False, "the Hessian maps the cotangent to 0: raise solver.damping", True
-                )
+                cause = "the Hessian maps the cotangent to 0: raise solver.damping"
+                return Solution(cotangent, 1.0, False, cause, failed=True)
             step = 1 / largest
         scale = cotangent.norm().item()
         x, residual, relative = cotangent * 0, cotangent, 1.0

@@ -147,10 +147,10 @@ def choices_of(kind: Any, checks: Iterable[Any] = ()) -> tuple[Any, ...]:
     >>> choices_of(list[Annotated[str, OneOf("a", "b")]])
     ('a', 'b')
     """
-    kind, own, _ = _parts(kind)
+    kind, declared_checks, _ = _parts(kind)
     if get_origin(kind) is list:
         return choices_of(get_args(kind)[0])
-    return next((check.choices for check in (*checks, *own) if isinstance(check, OneOf)), ())
+    return next((check.choices for check in (*checks, *declared_checks) if isinstance(check, OneOf)), ())
 
 
 def base_type(kind: Any) -> Any:

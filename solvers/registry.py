@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, TypeVar
 
-from multilevel.solvers.errors import SettingError
-from multilevel.solvers.extensions import extend, load
+from multilevel.solvers.extensions import extend, load_module
+from multilevel.solvers.ranges import require
 
 Base = TypeVar("Base")
 
@@ -18,14 +18,13 @@ def discover(package: ModuleType, base: type[Base]) -> dict[str, type[Base]]:
     """Concrete subclasses of ``base`` defined in the package's modules, a user's own included (``extensions.extend``),
     each under its module's name."""
     extend(package.__path__, package.__name__)
-    found: dict[str, type[Base]] = {}
+    classes: dict[str, type[Base]] = {}
     for entry in sorted(pkgutil.iter_modules(package.__path__), key=lambda entry: entry.name):
-        module = load(f"{package.__name__}.{entry.name}")
+        module = load_module(f"{package.__name__}.{entry.name}")
         for _, member in inspect.getmembers(module, inspect.isclass):
-            own = member.__module__ == module.__name__
-            if own and issubclass(member, base) and not inspect.isabstract(member):
-                found[entry.name] = member
-    return found
+            if member.__module__ == module.__name__ and issubclass(member, base) and not inspect.isabstract(member):
+                classes[entry.name] = member
+    return classes
 
 
 def chosen(setting: str, offers: Mapping[str, type[Base]], name: str) -> type[Base]:
@@ -34,8 +33,7 @@ def chosen(setting: str, offers: Mapping[str, type[Base]], name: str) -> type[Ba
     Raises:
         SettingError: no such name; ``setting`` is named in the message.
     """
-    if name not in offers:
-        raise SettingError(setting, name, f"one of {', '.join(offers)}")
+    require(setting, name, name in offers, f"one of {', '.join(offers)}")
     return offers[name]
 
 
@@ -47,9 +45,6 @@ def build(setting: str, offers: Mapping[str, type[Base]], name: str, options: Ma
     """
     kind = chosen(setting, offers, name)
     known = list(inspect.signature(kind).parameters)
-    for option in options:
-        if option not in known:
-            raise SettingError(
-                f"{setting}.{option}", options[option], f"a setting of {name}: {', '.join(known) or 'none'}"
-            )
+    for option, value in options.items():
+        require(f"{setting}.{option}", value, option in known, f"a setting of {name}: {', '.join(known) or 'none'}")
     return kind(**options)

@@ -50,10 +50,10 @@ class Sama(ImplicitSolver):
         with torch.enable_grad():
             after, _ = rule.apply(lower.parameters, gradient, rule.state)
             vectors = unflatten(cotangent, lower.parameters)
-            pulled = torch.autograd.grad(list(after.values()), list(gradient.values()), list(vectors.values()))
+            slopes = torch.autograd.grad(list(after.values()), list(gradient.values()), list(vectors.values()))
         rates = [rule.settings[name]["lr"] for name in lower.parameters]
         scaled = {
-            name: -one / rate if rate else torch.zeros_like(one)
-            for (name, one), rate in zip(zip(gradient, pulled, strict=True), rates, strict=True)
+            name: -slope / rate if rate else torch.zeros_like(slope)
+            for name, slope, rate in zip(gradient, slopes, rates, strict=True)
         }
         return Solution(flatten(scaled))

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from multilevel.solvers.update_rules import State
+from multilevel.solvers.gradients import pulled
 from multilevel.solvers.vectors import Tensors
 
 #: A tensor of an update: ("parameters", name), ("gradient", name), ("state", name, key), ("reads", level, name), or
@@ -18,19 +18,15 @@ Key = tuple[str, ...]
 Keyed = dict[Key, Tensor]
 
 
-def keyed(kind: str, tensors: Tensors) -> Keyed:
+def keyed_by_kind(kind: str, tensors: Tensors) -> Keyed:
     return {(kind, name): tensor for name, tensor in tensors.items()}
 
 
-def keyed_state(state: State) -> Keyed:
-    return {("state", name, key): tensor for name, held in state.items() for key, tensor in held.items()}
+def keyed_nested(kind: str, values: Mapping[str, Tensors]) -> Keyed:
+    return {(kind, outer, name): tensor for outer, tensors in values.items() for name, tensor in tensors.items()}
 
 
-def keyed_reads(reads: Mapping[str, Tensors]) -> Keyed:
-    return {("reads", level, name): tensor for level, tensors in reads.items() for name, tensor in tensors.items()}
-
-
-def named(kind: str, values: Mapping[Key, Tensor]) -> dict[str, Tensor]:
+def tensors_of_kind(kind: str, values: Mapping[Key, Tensor]) -> dict[str, Tensor]:
     """The tensors of a kind whose keys are (kind, name), by name."""
     return {key[1]: tensor for key, tensor in values.items() if key[0] == kind}
 
@@ -61,17 +57,8 @@ class Stage:
     def pull(self, cotangents: Mapping[Key, Tensor]) -> Keyed:
         """Cotangents before the stage, from those after it; a key that is missing has a cotangent of 0."""
         result = {key: cotangent for key, cotangent in cotangents.items() if key not in self.outputs}
-        arriving = [key for key, tensor in self.outputs.items() if key in cotangents and tensor.requires_grad]
-        if not arriving:
-            return result
-        pulled = torch.autograd.grad(
-            [self.outputs[key] for key in arriving],
-            list(self.inputs.values()),
-            [cotangents[key] for key in arriving],
-            retain_graph=True,
-            allow_unused=True,
-        )
-        for key, cotangent in zip(self.inputs, pulled, strict=True):
+        arriving = {key: tensor for key, tensor in self.outputs.items() if key in cotangents}
+        for key, cotangent in pulled(arriving, cotangents, self.inputs, keep=True).items():
             if cotangent is not None:
                 result[key] = result[key] + cotangent if key in result else cotangent
         return result
@@ -79,33 +66,16 @@ class Stage:
     def push(self, tangents: Mapping[Key, Tensor]) -> Keyed:
         """Tangents after the stage, from those before it; a key that is missing has a tangent of 0."""
         result = {key: tangent for key, tangent in tangents.items() if key not in self.outputs}
-        cotangents, pulled = self._transposed
-        arriving = [key for key in pulled if key in tangents]
-        if not arriving:
-            return result
-        pushed = torch.autograd.grad(
-            [pulled[key] for key in arriving],
-            list(cotangents.values()),
-            [tangents[key] for key in arriving],
-            retain_graph=True,
-            allow_unused=True,
-        )
-        return result | {key: one for key, one in zip(cotangents, pushed, strict=True) if one is not None}
+        cotangents, transposed = self._transposed
+        arriving = {key: tensor for key, tensor in transposed.items() if key in tangents}
+        pushed = pulled(arriving, tangents, cotangents, keep=True)
+        return result | {key: tangent for key, tangent in pushed.items() if tangent is not None}
 
     @cached_property
     def _transposed(self) -> tuple[Keyed, Keyed]:
         """Cotangents of 0 and what they pull back to: linear in them, so its derivative in them pushes tangents."""
         outputs = {key: tensor for key, tensor in self.outputs.items() if tensor.requires_grad}
-        if not outputs:
-            return {}, {}
         cotangents = {key: torch.zeros_like(tensor, requires_grad=True) for key, tensor in outputs.items()}
         with torch.enable_grad():
-            pulled = torch.autograd.grad(
-                list(outputs.values()),
-                list(self.inputs.values()),
-                list(cotangents.values()),
-                create_graph=True,
-                allow_unused=True,
-            )
-        pairs = zip(self.inputs, pulled, strict=True)
-        return cotangents, {key: one for key, one in pairs if one is not None and one.requires_grad}
+            slopes = pulled(outputs, cotangents, self.inputs, create_graph=True)
+        return cotangents, {key: slope for key, slope in slopes.items() if slope is not None and slope.requires_grad}

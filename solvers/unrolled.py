@@ -10,7 +10,7 @@ from multilevel.solvers.errors import SolveError
 from multilevel.solvers.lower_level import LowerLevel, Step
 from multilevel.solvers.products import PRODUCTS, ProductName, Products
 from multilevel.solvers.ranges import Count, PositiveNumber
-from multilevel.solvers.stages import keyed, named
+from multilevel.solvers.stages import keyed_by_kind, tensors_of_kind
 from multilevel.solvers.vectors import Tensors, zeros_like
 
 
@@ -75,15 +75,15 @@ class Unrolled(UnrolledSolver):
 
     def through(self, lower: LowerLevel, cotangent: Tensors) -> Response:
         total = {level: zeros_like(tensors) for level, tensors in lower.reads.items()}
-        cotangents = keyed("parameters", cotangent)
+        cotangents = keyed_by_kind("parameters", cotangent)
         evaluations = count = 0
         for step in reversed(lower.steps[-self.steps :]):
             products = self.products_of(step, lower)
             for stage in reversed(step.stages(products.gradient())):
                 cotangents = stage.pull(cotangents)
             zeros = zeros_like(step.parameters)
-            pulled = {**zeros, **named("gradient", cotangents)}
-            own = {**zeros, **named("parameters", cotangents)}
+            pulled = {**zeros, **tensors_of_kind("gradient", cotangents)}
+            arriving = {**zeros, **tensors_of_kind("parameters", cotangents)}
             curved, mixed = products.hessian(pulled), products.mixed(pulled)
             for level, tensors in total.items():
                 for name, value in tensors.items():
@@ -91,6 +91,7 @@ class Unrolled(UnrolledSolver):
                     taken = cotangents.get(("reads", level, name), 0)
                     tensors[name] = value + mixed[level][name] + taken
             carried = {key: tensor for key, tensor in cotangents.items() if key[0] in ("state", "hook")}
-            cotangents = keyed("parameters", {name: own[name] + curved[name] for name in own}) | carried
+            parameters = {name: arriving[name] + curved[name] for name in arriving}
+            cotangents = keyed_by_kind("parameters", parameters) | carried
             evaluations, count = evaluations + products.evaluations, count + products.products
         return Response(total, SolveReport(evaluations, count))

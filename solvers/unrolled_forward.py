@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from multilevel.solvers.base import Response, SolveReport
-from multilevel.solvers.errors import SettingError
 from multilevel.solvers.lower_level import LowerLevel
 from multilevel.solvers.products import Products
-from multilevel.solvers.ranges import Count
-from multilevel.solvers.stages import Keyed, keyed, keyed_reads, named
+from multilevel.solvers.ranges import Count, require
+from multilevel.solvers.stages import Keyed, keyed_by_kind, keyed_nested, tensors_of_kind
 from multilevel.solvers.unrolled import UnrolledSolver
 from multilevel.solvers.vectors import Tensors, flatten, zeros_like
 
@@ -43,10 +42,8 @@ class UnrolledForward(UnrolledSolver):
 
     def through(self, lower: LowerLevel, cotangent: Tensors) -> Response:
         count = sum(tensor.numel() for tensors in lower.reads.values() for tensor in tensors.values())
-        if count > self.limit:
-            raise SettingError(
-                "solver.limit", self.limit, f"at least {count} for {count} upper parameters, or solver=unrolled"
-            )
+        remedy = f"at least {count} for {count} upper parameters, or solver=unrolled"
+        require("solver.limit", self.limit, count <= self.limit, remedy)
         steps = lower.steps[-self.steps :]
         spent = [self.products_of(step, lower) for step in steps]
         # Evaluated plainly: a product's own gradient may keep its graph.
@@ -55,14 +52,16 @@ class UnrolledForward(UnrolledSolver):
         for level, tensors in total.items():
             for name, tensor in tensors.items():
                 for index in range(tensor.numel()):
-                    direction = {other: zeros_like(some) for other, some in lower.reads.items()}
+                    direction = {name: zeros_like(tensors) for name, tensors in lower.reads.items()}
                     direction[level][name].view(-1)[index] = 1
                     zeros = zeros_like(lower.parameters)
                     tangents: Keyed = {}
                     for products, chain in zip(spent, stages, strict=True):
-                        slope = products.hessian({**zeros, **named("parameters", tangents)}, direction)
-                        tangents |= keyed("gradient", slope) | keyed_reads(direction)
+                        slope = products.hessian({**zeros, **tensors_of_kind("parameters", tangents)}, direction)
+                        tangents |= keyed_by_kind("gradient", slope) | keyed_nested("reads", direction)
                         for stage in chain:
                             tangents = stage.push(tangents)
-                    tensor.view(-1)[index] = flatten(cotangent).dot(flatten({**zeros, **named("parameters", tangents)}))
-        return Response(total, SolveReport(sum(one.evaluations for one in spent), sum(one.products for one in spent)))
+                    end = flatten({**zeros, **tensors_of_kind("parameters", tangents)})
+                    tensor.view(-1)[index] = flatten(cotangent).dot(end)
+        evaluations = sum(products.evaluations for products in spent)
+        return Response(total, SolveReport(evaluations, sum(products.products for products in spent)))

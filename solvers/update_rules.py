@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multilevel.solvers.vectors import Tensors, numbers
+from multilevel.solvers.vectors import Tensors, scalar_values
 
 State = dict[str, dict[str, Tensor]]
 KINDS: dict[type[torch.optim.Optimizer], str] = {
@@ -52,28 +52,28 @@ class UpdateRule:
         assert optimizer is not None
         kind = KINDS[type(optimizer)]
         groups = {id(variable): group for group in optimizer.param_groups for variable in group["params"]}
-        settings = {name: groups[id(variable)] for name, variable in variables.items()}
+        settings = {
+            name: {key: value for key, value in groups[id(variable)].items() if key != "params"}
+            for name, variable in variables.items()
+        }
         state: State = {}
         steps = {}
         for name, variable in variables.items():
-            held = optimizer.state.get(variable, {})
-            state[name] = {key: held[key] for key in STATE[kind] if isinstance(held.get(key), Tensor)}
-            steps[name] = held.get("step", 1 if state[name] else 0)
-        copied = {
-            name: {key: value for key, value in group.items() if key != "params"} for name, group in settings.items()
-        }
-        return cls(kind, copied, state, steps, clip_norm)
+            slots = optimizer.state.get(variable, {})
+            state[name] = {key: slots[key] for key in STATE[kind] if isinstance(slots.get(key), Tensor)}
+            steps[name] = slots.get("step", 1 if state[name] else 0)
+        return cls(kind, settings, state, steps, clip_norm)
 
     @cached_property
     def counts(self) -> dict[str, int]:
         """Updates that each parameter has had."""
         tensors = {name: step for name, step in self.steps.items() if isinstance(step, Tensor)}
-        read = dict(zip(tensors, numbers(list(tensors.values())), strict=True))
+        read = dict(zip(tensors, scalar_values(list(tensors.values())), strict=True))
         return {name: int(read.get(name, step)) for name, step in self.steps.items()}
 
     def recorded(self, moving: set[str]) -> UpdateRule:
         """The update of only the parameters ``moving``, with a state that the optimizer does not write to."""
-        state = {name: {key: value.clone() for key, value in held.items()} for name, held in self.state.items()}
+        state = {name: {key: value.clone() for key, value in slots.items()} for name, slots in self.state.items()}
         # A scheduler changes a tensor's learning rate in place.
         settings = {
             name: {key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in group.items()}
@@ -96,16 +96,16 @@ class UpdateRule:
         Differentiable in all three arguments (same names and shapes).
         """
         rule = _sgd if self.kind == "sgd" else _adam
-        made: dict[str, Tensor] = {}
-        made_state: State = {}
+        updated: dict[str, Tensor] = {}
+        updated_state: State = {}
         for name, parameter in parameters.items():
             group = self.settings.get(name)
-            made[name], made_state[name] = parameter, {}
+            updated[name], updated_state[name] = parameter, {}
             if group is not None:
-                made[name], made_state[name] = rule(
+                updated[name], updated_state[name] = rule(
                     parameter, gradients[name], state[name], group, self.counts[name], self.kind
                 )
-        return made, made_state
+        return updated, updated_state
 
     def apply(self, parameters: Tensors, gradients: Tensors, state: State) -> tuple[dict[str, Tensor], State]:
         """``update`` along the clipped gradients."""
@@ -140,12 +140,7 @@ def _sgd(
 
 
 def _adam(
-    parameter: Tensor,
-    gradient: Tensor,
-    state: Mapping[str, Tensor],
-    settings: Mapping[str, Any],
-    count: int,
-    kind: str,
+    parameter: Tensor, gradient: Tensor, state: Mapping[str, Tensor], settings: Mapping[str, Any], count: int, kind: str
 ) -> tuple[Tensor, dict[str, Tensor]]:
     rate, (first, second), decay = settings["lr"], settings["betas"], settings["weight_decay"]
     if kind == "adamw" or settings.get("decoupled_weight_decay"):
@@ -155,14 +150,14 @@ def _adam(
     zero = torch.zeros_like(parameter)
     mean = first * state.get("exp_avg", zero) + (1 - first) * gradient
     square = second * state.get("exp_avg_sq", zero) + (1 - second) * gradient.square()
-    made = {"exp_avg": mean, "exp_avg_sq": square}
+    updated_state = {"exp_avg": mean, "exp_avg_sq": square}
     largest = square
     if settings.get("amsgrad"):
         largest = torch.maximum(state["max_exp_avg_sq"], square) if "max_exp_avg_sq" in state else square
-        made["max_exp_avg_sq"] = largest
+        updated_state["max_exp_avg_sq"] = largest
     # Here alone the rule departs from torch.optim, in its derivative: the root's slope is infinite at 0, where a
     # gradient has always been 0; it counts as 0 there, as what autograd makes of the infinite one is nan.
-    seen = largest > 0
-    root = torch.where(seen, largest, 1.0).sqrt() * seen / (1 - second ** (count + 1)) ** 0.5
+    positive = largest > 0
+    root = torch.where(positive, largest, 1.0).sqrt() * positive / (1 - second ** (count + 1)) ** 0.5
     step = mean / (1 - first ** (count + 1)) / (root + settings["eps"])
-    return parameter - rate * step, made
+    return parameter - rate * step, updated_state

@@ -45,21 +45,21 @@ def magnitude(tensors: Tensors) -> float:
 
     Multiplying by it or its inverse is exact: it is cut off where the narrowest dtype would lose either.
     """
-    held = [tensor for tensor in tensors.values() if tensor.numel()]
-    if not held:
+    nonempty = [tensor for tensor in tensors.values() if tensor.numel()]
+    if not nonempty:
         return 0.0
-    largest = torch.stack([torch.linalg.vector_norm(tensor, torch.inf).double() for tensor in held]).amax().item()
+    largest = torch.stack([torch.linalg.vector_norm(tensor, torch.inf).double() for tensor in nonempty]).amax().item()
     if largest == 0 or not math.isfinite(largest):
         return largest
-    limit = min(-math.frexp(torch.finfo(tensor.dtype).tiny)[1] + 1 for tensor in held)
+    limit = min(-math.frexp(torch.finfo(tensor.dtype).tiny)[1] + 1 for tensor in nonempty)
     exponent = math.frexp(largest)[1] - 1
     return math.ldexp(1.0, max(-limit, min(exponent, limit)))
 
 
-def numbers(tensors: Sequence[Tensor]) -> list[Any]:
+def scalar_values(tensors: Sequence[Tensor]) -> list[Any]:
     """The values of tensors of one element, with one wait for the device for each dtype among them.
 
-    >>> numbers([torch.tensor(0.5), torch.tensor([2]), torch.tensor(1.5)])
+    >>> scalar_values([torch.tensor(0.5), torch.tensor([2]), torch.tensor(1.5)])
     [0.5, 2, 1.5]
     """
     if len(tensors) == 1:

@@ -90,7 +90,7 @@ class Past:
                 ),
                 max(step.rule.counts.values()),
             )
-            for step in engine.histories[name].updates
+            for step in (update.step for update in engine.histories[name].updates)
         ]
 
 

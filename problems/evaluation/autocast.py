@@ -29,12 +29,8 @@ class AutocastState:
     @classmethod
     def capture(cls, tensors: Iterable[Tensor]) -> AutocastState:
         """The state on the devices of ``tensors``."""
-        kinds = sorted({tensor.device.type for tensor in tensors})
-        states = {
-            kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
-            for kind in kinds
-            if torch.amp.is_autocast_available(kind)
-        }
+        kinds = filter(torch.amp.is_autocast_available, sorted({tensor.device.type for tensor in tensors}))
+        states = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds}
         return cls(states, torch.is_autocast_cache_enabled())
 
     @contextmanager

@@ -46,6 +46,8 @@ class Compilation:
         notices: a line on everything that is not compiled, once for each reason; the code that shows them removes them.
     """
 
+    _mode: LossMode  # of the evaluation that is under way
+
     def __init__(self, backend: Backend = "inductor") -> None:
         self.notices: list[str] = []
         self._backend = backend
@@ -53,7 +55,6 @@ class Compilation:
         self._differentiating: set[str] = set()  # levels
         self._reported: set[str] = set()
         self._added: list[tuple[dict[str, Any], str, Any]] = []  # (attributes of a module, name, value)
-        self._mode: LossMode | None = None
 
     @classmethod
     def of(cls, backend: bool | Backend) -> Compilation | None:
@@ -81,9 +82,7 @@ class Compilation:
                 yield
             return
         self._mode = mode
-        self._added = [
-            (vars(module), name, function) for module in modules for name, function in self._replacements(module)
-        ]
+        self._added = [replacement for module in modules for replacement in self._replacements(module)]
         replaced = [(attributes, name, attributes.get(name, _ABSENT)) for attributes, name, _ in self._added]
         self._install()
         try:
@@ -100,14 +99,14 @@ class Compilation:
                 if value is not _ABSENT:
                     attributes[name] = value
 
-    def _replacements(self, module: nn.Module) -> list[tuple[str, Callable[..., Any]]]:
+    def _replacements(self, module: nn.Module) -> list[tuple[dict[str, Any], str, Callable[..., Any]]]:
         """Stands in for a module's calls; a wrapper made by torch.compile passes them on."""
         if _is_wrapper(module):
             return []
         kind: Any = type(module)  # mypy does not take a class for hashable
         methods = [method for method in _methods(kind) if method not in vars(module)]
         names = {"_compiled_call_impl": "_call_impl", **{method: method for method in methods}}
-        return [(name, partial(self._call, module, method)) for name, method in names.items()]
+        return [(vars(module), name, partial(self._call, module, method)) for name, method in names.items()]
 
     def _install(self) -> None:
         for attributes, name, function in self._added:
@@ -135,7 +134,6 @@ class Compilation:
         if function is None or not self._usable():
             return plain(*arguments, **keywords)
         values = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        assert self._mode is not None
         self._mode.watch((*values.values(), *arguments, *keywords.values()))
         before = _Before(list(module.buffers()))
         try:
@@ -163,7 +161,6 @@ class Compilation:
 
     def _nominal(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The values, requiring gradients as the parameters do in whose places they are: a module may ask."""
-        assert self._mode is not None
         return {
             name: value
             if value.requires_grad or not self._mode.nominal.get(id(value))
@@ -177,7 +174,7 @@ class Compilation:
         if foreign:
             self._tell("calls are", f"the mode {foreign[0].__name__} is active")
         transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-        return not (foreign or transformed or wants_higher_derivatives() or _AS_WRITTEN.get())
+        return not (foreign or transformed or wants_higher_derivatives() or is_as_written())
 
     def _tell(self, subject: str, reason: str) -> None:
         reason = " ".join(reason.partition("\n\n")[0].split())
@@ -205,9 +202,8 @@ class as_written:  # noqa: N801  # a block, like torch.no_grad
             _AS_WRITTEN.reset(self._token)
 
 
-def is_as_written() -> bool:
-    """Whether this is within ``as_written``."""
-    return _AS_WRITTEN.get()
+#: Whether this is within ``as_written``.
+is_as_written = _AS_WRITTEN.get
 
 
 def compiled_by_user(modules: Mapping[str, nn.Module]) -> list[str]:

@@ -32,7 +32,7 @@ from multilevel.problems.evaluation.substitution import Modules, Substitution, V
 from multilevel.problems.levels import Levels
 from multilevel.problems.problem import Problem
 from multilevel.solvers.ranges import require
-from multilevel.solvers.vectors import Tensors, numbers
+from multilevel.solvers.vectors import Tensors, scalar_values
 
 PRECISIONS = ("float32", "bf16")
 #: For reference computations; everything is cast when a loss is evaluated.
@@ -130,7 +130,7 @@ class Evaluator:
         metrics = metrics if observed else {}
         with torch._C.DisableTorchFunction():
             tensors = {key: metric for key, metric in metrics.items() if isinstance(metric, Tensor)}
-            number, *read = numbers([loss, *tensors.values()])
+            number, *read = scalar_values([loss, *tensors.values()])
         metrics |= zip(tensors, read, strict=True)
         if replicas.count() == 1:  # what one of several ranks alone saw all of them see in the means
             check_finite(name, number)
@@ -172,12 +172,7 @@ class Evaluator:
         return [result] if isinstance(result, Tensor) else list(result), after
 
     def criterion(
-        self,
-        name: str,
-        part: RecordedBatch,
-        outputs: Sequence[Tensor],
-        parameters: Values,
-        state: RandomState,
+        self, name: str, part: RecordedBatch, outputs: Sequence[Tensor], parameters: Values, state: RandomState
     ) -> Tensor:
         """The loss of a level's outputs."""
         value = outputs[0] if len(outputs) == 1 else list(outputs)
@@ -205,20 +200,12 @@ class Evaluator:
             draws = self.problems[name].draw(self.levels, batch)
         return RecordedBatch(batch, draws, RandomState.capture())
 
-    def device(self, name: str) -> torch.device:
-        """Where a level lives: the device of its first parameter or buffer."""
-        return module_device(self.problems[name].module)
-
     def arithmetic(self, parameters: Iterable[Tensor]) -> torch.dtype:
         """The coarsest dtype that a loss of ``parameters`` is computed in."""
         if self.precision == "bf16":
             return torch.bfloat16
         dtypes = {parameter.dtype for parameter in parameters}
-        return (
-            dtypes.pop()
-            if len(dtypes) == 1
-            else max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
-        )
+        return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
 
     def detached(self, name: str) -> dict[str, Tensor]:
         """The level's variables at the current point, outside any graph."""
@@ -334,7 +321,7 @@ class Evaluator:
         if self.precision != "bf16":
             yield
             return
-        with torch.autocast(self.device(name).type, dtype=torch.bfloat16), AutocastAttention():
+        with torch.autocast(module_device(self.problems[name].module).type, dtype=torch.bfloat16), AutocastAttention():
             yield
 
 

@@ -63,7 +63,9 @@ def _channel_norm(
     if not of_input:
         return function(input, running_mean, running_var, weight, bias, False, momentum, eps)
     dimensions = (*([0] if over_batch else []), *range(2, input.ndim))
-    return _scaled(_standardized(input, dimensions, eps), *_for_channels(input, weight, bias))
+    shape = (-1, *[1] * (input.ndim - 2))
+    weight, bias = (None if parameter is None else parameter.reshape(shape) for parameter in (weight, bias))
+    return _scaled(_standardized(input, dimensions, eps), weight, bias)
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -90,20 +92,9 @@ def _scaled(values: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tenso
     return values if bias is None else values + bias
 
 
-def _for_channels(input: Tensor, *parameters: Tensor | None) -> list[Tensor | None]:
-    shape = (-1, *[1] * (input.ndim - 2))
-    return [None if parameter is None else parameter.reshape(shape) for parameter in parameters]
-
-
 _REPLACED: dict[Any, Callable[..., Tensor]] = {
     F.layer_norm: _layer_norm,
     F.batch_norm: partial(_channel_norm, True),
     F.instance_norm: partial(_channel_norm, False),
 }
-_LOW_LEVEL = {
-    torch.layer_norm,
-    torch.native_layer_norm,
-    torch.batch_norm,
-    torch.native_batch_norm,
-    torch.instance_norm,
-}
+_LOW_LEVEL = {torch.layer_norm, torch.native_layer_norm, torch.batch_norm, torch.native_batch_norm, torch.instance_norm}

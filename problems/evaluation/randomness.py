@@ -68,10 +68,6 @@ class RandomState:
     def state_dict(self) -> dict[str, Any]:
         return {"cpu": self.cpu, "cuda": self.cuda, "numpy": self.numpy, "python": self.python}
 
-    @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> RandomState:
-        return cls(**state)
-
 
 class Stream:
     """A block in which the generators start from a state, and after which they are as they were before it."""

@@ -28,7 +28,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from multilevel.problems.evaluation.autocast import AutocastState
 from multilevel.problems.evaluation.module_call import ModuleCall
 from multilevel.problems.evaluation.randomness import RandomState
-from multilevel.solvers.differentiation import computing_again, may_have_tangent, modes_again
+from multilevel.solvers.differentiation import computing_again, is_wrapped, may_have_tangent, modes_again
 
 Tensors = tuple[Tensor, ...]
 Indices = Sequence[int]
@@ -141,11 +141,7 @@ class _Surroundings:
     @contextmanager
     def active(self, first: bool) -> Iterator[None]:
         """Within the block all is as it was; the generators of the ``first`` time move on."""
-        with (
-            self.autocast.active(),
-            nullcontext() if first else self.random.active(),
-            computing_again(self.modes),
-        ):
+        with self.autocast.active(), nullcontext() if first else self.random.active(), computing_again(self.modes):
             yield
 
 
@@ -283,7 +279,7 @@ def _plain_attention() -> AbstractContextManager[None]:
 
 def _is_recorded(tensor: Tensor) -> bool:
     """Whether autograd or a torch.func.grad around it records what is computed from a tensor."""
-    while _is_wrapped(tensor) and not tensor.requires_grad:
+    while is_wrapped(tensor) and not tensor.requires_grad:
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor.requires_grad
 
@@ -295,7 +291,3 @@ def _is_dual(tensor: Tensor) -> bool:
     ):
         return False
     return may_have_tangent(tensor)
-
-
-def _is_wrapped(tensor: Tensor) -> bool:
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)

@@ -12,7 +12,7 @@ from torch import Tensor
 from multilevel.solvers.autograd_graph import nodes
 from multilevel.solvers.differentiation import higher_derivatives
 from multilevel.solvers.errors import MultilevelError, ProductError, SolveError, is_out_of_memory
-from multilevel.solvers.gradients import detached_leaves, gradients, mean, pulled
+from multilevel.solvers.gradients import detached_leaves, filled, gradients, mean_over_parts, pulled
 from multilevel.solvers.lower_level import LowerLevel, Prediction
 from multilevel.solvers.vectors import Tensors
 
@@ -58,8 +58,9 @@ class Products(ABC):
         """dg/dp, same names and shapes as the parameters; 0 where g does not depend on one."""
         leaves = detached_leaves(self.lower.parameters)
         self.evaluations += 1
-        slopes = (gradients(loss(leaves, self.lower.reads), leaves) for loss in self.lower.losses)
-        return mean(slopes, leaves, len(self.lower.losses))
+        return mean_over_parts(
+            lambda loss: gradients(loss(leaves, self.lower.reads), leaves), self.lower.losses, leaves
+        )
 
     def gauss_newton(self, direction: Tensors) -> dict[str, Tensor]:
         """The generalized Gauss-Newton matrix times ``direction``: ``J^T C J v``, same names and shapes.
@@ -75,9 +76,10 @@ class Products(ABC):
                 "curvature=hessian works with any"
             )
         leaves = detached_leaves(self.lower.parameters)
-        parts = self.lower.predictions
         with self.explained():
-            product = mean((self._gauss_newton_part(part, leaves, direction) for part in parts), leaves, len(parts))
+            product = mean_over_parts(
+                lambda part: self._gauss_newton_part(part, leaves, direction), self.lower.predictions, leaves
+            )
         self.evaluations += 1
         self.products += 1
         return product
@@ -87,16 +89,14 @@ class Products(ABC):
     ) -> dict[str, Tensor | None]:
         tangents = self.output_tangents(prediction, direction)
         outputs = prediction.outputs(leaves, self.lower.reads)
-        points = [output.detach().requires_grad_() for output in outputs]
-        slopes = torch.autograd.grad(
-            prediction.criterion(points, self.lower.reads), points, create_graph=True, materialize_grads=True
-        )
-        curved = [slope for slope in slopes if slope.requires_grad]
-        if not curved:  # a criterion linear in the outputs has no curvature
+        points = {index: output.detach().requires_grad_() for index, output in enumerate(outputs)}
+        inputs = list(points.values())
+        value = prediction.criterion(inputs, self.lower.reads)
+        slopes = torch.autograd.grad(value, inputs, create_graph=True, materialize_grads=True)
+        if not any(slope.requires_grad for slope in slopes):  # a criterion linear in the outputs has no curvature
             return {}
-        vectors = [tangent for slope, tangent in zip(slopes, tangents, strict=True) if slope.requires_grad]
-        bent = torch.autograd.grad(curved, points, vectors, materialize_grads=True)
-        return pulled(dict(enumerate(outputs)), dict(enumerate(bent)), leaves)
+        bent = filled(pulled(dict(enumerate(slopes)), dict(enumerate(tangents)), points), points)
+        return pulled(dict(enumerate(outputs)), bent, leaves)
 
     @abstractmethod
     def output_tangents(self, prediction: Prediction, direction: Tensors) -> list[Tensor]:
@@ -163,8 +163,8 @@ def lacking_operator(error: Exception) -> str | None:
     """The operator that lacks a derivative, from torch's error; None where the error is about something else."""
     text = str(error)
     for start, end in _MESSAGES:
-        _, found, tail = text.partition(start)
-        if found:
+        _, separator, tail = text.partition(start)
+        if separator:
             return "operator " + tail.partition(end)[0].removeprefix("aten::")
     if "must override the setup_context staticmethod" in text or "jvp is not implemented" in text.lower():
         return CUSTOM_FUNCTION

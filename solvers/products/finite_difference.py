@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multilevel.solvers.gradients import Key, detached_leaves, gradients, grouped, keyed, less, mean
+from multilevel.solvers.gradients import Key, detached_leaves, gradients, grouped, keyed, less, sum_over_parts
 from multilevel.solvers.lower_level import LowerLevel, Prediction
 from multilevel.solvers.products.base import Products, Reads
 from multilevel.solvers.products.stop_gradients import HeldLosses
@@ -45,36 +45,32 @@ class FiniteDifferenceProducts(Products):
         self.losses = HeldLosses(lower)
 
     def hessian(self, direction: Tensors, read_direction: Mapping[str, Tensors] | None = None) -> dict[str, Tensor]:
-        def difference(part: int, plus: Tensors, minus: Tensors, step: float) -> Gradients:
-            ahead, behind = detached_leaves(plus), detached_leaves(minus)
-            first = gradients(self.losses.at(part, ahead, self._reads_at(read_direction, step)), ahead)
-            second = gradients(self.losses.at(part, behind, self._reads_at(read_direction, -step)), behind)
-            return less(first, second)
+        def slope(part: int, point: Tensors, step: float) -> Gradients:
+            leaves = detached_leaves(point)
+            return gradients(self.losses.at(part, leaves, self._reads_at(read_direction, step)), leaves)
 
-        return self._central(self.lower.parameters, direction, difference, read_direction)
+        return self._central(self.lower.parameters, direction, slope, read_direction)
 
     def mixed(self, direction: Tensors) -> Reads:
         reads = {level: detached_leaves(tensors) for level, tensors in self.lower.reads.items()}
         leaves = keyed(reads)
 
-        def difference(part: int, plus: Tensors, minus: Tensors, step: float) -> Gradients:
-            first = gradients(self.losses.at(part, plus, reads), leaves)  # its graph goes before the second one comes
-            second = gradients(self.losses.at(part, minus, reads), leaves)
-            return less(first, second)
+        def slope(part: int, point: Tensors, step: float) -> Gradients:
+            return gradients(self.losses.at(part, point, reads), leaves)
 
-        return grouped(self._central(leaves, direction, difference), reads)
+        return grouped(self._central(leaves, direction, slope), reads)
 
     def output_tangents(self, prediction: Prediction, direction: Tensors) -> list[Tensor]:
         length = norm(direction)
         if length == 0:
-            return [torch.zeros_like(one) for one in prediction.outputs(self.lower.parameters, self.lower.reads)]
+            return [torch.zeros_like(output) for output in prediction.outputs(self.lower.parameters, self.lower.reads)]
         step = self._radius() / length
         ahead, behind = (
             prediction.outputs(shifted(self.lower.parameters, direction, sign * step), self.lower.reads)
             for sign in (1, -1)
         )
         self.evaluations += 2
-        return [(one - other) / (2 * step) for one, other in zip(ahead, behind, strict=True)]
+        return [(plus - minus) / (2 * step) for plus, minus in zip(ahead, behind, strict=True)]
 
     def _radius(self) -> float:
         return self.radius or default_radius(self.lower.parameters, self.lower.arithmetic)
@@ -88,17 +84,16 @@ class FiniteDifferenceProducts(Products):
         self,
         leaves: Mapping[Key, Tensor],
         direction: Tensors,
-        difference: Callable[..., Gradients],
+        slope: Callable[[int, Tensors, float], Gradients],
         read_direction: Mapping[str, Tensors] | None = None,
     ) -> dict[Key, Tensor]:
         """Central difference along ``direction``, averaged over the parts of the batch.
 
-        ``difference(part, plus, minus, step)`` gives the gradient in ``leaves`` at the one point less that at the
-        other.
+        ``slope(part, point, step)`` gives the gradient in ``leaves`` at ``point``, ``step`` directions away.
         """
         self.products += 1
-        along = [norm(tensors) for tensors in (direction, *(read_direction or {}).values())]
-        length = sum(one**2 for one in along) ** 0.5
+        lengths = [norm(tensors) for tensors in (direction, *(read_direction or {}).values())]
+        length = sum(value**2 for value in lengths) ** 0.5
         if length == 0:
             return {key: torch.zeros_like(leaf) for key, leaf in leaves.items()}
         step = self._radius() / length
@@ -106,7 +101,11 @@ class FiniteDifferenceProducts(Products):
         minus = shifted(self.lower.parameters, direction, -step)
         before = self.losses.evaluations
         parts = range(len(self.lower.losses))
-        total = mean((difference(part, plus, minus, step) for part in parts), leaves, 1)
+
+        def difference(part: int) -> Gradients:  # the graph of the first goes before the second one comes
+            return less(slope(part, plus, step), slope(part, minus, -step))
+
+        total = sum_over_parts(difference, parts, leaves)
         self.evaluations += 2 + self.losses.evaluations - before
         return {key: value * (1 / (2 * step * len(parts))) for key, value in total.items()}
 

@@ -17,9 +17,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from multilevel.solvers.differentiation import may_have_tangent, writes_in_place
+from multilevel.solvers.differentiation import is_wrapped, may_have_tangent, writes_in_place
 from multilevel.solvers.errors import ProductError
-from multilevel.solvers.gradients import detached_leaves, gradients, grouped, keyed, mean
+from multilevel.solvers.gradients import detached_leaves, gradients, grouped, keyed, mean_over_parts
 from multilevel.solvers.lower_level import Loss, Prediction
 from multilevel.solvers.products.base import Products, Reads
 from multilevel.solvers.products.replacements import REPLACEMENTS
@@ -54,16 +54,16 @@ class ForwardProducts(Products):
     )
 
     def hessian(self, direction: Tensors, read_direction: Mapping[str, Tensors] | None = None) -> dict[str, Tensor]:
-        reads = plain(self.lower.reads)
+        reads = as_dicts(self.lower.reads)
         if read_direction is None:
             return self._forward(lambda loss: lambda p: grad(cut(loss))(p, reads), (direction,))
-        return self._forward(lambda loss: grad(cut(loss)), (direction, plain(read_direction)))
+        return self._forward(lambda loss: grad(cut(loss)), (direction, as_dicts(read_direction)))
 
     def mixed(self, direction: Tensors) -> Reads:
         try:
             return self._reverse(direction)
         except ProductError:
-            reads = plain(self.lower.reads)
+            reads = as_dicts(self.lower.reads)
             return self._forward(lambda loss: lambda p: grad(cut(loss), 1)(p, reads), (direction,))
 
     def output_tangents(self, prediction: Prediction, direction: Tensors) -> list[Tensor]:
@@ -91,23 +91,19 @@ class ForwardProducts(Products):
             return {} if tangent is None else gradients(tangent, leaves)
 
         with self.explained(fused=True):
-            product = mean((term(loss) for loss in self.lower.losses), leaves, len(self.lower.losses))
+            product = mean_over_parts(term, self.lower.losses, leaves)
         self.evaluations += 1
         self.products += 1
         return grouped(product, reads)
 
     def _forward(self, slope_of: Callable[[Loss], Any], directions: tuple[Any, ...]) -> Any:
         """Derivative of ``slope_of(loss)`` along directions in (p, r), averaged over the parts of the batch."""
-        points = (dict(self.lower.parameters), plain(self.lower.reads))[: len(directions)]
+        points = (dict(self.lower.parameters), as_dicts(self.lower.reads))[: len(directions)]
         vectors = tuple(dict(direction) for direction in directions)
-        return self._summed(lambda loss: jvp(slope_of(loss), points, vectors)[1])
-
-    def _summed(self, term_of: Callable[[Loss], Any]) -> Any:
-        """Mean of a product over the parts of the batch, counted as one."""
         total: Any = None
         with self.explained():
             for loss in self.lower.losses:
-                term = term_of(loss)
+                term = jvp(slope_of(loss), points, vectors)[1]
                 total = term if total is None else tree_map(torch.add, total, term)
         self.evaluations += 1
         self.products += 1
@@ -199,9 +195,9 @@ def needs_graph(function: Any, arguments: Any, keywords: Mapping[str, Any]) -> b
 
 def _unwrapped(tensor: Tensor) -> Tensor:
     """The values of a tensor that torch.func may have wrapped, without tangent."""
-    if not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    if not is_wrapped(tensor):
         return tensor.detach()
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    while is_wrapped(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor
 
@@ -222,14 +218,14 @@ class ReverseFollows(NoGradientNoTangent):
         tensors = [leaf for leaf in tree_leaves((arguments, keywords)) if isinstance(leaf, Tensor)]
         dual = [tensor for tensor in tensors if forward_ad.unpack_dual(tensor).tangent is not None]
         name = getattr(function, "__name__", "").strip("_")
-        both = bool(dual) and any(tensor.requires_grad for tensor in tensors)
+        has_both = bool(dual) and any(tensor.requires_grad for tensor in tensors)
         with ExitStack() as stack:
             if dual and "attention" in name:  # fused kernels have no forward derivative
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if both and name in WRITING:
+            if has_both and name in WRITING:
                 stack.enter_context(OutOfPlace())
             result = super().__torch_function__(function, types, arguments, keywords)
-        if both and name not in FOLLOWED and any(_carries_both(leaf) for leaf in tree_leaves(result)):
+        if has_both and name not in FOLLOWED and any(_carries_both(leaf) for leaf in tree_leaves(result)):
             raise _NotFollowedError
         return result
 
@@ -258,10 +254,10 @@ def _binary(function: Any, first: Any, second: Any) -> Any:
             return function(first, second)
         scales = function.__name__.strip("_") in SCALING
         return make_dual(function(primal, second), function(tangent, second if scales else 0), level=0)
-    operands = (first, second)
-    if any(not isinstance(one, Tensor) or one.numel() > SMALL or not one.is_floating_point() for one in operands):
-        return function(first, second)
-    lacks = [unpack_dual(operand, level=0)[1] is None for operand in operands]
+    for operand in (first, second):
+        if not isinstance(operand, Tensor) or operand.numel() > SMALL or not operand.is_floating_point():
+            return function(first, second)
+    lacks = [unpack_dual(operand, level=0)[1] is None for operand in (first, second)]
     if lacks == [True, False]:
         first = make_dual(first, torch.zeros_like(first), level=0)
     if lacks == [False, True]:
@@ -284,5 +280,5 @@ def cut(loss: Loss) -> Callable[[Any, Any], Tensor]:
     return evaluate
 
 
-def plain(reads: Mapping[str, Tensors]) -> dict[str, dict[str, Tensor]]:
+def as_dicts(reads: Mapping[str, Tensors]) -> dict[str, dict[str, Tensor]]:
     return {level: dict(tensors) for level, tensors in reads.items()}

@@ -33,11 +33,7 @@ def huber_loss(
 
 
 def soft_margin_loss(
-    input: Tensor,
-    target: Tensor,
-    size_average: bool | None = None,
-    reduce: bool | None = None,
-    reduction: str = "mean",
+    input: Tensor, target: Tensor, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean"
 ) -> Tensor:
     """``F.soft_margin_loss``: ``log(1 + exp(-target input))``."""
     return _reduced(-F.logsigmoid(target * input), _named(size_average, reduce, reduction))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from multilevel.solvers.autograd_graph import nodes
 from multilevel.solvers.errors import ProductError
-from multilevel.solvers.gradients import Key, detached_leaves, grouped, keyed, mean, pulled
+from multilevel.solvers.gradients import Key, detached_leaves, filled, grouped, keyed, mean_over_parts, pulled
 from multilevel.solvers.lower_level import Loss, LowerLevel, Prediction
 from multilevel.solvers.products.base import Products, Reads
 from multilevel.solvers.vectors import Tensors
@@ -37,7 +37,7 @@ class ReverseProducts(Products):
         super().__init__(lower, radius)
         self._parameters = detached_leaves(lower.parameters)
         self._reads = {level: detached_leaves(tensors) for level, tensors in lower.reads.items()}
-        self._gradients: list[tuple[Tensor, ...]] = []
+        self._gradients: list[dict[str, Tensor]] = []
 
     def hessian(self, direction: Tensors, read_direction: Mapping[str, Tensors] | None = None) -> dict[str, Tensor]:
         if read_direction is None:
@@ -48,37 +48,25 @@ class ReverseProducts(Products):
         return grouped(self._differentiate(keyed(self._reads), direction), self._reads)
 
     def gradient(self) -> dict[str, Tensor]:
-        parts = ([slope.detach() for slope in slopes] for slopes in self._built())
-        named = (dict(zip(self._parameters, slopes, strict=True)) for slopes in parts)
-        return mean(named, self._parameters, len(self.lower.losses))
+        return mean_over_parts(
+            lambda slopes: {name: slope.detach() for name, slope in slopes.items()}, self._built(), self._parameters
+        )
 
     def output_tangents(self, prediction: Prediction, direction: Tensors) -> list[Tensor]:
         leaves = detached_leaves(self.lower.parameters)
         outputs = prediction.outputs(leaves, self.lower.reads)
-        dummies = [torch.zeros_like(output, requires_grad=True) for output in outputs]
-        pairs = [(output, dummy) for output, dummy in zip(outputs, dummies, strict=True) if output.requires_grad]
-        if not pairs:
-            return [torch.zeros_like(output) for output in outputs]
+        dummies = {index: torch.zeros_like(output, requires_grad=True) for index, output in enumerate(outputs)}
         # The derivative of J^T w in w along v is J v.
-        pulled = torch.autograd.grad(
-            [output for output, _ in pairs],
-            list(leaves.values()),
-            [dummy for _, dummy in pairs],
-            create_graph=True,
-            materialize_grads=True,
-        )
-        used = [(one, direction[name]) for name, one in zip(leaves, pulled, strict=True) if one.requires_grad]
-        return list(
-            torch.autograd.grad(
-                [one for one, _ in used], dummies, [vector for _, vector in used], materialize_grads=True
-            )
-        )
+        slopes = pulled(dict(enumerate(outputs)), dummies, leaves, create_graph=True)
+        linear = {name: slope for name, slope in slopes.items() if slope is not None and slope.requires_grad}
+        return list(filled(pulled(linear, direction, dummies), dummies).values())
 
     def _differentiate(self, leaves: dict[Key, Tensor], direction: Tensors) -> dict[Key, Tensor]:
         """Derivative of <dg/dp, direction> in ``leaves``, averaged over the parts of the batch."""
         with self.explained():
-            slopes = (dict(zip(self._parameters, slopes, strict=True)) for slopes in self._built())
-            product = mean((pulled(part, direction, leaves, keep=True) for part in slopes), leaves, len(self._built()))
+            product = mean_over_parts(
+                lambda slopes: pulled(slopes, direction, leaves, keep=True), self._built(), leaves
+            )
         self.products += 1
         return product
 
@@ -88,27 +76,27 @@ class ReverseProducts(Products):
         vectors = {**keyed({"": direction}), **keyed(read_direction)}
 
         def term(loss: Loss) -> dict[str, Tensor | None]:
-            value = differentiable_twice(loss(self._parameters, self._reads))
-            slopes = torch.autograd.grad(value, list(leaves.values()), create_graph=True, materialize_grads=True)
-            return pulled(dict(zip(leaves, slopes, strict=True)), vectors, self._parameters)
+            return pulled(self._gradient_graph(loss, leaves), vectors, self._parameters)
 
         with self.explained():
-            product = mean((term(loss) for loss in self.lower.losses), self._parameters, len(self.lower.losses))
+            product = mean_over_parts(term, self.lower.losses, self._parameters)
         self.evaluations += 1
         self.products += 1
         return product
 
-    def _built(self) -> list[tuple[Tensor, ...]]:
+    def _built(self) -> list[dict[str, Tensor]]:
+        """The gradient of each loss, with its graph."""
         if not self._gradients:
             with self.explained():
-                for loss in self.lower.losses:
-                    value = differentiable_twice(loss(self._parameters, self._reads))
-                    gradients = torch.autograd.grad(
-                        value, list(self._parameters.values()), create_graph=True, materialize_grads=True
-                    )
-                    self._gradients.append(gradients)
+                self._gradients += [self._gradient_graph(loss, self._parameters) for loss in self.lower.losses]
             self.evaluations += 1
         return self._gradients
+
+    def _gradient_graph(self, loss: Loss, leaves: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
+        """The gradient of a loss in ``leaves``, 0 where it does not depend on one."""
+        value = differentiable_twice(loss(self._parameters, self._reads))
+        slopes = torch.autograd.grad(value, list(leaves.values()), create_graph=True, materialize_grads=True)
+        return dict(zip(leaves, slopes, strict=True))
 
 
 def differentiable_twice(loss: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from multilevel.solvers.errors import ProductError
-from multilevel.solvers.gradients import detached_leaves, gradients, mean
+from multilevel.solvers.gradients import detached_leaves, gradients, mean_over_parts
 from multilevel.solvers.lower_level import LowerLevel
 from multilevel.solvers.vectors import Tensors
 
@@ -77,7 +77,7 @@ class HeldLosses:
         loss = self._lower.losses[part]
         if self._held[part] is None:
             if not self._lower.choice.detaches:
-                with Detection() as detection:
+                with ReuseDetection() as detection:
                     value = loss(parameters, reads)
                 if not detection.used:
                     return value
@@ -99,7 +99,7 @@ class HeldLosses:
     def gradient(self, parameters: Tensors, reads: Mapping[str, Tensors]) -> dict[str, Tensor]:
         """The gradient of the mean in ``parameters``, same names and shapes."""
         leaves, parts = detached_leaves(parameters), range(len(self._lower.losses))
-        return mean((gradients(self.at(part, leaves, reads), leaves) for part in parts), leaves, len(parts))
+        return mean_over_parts(lambda part: gradients(self.at(part, leaves, reads), leaves), parts, leaves)
 
 
 class _LeavingGraph(TorchFunctionMode):
@@ -154,7 +154,7 @@ class _LeavingGraph(TorchFunctionMode):
             self._cutting = self._outer.pop() if self._outer else True
 
 
-class Detection(_LeavingGraph):
+class ReuseDetection(_LeavingGraph):
     """Finds whether anything that leaves the graph comes into it again; what a metric is made of does not.
 
     Attributes:
@@ -189,17 +189,17 @@ class StopGradients(_LeavingGraph):
     """Records what leaves the graph, or gives what was recorded instead.
 
     Args:
-        held: to be given in turn; None records.
+        recorded: to be given in turn; None records.
         start: place of the first one to be given.
 
     Attributes:
         values: recorded: tensors, numbers and what holds them.
     """
 
-    def __init__(self, held: list[Any] | None = None, start: int = 0) -> None:
+    def __init__(self, recorded: list[Any] | None = None, start: int = 0) -> None:
         super().__init__()
-        self.values: list[Any] = [] if held is None else held
-        self._recording = held is None
+        self.values: list[Any] = [] if recorded is None else recorded
+        self._recording = recorded is None
         self._start = self._position = start
         self._entered = 0
 
@@ -228,14 +228,14 @@ class StopGradients(_LeavingGraph):
                 return result
             if self._position == len(self.values):
                 raise ProductError(OTHER_WAY)
-            held = self.values[self._position]
+            value = self.values[self._position]
             self._position += 1
-            if isinstance(result, Tensor) and isinstance(held, Tensor):
-                if result.shape == held.shape and torch.equal(result, held):
+            if isinstance(result, Tensor) and isinstance(value, Tensor):
+                if result.shape == value.shape and torch.equal(result, value):
                     return result  # where writing to it, as to a parameter's data, goes where it should
                 if arguments and result is arguments[0]:  # written in place
-                    return result.copy_(held)
-            return _copied(held)
+                    return result.copy_(value)
+            return _copied(value)
 
     def check(self) -> None:
         """Raise ProductError where less has been asked for than was recorded."""

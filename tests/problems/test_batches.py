@@ -15,7 +15,6 @@ from transformers import BatchEncoding, BatchFeature
 from transformers.modeling_outputs import BaseModelOutput
 
 from multilevel.problems.batches import Batches, first_rows, fresh, map_tensors, to_device, versions
-from multilevel.problems.batches import tensors_of as found_tensors
 from multilevel.solvers import DataError
 
 CPU = torch.device("cpu")
@@ -165,6 +164,12 @@ CONTAINERS = {
     "object": Plain,
     "nested": lambda x: {"a": [Frozen(x), (Attributes(x=x), BatchEncoding({"x": x}))]},
 }
+
+
+def found_tensors(batch):
+    tensors = []
+    fresh(batch, listed=tensors)
+    return tensors
 
 
 def tensors_of(value):
