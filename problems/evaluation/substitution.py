@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from multilevel.problems.batches import versions
 from multilevel.solvers.vectors import Tensors
 
 
@@ -153,7 +154,8 @@ class Substitution:
         self._versions: list[int] = []
 
     def __enter__(self) -> Substitution:
-        self._versions = [0 if value.is_inference() else value._version for _, value in self._parameters]
+        with torch._C.DisableTorchFunction():
+            self._versions = versions(value for _, value in self._parameters)
         before: list[Tensor | None] = []
         for variable, value in self._held:
             holder, key = variable.places[0]

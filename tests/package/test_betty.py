@@ -41,7 +41,7 @@ def test_one_table_has_bettys_hypergradients_and_those_here(tmp_path):
 @pytest.mark.parametrize(
     ("asked", "text"),
     [
-        ("levels.classify.optimizer=adamw", "AdamW refuses them"),
+        ("levels.classify.optimizer=adamw", "from its defaults, which AdamW refuses"),
         ("shares=0.5", "shares: got 0.5; expected nothing: Betty computes as the recipe says, on all rows"),
         ("precisions=bf16", "precisions: got 'bf16'; expected nothing: Betty computes as"),
     ],
