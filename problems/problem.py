@@ -211,7 +211,7 @@ class Problem:
         check_value(setting, share, PositiveShare)
         if share < 1 and solver is not None:
             usable = not solver.recorded_steps
-            require(setting, share, usable, f"1, as {type(solver).__name__} goes through whole updates")
+            require(setting, share, usable, f"1, as {type(solver).__name__} differentiates whole updates")
 
     def _optimized(self) -> list[Tensor]:
         assert self.optimizer is not None
