@@ -73,9 +73,7 @@ class Engine:
         self.callbacks = list(callbacks)
         self.step = 0
         self.max_skipped = max_skipped
-        self.updates = Updates(
-            graph, self.evaluator, RandomState.seeded(replicas.own_seed(str(seed), seed)), check, self._tell
-        )
+        self.updates = Updates(graph, self.evaluator, RandomState.seeded(replicas.own_seed(str(seed), seed)), check)
         self._stopping = False
         self._updated_now: set[str] = set()  # levels with an update in the step that is under way
         for batches in graph.batches.values():
@@ -184,6 +182,7 @@ class Engine:
         total = averaged_over_ranks(averaged(total, len(record)), inputs)
         direct = grouped(filled(total, keyed(inputs)), inputs)
         found = self.updates.respond(name, direct, evaluator, solvers, whole)
+        self._pass_on_notices()
         if not all(value.isfinite().all() for value in found.values.values()):
             raise NotFiniteError(f"the hypergradient of level {name!r} is not finite")
         return found
@@ -302,6 +301,7 @@ class Engine:
         for callback in self.callbacks:
             callback.on_skip(self, problem.name, reason)
         if count > self.max_skipped:
+            self._pass_on_notices()
             solvers = {level: self.graph.problems[level].solver for level in self.graph.passes(problem.name)}
             through = "".join(f", solver of {level!r}: {solver}" for level, solver in solvers.items())
             updates = f"{count} update{'s' * (count > 1)} in a row of level {problem.name!r}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 import torch
@@ -46,8 +46,8 @@ class Updates:
         graph: the levels.
         evaluator: of their losses.
         random: the generators that all draws start from.
-        check: compare the products of each level's first hypergradient, see ``SelfCheck``.
-        tell: is given the line that a comparison ends in.
+        check: compare the products of each level's first hypergradient, see ``SelfCheck``; what differs is a line in
+            ``evaluator.notices``.
 
     Attributes:
         histories: of each level.
@@ -55,14 +55,11 @@ class Updates:
         recorded_steps: updates of every level to record, where a solver does not ask for more.
     """
 
-    def __init__(
-        self, graph: Graph, evaluator: Evaluator, random: RandomState, check: bool, tell: Callable[[str], None]
-    ) -> None:
+    def __init__(self, graph: Graph, evaluator: Evaluator, random: RandomState, check: bool) -> None:
         self.graph = graph
         self.evaluator = evaluator
         self.random = random
         self.check = check
-        self._tell = tell
         self.histories = {name: LevelHistory() for name in graph.names}
         self.recorded_steps = 0
         self._discovery = Discovery(graph, evaluator)
@@ -161,9 +158,9 @@ class Updates:
         unchecked = self.check and not solvers and evaluator is self.evaluator and name not in self._self_check.names
 
         def check(level: str, cotangent: Tensors) -> None:
-            line = self._self_check.compare(self.graph, evaluator, name, level, records[level], cotangent, memory)
-            if line:
-                self._tell(line)
+            difference = self._self_check.compare(self.graph, evaluator, name, level, records[level], cotangent, memory)
+            if difference:
+                evaluator.notices.append(difference)
 
         try:
             with as_written():
