@@ -39,7 +39,7 @@ def _run(given: list[str]) -> int:
             return 0
         check_folders()
         if launched() and command != "train":
-            raise MultilevelError(f"torchrun starts multilevel train alone; multilevel {command} runs without it")
+            raise MultilevelError(f"torchrun can only start multilevel train; run multilevel {command} without it")
         return importlib.import_module(f"multilevel.{COMMANDS[command]}").main(arguments)
 
 

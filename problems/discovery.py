@@ -38,11 +38,9 @@ class Discovery:
             GraphError: the loss uses a level's parameters beside ``levels``.
         """
         used, graph = self._used[name], self._graph
-        if name in self._seen and {name, *graph.reads[name]}.issuperset(graph.names):
-            return self._evaluator.evaluate(name, part, inputs, (), True, observed), inputs
         while True:
             unread = [level for level in graph.names if level not in (name, *graph.reads[name])]
-            suspected = differentiable_variables(self._evaluator, used.intersection(unread))
+            suspected = differentiable_variables(self._evaluator, used.intersection(unread)) if used else {}
             watched = [level for level in unread if level not in used]
             evaluation = self._evaluator.evaluate(name, part, {**suspected, **inputs}, watched, True, observed)
             touched = set().union(*replicas.gather(evaluation.touched)) if watched else set()

@@ -81,9 +81,7 @@ class Engine:
         self.callbacks = list(callbacks)
         self.step = 0
         self.max_skipped = max_skipped
-        self.updates = Updates(
-            graph, self.evaluator, RandomState.seeded(replicas.rank_seed(str(seed), seed)), check, self._tell
-        )
+        self.updates = Updates(graph, self.evaluator, RandomState.seeded(replicas.rank_seed(str(seed), seed)), check)
         self.histories = self.updates.histories
         self.recorded_steps = 0
         self._stopping = False
@@ -122,8 +120,7 @@ class Engine:
                 history.updates.clear()
             self._updated_now.clear()
             self._descend(len(self.graph.names) - 1)
-            while self.evaluator.notices:
-                self._tell(self.evaluator.notices.pop(0))
+            self._pass_on_notices()
             self.step += 1
             for callback in self.callbacks:
                 callback.on_step(self)
@@ -177,6 +174,7 @@ class Engine:
         total = averaged_over_ranks(averaged(total, len(record)), inputs)
         direct = grouped(filled(total, keyed(inputs)), inputs)
         hypergradient = self.updates.respond(name, direct, evaluator, solvers, whole)
+        self._pass_on_notices()
         if not all(value.isfinite().all() for value in hypergradient.values.values()):
             raise NotFiniteError(f"the hypergradient of level {name!r} is not finite")
         return hypergradient
@@ -253,12 +251,14 @@ class Engine:
                 self._descend(index - 1)
         self._update(self.graph.problems[self.graph.names[index]])
 
-    def _tell(self, notice: str) -> None:
-        """Give a line to the callbacks; where there is none, it is a warning."""
-        for callback in self.callbacks:
-            callback.on_notice(self, notice)
-        if not self.callbacks:
-            warnings.warn(notice, stacklevel=2)
+    def _pass_on_notices(self) -> None:
+        """Give the notices to the callbacks; where there are none, they are warnings."""
+        while self.evaluator.notices:
+            notice = self.evaluator.notices.pop(0)
+            for callback in self.callbacks:
+                callback.on_notice(self, notice)
+            if not self.callbacks:
+                warnings.warn(notice, stacklevel=1)
 
     def _update(self, problem: Problem) -> None:
         """One update of a level, or none where its loss or hypergradient is not finite, or would go through a level
@@ -290,6 +290,7 @@ class Engine:
         for callback in self.callbacks:
             callback.on_skip(self, problem.name, reason)
         if count > self.max_skipped:
+            self._pass_on_notices()
             solvers = {level: self.graph.problems[level].solver for level in self.graph.passes(problem.name)}
             through = "".join(f", solver of {level!r}: {solver}" for level, solver in solvers.items())
             updates = f"{count} update{'s' * (count > 1)} in a row of level {problem.name!r}"

@@ -42,6 +42,8 @@ def differentiable_variables(evaluator: Evaluator, levels: Iterable[str]) -> Gra
 
 def averaged_over_ranks(total: Total, like: Gradients) -> Total:
     """The mean over ranks of a gradient in ``like``; None where nothing depends on a variable on any of them."""
+    if replicas.count() == 1:
+        return total
     leaves = keyed(like)
     forms = replicas.forms(leaves[key] for key in total)
     return dict(zip(total, replicas.mean_present(list(total.values()), forms), strict=True))

@@ -210,8 +210,8 @@ class Problem:
         setting = f"levels.{self.name}.solve_share"
         check_value(setting, share, PositiveShare)
         if share < 1 and solver is not None:
-            usable = not solver.recorded_steps
-            require(setting, share, usable, f"1, as {type(solver).__name__} goes through whole updates")
+            remedy = f"1, as {type(solver).__name__} differentiates whole updates"
+            require(setting, share, not solver.recorded_steps, remedy)
 
     def _optimized(self) -> list[Tensor]:
         assert self.optimizer is not None

@@ -61,8 +61,8 @@ class RecordedUpdate:
 
 def recorded_count(problem: Problem, least: int = 0) -> int:
     """How many of a level's last updates to record: what its solver goes through, or ``least`` where that is more."""
-    count = 0 if problem.solver is None else problem.solver.recorded_steps
-    return max(count, least) if known(problem.optimizer) else 0
+    count = max(least, 0 if problem.solver is None else problem.solver.recorded_steps)
+    return count if count and known(problem.optimizer) else 0
 
 
 def buffers_of(graph: Graph, problem: Problem, before: Sequence[Values]) -> Values:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 import torch
@@ -46,22 +46,19 @@ class Updates:
         graph: the levels.
         evaluator: of their losses.
         random: the generators that all draws start from.
-        check: compare the products of each level's first hypergradient, see ``SelfCheck``.
-        tell: is given the line that a comparison ends in.
+        check: compare the products of each level's first hypergradient, see ``SelfCheck``; what differs is a line in
+            ``evaluator.notices``.
 
     Attributes:
         histories: of each level.
         random: the generators' state after the last update.
     """
 
-    def __init__(
-        self, graph: Graph, evaluator: Evaluator, random: RandomState, check: bool, tell: Callable[[str], None]
-    ) -> None:
+    def __init__(self, graph: Graph, evaluator: Evaluator, random: RandomState, check: bool) -> None:
         self.graph = graph
         self.evaluator = evaluator
         self.random = random
         self.check = check
-        self._tell = tell
         self.histories = {name: LevelHistory() for name in graph.names}
         self._discovery = Discovery(graph, evaluator)
         self._self_check = SelfCheck()
@@ -156,7 +153,7 @@ class Updates:
         def check(level: str, cotangent: Tensors) -> None:
             choice = histories[level].products
             if line := self._self_check.compare(graph, evaluator, name, level, records[level], cotangent, choice):
-                self._tell(line)
+                evaluator.notices.append(line)
 
         observe = check if unchecked else None
         if not solvers:  # the graph has checked that each level has one

@@ -71,8 +71,7 @@ class FirstOrder(Solver):
                 descent = flatten(losses.gradient(unflatten(start + moved, lower.parameters), lower.reads)) - slope
                 moved = moved - step * (descent + sign * scale * right_hand_side + self.damping * moved)
             ends.append(moved)
-        size = max(end.norm().item() for end in ends)
-        failed = not size < largest
+        failed = not max(end.norm().item() for end in ends) < largest
         cause = "the descent diverged: lower solver.step_size or raise solver.damping" if failed else ""
         if failed:  # the first step is the identity, scaled
             ends = [-sign * step * scale * right_hand_side for sign in (1, -1)]

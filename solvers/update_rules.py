@@ -117,8 +117,8 @@ def known(optimizer: torch.optim.Optimizer | None) -> bool:
     anything. A scheduler's wrapper around ``step`` changes nothing."""
     if optimizer is None or type(optimizer) not in KINDS:
         return False
-    step = getattr(optimizer.step, "__func__", optimizer.step)
-    return unwrap(step) is unwrap(type(optimizer).step)
+    step, plain = getattr(optimizer.step, "__func__", optimizer.step), type(optimizer).step
+    return step is plain or unwrap(step) is unwrap(plain)
 
 
 def maximizes(optimizer: torch.optim.Optimizer | None) -> bool:

@@ -75,7 +75,7 @@ def public():
         for name in package.__all__:
             member = getattr(package, name)
             if (
-                callable(member)
+                (inspect.isclass(member) or inspect.isroutine(member))
                 and name not in WITHOUT
                 and not (inspect.isclass(member) and issubclass(member, Exception))
             ):

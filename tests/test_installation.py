@@ -109,24 +109,15 @@ def test_the_readmes_example_runs_on_torch_numpy_and_safetensors(framework):
 
 
 def test_without_the_recipes_every_command_says_what_to_install(framework):
-    commands = [name for name in COMMANDS if name != "new"]  # which copies files, and needs nothing
-    calls = "".join(f"print('=', main([{name!r}]), file=sys.stderr)\n" for name in commands)
+    calls = "".join(f"print('=', main([{name!r}]), file=sys.stderr)\n" for name in COMMANDS)
     done = framework(f"from multilevel.__main__ import main\n{calls}main(['--version']), main(['--help'])")
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
-    assert lines[1::2] == ["= 2"] * len(commands)
-    for command, line in zip(commands, lines[::2], strict=True):
+    assert lines[1::2] == ["= 2"] * len(COMMANDS)
+    for command, line in zip(COMMANDS, lines[::2], strict=True):
         assert line.startswith(f"multilevel: multilevel {command} needs datasets, hydra-core, ")
         assert line.endswith(f"transformers: {INSTALL}")
     assert "multilevel COMMAND --help" in done.stdout
-
-
-def test_without_the_recipes_a_solver_of_ones_own_can_be_begun(framework, tmp_path):
-    done = framework(
-        f"from multilevel.__main__ import main; sys.exit(main(['new', 'solver', 'a', 'output={tmp_path}']))"
-    )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "solvers" / "a.py").exists()
 
 
 def test_without_the_recipes_the_levels_say_what_to_install(framework):

@@ -94,7 +94,7 @@ def check_name(kind: str, name: str) -> None:
     if any((room / name).is_dir() or (room / f"{name}.py").exists() for room in rooms):
         raise SettingError("new", name, f"another name: multilevel.{kind}s.{name} exists")
     if len(_identifiers(rendered(kind, name))) < len(_identifiers(rendered(kind, f"new_{kind}"))):
-        raise SettingError("new", name, f"another name, as {name} or {titled(name)} is imported by the files")
+        raise SettingError("new", name, f"another name: the files import {name} or {titled(name)}")
 
 
 def write_all(folder: Path, files: Mapping[Path, str]) -> None:

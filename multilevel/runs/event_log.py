@@ -34,6 +34,7 @@ class EventLog(Callback):
 
     def on_skip(self, engine: Engine, level: str, reason: str) -> None:
         self._write({"level": level, "step": engine.step, "skipped": reason})
+        self._file.flush()  # it may end the run
 
     def on_notice(self, engine: Engine, notice: str) -> None:
         self._write({"step": engine.step, "notice": notice})

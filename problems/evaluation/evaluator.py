@@ -85,9 +85,8 @@ class Evaluator:
     def __init__(
         self, problems: Mapping[str, Problem], precision: str = "float32", compilation: Compilation | None = None
     ) -> None:
-        require(
-            "precision", precision, precision in (*PRECISIONS, REFERENCE_PRECISION), f"one of {', '.join(PRECISIONS)}"
-        )
+        known = (*PRECISIONS, REFERENCE_PRECISION)
+        require("precision", precision, precision in known, f"one of {', '.join(PRECISIONS)}")
         self.problems = problems
         self.precision = precision
         self.compilation = compilation

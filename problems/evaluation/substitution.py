@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from multilevel.problems.batches import versions
 from multilevel.solvers.vectors import Tensors
 
 
@@ -144,16 +145,19 @@ class Substitution:
         self._before: list[list[Tensor | None]] = []
         #: What all held when the block ended: a forward pass may have assigned buffers anew.
         self._after: list[tuple[Variable, Tensor | None]] = []
-        self._parameters = [
-            (index, value)
-            for index, (variable, value) in enumerate(pairs)
-            if variable.is_parameter and value is not None
-        ]
+        #: The substitutes of parameters, and where each is in ``pairs``.
+        self._parameters: list[Tensor] = []
+        self._indices: list[int] = []
+        for index, (variable, value) in enumerate(pairs):
+            if variable.is_parameter and value is not None:
+                self._parameters.append(value)
+                self._indices.append(index)
         #: How often each parameter had been written to when the block began.
         self._versions: list[int] = []
 
     def __enter__(self) -> Substitution:
-        self._versions = [0 if value.is_inference() else value._version for _, value in self._parameters]
+        with torch._C.DisableTorchFunction():
+            self._versions = versions(self._parameters)
         before: list[Tensor | None] = []
         for variable, value in self._pairs:
             holder, key = variable.places[0]
@@ -205,7 +209,7 @@ class Substitution:
         through ``data``."""
         return [
             self._pairs[index][0]
-            for (index, value), version in zip(self._parameters, self._versions, strict=True)
+            for index, value, version in zip(self._indices, self._parameters, self._versions, strict=True)
             if self._after[index][1] is not value or (not value.is_inference() and version != value._version)
         ]
 

@@ -1,6 +1,7 @@
 """engine=betty and the rows of Betty in multilevel compare, as users run them; and what they say without betty-ml."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -18,6 +19,26 @@ def in_this_process(monkeypatch):
     """Solvers are measured here: a process of its own for each takes most of the time (test_compare has that)."""
 
     monkeypatch.setattr(compare, "_in_a_process", lambda call, *arguments: call(*arguments))
+
+
+def without_betty(code):
+    return subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.modules['betty'] = None; {code}"], capture_output=True, text=True
+    )
+
+
+def test_only_the_bridge_needs_betty():
+    done = without_betty(
+        "from multilevel.__main__ import main; from multilevel.betty import BETTY_SOLVERS; "
+        "sys.exit(main(['compare', 'precisions=half']))"
+    )
+    assert done.returncode == 2
+    assert "precisions: got 'half'; expected some of float32" in done.stderr
+    for name in ("from_betty", "BettyEngine"):
+        done = without_betty(f"from multilevel.betty import {name}")
+        assert done.returncode == 1
+        assert BETTY_COMMAND in done.stderr.splitlines()[-1]
+        assert "BettyMissingError" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -41,7 +62,7 @@ def test_one_table_has_bettys_hypergradients_and_those_here(tmp_path):
 @pytest.mark.parametrize(
     ("asked", "text"),
     [
-        ("levels.classify.optimizer=adamw", "AdamW refuses them"),
+        ("levels.classify.optimizer=adamw", "from its defaults, which AdamW refuses"),
         ("shares=0.5", "shares: got 0.5; expected nothing: Betty computes as the recipe says, on all rows"),
         ("precisions=bf16", "precisions: got 'bf16'; expected nothing: Betty computes as"),
     ],

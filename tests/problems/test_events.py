@@ -1,5 +1,8 @@
 """What an update tells the callbacks about its hypergradient."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from toy import toy_graph
@@ -45,3 +48,19 @@ def test_residual_and_cosine_are_those_of_dense_algebra():
     for update, one, other in zip(seen[1:], hypergradients[:-1], hypergradients[1:], strict=True):
         cosine = torch.nn.functional.cosine_similarity(one, other, dim=0).item()
         assert update.cosine == pytest.approx(cosine, rel=1e-9)
+
+
+def test_an_engine_is_freed_with_its_last_reference():
+    """Not by the garbage collector at some later time: an engine's solutions and recorded updates fill memory."""
+    values = {name: torch.ones(3, **DOUBLE) for name in "pu"}
+    functions = {"p": lambda v: ((v["p"] - v["u"]) ** 2).sum(), "u": lambda v: (v["p"] ** 2).sum()}
+    engine = Engine(toy_graph(functions, values, {"p": Neumann(terms=3, step_size=0.2)}, rate=0.05))
+    engine.run(2)
+    engine.hypergradient("u")
+    freed = weakref.ref(engine)
+    gc.disable()
+    try:
+        del engine
+        assert freed() is None
+    finally:
+        gc.enable()

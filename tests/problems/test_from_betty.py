@@ -125,7 +125,7 @@ def test_metrics_and_batches_are_bettys():
     graph = from_betty(problems, dependencies)
     batch = graph.batches["weigh"].peek()
     assert isinstance(batch, tuple)
-    part = Engine(graph)._record_of("weigh")[0]
+    part = Engine(graph).updates.record_of("weigh")[0]
     _, metrics = Engine(graph).evaluator.loss("weigh", part, {})
     assert set(metrics) == {"accuracy"}
 

@@ -235,7 +235,7 @@ def test_parameters_kept_outside_a_loss_are_refused_where_a_later_batch_uses_the
 
     engine = Engine(bilevel(module, later, [(X, Y, False), (X, Y, True)]))
     engine.run(1)
-    with pytest.raises(GraphError, match="uses the parameter 'weight' of level 'fit' as it was kept outside the loss"):
+    with pytest.raises(GraphError, match="uses the parameter 'weight' of level 'fit' that was kept outside the loss"):
         engine.run(1)
 
 

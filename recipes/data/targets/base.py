@@ -120,7 +120,7 @@ class LabelLists(Labels):
     @classmethod
     def check(cls, sources: SourceSplits, settings: DataSettings) -> None:
         if sources.train.multilabels is None:
-            expected = "lists of labels, which the task learns: they come from a table"
+            expected = "lists of labels for the task to learn: they come from a table"
             raise DataError(f"data={settings.name} has no {expected}")
 
     @classmethod

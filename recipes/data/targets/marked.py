@@ -43,7 +43,7 @@ class MarkedTargets(Targets):
     def check(cls, sources: SourceSplits, settings: DataSettings) -> None:
         if not sources.train.has_masks:
             raise DataError(
-                f"data={settings.name} has no masks, which the task learns: expected masks/CLASS/NAME.png for "
+                f"data={settings.name} has no masks for the task to learn: expected masks/CLASS/NAME.png for "
                 "CLASS/NAME.jpg, or NAME_mask.png beside NAME.jpg (in a table a column of images: data.mask_column)"
             )
         if settings.mask_classes == "labels" and not 2 <= len(sources.class_names) < IGNORED:
