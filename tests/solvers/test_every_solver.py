@@ -76,7 +76,9 @@ class Lower:
             graph=SimpleNamespace(
                 problems={"lower": SimpleNamespace(variables=lambda: self.variables, optimizer=self.optimizer)}
             ),
-            histories={"lower": SimpleNamespace(updates=self.level(row).steps)},
+            histories={
+                "lower": SimpleNamespace(updates=[SimpleNamespace(step=step) for step in self.level(row).steps])
+            },
         )
         return Past(engine, "lower")
 
