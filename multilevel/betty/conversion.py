@@ -65,19 +65,19 @@ class FromBetty(Problem):
         )
         self.problem = problem
         self.peers = peers
-        trained = {id(one) for one in problem.trainable_parameters() if one.requires_grad}
-        held = {id(one) for one in self._optimized() if one.requires_grad}
-        if trained != held:
+        trained = {id(parameter) for parameter in problem.trainable_parameters() if parameter.requires_grad}
+        optimized = {id(parameter) for parameter in self._optimized() if parameter.requires_grad}
+        if trained != optimized:
             raise BettyError(
-                f"problem {problem.name!r}: its optimizer holds {len(held)} parameters that are not frozen, "
+                f"problem {problem.name!r}: its optimizer holds {len(optimized)} parameters that are not frozen, "
                 f"trainable_parameters {len(trained)}; Betty trains the latter: give the optimizer these"
             )
 
     def loss(self, levels: Levels, batch: Any, draws: Any) -> LossValue:
-        found = self.problem.training_step(batch)
-        if not isinstance(found, dict):
-            return found
-        return found["loss"], {key: value for key, value in found.items() if key != "loss" and _is_number(value)}
+        losses = self.problem.training_step(batch)
+        if not isinstance(losses, dict):
+            return losses
+        return losses["loss"], {key: value for key, value in losses.items() if key != "loss" and _is_number(value)}
 
 
 class Loaded:
@@ -150,8 +150,8 @@ def from_betty(
     order, updates = _schedule(problems, up)
     levels = []
     for problem, above in zip(order, [*order[1:], None], strict=True):
-        given = (solvers or {}).get(problem.name)
-        solver = given or (own_solver(problem.config, problem.name) if up[problem] else None)
+        override = (solvers or {}).get(problem.name)
+        solver = override or (own_solver(problem.config, problem.name) if up[problem] else None)
         steps = 1 if above is None else updates[problem] // updates[above]
         levels.append(FromBetty(problem, problems, steps, solver))
     graph = Graph(*levels, approximate=approximate)
@@ -191,7 +191,7 @@ def _schedule(
     order = list(sorter.static_order())
     updates: dict[Any, int] = {}
     for problem in reversed(order):
-        above = [updates[one] for one in up[problem]]
+        above = [updates[high] for high in up[problem]]
         updates[problem] = max(above) * problem.config.unroll_steps if above else 1
     order.sort(key=lambda problem: -updates[problem])  # stable: who is below stays below
     for low, high in pairwise(order):
@@ -205,14 +205,14 @@ def _schedule(
 
 def _check_reads(graph: Graph, dependencies: Dependencies) -> None:
     """BettyError for a dependency between losses that Betty would not have known of."""
-    known = {(low.name, high.name) for high, some in dependencies["u2l"].items() for low in some}
-    known |= {(high.name, low.name) for low, some in dependencies["l2u"].items() for high in some}
+    known = {(low.name, high.name) for high, lows in dependencies["u2l"].items() for low in lows}
+    known |= {(high.name, low.name) for low, highs in dependencies["l2u"].items() for high in highs}
     for name in graph.names:
-        for other in graph.reads[name]:
-            if (name, other) not in known:
-                edge = "l2u" if graph.names.index(other) < graph.names.index(name) else "u2l"
+        for target in graph.reads[name]:
+            if (name, target) not in known:
+                edge = "l2u" if graph.names.index(target) < graph.names.index(name) else "u2l"
                 raise BettyError(
-                    f"the loss of problem {name!r} depends on {other!r}, which dependencies leave out, so Betty would "
+                    f"the loss of problem {name!r} depends on {target!r}, which dependencies leave out, so Betty would "
                     f"leave it out of the hypergradient: add it to {edge!r}, or detach it in training_step"
                 )
 

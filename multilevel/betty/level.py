@@ -110,6 +110,6 @@ class BettyLevel(ImplicitProblem):
         return losses
 
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
-        gradients = [one.grad for one in self.trainable_parameters() if one.grad is not None]
+        gradients = [parameter.grad for parameter in self.trainable_parameters() if parameter.grad is not None]
         self.norm = torch.nn.utils.get_total_norm(gradients).item()
         super().optimizer_step(*arguments, **keywords)

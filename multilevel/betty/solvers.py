@@ -38,8 +38,8 @@ class BettySolver:
 
     def config(self) -> dict[str, Any]:
         """The keywords of Betty's ``Config``."""
-        own = {one.name: getattr(self, one.name) for one in fields(self) if one.name.startswith(f"{self.type}_")}
-        return {"type": self.type, **own}
+        names = [option.name for option in fields(self) if option.name.startswith(f"{self.type}_")]
+        return {"type": self.type, **{name: getattr(self, name) for name in names}}
 
 
 @dataclass
@@ -87,7 +87,7 @@ class Cg(BettySolver):
 
 
 #: By the name that ``multilevel compare`` has for them.
-BETTY_SOLVERS: dict[str, type[BettySolver]] = {f"betty/{one.type}": one for one in (Darts, Neumann, Cg)}
+BETTY_SOLVERS: dict[str, type[BettySolver]] = {f"betty/{solver.type}": solver for solver in (Darts, Neumann, Cg)}
 
 
 def betty_solver(solver: Solver | None, level: str) -> BettySolver:
@@ -120,5 +120,5 @@ def own_solver(config: Any, level: str) -> Solver:
         return OwnNeumann(config.neumann_iterations + 1, config.neumann_alpha)
     if config.type == "cg":  # the scale of the system, cg_alpha, is none of its solution
         return ConjugateGradient(config.cg_iterations)
-    what = "darts_multitask=True" if config.type == "darts" else f"type={config.type!r}"
-    raise BettyError(f"problem {level!r}: nothing here equals Betty's {what}; name a solver: solvers={{...}}")
+    setting = "darts_multitask=True" if config.type == "darts" else f"type={config.type!r}"
+    raise BettyError(f"problem {level!r}: nothing here equals Betty's {setting}; name a solver: solvers={{...}}")

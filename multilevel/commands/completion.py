@@ -63,7 +63,8 @@ def script(shell: str) -> str:
     for command in CONFIGURED:
         offers[command] += configured
     cases = [
-        f'            "multilevel {name} "*) words="{" ".join(dict.fromkeys(own))}" ;;' for name, own in offers.items()
+        f'            "multilevel {name} "*) words="{" ".join(dict.fromkeys(offer))}" ;;'
+        for name, offer in offers.items()
     ]
     filled = SCRIPT.replace("CASES", "\n".join(cases)).replace("COMMANDS", " ".join(COMMANDS))
     return "autoload -U +X bashcompinit && bashcompinit" + filled if shell == "zsh" else filled.strip()

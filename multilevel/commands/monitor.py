@@ -54,8 +54,8 @@ def main(arguments: Sequence[str]) -> int:
         raise SettingError("output", request.output, "a name in .json: the picture is written beside it, in .png")
     results = request.run()
     if min(len(results.files), len(reference.features)) < FEWEST:
-        few = f"{len(results.files)} images to compare with {len(reference.features)} training ones"
-        raise DataError(f"{few} are too few: at least {FEWEST} readable ones of each")
+        counts = f"{len(results.files)} images to compare with {len(reference.features)} training ones"
+        raise DataError(f"{counts} are too few: at least {FEWEST} readable ones of each")
     if not np.isfinite(results.features).all():
         raise DataError("the model's features of these images are not finite: export a run that has not diverged")
     drift = compare_features(reference.features, results.features)
@@ -85,8 +85,8 @@ def summarize(request: Request, reference: Reference, results: Results, drift: D
         "threshold": drift.threshold,
         "unusual_images": int(unusual.sum()),
         "most_unusual": [
-            {"file": str(results.files[one]), "distance": float(drift.distances[one]), "unusual": bool(unusual[one])}
-            for one in listed
+            {"file": str(results.files[row]), "distance": float(drift.distances[row]), "unusual": bool(unusual[row])}
+            for row in listed
         ],
         "predictions": predictions(request, reference, results),
         "unreadable": {str(file): error for file, error in results.errors.items()},
@@ -118,8 +118,8 @@ def in_words(report: Mapping[str, Any]) -> str:
     if report["predictions"]:
         confidence = report["predictions"]["mean_confidence"]
         lines.append(f"mean confidence {confidence['new']:.2f}, on training images {confidence['training']:.2f}")
-    named = [one for one in report["most_unusual"] if one["unusual"] or report["verdict"] == DRIFT][:NAMED]
-    lines += [f"  {one['file']}: distance {one['distance']:.2f}" for one in named]
+    named = [image for image in report["most_unusual"] if image["unusual"] or report["verdict"] == DRIFT][:NAMED]
+    lines += [f"  {image['file']}: distance {image['distance']:.2f}" for image in named]
     return "\n".join(lines)
 
 

@@ -76,8 +76,8 @@ class Task:
     @property
     def label(self) -> str:
         """The solver with everything that was asked for."""
-        asked = {**self.options, "precision": self.precision, "solve_share": self.share}
-        text = ", ".join(f"{key}={value}" for key, value in asked.items() if value is not None)
+        settings = {**self.options, "precision": self.precision, "solve_share": self.share}
+        text = ", ".join(f"{key}={value}" for key, value in settings.items() if value is not None)
         return f"{self.solver}({text})" if text else self.solver
 
 
@@ -133,14 +133,13 @@ class Comparison:
         """Every row to measure."""
         precisions: list[Any] = self.precisions or [None]
         shares: list[Any] = self.shares or [None]
-        found: list[Task] = []
+        tasks: list[Task] = []
         for name in self.solvers:
-            own = self.options.get(name, {})
-            settable = "product" in _settings(name) and name != "finite_difference" and "product" not in own
-            products = self.products if settable and self.products else [None]
-            options = [own if product is None else {**own, "product": product} for product in products]
-            found += [Task(name, *rest) for rest in itertools.product(options, precisions, shares)]
-        return found
+            base = self.options.get(name, {})
+            settable = "product" in _settings(name) and name != "finite_difference" and "product" not in base
+            options = [{**base, "product": product} for product in self.products if settable] or [base]
+            tasks += [Task(name, *variation) for variation in itertools.product(options, precisions, shares)]
+        return tasks
 
 
 SETTINGS = Comparison
@@ -196,11 +195,12 @@ def compare(arguments: Sequence[str]) -> tuple[ComparisonTable, RunFolder]:
 def _config(comparison: Comparison) -> DictConfig:
     if comparison.resume is None:
         return compose_config(comparison.settings)
-    others = [one for one in comparison.settings if not one.startswith("output=")]
-    if others:
-        raise SettingError("resume", others[0], "no setting of the recipe: the run keeps its own")
+    outputs = [setting.partition("=")[2] for setting in comparison.settings if setting.startswith("output=")]
+    if len(outputs) < len(comparison.settings):
+        setting = next(setting for setting in comparison.settings if not setting.startswith("output="))
+        raise SettingError("resume", setting, "no setting of the recipe: the run keeps its own")
     config = RunFolder.open("resume", Path(comparison.resume)).config()
-    config.output = next((one.partition("=")[2] for one in comparison.settings if one.startswith("output=")), None)
+    config.output = outputs[0] if outputs else None
     return config
 
 
@@ -208,8 +208,8 @@ def _engine_at_the_point(comparison: Comparison, recipe: Recipe) -> Engine:
     engine = new_engine(recipe)
     if comparison.resume is not None:
         tell(*load_checkpoint(engine, Path(comparison.resume) / "checkpoint"))
-    asked = [getattr(OFFERS[task.solver](**task.options), "recorded_steps", 0) for task in comparison.tasks()]
-    engine.recorded_steps = min(max(asked), RECORDED) if comparison.warmup else 0
+    recorded = [getattr(OFFERS[task.solver](**task.options), "recorded_steps", 0) for task in comparison.tasks()]
+    engine.recorded_steps = min(max(recorded), RECORDED) if comparison.warmup else 0
     engine.callbacks.append(Progress(images_per_step(recipe)))
     engine.run(comparison.warmup)
     engine.callbacks.clear()
@@ -229,10 +229,10 @@ def _measured(comparison: Comparison, scratch: Path) -> tuple[list[dict[str, Any
     exact = torch.load(scratch / "reference.pt") if usable else None
     rows = []
     for task in tasks:
-        asked = {"name": task.solver, "options": task.options, "precision": task.precision, "share": task.share}
-        found = _in_a_process(measure_task, {**common, **asked, "output": str(scratch / "found.pt")})
-        row = {"solver": task.label, **asked, **found}
-        if "problem" not in found:
+        settings = {"name": task.solver, "options": task.options, "precision": task.precision, "share": task.share}
+        result = _in_a_process(measure_task, {**common, **settings, "output": str(scratch / "found.pt")})
+        row = {"solver": task.label, **settings, **result}
+        if "problem" not in result:
             error = agreement(torch.load(scratch / "found.pt"), exact) if exact is not None else (None, None)
             row |= {"error": error[0], "cosine": error[1]}
         rows.append(row)
@@ -279,7 +279,7 @@ def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _settings(name: str) -> list[str]:
-    return [one.name for one in fields(OFFERS[name])]
+    return [option.name for option in fields(OFFERS[name])]
 
 
 def _option(solver: str, option: str, text: str) -> Any:

@@ -14,7 +14,7 @@ SMALLEST_ERROR = 1e-16
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Indices of the points (cost, error) that no other one is below in both, by rising cost."""
     front: list[int] = []
-    for index in sorted(range(len(points)), key=lambda one: points[one]):
+    for index in sorted(range(len(points)), key=points.__getitem__):
         if not front or points[index][1] < points[front[-1]][1]:
             front.append(index)
     return front
