@@ -30,11 +30,10 @@ from multilevel.levels.masked_pretrain import GradientName, Guidance, WeightsNam
 from multilevel.levels.masks import POLICIES, MaskPolicy, MaskView
 from multilevel.levels.models.checkpoints import SIZES, load_autoencoder, read_config
 from multilevel.levels.tasks import TASKS, Task, TaskData
-from multilevel.levels.tasks.classification import Classification, PooledLinear
+from multilevel.levels.tasks.classification import ClassificationTask, PooledLinear
 from multilevel.problems import Graph, Problem
 from multilevel.problems.evaluation.randomness import RandomState
-from multilevel.recipes.data import DataSettings, ImageLoader, load_data
-from multilevel.recipes.data import Part as ImagePart
+from multilevel.recipes.data import DataSettings, ImageLoader, Split, load_data
 from multilevel.recipes.encoder import EncoderRecipe
 from multilevel.recipes.evaluation import (
     Candidate,
@@ -281,7 +280,9 @@ class GuidedMae(EncoderRecipe):
 
     def trained_model(self) -> TrainedModel:
         head = self.modules.get("finetune")
-        classifier = head.linear if isinstance(self.task, Classification) and isinstance(head, PooledLinear) else None
+        classifier = (
+            head.linear if isinstance(self.task, ClassificationTask) and isinstance(head, PooledLinear) else None
+        )
         return TrainedModel(self.modules["pretrain"], classifier, self.data, self.device)
 
     def _new_task(self) -> Task | None:
@@ -353,7 +354,7 @@ class GuidedMae(EncoderRecipe):
         keywords = self._arguments("mask", self.data.pretrain, augmented=True)
         return AdversarialMask("mask", network, policy=self.policy, entropy_bonus=bonus, **keywords)
 
-    def _arguments(self, name: str, part: ImagePart, augmented: bool) -> dict[str, Any]:
+    def _arguments(self, name: str, part: Split, augmented: bool) -> dict[str, Any]:
         data = self.settings.data
         loader = ImageLoader(
             part,

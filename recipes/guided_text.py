@@ -25,7 +25,7 @@ from multilevel.levels import Finetune, MaskedPretrain, MaskLearning
 from multilevel.levels.masks import POLICIES, MaskPolicy
 from multilevel.levels.models.masked_language_model import PADDING, MaskedLanguageModel, WordMaskingNetwork
 from multilevel.levels.tasks import TaskData
-from multilevel.levels.tasks.classification import Classification
+from multilevel.levels.tasks.classification import ClassificationTask
 from multilevel.problems import Engine, Graph
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe
@@ -100,7 +100,7 @@ class GuidedText(Recipe):
         self.device = chosen_device(settings.device)
         self.data = load_texts(settings.data)
         counts = self.data.train.labels.bincount(minlength=len(self.data.class_names))
-        task = Classification(TaskData(self.data.class_names, tuple(counts.tolist())))
+        task = ClassificationTask(TaskData(self.data.class_names, tuple(counts.tolist())))
         self.language_model = self._new_language_model()
         with RandomState.seeded(settings.seed).active():
             head = task.new_head(settings.model.width).to(self.device)

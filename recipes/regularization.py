@@ -130,7 +130,7 @@ class Regularization(Recipe):
         while spent < cost:
             penalties = low * (high / low) ** next(exponents)
             classifier, gradients = fit_penalized(*self.training, penalties)
-            tried.append((cross_entropy(classifier, *self.held_out), penalties))
+            tried.append((classifier_loss(classifier, *self.held_out), penalties))
             spent += gradients
         _, best = min(tried, key=lambda one: one[0])
         return self._scores(best) | {"gradients": spent, "penalties_tried": len(tried)}
@@ -141,9 +141,9 @@ class Regularization(Recipe):
         inputs, labels = (torch.cat(pair) for pair in zip(self.training, self.held_out, strict=True))
         refitted, _ = fit_penalized(inputs, labels, penalties)
         return {
-            "held_out_loss": cross_entropy(classifier, *self.held_out),
+            "held_out_loss": classifier_loss(classifier, *self.held_out),
             "held_out_accuracy": accuracy(classifier, self.held_out[0].double(), self.held_out[1]),
-            "test_loss": cross_entropy(classifier, *self.test),
+            "test_loss": classifier_loss(classifier, *self.test),
             "test_accuracy": accuracy(classifier, self.test[0].double(), self.test[1]),
             "refitted_test_accuracy": accuracy(refitted, self.test[0].double(), self.test[1]),
         }
@@ -162,7 +162,7 @@ class Spent(Callback):
         self.total += sum(report.evaluations + 2 * report.products for report in update.solves.values())
 
 
-def cross_entropy(classifier: nn.Linear, inputs: Tensor, classes: Tensor) -> float:
+def classifier_loss(classifier: nn.Linear, inputs: Tensor, classes: Tensor) -> float:
     """Mean loss of a classifier that ``fit_penalized`` made, over inputs [N, inputs] of classes int64 [N]."""
     with torch.no_grad():
         return float(F.cross_entropy(classifier(inputs.double()), classes))

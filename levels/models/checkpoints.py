@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, ViTMAEConfig, ViTMAEForPreTraining
 from transformers.utils import logging
 
-from multilevel.levels.models.masked_autoencoder import initialize
+from multilevel.levels.models.masked_autoencoder import initialize_weights
 from multilevel.solvers import SettingError
 
 EXPECTED = "a folder, or a name on the Hugging Face hub, of a ViTMAEForPreTraining checkpoint"
@@ -67,7 +67,7 @@ def load_autoencoder(name: str, image_size: int, mask_ratio: float) -> ViTMAEFor
     config = copy.deepcopy(mae.config)
     config.image_size, config.mask_ratio, config.norm_pix_loss = image_size, mask_ratio, True
     resized = ViTMAEForPreTraining(config)
-    initialize(resized)
+    initialize_weights(resized)
     weights = mae.state_dict()
     if mae.config.image_size != image_size:
         weights = {key: value for key, value in weights.items() if key not in POSITIONS}

@@ -58,7 +58,7 @@ class MaskedAutoencoder(nn.Module):
             norm_pix_loss=True,
         )
         mae = ViTMAEForPreTraining(config)
-        initialize(mae)
+        initialize_weights(mae)
         return cls(mae)
 
     def rematerialize_blocks(self) -> None:
@@ -136,7 +136,7 @@ class MaskedAutoencoder(nn.Module):
         return tokens
 
 
-def initialize(mae: ViTMAEForPreTraining) -> None:
+def initialize_weights(mae: ViTMAEForPreTraining) -> None:
     """Initial weights as in the MAE paper's code: fixed sine-cosine positions, Xavier-uniform linear layers.
 
     transformers 5.23 by itself leaves every position embedding at 0: it takes the embeddings for initialized once

@@ -28,7 +28,7 @@ class PooledLinear(nn.Module):
         return self.linear(tokens[:, 1:].mean(1))
 
 
-class Classification(Task):
+class ClassificationTask(Task):
     """Cross-entropy; outputs are logits [B, classes], targets labels int64 [B] or probabilities [B, classes].
 
     Args:

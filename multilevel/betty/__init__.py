@@ -5,6 +5,7 @@ Raises BettyMissingError, an ImportError, where betty-ml is not installed; the t
 
 from multilevel.betty.conversion import from_betty
 from multilevel.betty.engine import BettyEngine
-from multilevel.betty.solvers import BETTY_SOLVERS, BettyError, BettyMissingError, Cg, Darts, Neumann
+from multilevel.betty.solvers import BETTY_SOLVERS, BettyError, BettyMissingError, Cg, Darts
+from multilevel.betty.solvers import BettyNeumann as Neumann
 
 __all__ = ["BETTY_SOLVERS", "BettyEngine", "BettyError", "BettyMissingError", "Cg", "Darts", "Neumann", "from_betty"]

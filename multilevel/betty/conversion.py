@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from multilevel.betty.level import ImplicitProblem
-from multilevel.betty.solvers import BettyError, own_solver
+from multilevel.betty.solvers import BettyError, solver_of_config
 from multilevel.problems.graph import Graph
 from multilevel.problems.levels import Levels
 from multilevel.problems.problem import LossValue, Problem
@@ -151,7 +151,7 @@ def from_betty(
     levels = []
     for problem, above in zip(order, [*order[1:], None], strict=True):
         override = (solvers or {}).get(problem.name)
-        solver = override or (own_solver(problem.config, problem.name) if up[problem] else None)
+        solver = override or (solver_of_config(problem.config, problem.name) if up[problem] else None)
         steps = 1 if above is None else updates[problem] // updates[above]
         levels.append(FromBetty(problem, problems, steps, solver))
     graph = Graph(*levels, approximate=approximate)

@@ -91,7 +91,7 @@ class BettyEngine(Engine):
             loss = loss + damping / 2 * sum(move.square().sum() for move in moves)
         return loss
 
-    def tell(self, level: BettyLevel, loss: float) -> None:
+    def report_update(self, level: BettyLevel, loss: float) -> None:
         """Tell the callbacks of an update."""
         name = level.level.name
         update = Update(name, self.step, loss, level.metrics, level.norm, self._reports(name))

@@ -33,7 +33,7 @@ class Bridge(Protocol):
     def evaluate(self, level: BettyLevel, part: Part, fresh: bool) -> Tensor:
         """The loss of a level."""
 
-    def tell(self, level: BettyLevel, loss: float) -> None:
+    def report_update(self, level: BettyLevel, loss: float) -> None:
         """An update has been made."""
 
 
@@ -106,7 +106,7 @@ class BettyLevel(ImplicitProblem):
 
     def one_step_descent(self, batch: Any = None) -> dict[str, Any]:
         losses: dict[str, Any] = super().one_step_descent(batch)
-        self.bridge.tell(self, losses["loss"])
+        self.bridge.report_update(self, losses["loss"])
         return losses
 
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:

@@ -5,8 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
-from multilevel.solvers import ConjugateGradient, FiniteDifference, Identity, MultilevelError, SettingError, Solver
-from multilevel.solvers import Neumann as OwnNeumann
+from multilevel.solvers import (
+    ConjugateGradient,
+    FiniteDifference,
+    Identity,
+    MultilevelError,
+    Neumann,
+    SettingError,
+    Solver,
+)
 
 BETTY_COMMAND = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
 
@@ -51,7 +58,7 @@ class Darts(BettySolver):
 
 
 @dataclass
-class Neumann(BettySolver):
+class BettyNeumann(BettySolver):
     """``neumann`` with one term more than iterations, and no check for a diverging series.
 
     Args:
@@ -73,7 +80,7 @@ class Cg(BettySolver):
     """``conjugate_gradient``, right only in its first iteration (docs/from_betty.md).
 
     Args:
-        damping: as for ``Neumann``.
+        damping: as for ``BettyNeumann``.
     """
 
     type = "cg"
@@ -87,7 +94,7 @@ class Cg(BettySolver):
 
 
 #: By the name that ``multilevel compare`` has for them.
-BETTY_SOLVERS: dict[str, type[BettySolver]] = {f"betty/{solver.type}": solver for solver in (Darts, Neumann, Cg)}
+BETTY_SOLVERS: dict[str, type[BettySolver]] = {f"betty/{solver.type}": solver for solver in (Darts, BettyNeumann, Cg)}
 
 
 def betty_solver(solver: Solver | None, level: str) -> BettySolver:
@@ -99,16 +106,16 @@ def betty_solver(solver: Solver | None, level: str) -> BettySolver:
     if isinstance(solver, Identity) and solver.scale == 1 and solver.product in ("auto", "finite_difference"):
         return Darts() if solver.radius is None else Darts(solver.radius)
     plain = getattr(solver, "product", None) == "reverse"
-    if isinstance(solver, OwnNeumann) and plain:
+    if isinstance(solver, Neumann) and plain:
         alpha = {} if solver.step_size is None else {"neumann_alpha": solver.step_size}
-        return Neumann(solver.terms - 1, damping=solver.damping, **alpha)
+        return BettyNeumann(solver.terms - 1, damping=solver.damping, **alpha)
     if isinstance(solver, ConjugateGradient) and plain and solver.curvature == "hessian" and not solver.warm_start:
         return Cg(solver.iterations, damping=solver.damping)
     known = "identity, finite_difference, neumann or conjugate_gradient with product=reverse: Betty has no others"
     raise SettingError(f"levels.{level}.solver", str(solver), known)
 
 
-def own_solver(config: Any, level: str) -> Solver:
+def solver_of_config(config: Any, level: str) -> Solver:
     """The solver here for a Betty ``Config``: equal where Betty is right.
 
     Raises:
@@ -117,7 +124,7 @@ def own_solver(config: Any, level: str) -> Solver:
     if config.type == "darts" and not config.darts_multitask:
         return FiniteDifference(radius=config.darts_alpha)
     if config.type == "neumann":
-        return OwnNeumann(config.neumann_iterations + 1, config.neumann_alpha)
+        return Neumann(config.neumann_iterations + 1, config.neumann_alpha)
     if config.type == "cg":  # the scale of the system, cg_alpha, is none of its solution
         return ConjugateGradient(config.cg_iterations)
     setting = "darts_multitask=True" if config.type == "darts" else f"type={config.type!r}"

@@ -26,7 +26,7 @@ from multilevel.problems import load_weights
 from multilevel.recipes.base import recipe_class
 from multilevel.recipes.encoder import EncoderRecipe
 from multilevel.recipes.evaluation import EvaluationSettings, format_table
-from multilevel.runs.distributed import tell
+from multilevel.runs.distributed import print_once
 from multilevel.runs.folder import RunFolder
 from multilevel.solvers import DataError, SettingError
 from multilevel.solvers.ranges import require
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     recipe = build_recipe(config)
     assert isinstance(recipe, EncoderRecipe)  # check_encoder
     # Nothing but the encoder: the head that was trained is of the run's own classes.
-    tell(*load_weights(recipe.graph, folder.checkpoint, only=recipe.encoder_level))
+    print_once(*load_weights(recipe.graph, folder.checkpoint, only=recipe.encoder_level))
     scores = recipe.evaluate()
     if scores is None:
         where = config.data.path or config.data.name

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from multilevel.commands.overview import COMMANDS, text_of
-from multilevel.configuration.command_line import NoSettings, defaults, described, readable
+from multilevel.configuration.command_line import NoSettings, defaults, field_descriptions, readable
 from multilevel.configuration.composition import choices, compose_config
 from multilevel.recipes.base import recipe_class
 from multilevel.recipes.evaluation import PROTOCOLS, EvaluationSettings
@@ -61,7 +61,7 @@ def entries(settings_class: Any, prefix: str = "", values: Any = None, skip: Seq
         values: a nested dictionary of them; None takes the dataclass's defaults.
         skip: fields that are left out.
     """
-    texts = described(settings_class)
+    texts = field_descriptions(settings_class)
     for name, default in defaults(settings_class):
         kind = readable(settings_class)[name]
         value = default if values is None else values.get(name, default)

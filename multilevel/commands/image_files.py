@@ -63,7 +63,7 @@ class Request:
             DataError: a folder without images.
             MultilevelError: a broken export.
         """
-        line = read(command, arguments, settings_class, words=True, others=False)
+        line = read(command, arguments, settings_class, words=True, recipe=False)
         usage = f"an exported folder and images: multilevel {command} EXPORT FILE ..."
         require(command, " ".join(line.words) or None, len(line.words) >= 2, usage)
         folder, settings = Path(line.words[0]), line.settings

@@ -20,7 +20,7 @@ import numpy as np
 from multilevel.commands.drift_picture import draw_drift
 from multilevel.commands.image_files import ImageFileSettings, Request, Results, writable
 from multilevel.commands.predict import report_unreadable
-from multilevel.recipes.export import Reference
+from multilevel.recipes.export import DriftReference
 from multilevel.recipes.export.drift import DRIFT, FEWEST, PERMUTATIONS, QUANTILE, RULE, Drift, compare_features
 from multilevel.recipes.export.exported import probabilities
 from multilevel.runs.folder import write_whole
@@ -47,7 +47,7 @@ SETTINGS = MonitorSettings
 def main(arguments: Sequence[str]) -> int:
     """Compare new images with the training ones; 1 where some could not be read."""
     request = Request.parse("monitor", arguments, MonitorSettings)
-    reference = Reference.load(request.folder)
+    reference = DriftReference.load(request.folder)
     path = writable(request.output)
     picture = path.with_suffix(".png")
     if picture == path:
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     if not np.isfinite(results.features).all():
         raise DataError("the model's features of these images are not finite: export a run that has not diverged")
     drift = compare_features(reference.features, results.features)
-    report = summarize(request, reference, results, drift)
+    report = new_report(request, reference, results, drift)
     draw_drift(picture, drift.reference_distances, drift.distances, drift.threshold, report["verdict"])
     write_whole(path, json.dumps(report, indent=2) + "\n")
     print(in_words(report))
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if results.errors else 0
 
 
-def summarize(request: Request, reference: Reference, results: Results, drift: Drift) -> dict[str, Any]:
+def new_report(request: Request, reference: DriftReference, results: Results, drift: Drift) -> dict[str, Any]:
     """The contents of monitor.json."""
     unusual = drift.distances > drift.threshold
     listed = np.argsort(-drift.distances, kind="stable")[:LISTED]
@@ -93,7 +93,7 @@ def summarize(request: Request, reference: Reference, results: Results, drift: D
     }
 
 
-def predictions(request: Request, reference: Reference, results: Results) -> dict[str, Any] | None:
+def predictions(request: Request, reference: DriftReference, results: Results) -> dict[str, Any] | None:
     """Share of each predicted class and mean confidence, for training and new images; None without a classifier."""
     if reference.logits is None or results.logits is None:
         return None

@@ -53,7 +53,7 @@ SETTINGS = NewSettings
 
 def main(arguments: Sequence[str]) -> int:
     """Write the files of one kind under a name, and say what to do with them."""
-    line = read("new", arguments, NewSettings, words=True, others=False)
+    line = read("new", arguments, NewSettings, words=True, recipe=False)
     usable = len(line.words) == 2 and line.words[0] in KINDS
     require("new", " ".join(line.words) or None, usable, f"one of {', '.join(KINDS)}, and a name for it")
     (kind, name), folder = line.words, Path(line.settings.output)

@@ -42,7 +42,7 @@ from multilevel.problems.reference import agreement
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.encoder import images_per_step
 from multilevel.runs.cpu_threads import cpu_threads
-from multilevel.runs.distributed import tell
+from multilevel.runs.distributed import print_once
 from multilevel.runs.folder import RunFolder, check_free, now, title
 from multilevel.runs.progress import Progress
 from multilevel.runs.training import new_engine
@@ -58,7 +58,7 @@ RECORDED = 10  # updates that unrolled solvers may go through
 
 
 @dataclass(frozen=True)
-class Task:
+class SolverVariant:
     """A row of the table: a solver, and what differs from the recipe's settings.
 
     Args:
@@ -82,7 +82,7 @@ class Task:
 
 
 @dataclass
-class Comparison:
+class CompareSettings:
     """A comparison, as the command line describes it.
 
     Args:
@@ -112,7 +112,7 @@ class Comparison:
     settings: list[str] = field(default_factory=list, metadata=DERIVED)
 
     @classmethod
-    def parsed(cls, arguments: Sequence[str]) -> Comparison:
+    def parsed(cls, arguments: Sequence[str]) -> CompareSettings:
         """From ``SETTING=VALUE`` arguments.
 
         Raises:
@@ -129,25 +129,25 @@ class Comparison:
                 result.settings.append(override)
         return result
 
-    def tasks(self) -> list[Task]:
+    def tasks(self) -> list[SolverVariant]:
         """Every row to measure."""
         precisions: list[Any] = self.precisions or [None]
         shares: list[Any] = self.shares or [None]
-        tasks: list[Task] = []
+        tasks: list[SolverVariant] = []
         for name in self.solvers:
             base = self.options.get(name, {})
             settable = "product" in _settings(name) and name != "finite_difference" and "product" not in base
             options = [{**base, "product": product} for product in self.products if settable] or [base]
-            tasks += [Task(name, *variation) for variation in itertools.product(options, precisions, shares)]
+            tasks += [SolverVariant(name, *variation) for variation in itertools.product(options, precisions, shares)]
         return tasks
 
 
-SETTINGS = Comparison
+SETTINGS = CompareSettings
 
 
 def main(arguments: Sequence[str]) -> int:
     """Measure every solver at one point, print the table, and write it and its picture."""
-    table, folder = compare(arguments)
+    table, folder = compare_solvers(arguments)
     print(table)
     paths = [
         folder.write_json("compare.json", table.result),
@@ -158,13 +158,13 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def compare(arguments: Sequence[str]) -> tuple[ComparisonTable, RunFolder]:
+def compare_solvers(arguments: Sequence[str]) -> tuple[ComparisonTable, RunFolder]:
     """The table that command-line arguments ask for, and a new folder to write it into.
 
     Raises:
         MultilevelError: a setting that cannot work, or a top level without a hypergradient.
     """
-    comparison = Comparison.parsed(arguments)
+    comparison = CompareSettings.parsed(arguments)
     config = _config(comparison)
     output = Path(str(config.output or f"runs/compare-{title(config)}-{now()}"))
     check_free(output)
@@ -192,7 +192,7 @@ def compare(arguments: Sequence[str]) -> tuple[ComparisonTable, RunFolder]:
     return table, RunFolder.create(output, config)
 
 
-def _config(comparison: Comparison) -> DictConfig:
+def _config(comparison: CompareSettings) -> DictConfig:
     if comparison.resume is None:
         return compose_config(comparison.settings)
     outputs = [setting.partition("=")[2] for setting in comparison.settings if setting.startswith("output=")]
@@ -204,10 +204,10 @@ def _config(comparison: Comparison) -> DictConfig:
     return config
 
 
-def _engine_at_the_point(comparison: Comparison, recipe: Recipe) -> Engine:
+def _engine_at_the_point(comparison: CompareSettings, recipe: Recipe) -> Engine:
     engine = new_engine(recipe)
     if comparison.resume is not None:
-        tell(*load_checkpoint(engine, Path(comparison.resume) / "checkpoint"))
+        print_once(*load_checkpoint(engine, Path(comparison.resume) / "checkpoint"))
     recorded = [getattr(OFFERS[task.solver](**task.options), "recorded_steps", 0) for task in comparison.tasks()]
     engine.recorded_steps = min(max(recorded), RECORDED) if comparison.warmup else 0
     engine.callbacks.append(Progress(images_per_step(recipe)))
@@ -216,7 +216,7 @@ def _engine_at_the_point(comparison: Comparison, recipe: Recipe) -> Engine:
     return engine
 
 
-def _measured(comparison: Comparison, scratch: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _measured(comparison: CompareSettings, scratch: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A row for each solver, each measured in its own process, and the reference."""
     common = {"point": str(scratch / "point.pt"), "damping": comparison.damping, "rounds": comparison.rounds}
     tasks = comparison.tasks()

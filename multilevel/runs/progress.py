@@ -66,8 +66,8 @@ class Progress(Callback):
         self._bar.set_postfix_str(status, refresh=False)
         self._bar.update()
         if not self._live and (engine.step % max(1, self._last // LINES) == 0 or engine.step == self._last):
-            left = tqdm.format_interval((self._last - engine.step) / speed)
-            print(f"step {engine.step}/{self._last} | {status} | {left} left", file=sys.stderr, flush=True)
+            time_left = tqdm.format_interval((self._last - engine.step) / speed)
+            print(f"step {engine.step}/{self._last} | {status} | {time_left} left", file=sys.stderr, flush=True)
 
     def on_end(self, engine: Engine) -> None:
         self._bar.close()

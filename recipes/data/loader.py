@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from multilevel.recipes.data.augment import draw_geometry
-from multilevel.recipes.data.splits import Part
+from multilevel.recipes.data.splits import Split
 from multilevel.solvers.errors import DataError, SettingError
 
 Batch = tuple[Tensor, Tensor]
@@ -44,7 +44,7 @@ class ImageLoader:
 
     def __init__(
         self,
-        part: Part,
+        part: Split,
         normalize: Callable[[Tensor], Tensor],
         batch_size: int,
         flip: bool = False,
@@ -95,7 +95,7 @@ class ImageLoader:
         return len(self) * self.batch_size if self.drop_last else len(self.part)
 
     def __iter__(self) -> Iterator[Batch]:
-        """One epoch of ``(images float32 [B, C, H, W], targets [B, ...])``, which are the part's, see ``Part``."""
+        """One epoch of ``(images float32 [B, C, H, W], targets [B, ...])``, which are the part's, see ``Split``."""
         return self.iterate_from(0)
 
     def iterate_from(self, start: int) -> Iterator[Batch]:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-from multilevel.recipes.data.splits import ImageData, Part
+from multilevel.recipes.data.splits import ImageData, Split
 from multilevel.solvers.errors import DataError
 
 
-def tensors(data: ImageData, part: Part) -> tuple[Tensor, Tensor]:
+def tensors(data: ImageData, part: Split) -> tuple[Tensor, Tensor]:
     """All images of a part, normalized, float32 [N, C, H, W], and their labels, int64 [N].
 
     Raises:

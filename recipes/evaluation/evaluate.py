@@ -13,7 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from tqdm import tqdm
 
 from multilevel.problems import replicas
-from multilevel.recipes.data import ImageData, Part
+from multilevel.recipes.data import ImageData, Split
 from multilevel.recipes.data.strata import limit_rows, random_for, rows_by_class
 from multilevel.recipes.evaluation.protocols import Candidate, Encoder, EvaluationProtocol, Setup, Trial
 from multilevel.recipes.evaluation.scores import Score, classification_metrics, shown_first
@@ -82,7 +82,7 @@ def raw_pixels(images: Tensor) -> Tensor:
 
 
 def extract_features(
-    encoder: Encoder, data: ImageData, part: Part, positions: Tensor, batch_size: int, device: torch.device, name: str
+    encoder: Encoder, data: ImageData, part: Split, positions: Tensor, batch_size: int, device: torch.device, name: str
 ) -> np.ndarray:
     """Features float32 [N, D] of the images of a part at ``positions`` (int64 [N]).
 
@@ -136,7 +136,7 @@ def label_share(labels: Tensor, pool: Tensor, share: float, seed: int) -> Tensor
     return torch.from_numpy(np.sort(np.concatenate(chosen)))
 
 
-def _parts(data: ImageData, settings: EvaluationSettings) -> tuple[Tensor, Part]:
+def _parts(data: ImageData, settings: EvaluationSettings) -> tuple[Tensor, Split]:
     """Positions of the training images that may be fitted to, and the part that is scored."""
     if not data.labelled:
         raise DataError("the images have no labels: there is nothing to evaluate features on")
@@ -148,7 +148,7 @@ def _parts(data: ImageData, settings: EvaluationSettings) -> tuple[Tensor, Part]
 
 
 def _check_labels(
-    fitted: Part, scored: Part, protocols: dict[str, EvaluationProtocol], settings: EvaluationSettings
+    fitted: Split, scored: Split, protocols: dict[str, EvaluationProtocol], settings: EvaluationSettings
 ) -> None:
     for name, protocol in protocols.items():
         if not protocol.needs_classes:
@@ -159,16 +159,16 @@ def _check_labels(
             raise SettingError("evaluation.max_images", settings.max_images, "enough images for two classes")
 
 
-def _subset(part: Part, positions: Tensor) -> Part:
+def _subset(part: Split, positions: Tensor) -> Split:
     return replace(part, indices=part.indices[positions])
 
 
 def _frozen_features(
-    candidate: Candidate, setup: Setup, settings: EvaluationSettings, *parts: Part
+    candidate: Candidate, setup: Setup, settings: EvaluationSettings, *parts: Split
 ) -> Callable[[], list[np.ndarray]]:
     """The candidate's features of each part, computed when they are first asked for."""
 
-    def extract(part: Part) -> np.ndarray:
+    def extract(part: Split) -> np.ndarray:
         every = torch.arange(len(part))
         batch_size, device = settings.batch_size, setup.device
         return extract_features(candidate.features, setup.data, part, every, batch_size, device, candidate.name)
@@ -180,6 +180,6 @@ def _chosen(frozen: Callable[[], list[np.ndarray]], positions: Tensor) -> Callab
     return lambda: (frozen()[0][positions.numpy()], frozen()[1])
 
 
-def _majority_metrics(fitted: Part, scored: Part) -> dict[str, float]:
+def _majority_metrics(fitted: Split, scored: Split) -> dict[str, float]:
     labels = scored.labels.numpy()
     return classification_metrics(labels, np.full_like(labels, int(fitted.labels.bincount().argmax())))

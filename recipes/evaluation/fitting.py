@@ -12,12 +12,12 @@ from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 from transformers import get_scheduler
 
-from multilevel.recipes.data import ImageLoader, Part
+from multilevel.recipes.data import ImageLoader, Split
 from multilevel.recipes.evaluation.protocols.base import Setup
 from multilevel.solvers import SettingError
 
 
-def new_loader(part: Part, setup: Setup, batch_size: int, augmented: bool) -> ImageLoader:
+def new_loader(part: Split, setup: Setup, batch_size: int, augmented: bool) -> ImageLoader:
     """Full, shuffled batches of a part; of all its images where it has fewer than ``batch_size``."""
     return ImageLoader(
         part,
@@ -83,7 +83,7 @@ def fit(
             bar.set_postfix_str(f"loss {mean:.4g}")
 
 
-def outputs_of(forward: Callable[[Tensor], Tensor], part: Part, setup: Setup, batch_size: int) -> Tensor:
+def outputs_of(forward: Callable[[Tensor], Tensor], part: Split, setup: Setup, batch_size: int) -> Tensor:
     """Outputs float32 [N, ...] on the CPU for the images of a part, in its order, without gradients."""
     loader = ImageLoader(part, setup.data.normalize, batch_size, drop_last=False, shuffle=False)
     with torch.no_grad():

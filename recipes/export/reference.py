@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from multilevel.recipes.data import ImageData, Part
+from multilevel.recipes.data import ImageData, Split
 from multilevel.recipes.data.strata import random_for
 from multilevel.recipes.evaluation.evaluate import extract_features
 from multilevel.recipes.export.trained import TrainedModel
@@ -26,14 +26,14 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Reference:
+class DriftReference:
     """Features float32 [N, width] and logits float32 [N, classes]; None where there is no classifier."""
 
     features: np.ndarray
     logits: np.ndarray | None
 
     @classmethod
-    def load(cls, folder: Path) -> Reference:
+    def load(cls, folder: Path) -> DriftReference:
         """That of an exported folder.
 
         Raises:
@@ -62,7 +62,7 @@ def reference_tensors(trained: TrainedModel) -> Mapping[str, Tensor]:
         return {"features": features, "logits": trained.classifier(features.to(trained.device)).float().cpu()}
 
 
-def reference_part(data: ImageData) -> Part:
+def reference_part(data: ImageData) -> Split:
     """Training images that neither encoder nor classifier was fitted to, if there are enough: on those that they were
     fitted to, features and confidence differ a little from those on any new image."""
     if len(data.mask) >= ENOUGH:

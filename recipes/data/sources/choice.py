@@ -32,7 +32,7 @@ class DigitsSource(Source):
     def open(self, row: int) -> Image.Image:
         return Image.fromarray(self.pictures[row])
 
-    def where(self, row: int) -> str:
+    def describe_row(self, row: int) -> str:
         return f"row {row} of digits"
 
 

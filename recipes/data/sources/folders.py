@@ -42,14 +42,14 @@ class FolderSource(Source):
     def open(self, row: int) -> Image.Image:
         return Image.open(self.files[row])
 
-    def where(self, row: int) -> str:
+    def describe_row(self, row: int) -> str:
         return str(self.files[row])
 
     def open_mask(self, row: int) -> Image.Image | None:
         mask = self.masks.get(self.files[row])
         return None if mask is None else Image.open(mask)
 
-    def where_mask(self, row: int) -> str:
+    def describe_mask(self, row: int) -> str:
         return str(self.masks[self.files[row]])
 
 
@@ -94,7 +94,7 @@ def read_image_folder(root: Path, settings: DataSettings, targets: type[Targets]
     test = None
     if class_names and train_root is not None and test_root is not None:
         test = read_test_folder(test_root, class_names, targets.marked)
-    return SourceSplits(to_source(labelled, class_names, unlabelled, masks), test, class_names)
+    return SourceSplits(folder_source(labelled, class_names, unlabelled, masks), test, class_names)
 
 
 def read_test_folder(test_root: Path, class_names: tuple[str, ...], loose_class: bool) -> FolderSource:
@@ -109,10 +109,12 @@ def read_test_folder(test_root: Path, class_names: tuple[str, ...], loose_class:
     unknown = [name for name in labelled if name not in class_names]
     if unknown:
         raise DataError(f"{test_root / unknown[0]} is a class without training images; remove or rename it")
-    return to_source(labelled, class_names, [], masks)
+    return folder_source(labelled, class_names, [], masks)
 
 
-def to_source(labelled: Labelled, class_names: tuple[str, ...], unlabelled: list[Path], masks: Masks) -> FolderSource:
+def folder_source(
+    labelled: Labelled, class_names: tuple[str, ...], unlabelled: list[Path], masks: Masks
+) -> FolderSource:
     """Line the files up, class after class, those without a label last."""
     files = [file for images in labelled.values() for file in images]
     labels = [class_names.index(name) for name, images in labelled.items() for _ in images]

@@ -61,7 +61,7 @@ class TableSource(Source):
             raise ValueError("the cell is empty")
         return picture
 
-    def where(self, row: int) -> str:
+    def describe_row(self, row: int) -> str:
         return f"row {row} of {self.name}"
 
     def open_mask(self, row: int) -> Image.Image | None:
@@ -103,7 +103,7 @@ def read_parquet(path: Path, settings: DataSettings, targets: type[Targets] = La
         test_files = next((test_files for test_files in found if test_files), None)
         if test_files:
             files["test"] = test_files
-    tables = load("parquet", f"data.path={path}: these parquet files cannot be read", data_files=files)
+    tables = load_tables("parquet", f"data.path={path}: these parquet files cannot be read", data_files=files)
     return to_splits(tables["train"], tables.get("test"), settings, str(path), targets)
 
 
@@ -119,7 +119,7 @@ def read_hub(hub: str, settings: DataSettings, targets: type[Targets] = Labels) 
         SettingError: a split or column that the set does not have.
         DataError: the set cannot be fetched, or labels are missing.
     """
-    tables = load(hub, f"{hub} cannot be downloaded from the hub; data.path takes a local copy")
+    tables = load_tables(hub, f"{hub} cannot be downloaded from the hub; data.path takes a local copy")
     for setting, split in (("train_split", settings.train_split), ("test_split", settings.test_split)):
         if split is not None and split not in tables:
             raise SettingError(f"data.{setting}", split, f"a split of {hub}: {', '.join(tables)}")
@@ -129,7 +129,7 @@ def read_hub(hub: str, settings: DataSettings, targets: type[Targets] = Labels) 
     return to_splits(tables[settings.train_split], test, settings, hub, targets)
 
 
-def load(builder: str, failure: str, **options: Any) -> Any:
+def load_tables(builder: str, failure: str, **options: Any) -> Any:
     """``datasets.load_dataset``, with every failure as one line."""
     import datasets  # a second to import, and only these sets need it
 
@@ -180,7 +180,7 @@ def to_splits(train: Any, test: Any | None, settings: DataSettings, name: str, t
         labels = torch.full((len(table),), -1, dtype=torch.int64)
         if label_column is not None:
             class_names, labels = read_labels(table, label_column, class_names or None, f"{name} ({split})")
-        sources.append(to_source(table, image_column, labels, f"{name} ({split})", mask_column))
+        sources.append(table_source(table, image_column, labels, f"{name} ({split})", mask_column))
     boxes_column = find_boxes_column(train.features, settings.boxes_column) if targets.boxed else None
     target_names: tuple[str, ...] | None = None
     if boxes_column is not None:
@@ -199,13 +199,15 @@ def with_lists(train: Any, test: Any | None, settings: DataSettings, name: str) 
         if table is not None:
             names, values = read_lists(table, lists_column, names, f"{name} ({split})")
             labels = rarest_classes(values, _PARTS)
-            source = to_source(table, image_column, labels, f"{name} ({split})")
+            source = table_source(table, image_column, labels, f"{name} ({split})")
             source.multilabels = values
             sources.append(source)
     assert names is not None
     return SourceSplits(sources[0], sources[1] if len(sources) > 1 else None, (*names, "other"), names)
 
 
-def to_source(table: Any, image_column: str, labels: Tensor, name: str, mask_column: str | None = None) -> TableSource:
+def table_source(
+    table: Any, image_column: str, labels: Tensor, name: str, mask_column: str | None = None
+) -> TableSource:
     masks = None if mask_column is None else table.data.column(mask_column)
     return TableSource(table.data.column(image_column), labels, name, masks)

@@ -46,7 +46,7 @@ def mirror_boxes(boxes: Tensor, mirrored: Tensor, image_size: int) -> Tensor:
     return turned.where((mirrored[:, None] & (number >= 0))[..., None], boxes)
 
 
-def to_square(boxes: np.ndarray, size: tuple[int, int], image_size: int, fit: str = "crop") -> Tensor:
+def boxes_in_square(boxes: np.ndarray, size: tuple[int, int], image_size: int, fit: str = "crop") -> Tensor:
     """Boxes of a picture of a width and height, in the square that it is brought to.
 
     Args:

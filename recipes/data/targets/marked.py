@@ -25,7 +25,7 @@ from multilevel.recipes.data.images import (
 from multilevel.recipes.data.pictures import upright
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.recipes.data.targets.base import OpenImages, Pair, Targets
-from multilevel.recipes.data.targets.boxes import MOST_BOXES, components, to_square
+from multilevel.recipes.data.targets.boxes import MOST_BOXES, boxes_in_square, components
 from multilevel.recipes.data.targets.masks import MaskSource, mask_splits, read_mask
 from multilevel.solvers.errors import DataError, SettingError
 
@@ -179,9 +179,9 @@ class Boxes(MarkedTargets):
         try:
             boxes, size = self._around_marks(row) if own is None else self._inside_picture(own[row], row)
         except Exception as error:  # Pillow's formats raise errors of many kinds for broken files
-            where = self.source.where_mask(row) if own is None else self.source.where(row)
+            where = self.source.describe_mask(row) if own is None else self.source.describe_row(row)
             raise unreadable(where, error) from error
-        return to_square(boxes, size, self.settings.image_size, self.settings.fit)
+        return boxes_in_square(boxes, size, self.settings.image_size, self.settings.fit)
 
     def _around_marks(self, row: int) -> tuple[np.ndarray, tuple[int, int]]:
         mask = read_mask(self.source, row, self.settings.mask_classes)

@@ -23,7 +23,7 @@ UNDECAYED = ("cls_token", "position_embeddings")
 
 
 @dataclass(kw_only=True)
-class Finetune(EvaluationProtocol):
+class FinetuneProtocol(EvaluationProtocol):
     """End-to-end finetuning as in He et al. 2022, appendix A.1: AdamW with betas 0.9 and 0.999, layer-wise decay of the
     learning rate (Clark et al. 2020, Bao et al. 2022), warmup, cosine, label smoothing, mixup, cutmix, drop path.
 
