@@ -93,8 +93,10 @@ class ModelSettings:
         """
         config = read_config(checkpoint)
         for name, theirs in SIZES.items():
-            own, size = getattr(self, name), getattr(config, theirs)
-            require(f"model.{name}", own, own in (0, size), f"{size}, as {checkpoint} has it (or 0, or no model=...)")
+            value, size = getattr(self, name), getattr(config, theirs)
+            require(
+                f"model.{name}", value, value in (0, size), f"{size}, as {checkpoint} has it (or 0, or no model=...)"
+            )
             setattr(self, name, size)
         expected = f"{config.num_channels}, as init={checkpoint} has it"
         require("data.channels", channels, channels == config.num_channels, expected)
@@ -133,9 +135,9 @@ class MaskSettings:
 
     def check(self, patches: int) -> None:
         """Raise SettingError for the first setting that cannot work with so many patches."""
-        seen = int(patches * (1 - self.ratio))
+        visible = int(patches * (1 - self.ratio))
         expected = f"a share that hides at least one of {patches} patches and leaves at least one"
-        require("mask.ratio", self.ratio, 0 < seen < patches, expected)
+        require("mask.ratio", self.ratio, 0 < visible < patches, expected)
 
     def new_policy(self) -> MaskPolicy:
         """Raise SettingError for an unknown option."""
@@ -225,8 +227,8 @@ class GuidedMae(EncoderRecipe):
         learns = self.policy.learns_from is not None
         names = ["pretrain", *(["finetune"] if self.data.labelled else []), *(["mask"] if learns else [])]
         self._levels: dict[str, LevelSettings] = {name: getattr(settings.levels, name) for name in names}
-        made: dict[str, Any] = {"pretrain": self._pretrain, "finetune": self._finetune, "mask": self._mask}
-        self.graph = Graph(*(made[name]() for name in names), approximate=settings.approximate)
+        makers: dict[str, Any] = {"pretrain": self._pretrain, "finetune": self._finetune, "mask": self._mask}
+        self.graph = Graph(*(makers[name]() for name in names), approximate=settings.approximate)
         self.images_per_step = self._count_images()
         self.one_thread = self.numbers_in_a_batch() <= SMALL and self.device.type == "cpu"
         if self.one_thread and settings.threads is None and torch.get_num_threads() > 1:
@@ -258,8 +260,8 @@ class GuidedMae(EncoderRecipe):
             return {}
         part, scores = self.data.mask if len(self.data.mask) else self.data.pretrain, []
         with torch.no_grad(), RandomState.seeded(self.settings.seed).active():
-            for some in torch.arange(len(part)).split(self.settings.evaluation.batch_size):
-                images = self.data.normalize(part.pixels(some).to(self.device))
+            for batch in torch.arange(len(part)).split(self.settings.evaluation.batch_size):
+                images = self.data.normalize(part.pixels(batch).to(self.device))
                 view = MaskView.of(SimpleNamespace(**self.modules), images)
                 scores.append((view.logits.sigmoid() if learns else self.policy.scores(view)).cpu())
         mean = torch.cat(scores).double().mean(0)

@@ -95,7 +95,7 @@ class Regularization(Recipe):
         best penalties, by held-out loss, that searches find for at least as many gradients of the training loss."""
         learned, noise = self.penalties().detach().cpu(), self.settings.noise_inputs
         kinds = {"pixels": learned[:, : self.inputs - noise], "noise": learned[:, self.inputs - noise :]}
-        means = {kind: float(some.log().mean().exp()) for kind, some in kinds.items() if some.numel()}
+        means = {kind: float(penalties.log().mean().exp()) for kind, penalties in kinds.items() if penalties.numel()}
         if not self.settings.evaluate:
             return {"mean_penalty": means}
         cost = self.settings.steps * self.gradients_per_step()
@@ -132,7 +132,7 @@ class Regularization(Recipe):
             classifier, gradients = fit_penalized(*self.training, penalties)
             tried.append((classifier_loss(classifier, *self.held_out), penalties))
             spent += gradients
-        _, best = min(tried, key=lambda one: one[0])
+        _, best = min(tried, key=lambda trial: trial[0])
         return self._scores(best) | {"gradients": spent, "penalties_tried": len(tried)}
 
     def _scores(self, penalties: Tensor) -> dict[str, Any]:

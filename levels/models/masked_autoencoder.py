@@ -80,8 +80,8 @@ class MaskedAutoencoder(nn.Module):
         patches = self._embed(images)
         if gate is not None:
             patches = patches * gate[..., None]
-        seen, hidden, order = self.mae.vit.embeddings.random_masking(patches, scores)
-        tokens = self.mae.vit.layernorm(self._through(self.mae.vit.layers, self._with_class_token(seen)))
+        visible, hidden, order = self.mae.vit.embeddings.random_masking(patches, scores)
+        tokens = self.mae.vit.layernorm(self._through(self.mae.vit.layers, self._with_class_token(visible)))
         return self.mae.decoder(tokens, order).logits, hidden
 
     def targets(self, images: Tensor) -> Tensor:

@@ -35,21 +35,21 @@ def average_precision(
     truth = [_annotation(image, row) for image, boxes in enumerate(targets) for row in boxes if row[4] >= 0]
     if not truth:
         raise DataError("no image of the split has a box: average precision is not defined")
-    found = [
+    answers = [
         {**_annotation(image, row), "score": float(row[5])} for image, rows in enumerate(detections) for row in rows
     ]
     coco = COCO()
     coco.dataset = {
         "info": {},
         "images": [{"id": image, "width": image_size, "height": image_size} for image in range(len(targets))],
-        "annotations": [{"id": number, **one} for number, one in enumerate(truth, 1)],  # 0 would count as unmatched
+        "annotations": [{"id": number, **box} for number, box in enumerate(truth, 1)],  # 0 would count as unmatched
         "categories": [{"id": number, "name": name} for number, name in enumerate(class_names)],
     }
-    if not found:
+    if not answers:
         return {"average_precision": 0.0, "average_precision_50": 0.0}
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes(found), "bbox")
+        evaluation = COCOeval(coco, coco.loadRes(answers), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

@@ -71,10 +71,10 @@ class Detection(Task):
 
     def criterion(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         outputs = at_least_float32(outputs)
-        wanted, objects = self.encode(targets.to(outputs.dtype))
+        numbers, objects = self.encode(targets.to(outputs.dtype))
         responsible = objects.any(2, keepdim=True)
         objectness = F.binary_cross_entropy_with_logits(outputs[..., 4:], objects.to(outputs.dtype), reduction="sum")
-        distance = (F.smooth_l1_loss(outputs[..., :4], wanted, reduction="none") * responsible).sum()
+        distance = (F.smooth_l1_loss(outputs[..., :4], numbers, reduction="none") * responsible).sum()
         objectness, distance = objectness / len(outputs), distance / len(outputs)
         return objectness + distance, {"objectness_loss": objectness.detach(), "box_loss": distance.detach()}
 
@@ -109,16 +109,16 @@ class Detection(Task):
             outputs: [B, L, 4 + classes].
         """
         outputs = at_least_float32(outputs.detach())
-        found = []
+        detections = []
         for boxes, scores in zip(self.decode(outputs), outputs[..., 4:].sigmoid(), strict=True):
             rows = []
             for number, probable in enumerate(scores.unbind(1)):
-                kept = non_maximum_suppression(boxes, probable, self.overlap)
-                named = torch.full_like(probable[kept], number)
-                rows.append(torch.cat([boxes[kept], named[:, None], probable[kept, None]], dim=1))
+                chosen = non_maximum_suppression(boxes, probable, self.overlap)
+                classes = torch.full_like(probable[chosen], number)
+                rows.append(torch.cat([boxes[chosen], classes[:, None], probable[chosen, None]], dim=1))
             together = torch.cat(rows)
-            found.append(together[together[:, 5].argsort(descending=True, stable=True)[:MOST_FOUND]])
-        return found
+            detections.append(together[together[:, 5].argsort(descending=True, stable=True)[:MOST_FOUND]])
+        return detections
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """average_precision (COCO's, over overlaps of 0.5 to 0.95) and average_precision_50 (overlap of 0.5).

@@ -13,63 +13,63 @@ BOXES_COLUMNS = ("objects", "boxes", "bboxes")
 CORNERS = ("bbox", "bboxes", "boxes", "box")
 
 
-def find_image_column(features: Any, wanted: str | None) -> str:
+def find_image_column(features: Any, setting: str | None) -> str:
     """The column of images: the wanted one, otherwise the first whose name is not that of a mask.
 
     Args:
         features: the ``features`` of a ``datasets.Dataset``.
-        wanted: ``data.image_column``.
+        setting: ``data.image_column``.
 
     Raises:
         SettingError: no such column, a column of something else, or none to be found.
     """
     images = [name for name, feature in features.items() if holds_images(feature)]
     default = next((name for name in images if "mask" not in name.lower()), None)
-    return _checked("image", wanted or default, images, "a column of images", features)
+    return _checked("image", setting or default, images, "a column of images", features)
 
 
-def find_label_column(features: Any, wanted: str | None) -> str | None:
+def find_label_column(features: Any, setting: str | None) -> str | None:
     """The column of labels: the wanted one, otherwise the first of class labels, ``None`` without any.
 
     Args:
         features: the ``features`` of a ``datasets.Dataset``.
-        wanted: ``data.label_column``.
+        setting: ``data.label_column``.
 
     Raises:
         SettingError: no such column, or one that holds neither class labels, whole numbers nor text.
     """
     import datasets
 
-    if wanted is None:
+    if setting is None:
         class_labels = (name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel))
         return next(class_labels, None)
     labels = [name for name, feature in features.items() if holds_labels(feature)]
-    return _checked("label", wanted, labels, "a column of labels", features)
+    return _checked("label", setting, labels, "a column of labels", features)
 
 
-def find_mask_column(features: Any, wanted: str | None, image_column: str) -> str | None:
+def find_mask_column(features: Any, setting: str | None, image_column: str) -> str | None:
     """The column of masks: the wanted one, otherwise the first of images whose name says so, ``None`` without any.
 
     Args:
         features: the ``features`` of a ``datasets.Dataset``.
-        wanted: ``data.mask_column``.
+        setting: ``data.mask_column``.
         image_column: that of the images.
 
     Raises:
         SettingError: no such column, or one of something else.
     """
     images = [name for name, feature in features.items() if holds_images(feature) and name != image_column]
-    if wanted is None:
+    if setting is None:
         return next((name for name in images if "mask" in name.lower()), None)
-    return _checked("mask", wanted, images, "a column of masks", features)
+    return _checked("mask", setting, images, "a column of masks", features)
 
 
-def find_lists_column(features: Any, wanted: str | None) -> str:
+def find_lists_column(features: Any, setting: str | None) -> str:
     """The column of lists of labels: the wanted one, otherwise the first of lists of class labels.
 
     Args:
         features: the ``features`` of a ``datasets.Dataset``.
-        wanted: ``data.label_column``.
+        setting: ``data.label_column``.
 
     Raises:
         SettingError: no such column, or none to be found.
@@ -78,24 +78,24 @@ def find_lists_column(features: Any, wanted: str | None) -> str:
 
     lists = [name for name, feature in features.items() if is_list(feature) and holds_labels(inner(feature))]
     default = next((name for name in lists if isinstance(inner(features[name]), datasets.ClassLabel)), None)
-    return _checked("label", wanted or default, lists, "a column of lists of labels", features)
+    return _checked("label", setting or default, lists, "a column of lists of labels", features)
 
 
-def find_boxes_column(features: Any, wanted: str | None) -> str | None:
+def find_boxes_column(features: Any, setting: str | None) -> str | None:
     """The column of boxes: the wanted one, otherwise ``objects`` or ``boxes``, ``None`` without any.
 
     Args:
         features: the ``features`` of a ``datasets.Dataset``.
-        wanted: ``data.boxes_column``.
+        setting: ``data.boxes_column``.
 
     Raises:
         SettingError: no such column, or one of something else.
     """
     usable = [name for name, feature in features.items() if _holds_boxes(feature)]
-    if wanted is None:
+    if setting is None:
         return next((name for name in BOXES_COLUMNS if name in usable), None)
     expected = "a column of boxes (dictionaries with bbox, or lists of 4 numbers)"
-    return _checked("boxes", wanted, usable, expected, features)
+    return _checked("boxes", setting, usable, expected, features)
 
 
 def _checked(role: str, column: str | None, usable: list[str], expected: str, features: Any) -> str:

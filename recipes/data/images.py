@@ -131,8 +131,8 @@ class Images(ABC):
 
         def decode_some(start: int) -> int:
             stop = min(start + task_size, len(rows))
-            for row, place in zip(rows[start:stop], places[start:stop], strict=True):
-                into[place] = self._decode_one(row)
+            for row, position in zip(rows[start:stop], places[start:stop], strict=True):
+                into[position] = self._decode_one(row)
             return stop - start
 
         Image.init()  # Pillow looks for its formats on first use, which is not safe in threads

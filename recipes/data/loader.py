@@ -77,8 +77,8 @@ class ImageLoader:
         """
         if not self.drop_last:
             raise ValueError("drop_last: got False; ranks can only share full batches")
-        size, rest = divmod(self.batch_size, count)
-        if rest:
+        size, remainder = divmod(self.batch_size, count)
+        if remainder:
             raise SettingError("data.batch_size", self.batch_size, f"a multiple of the number of ranks, {count}")
         loader = copy.copy(self)
         loader.share = slice(rank * size, (rank + 1) * size)

@@ -38,8 +38,8 @@ def divide(sources: SourceSplits, settings: DataSettings) -> Rows:
     unlabelled = np.flatnonzero(labels == UNLABELLED)
     labelled = np.flatnonzero(labels != UNLABELLED)
     if not sources.class_names:
-        kept = limit_rows(labels, unlabelled, settings.limit, random_for(settings.split_seed, "limit"))
-        return Rows(kept, *[kept[:0]] * 5)
+        limited = limit_rows(labels, unlabelled, settings.limit, random_for(settings.split_seed, "limit"))
+        return Rows(limited, *[limited[:0]] * 5)
     check_classes(labels[labelled], sources, settings)
     trained = len(training_parts(settings))
     if sources.test is None:
@@ -51,12 +51,12 @@ def divide(sources: SourceSplits, settings: DataSettings) -> Rows:
     random = random_for(settings.split_seed, "validation")
     labelled, validation = cut_share(labels, labelled, settings.validation_share, trained, random)
     everything = np.concatenate([labelled, unlabelled])
-    kept = limit_rows(labels, everything, settings.limit, random_for(settings.split_seed, "limit"))
-    train = kept[labels[kept] != UNLABELLED]
+    limited = limit_rows(labels, everything, settings.limit, random_for(settings.split_seed, "limit"))
+    train = limited[labels[limited] != UNLABELLED]
     check_several_classes(labels[train], sources.class_names, f"data.limit={settings.limit}")
     random = random_for(settings.split_seed, "mask")
     finetune, mask = cut_share(labels, train, settings.mask_share, 1, random)
-    pretrain = np.sort(np.concatenate([finetune, kept[labels[kept] == UNLABELLED]]))
+    pretrain = np.sort(np.concatenate([finetune, limited[labels[limited] == UNLABELLED]]))
     return Rows(pretrain, finetune, mask, train, validation, test)
 
 

@@ -206,8 +206,8 @@ def pixel_statistics(part: Split, split_seed: int) -> tuple[Tensor, Tensor]:
         positions = torch.from_numpy(np.sort(drawn))
     total = torch.zeros(part.images.channels, dtype=torch.int64)  # whole numbers: no rounding to add up
     squares = torch.zeros_like(total)
-    for some in positions.split(_STATISTICS_BATCH):
-        pixels = part.pixels(some).transpose(0, 1).flatten(1).long()
+    for batch in positions.split(_STATISTICS_BATCH):
+        pixels = part.pixels(batch).transpose(0, 1).flatten(1).long()
         total += pixels.sum(1)
         squares += pixels.square().sum(1)
     count = len(positions) * part.images.image_size**2

@@ -33,8 +33,8 @@ def read_lists(table: Any, column: str, names: Names | None, name: str) -> tuple
     if not names:
         raise DataError(f"the lists in column {column!r} of {name} are all empty: expected labels")
     hot = torch.zeros(len(values), len(names))
-    for row, some in enumerate(numbers):
-        hot[row, some] = 1
+    for row, classes in enumerate(numbers):
+        hot[row, classes] = 1
     return names, hot
 
 
@@ -61,12 +61,12 @@ def read_boxes(table: Any, column: str, names: Names | None, name: str) -> tuple
             raise DataError(f"row {row} of {name}: expected 4 numbers and one class for each box in {column!r}")
         corners.append(np.array(boxes, dtype=np.float64).reshape(-1, 4))
         classes.append(kinds)
-    held = inner(table.features[column])
-    key = next((key for key in _CLASSES if isinstance(held, dict) and key in held), None)
-    feature = inner(held[key]) if key else None
+    element = inner(table.features[column])
+    key = next((key for key in _CLASSES if isinstance(element, dict) and key in element), None)
+    feature = inner(element[key]) if key else None
     names, numbers = _numbered(feature, classes, names, f"{name}, column {column!r}")
-    starts_and_ends = [np.hstack([some[:, :2], some[:, :2] + some[:, 2:]]) for some in corners]
-    return names, [np.column_stack(one) for one in zip(starts_and_ends, numbers, strict=True)]
+    starts_and_ends = [np.hstack([box[:, :2], box[:, :2] + box[:, 2:]]) for box in corners]
+    return names, [np.column_stack(pair) for pair in zip(starts_and_ends, numbers, strict=True)]
 
 
 def rarest_classes(multilabels: Tensor, smallest: int) -> Tensor:
@@ -88,9 +88,9 @@ def rarest_classes(multilabels: Tensor, smallest: int) -> Tensor:
         members = (labels == classes) & (multilabels[:, number] > 0)
         if members.sum() >= smallest:
             labels[members] = number
-    found = torch.bincount(labels, minlength=classes + 1)
-    if found[classes] < smallest:
-        labels[labels == classes] = found[:classes].argmax()
+    counts = torch.bincount(labels, minlength=classes + 1)
+    if counts[classes] < smallest:
+        labels[labels == classes] = counts[:classes].argmax()
     return labels
 
 
@@ -99,15 +99,16 @@ def _boxes_of(cell: Any) -> tuple[list[list[float]], list[Any]]:
     cells = cell if isinstance(cell, list) else [cell or {}]
     boxes: list[list[float]] = []
     classes: list[Any] = []
-    for one in cells:
-        if isinstance(one, dict):
-            found: list[Any] = next((one[key] for key in CORNERS if one.get(key)), [])
-            found = found if found and isinstance(found[0], list) else [found] * bool(found)
-            kinds = next((one[key] for key in _CLASSES if one.get(key) is not None), ["object"] * len(found))
+    for entry in cells:
+        if isinstance(entry, dict):
+            entry_boxes: list[Any] = next((entry[key] for key in CORNERS if entry.get(key)), [])
+            if entry_boxes and not isinstance(entry_boxes[0], list):
+                entry_boxes = [entry_boxes]
+            kinds = next((entry[key] for key in _CLASSES if entry.get(key) is not None), ["object"] * len(entry_boxes))
             kinds = kinds if isinstance(kinds, list) else [kinds]
         else:
-            found, kinds = [one], ["object"]
-        boxes += found
+            entry_boxes, kinds = [entry], ["object"]
+        boxes += entry_boxes
         classes += kinds
     return boxes, classes
 
@@ -122,7 +123,7 @@ def _numbered(feature: Any, values: list[list[Any]], names: Names | None, where:
         return names, values
     if names is None:
         names = tuple(str(value) for value in sorted({value for row in values for value in row}))
-    places = {name: place for place, name in enumerate(names)}
+    places = {name: number for number, name in enumerate(names)}
     unknown = next((value for row in values for value in row if str(value) not in places), None)
     if unknown is not None:
         raise DataError(f"{where} has the class {unknown!r}, which no training image has")

@@ -27,7 +27,7 @@ def some_of_each_class(labels: Tensor, order: Tensor, count: int) -> Tensor:
         order: a permutation, int64 [N].
         count: of each class.
     """
-    return torch.cat([order[labels[order] == one][:count] for one in labels.unique()])
+    return torch.cat([order[labels[order] == label][:count] for label in labels.unique()])
 
 
 def batches(*tensors: Tensor, size: int) -> DataLoader:

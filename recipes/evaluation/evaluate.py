@@ -63,8 +63,8 @@ def evaluate_features(candidates: Sequence[Candidate], setup: Setup, settings: E
     for share, part in fitted.items():
         for name, protocol in protocols.items():
             if protocol.needs_classes or setup.task.soft_targets:
-                found = shown_first(_majority_metrics(part, scored), metric)
-                scores.append(Score("majority class", name, share, found))
+                metrics = shown_first(_majority_metrics(part, scored), metric)
+                scores.append(Score("majority class", name, share, metrics))
     return scores
 
 
@@ -92,8 +92,8 @@ def extract_features(
     features = []
     with torch.no_grad():
         # disable=None: no bar where standard error is not a terminal
-        for some in tqdm(positions.split(batch_size), desc=f"encoding, {name}", leave=False, disable=None):
-            features.append(encoder(data.normalize(part.pixels(some).to(device))).float().cpu())
+        for batch in tqdm(positions.split(batch_size), desc=f"encoding, {name}", leave=False, disable=None):
+            features.append(encoder(data.normalize(part.pixels(batch).to(device))).float().cpu())
     joined = torch.cat(features)
     if not joined.isfinite().all():
         raise DataError(f"the features of the {name} are not finite: its training has diverged")
@@ -128,10 +128,10 @@ def label_share(labels: Tensor, pool: Tensor, share: float, seed: int) -> Tensor
         return torch.arange(len(pool))
     random = random_for(seed, "labels")
     totals = {int(label): int(count) for label, count in zip(*labels.unique(return_counts=True), strict=True)}
-    own = labels[pool].numpy()
+    pool_labels = labels[pool].numpy()
     chosen = []
-    for members in rows_by_class(own, np.arange(len(pool))):
-        count = max(FEWEST, round(share * totals[int(own[members[0]])]))
+    for members in rows_by_class(pool_labels, np.arange(len(pool))):
+        count = max(FEWEST, round(share * totals[int(pool_labels[members[0]])]))
         chosen.append(random.permutation(members)[:count])
     return torch.from_numpy(np.sort(np.concatenate(chosen)))
 

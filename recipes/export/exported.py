@@ -41,8 +41,8 @@ class ExportedModel:
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        found = [folder / name for name in (WEIGHTS, ONNX) if (folder / name).is_file()]
-        if not found or not (folder / PROCESSOR).is_file() or not (folder / "config.json").is_file():
+        weights = [folder / name for name in (WEIGHTS, ONNX) if (folder / name).is_file()]
+        if not weights or not (folder / PROCESSOR).is_file() or not (folder / "config.json").is_file():
             raise SettingError("EXPORT", str(folder), "a folder that multilevel export has written")
         try:
             settings, config = (json.loads((folder / name).read_text()) for name in (PROCESSOR, "config.json"))
@@ -51,7 +51,7 @@ class ExportedModel:
             self.channels: int = config["num_channels"]
             self.fit = "crop" if settings["do_center_crop"] else "stretch"
             self._mean, self._std = (np.array(settings[f"image_{name}"], np.float32) for name in ("mean", "std"))
-            self._run = _torch_run(config, found[0], device) if found[0].name == WEIGHTS else _onnx_run(found[0])
+            self._run = _torch_run(config, weights[0], device) if weights[0].name == WEIGHTS else _onnx_run(weights[0])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise MultilevelError(f"{folder} holds a broken export ({error}): export the run again") from error
 

@@ -54,8 +54,8 @@ def reference_tensors(trained: TrainedModel) -> Mapping[str, Tensor]:
     drawn = random_for(SEED, "reference").permutation(len(part))[:LARGEST]
     positions = torch.from_numpy(np.sort(drawn))
     encoder = trained.autoencoder.features
-    found = extract_features(encoder, trained.data, part, positions, BATCH_SIZE, trained.device, "reference")
-    features = torch.from_numpy(found)
+    extracted = extract_features(encoder, trained.data, part, positions, BATCH_SIZE, trained.device, "reference")
+    features = torch.from_numpy(extracted)
     if trained.classifier is None:
         return {"features": features}
     with torch.no_grad():

@@ -104,8 +104,8 @@ def load_texts(settings: TextSettings) -> TextData:
     if np.bincount(labels, minlength=len(names)).min() < 3:
         raise DataError(f"{settings.path}: expected at least 3 texts of every class, one to train, hold out and test")
     seed, everything = settings.split_seed, np.arange(len(labels))
-    rest, test = cut_share(labels, everything, settings.test_share, 2, random_for(seed, "test"))
-    train, mask = cut_share(labels, rest, settings.mask_share, 1, random_for(seed, "mask"))
+    training, test = cut_share(labels, everything, settings.test_share, 2, random_for(seed, "test"))
+    train, mask = cut_share(labels, training, settings.mask_share, 1, random_for(seed, "mask"))
     counts = Counter(word for row in train for word in split[row])
     vocabulary = tuple(word for word, _ in counts.most_common(settings.vocabulary))
     words = numbered(split, vocabulary, settings.length)
@@ -122,8 +122,8 @@ def numbered(texts: Sequence[Sequence[str]], vocabulary: Sequence[str], length: 
     numbers = {word: SPECIAL + number for number, word in enumerate(vocabulary)}
     words = torch.full((len(texts), length), PADDING)
     for row, text in enumerate(texts):
-        seen = [numbers.get(word, UNKNOWN) for word in text[:length]]
-        words[row, : len(seen)] = torch.tensor(seen)
+        row_numbers = [numbers.get(word, UNKNOWN) for word in text[:length]]
+        words[row, : len(row_numbers)] = torch.tensor(row_numbers)
     return words
 
 

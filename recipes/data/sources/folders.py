@@ -149,11 +149,11 @@ def unlabelled_images(root: Path) -> list[Path]:
 
 def images_below(folder: Path) -> list[Path]:
     """Every image in ``folder`` and in its subfolders, sorted."""
-    found: list[Path] = []
+    images: list[Path] = []
     for parent, subfolders, names in os.walk(folder):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found += images_among(Path(parent, name) for name in names)
-    return sorted(found)
+        images += images_among(Path(parent, name) for name in names)
+    return sorted(images)
 
 
 def images_among(paths: Iterable[Path]) -> list[Path]:

@@ -99,8 +99,8 @@ def read_parquet(path: Path, settings: DataSettings, targets: type[Targets] = La
     files = {"train": parquet_files(path, settings.train_split)} if path.is_dir() else {"train": [str(path)]}
     if path.is_dir():
         names = TEST_SPLITS if settings.test_split is None else (settings.test_split, *TEST_SPLITS)
-        found = (parquet_files(path, name) for name in names)
-        test_files = next((test_files for test_files in found if test_files), None)
+        listings = (parquet_files(path, name) for name in names)
+        test_files = next((test_files for test_files in listings if test_files), None)
         if test_files:
             files["test"] = test_files
     tables = load_tables("parquet", f"data.path={path}: these parquet files cannot be read", data_files=files)

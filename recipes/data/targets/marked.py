@@ -175,12 +175,12 @@ class Boxes(MarkedTargets):
                 bar.update()
 
     def _of_row(self, row: int) -> Tensor:
-        own = self.source.boxes
+        known = self.source.boxes
         try:
-            boxes, size = self._around_marks(row) if own is None else self._inside_picture(own[row], row)
+            boxes, size = self._around_marks(row) if known is None else self._inside_picture(known[row], row)
         except Exception as error:  # Pillow's formats raise errors of many kinds for broken files
-            where = self.source.describe_mask(row) if own is None else self.source.describe_row(row)
-            raise unreadable(where, error) from error
+            image = self.source.describe_mask(row) if known is None else self.source.describe_row(row)
+            raise unreadable(image, error) from error
         return boxes_in_square(boxes, size, self.settings.image_size, self.settings.fit)
 
     def _around_marks(self, row: int) -> tuple[np.ndarray, tuple[int, int]]:
