@@ -38,7 +38,7 @@ from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.data.tensors import batches, tensors
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
 from multilevel.solvers.ranges import AtLeast, Count
 
 REPEATS = 3  # trainings of the chosen cell, from other weights
@@ -77,10 +77,8 @@ class ArchitectureSearch(Recipe):
     settings: ArchitectureSearchSettings
 
     def __init__(self, settings: ArchitectureSearchSettings) -> None:
-        settings.validate()
-        self.settings, size = settings, settings.data.batch_size
-        self.device = chosen_device(settings.device)
-        data = load_data(settings.data)
+        super().__init__(settings)
+        data, size = load_data(settings.data), settings.data.batch_size
         self.classes = len(data.class_names)
         self.training, self.held_out, self.test = (
             tensors(data, part) for part in (data.finetune, data.mask, data.test)

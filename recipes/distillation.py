@@ -36,7 +36,7 @@ from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.data.tensors import batches, some_of_each_class, tensors
 from multilevel.recipes.pictures.images import draw_images
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
 from multilevel.solvers.ranges import AtLeast, Count, PositiveNumber, require
 
 DRAWS = 5  # of random images, whose mean accuracy is what learned ones are compared with
@@ -77,9 +77,7 @@ class Distillation(Recipe):
     settings: DistillationSettings
 
     def __init__(self, settings: DistillationSettings) -> None:
-        settings.validate()
-        self.settings = settings
-        self.device = chosen_device(settings.device)
+        super().__init__(settings)
         self.data = load_data(settings.data)
         self.real, self.test = tensors(self.data, self.data.train), tensors(self.data, self.data.test)
         fewest, per_class = int(torch.bincount(self.real[1]).min()), settings.images_per_class

@@ -45,7 +45,7 @@ from multilevel.recipes.evaluation import (
 )
 from multilevel.recipes.export.trained import TrainedModel
 from multilevel.recipes.pictures import draw_masks, reconstruct_pixels
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
 from multilevel.recipes.training import level_arguments
 from multilevel.solvers import DataError
 from multilevel.solvers.ranges import Above, Below, Count, NonNegative, OneOf, PositiveNumber, require
@@ -210,8 +210,7 @@ class GuidedMae(EncoderRecipe):
     def __init__(self, settings: GuidedMaeSettings) -> None:
         if settings.init is not None:
             self.notes = (settings.model.take_from(settings.init, settings.data.channels),)
-        settings.validate()
-        self.settings = settings
+        super().__init__(settings)
         self.policy = settings.mask.new_policy()
         downstream = self.policy.learns_from == "downstream"
         targets = TASKS[settings.task["name"]].targets
@@ -222,7 +221,6 @@ class GuidedMae(EncoderRecipe):
                 "or set mask.policy=random to only pretrain"
             )
         self.task: Any = self._new_task()  # None without labels, where no level needs one
-        self.device = chosen_device(settings.device)
         self.modules = self._new_modules()
         learns = self.policy.learns_from is not None
         names = ["pretrain", *(["finetune"] if self.data.labelled else []), *(["mask"] if learns else [])]

@@ -32,7 +32,7 @@ from multilevel.recipes.base import Recipe
 from multilevel.recipes.data.tensors import batches
 from multilevel.recipes.evaluation.protocols.linear_probe import linear_probe
 from multilevel.recipes.guided_mae import PATHS, MaskSettings
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
 from multilevel.recipes.texts.texts import TextPart, TextSettings, load_texts
 from multilevel.solvers.ranges import Count, OneOf, require
 
@@ -95,10 +95,8 @@ class GuidedText(Recipe):
     settings: GuidedTextSettings
 
     def __init__(self, settings: GuidedTextSettings) -> None:
-        settings.validate()
-        self.settings, mask = settings, settings.mask
-        self.device = chosen_device(settings.device)
-        self.data = load_texts(settings.data)
+        super().__init__(settings)
+        self.data, mask = load_texts(settings.data), settings.mask
         counts = self.data.train.labels.bincount(minlength=len(self.data.class_names))
         task = ClassificationTask(TaskData(self.data.class_names, tuple(counts.tolist())))
         self.language_model = self._new_language_model()

@@ -28,7 +28,7 @@ from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.data.tensors import batches, tensors
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
 from multilevel.solvers.ranges import Above, AtLeast, Below
 
 
@@ -74,10 +74,8 @@ class HyperCleaning(Recipe):
     settings: HyperCleaningSettings
 
     def __init__(self, settings: HyperCleaningSettings) -> None:
-        settings.validate()
-        self.settings, size = settings, settings.data.batch_size
-        self.device = chosen_device(settings.device)
-        data = load_data(settings.data)
+        super().__init__(settings)
+        data, size = load_data(settings.data), settings.data.batch_size
         self.classes = len(data.class_names)
         self.inputs, labels = tensors(data, data.finetune)
         self.held_out, self.test = tensors(data, data.mask), tensors(data, data.test)

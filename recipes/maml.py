@@ -44,7 +44,7 @@ from multilevel.problems.batches import to_device
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.few_shot import ClassTasks, Sinusoids, TaskSizes, held_out_combinations
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
 from multilevel.solvers.ranges import Count, NonNegative, OneOf, require
 
 TASKS = ("sinusoids", "digits", "new_digits")
@@ -103,9 +103,7 @@ class Maml(Recipe):
     settings: MamlSettings
 
     def __init__(self, settings: MamlSettings) -> None:
-        settings.validate()
-        self.settings = settings
-        self.device = chosen_device(settings.device)
+        super().__init__(settings)
         self.error: Error = F.mse_loss if settings.tasks == "sinusoids" else F.cross_entropy
         tasks = self._tasks("train", settings.tasks_per_step)
         self.network = self._new_network()

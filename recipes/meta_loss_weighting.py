@@ -29,7 +29,7 @@ from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.data.tensors import batches, some_of_each_class, tensors
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
 from multilevel.solvers.ranges import Count, require
 
 
@@ -66,9 +66,7 @@ class MetaLossWeighting(Recipe):
     settings: MetaLossWeightingSettings
 
     def __init__(self, settings: MetaLossWeightingSettings) -> None:
-        settings.validate()
-        self.settings = settings
-        self.device = chosen_device(settings.device)
+        super().__init__(settings)
         data = load_data(settings.data)
         self.classes = len(data.class_names)
         self.images, labels = tensors(data, data.finetune)

@@ -34,7 +34,7 @@ from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.data.tensors import batches, tensors
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
 from multilevel.solvers.ranges import AtLeast, PositiveNumber
 
 SEARCHED = (1e-5, 1.0)  # penalties that the searches compared with draw from, evenly in their logarithm
@@ -71,17 +71,15 @@ class Regularization(Recipe):
     settings: RegularizationSettings
 
     def __init__(self, settings: RegularizationSettings) -> None:
-        settings.validate()
-        self.settings, size = settings, settings.data.batch_size
-        device = chosen_device(settings.device)
-        data = load_data(settings.data)
+        super().__init__(settings)
+        data, size = load_data(settings.data), settings.data.batch_size
         self.classes = len(data.class_names)
         with RandomState.seeded(settings.seed).active():
             parts = [tensors(data, part) for part in (data.finetune, data.mask, data.test)]
             self.training, self.held_out, self.test = [(self._with_noise(images), labels) for images, labels in parts]
             self.inputs = self.training[0].shape[1]
-            classifier = nn.Linear(self.inputs, self.classes).to(device)
-        self.penalties = Positive(torch.full((self.classes, self.inputs), settings.initial_penalty)).to(device)
+            classifier = nn.Linear(self.inputs, self.classes).to(self.device)
+        self.penalties = Positive(torch.full((self.classes, self.inputs), settings.initial_penalty)).to(self.device)
         lower = self.update_arguments("classify", classifier)
         upper = self.update_arguments("regularize", self.penalties)
         training, held_out = batches(*self.training, size=size), batches(*self.held_out, size=size)

@@ -32,7 +32,7 @@ from multilevel.problems.batches import to_device
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.data.tensors import tensors
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
 from multilevel.solvers.ranges import PositiveNumber
 
 FIXED = (0.001, 0.01, 0.1, 1.0)  # weight decays that the learned one is compared with
@@ -73,9 +73,7 @@ class TrilevelAdversarial(Recipe):
     settings: TrilevelSettings
 
     def __init__(self, settings: TrilevelSettings) -> None:
-        settings.validate()
-        self.settings = settings
-        self.device = chosen_device(settings.device)
+        super().__init__(settings)
         data = load_data(settings.data)
         self.classes = len(data.class_names)
         parts = [tensors(data, part) for part in (data.finetune, data.mask)]

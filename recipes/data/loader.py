@@ -8,6 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ Batch = tuple[Tensor, Tensor]
 _AHEAD = 2
 
 
+@dataclass(eq=False)
 class ImageLoader:
     """Batches of one part; every ``iter()`` is one epoch.
 
@@ -42,30 +44,23 @@ class ImageLoader:
         DataError: no images, or with ``drop_last`` fewer images than a batch.
     """
 
-    def __init__(
-        self,
-        part: Split,
-        normalize: Callable[[Tensor], Tensor],
-        batch_size: int,
-        flip: bool = False,
-        crop_scale: float = 1.0,
-        drop_last: bool = True,
-        shuffle: bool = True,
-    ) -> None:
-        smallest = batch_size if drop_last else 1
-        if len(part) < smallest:
+    part: Split
+    normalize: Callable[[Tensor], Tensor]
+    batch_size: int
+    flip: bool = False
+    crop_scale: float = 1.0
+    drop_last: bool = True
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        smallest = self.batch_size if self.drop_last else 1
+        if len(self.part) < smallest:
             raise DataError(
-                f"the part {part.name!r} has {len(part)} images, fewer than data.batch_size={batch_size}; "
-                "expected a smaller batch, more images, or other values of data.limit and data.mask_share"
+                f"the part {self.part.name!r} has {len(self.part)} images, fewer than data.batch_size="
+                f"{self.batch_size}; expected a smaller batch, more images, or other values of data.limit and "
+                "data.mask_share"
             )
-        self.part = part
-        self.normalize = normalize
-        self.batch_size = batch_size
-        self.flip = flip
-        self.crop_scale = crop_scale
-        self.drop_last = drop_last
-        self.shuffle = shuffle
-        self.share = slice(0, batch_size)
+        self.share = slice(0, self.batch_size)
 
     def batch_share(self, rank: int, count: int) -> ImageLoader:
         """A loader of the images of each batch that are rank ``rank``'s of ``count``, shuffled and augmented as in the

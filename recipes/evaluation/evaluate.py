@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 from tqdm import tqdm
 
+from multilevel.levels.tasks.classification import classification_metrics
 from multilevel.problems import replicas
 from multilevel.recipes.data import ImageData, Split
 from multilevel.recipes.data.strata import limit_rows, random_for, rows_by_class
 from multilevel.recipes.evaluation.protocols import Candidate, Encoder, EvaluationProtocol, Setup, Trial
-from multilevel.recipes.evaluation.scores import Score, classification_metrics, shown_first
+from multilevel.recipes.evaluation.scores import Score, shown_first
 from multilevel.recipes.evaluation.settings import EvaluationSettings
 from multilevel.solvers import DataError, SettingError
 

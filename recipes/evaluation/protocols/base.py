@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -100,9 +100,4 @@ class EvaluationProtocol(ABC):
 
 def scored_by_task(task: Task, outputs: Tensor, part: Split) -> dict[str, float]:
     """The task's metrics of outputs [N, ...] for a whole part."""
-    return task.metrics(outputs, targets_of(part))
-
-
-def targets_of(part: Split) -> Any:
-    """The task's targets of every image of a part, in its order."""
-    return part.targets(torch.arange(len(part)))
+    return task.metrics(outputs, part.targets(torch.arange(len(part))))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 
+from multilevel.levels.tasks.classification import classification_metrics
 from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Trial
-from multilevel.recipes.evaluation.scores import classification_metrics
 
 
 @dataclass(kw_only=True)

@@ -11,8 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
+from multilevel.levels.tasks.classification import classification_metrics
 from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Trial
-from multilevel.recipes.evaluation.scores import classification_metrics
 
 #: Inverse regularization strengths that the linear probe chooses from, the strongest regularization first.
 STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0)

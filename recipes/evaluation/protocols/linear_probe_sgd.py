@@ -8,11 +8,11 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from multilevel.levels.tasks.classification import classification_metrics
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.evaluation.fitting import fit, new_loader, outputs_of
 from multilevel.recipes.evaluation.lars import LARS
 from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Share, Trial
-from multilevel.recipes.evaluation.scores import classification_metrics
 from multilevel.solvers.ranges import Count, OneOf, PositiveNumber
 
 MOMENTUM = 0.9

@@ -10,8 +10,8 @@ from PIL import Image
 from scipy import ndimage
 
 from multilevel.recipes.data import DataSettings, ImageLoader, load_data
+from multilevel.recipes.data.columns import rarest_classes
 from multilevel.recipes.data.images import Source, SourceSplits
-from multilevel.recipes.data.target_columns import rarest_classes
 from multilevel.recipes.data.targets.boxes import boxes_in_square, components
 from multilevel.recipes.data.targets.marked import Masks
 from multilevel.recipes.data.targets.masks import class_numbers
