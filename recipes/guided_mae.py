@@ -18,14 +18,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from multilevel.levels import (
-    AdversarialMask,
-    Finetune,
-    MaskedAutoencoder,
-    MaskedPretrain,
-    MaskingNetwork,
-    MaskLearning,
-)
+from multilevel.levels import AdversarialMask, Finetune, MaskedAutoencoder, MaskedPretrain, MaskingNetwork, MaskLearning
 from multilevel.levels.masked_pretrain import GradientName, Guidance, WeightsName
 from multilevel.levels.masks import POLICIES, MaskPolicy, MaskView
 from multilevel.levels.models.checkpoints import SIZES, load_autoencoder, read_config
@@ -35,14 +28,7 @@ from multilevel.problems import Graph, Problem
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.data import DataSettings, ImageLoader, Split, load_data
 from multilevel.recipes.encoder import EncoderRecipe
-from multilevel.recipes.evaluation import (
-    Candidate,
-    EvaluationSettings,
-    Score,
-    Setup,
-    evaluate_features,
-    raw_pixels,
-)
+from multilevel.recipes.evaluation import Candidate, EvaluationSettings, Score, Setup, evaluate_features, raw_pixels
 from multilevel.recipes.export.trained import TrainedModel
 from multilevel.recipes.pictures import draw_masks, reconstruct_pixels
 from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
@@ -279,11 +265,9 @@ class GuidedMae(EncoderRecipe):
         return evaluate_features(candidates, setup, settings.evaluation)
 
     def trained_model(self) -> TrainedModel:
-        head = self.modules.get("finetune")
-        classifier = (
-            head.linear if isinstance(self.task, ClassificationTask) and isinstance(head, PooledLinear) else None
-        )
-        return TrainedModel(self.modules["pretrain"], classifier, self.data, self.device)
+        head: Any = self.modules.get("finetune")
+        pooled = isinstance(self.task, ClassificationTask) and isinstance(head, PooledLinear)
+        return TrainedModel(self.modules["pretrain"], head.linear if pooled else None, self.data, self.device)
 
     def _new_task(self) -> Task | None:
         """The downstream task, where the data has labels for it."""

@@ -17,12 +17,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from multilevel.levels.classification import (
-    Classification,
-    WeightedClassification,
-    accuracy,
-    multilayer_perceptron,
-)
+from multilevel.levels.classification import Classification, WeightedClassification, accuracy, multilayer_perceptron
 from multilevel.problems import Engine, Graph
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe

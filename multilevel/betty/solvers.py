@@ -5,15 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
-from multilevel.solvers import (
-    ConjugateGradient,
-    FiniteDifference,
-    Identity,
-    MultilevelError,
-    Neumann,
-    SettingError,
-    Solver,
-)
+from multilevel.solvers import ConjugateGradient, FiniteDifference, Identity, Neumann, Solver
+from multilevel.solvers.errors import MultilevelError, SettingError
 
 BETTY_COMMAND = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
 

@@ -149,12 +149,11 @@ def main(arguments: Sequence[str]) -> int:
     """Measure every solver at one point, print the table, and write it and its picture."""
     table, folder = compare_solvers(arguments)
     print(table)
-    paths = [
-        folder.write_json("compare.json", table.result),
-        folder.write("compare.csv", _as_csv(table.result["rows"])),
-    ]
-    draw_comparison(folder.path / "compare.png", table.result)
-    print("\n".join(str(path) for path in [*paths, folder.path / "compare.png"]))
+    json_file = folder.write_json("compare.json", table.result)
+    csv_file = folder.write("compare.csv", _as_csv(table.result["rows"]))
+    picture = folder.path / "compare.png"
+    draw_comparison(picture, table.result)
+    print(json_file, csv_file, picture, sep="\n")
     return 0
 
 

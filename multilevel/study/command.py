@@ -34,15 +34,7 @@ from multilevel.runs.folder import RunFolder, check_free, now
 from multilevel.solvers import DataError, MultilevelError, SettingError
 from multilevel.study.launch import check_launcher, run_parts
 from multilevel.study.part import is_done
-from multilevel.study.plan import (
-    Arm,
-    Study,
-    arm_name,
-    arm_settings,
-    equal_updates,
-    updates_per_step,
-    usable_cores,
-)
+from multilevel.study.plan import Arm, Study, arm_name, arm_settings, equal_updates, updates_per_step, usable_cores
 from multilevel.study.report import write_report
 from multilevel.study.results import collect
 from multilevel.study.settings import StudySettings
@@ -115,8 +107,7 @@ def plan(settings: StudySettings, arguments: Sequence[str]) -> Study:
         policy = compose_config([*settings.settings, *overrides]).mask.policy
         arms.append(_arm(settings, policy, None, name, overrides))
     steps = equal_updates([arm.updates_per_step for arm in arms], config.steps)
-    if settings.transfer:
-        transfer_config(config, settings.transfer)
+    transfer_name = _data_name(transfer_config(config, settings.transfer)) if settings.transfer else ""
     jobs = settings.jobs or 1
     return Study(
         arguments=[argument for argument in arguments if not argument.startswith("output=")],
@@ -125,7 +116,7 @@ def plan(settings: StudySettings, arguments: Sequence[str]) -> Study:
         seeds=settings.seeds or list(range(SEEDS)),
         labels=settings.labels,
         transfer=settings.transfer,
-        transfer_name=_data_name(transfer_config(config, settings.transfer)) if settings.transfer else "",
+        transfer_name=transfer_name,
         equal=settings.equal,
         metric=metric,
         protocol=protocol,

@@ -24,6 +24,7 @@ from multilevel.study.verdict import cost_clause, sentence
 VERSIONS = ("multilevel", "torch", "transformers", "scikit-learn", "scipy", "numpy")
 #: A median cosine below this, of at least so many updates, is worth a warning: docs/results.md has those of real runs.
 STEADY, ENOUGH_UPDATES = 0.1, 20
+COSTS = ("seconds", "peak_memory_mib")
 TITLES = {"linear_probe": "linear probe", "knn": "nearest neighbours", "finetune": "finetuned"}
 
 
@@ -40,7 +41,6 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
     comparisons = _comparisons(study, by_arm)
     share = max(study.labels)
     headline = next((row for row in comparisons if (row["arm"], row["labels"]) == (study.about.name, share)), None)
-    plan = asdict(study)
     return {
         "verdict": headline,
         "question": {
@@ -55,7 +55,7 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
         "arms": [_arm(arm, by_arm[arm.name]) for arm in study.arms],
         "parts": parts,
         "failed": failed,
-        "study": plan,
+        "study": asdict(study),
         "machine": {
             "processor": platform.machine(),
             "system": platform.system(),
@@ -95,10 +95,10 @@ def _part(study: Study, folder: Path, part: StudyRun) -> dict[str, Any]:
 
 def _warnings(summary: Mapping[str, Any]) -> list[str]:
     """Reasons to doubt a run, from its summary."""
-    skipped = {name: level["skipped"] for name, level in summary["levels"].items() if level.get("skipped")}
     warnings = [
-        f"{count} updates of level {name} were skipped, so it made fewer than the other arms"
-        for name, count in skipped.items()
+        f"{level['skipped']} updates of level {name} were skipped, so it made fewer than the other arms"
+        for name, level in summary["levels"].items()
+        if level.get("skipped")
     ]
     for name, level in summary["levels"].items():
         cosine = level.get("median_cosine")  # not in the summaries of older runs
@@ -107,16 +107,14 @@ def _warnings(summary: Mapping[str, Any]) -> list[str]:
                 f"the hypergradients of level {name} turned from one update to the next (the median cosine is "
                 f"{cosine:.2f}); try levels.{name}.accumulate=8, which averages over more batches"
             )
-    collapse = summary.get("collapse")
-    if not collapse:
-        return warnings
-    still = ", and still had at the end" if collapse.get("at_the_end") else ""
-    advice = f"; try {collapse['advice']}" if "advice" in collapse else ""
-    return [
-        *warnings,
-        f"the masking network had collapsed at step {collapse['step']}{still}: nearly the same patches are hidden in "
-        f"all images{advice}",
-    ]
+    if collapse := summary.get("collapse"):
+        still = ", and still had at the end" if collapse.get("at_the_end") else ""
+        advice = f"; try {collapse['advice']}" if "advice" in collapse else ""
+        warnings.append(
+            f"the masking network had collapsed at step {collapse['step']}{still}: nearly the same patches are hidden "
+            f"in all images{advice}"
+        )
+    return warnings
 
 
 def _numbers(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
@@ -140,13 +138,12 @@ def _last_line(folder: Path, part: StudyRun) -> str:
 
 
 def _arm(arm: Arm, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    costs = ("seconds", "peak_memory_mib")
     return {
         **asdict(arm),
         "description": (inspect.getdoc(POLICIES[arm.policy]) or arm.policy).splitlines()[0],
         "pretraining_updates": arm.updates,
         "seeds": [part["seed"] for part in parts],
-        **{key: asdict(summarize_seeds([part[key] for part in parts])) if parts else None for key in costs},
+        **{key: asdict(summarize_seeds([part[key] for part in parts])) if parts else None for key in COSTS},
         "scores": _over_seeds({part["seed"]: part["scores"] for part in parts}),
         "transfer": _over_seeds({part["seed"]: part["transfer"] for part in parts}),
     }
@@ -187,7 +184,10 @@ def _comparisons(study: Study, by_arm: Mapping[str, Sequence[dict[str, Any]]]) -
             if not pairs:
                 continue
             comparison = compare_pairs(arm_scores, baseline, study.minimum_effect)
-            ratio = {key: _ratio(by_arm, arm, study.baseline, pairs, key) for key in ("seconds", "peak_memory_mib")}
+            ratio = {
+                key: _mean(by_arm[arm.name], pairs, key) / _mean(by_arm[study.baseline.name], pairs, key)
+                for key in COSTS
+            }
             cost = cost_clause(study.equal, ratio["seconds"], arm.updates / study.baseline.updates)
             text = sentence(comparison, arm.name, study.baseline.name, score_name(study), study.minimum_effect, cost)
             comparisons.append(
@@ -196,14 +196,9 @@ def _comparisons(study: Study, by_arm: Mapping[str, Sequence[dict[str, Any]]]) -
     return comparisons
 
 
-def _ratio(
-    by_arm: Mapping[str, Sequence[dict[str, Any]]], arm: Arm, baseline: Arm, seeds: Sequence[int], key: str
-) -> float:
-    """The difference of the means over the seeds that both have."""
-    arm_mean, baseline_mean = (
-        fmean(part[key] for part in by_arm[name] if part["seed"] in seeds) for name in (arm.name, baseline.name)
-    )
-    return arm_mean / baseline_mean
+def _mean(parts: Sequence[dict[str, Any]], seeds: Sequence[int], key: str) -> float:
+    """A cost of an arm, the mean over some seeds."""
+    return fmean(part[key] for part in parts if part["seed"] in seeds)
 
 
 def _no_such_score(study: Study, rows_by_seed: Mapping[int, Sequence[Row]]) -> None:

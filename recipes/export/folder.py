@@ -13,12 +13,7 @@ from safetensors.torch import save_file
 from multilevel.recipes.export.onnx_model import ONNX, WRITING, require_packages, write_onnx
 from multilevel.recipes.export.reference import REFERENCE, reference_tensors
 from multilevel.recipes.export.trained import TrainedModel
-from multilevel.recipes.export.weights import (
-    load_dinov2,
-    processor_settings,
-    transformers_config,
-    transformers_weights,
-)
+from multilevel.recipes.export.weights import load_dinov2, processor_settings, transformers_config, transformers_weights
 from multilevel.solvers import SettingError
 
 FORMATS = ("transformers", "onnx")

@@ -114,14 +114,11 @@ def processor_settings(data: ImageData) -> dict[str, Any]:
 
 def _dinov2_weights(autoencoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The encoder under the names of Dinov2, with layer scales of 1."""
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in autoencoder.items():
-        if name.startswith("vit."):
-            renamed[_renamed(name)] = tensor.clone()  # a file of safetensors holds no tensor twice
-    for name in list(renamed):
-        if name.endswith("norm1.weight"):
-            for scale in ("layer_scale1", "layer_scale2"):
-                renamed[name.replace("norm1.weight", f"{scale}.lambda1")] = torch.ones_like(renamed[name])
+    # clone: a file of safetensors holds no tensor twice
+    renamed = {_renamed(name): tensor.clone() for name, tensor in autoencoder.items() if name.startswith("vit.")}
+    for name in [name for name in renamed if name.endswith("norm1.weight")]:
+        for scale in ("layer_scale1", "layer_scale2"):
+            renamed[name.replace("norm1.weight", f"{scale}.lambda1")] = torch.ones_like(renamed[name])
     return renamed
 
 

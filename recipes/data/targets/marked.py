@@ -14,14 +14,7 @@ from tqdm import tqdm
 
 from multilevel.levels.tasks.losses import IGNORED
 from multilevel.recipes.data.augment import Geometry
-from multilevel.recipes.data.images import (
-    Images,
-    Source,
-    SourceSplits,
-    StreamedImages,
-    unreadable,
-    worker_count,
-)
+from multilevel.recipes.data.images import Images, Source, SourceSplits, StreamedImages, unreadable, worker_count
 from multilevel.recipes.data.pictures import upright
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.recipes.data.targets.base import OpenImages, Pair, Targets

@@ -282,7 +282,7 @@ def test_broken_and_mismatched_masks_are_named(folder, settings):
 def test_sets_that_lack_what_the_task_learns(folder, parquet, settings):
     root = folder([f"{name}/{row}.png" for name in ("ant", "bee") for row in range(10)])
     for targets in ("mask", "boxes"):
-        with pytest.raises(DataError, match="data=tiny has no masks for the task to learn: expected masks/CLASS/NAME"):
+        with pytest.raises(DataError, match="data=tiny has no masks, which the task learns: expected masks/CLASS/NAME"):
             load_data(settings(path=str(root)), targets=targets)
         with pytest.raises(DataError, match="data=digits has no masks"):
             load_data(settings(name="digits", channels=1), targets=targets)
