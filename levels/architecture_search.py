@@ -131,13 +131,9 @@ def chosen_cell(mixture: Tensor, cell: Cell, inputs: int = 2) -> Cell:
     strengths, best = mixture[:, 1:].max(1)
     ranked = sorted(range(len(cell)), key=lambda edge: -strengths[edge].item())
     edges = list(cell)
-    chosen = [edge for edge in ranked if _rank(edge, ranked, edges) < inputs]
-    return {edges[edge]: (OPERATIONS[1 + int(best[edge])],) for edge in sorted(chosen)}
-
-
-def _rank(edge: int, ranked: Sequence[int], edges: Sequence[tuple[int, int]]) -> int:
-    """Number of edges into the same node that come before each edge."""
-    return sum(edges[stronger][1] == edges[edge][1] for stronger in ranked[: ranked.index(edge)])
+    by_node = [[edge for edge in ranked if edges[edge][1] == node] for node in {end for _, end in cell}]
+    chosen = sorted(edge for strongest in by_node for edge in strongest[:inputs])
+    return {edges[edge]: (OPERATIONS[1 + int(best[edge])],) for edge in chosen}
 
 
 def random_cell(nodes: int, generator: torch.Generator, operations: Sequence[str] = OPERATIONS[1:]) -> Cell:

@@ -21,7 +21,8 @@ from torch import nn
 from multilevel.levels import AdversarialMask, Finetune, MaskedAutoencoder, MaskedPretrain, MaskingNetwork, MaskLearning
 from multilevel.levels.masked_pretrain import GradientName, Guidance, WeightsName
 from multilevel.levels.masks import POLICIES, MaskPolicy, MaskView
-from multilevel.levels.models.checkpoints import SIZES, load_autoencoder, read_config
+from multilevel.levels.models.checkpoints import load_autoencoder, read_config
+from multilevel.levels.models.masked_autoencoder import SIZES
 from multilevel.levels.tasks import TASKS, Task, TaskData
 from multilevel.levels.tasks.classification import ClassificationTask, PooledLinear
 from multilevel.problems import Graph, Problem
@@ -311,35 +312,24 @@ class GuidedMae(EncoderRecipe):
 
     def _pretrain(self) -> Problem:
         mask = self.settings.mask
-        keywords = self._arguments("pretrain", self.data.pretrain, augmented=True)
-        return MaskedPretrain(
-            "pretrain",
-            self.modules["pretrain"],
-            policy=self.policy,
-            weights=mask.weights,
-            gradient=mask.gradient,
-            guidance=mask.guidance,
-            **keywords,
-        )
+        options: dict[str, Any] = {"weights": mask.weights, "gradient": mask.gradient, "guidance": mask.guidance}
+        return MaskedPretrain(policy=self.policy, **options, **self._arguments("pretrain", self.data.pretrain))
 
     def _finetune(self) -> Problem:
         through_encoder = self.settings.paths == "both"
-        keywords = self._arguments("finetune", self.data.finetune, augmented=True)
-        head = self.modules["finetune"]
-        assert self.task is not None  # there are labels
-        return Finetune("finetune", head, task=self.task, through_encoder=through_encoder, **keywords)
+        arguments = self._arguments("finetune", self.data.finetune)
+        return Finetune(task=self.task, through_encoder=through_encoder, **arguments)
 
     def _mask(self) -> Problem:
-        bonus, network = self.settings.mask.entropy_bonus, self.modules["mask"]
+        bonus = self.settings.mask.entropy_bonus
         if self.policy.learns_from == "downstream":
-            assert self.task is not None  # there are labels
-            keywords = self._arguments("mask", self.data.mask, augmented=False)
-            return MaskLearning("mask", network, task=self.task, entropy_bonus=bonus, **keywords)
-        keywords = self._arguments("mask", self.data.pretrain, augmented=True)
-        return AdversarialMask("mask", network, policy=self.policy, entropy_bonus=bonus, **keywords)
+            arguments = self._arguments("mask", self.data.mask, augmented=False)
+            return MaskLearning(task=self.task, entropy_bonus=bonus, **arguments)
+        return AdversarialMask(policy=self.policy, entropy_bonus=bonus, **self._arguments("mask", self.data.pretrain))
 
-    def _arguments(self, name: str, part: Split, augmented: bool) -> dict[str, Any]:
-        data = self.settings.data
+    def _arguments(self, name: str, part: Split, augmented: bool = True) -> dict[str, Any]:
+        """Arguments of a level's Problem."""
+        data, module = self.settings.data, self.modules[name]
         loader = ImageLoader(
             part,
             self.data.normalize,
@@ -347,17 +337,17 @@ class GuidedMae(EncoderRecipe):
             flip=data.flip and augmented,
             crop_scale=data.crop_scale if augmented else 1.0,
         )
-        trained = level_arguments(self._levels, self.settings.solver, name, self.modules[name], self.settings.steps)
-        return {"data": loader, **trained}
+        updates = level_arguments(self._levels, self.settings.solver, name, module, self.settings.steps)
+        return {"name": name, "module": module, "data": loader, **updates}
 
     def numbers_in_a_batch(self) -> int:
         """Number of token elements in one batch."""
         return self.settings.data.batch_size * self.modules["pretrain"].patches * self.settings.model.width
 
     def _count_images(self) -> int:
-        total, updates = 0, 1
+        batches, updates = 0, 1
         for level in reversed(self.graph.names):
             problem = self.graph.problems[level]
             updates *= 1 if level == self.graph.top else problem.steps
-            total += updates * problem.accumulate * self.settings.data.batch_size
-        return total
+            batches += updates * problem.accumulate
+        return batches * self.settings.data.batch_size

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from multilevel.recipes.settings import OPTIMIZERS, SCHEDULES, LevelSettings, LowerLevelSettings
@@ -40,7 +39,7 @@ def level_arguments(
     level_solver = settings.solver if isinstance(settings, LowerLevelSettings) else None
     return {
         "optimizer": optimizer,
-        "scheduler": _scheduler(settings, optimizer, updates),
+        "scheduler": get_scheduler(SCHEDULES[settings.schedule], optimizer, round(settings.warmup * updates), updates),
         "solver": _solver(f"levels.{name}.solver", level_solver) if level_solver else _solver("solver", solver),
         "steps": settings.steps,
         "clip_norm": settings.clip_norm,
@@ -57,11 +56,6 @@ def _optimizer(settings: LevelSettings, module: nn.Module) -> torch.optim.Optimi
     ]
     # fused: one pass over each parameter, on the CPU as well
     return OPTIMIZERS[settings.optimizer](groups, lr=settings.learning_rate, fused=True)  # type: ignore[call-arg]
-
-
-def _scheduler(settings: LevelSettings, optimizer: torch.optim.Optimizer, updates: int) -> LRScheduler:
-    warmup = round(settings.warmup * updates)
-    return get_scheduler(SCHEDULES[settings.schedule], optimizer, warmup, updates)
 
 
 def _solver(setting: str, options: Mapping[str, Any]) -> Solver:

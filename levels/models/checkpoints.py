@@ -15,16 +15,6 @@ from multilevel.levels.models.masked_autoencoder import initialize_weights
 from multilevel.solvers import SettingError
 
 EXPECTED = "a folder, or a name on the Hugging Face hub, of a ViTMAEForPreTraining checkpoint"
-#: Sizes as the settings of a model call them, and as transformers' configuration does.
-SIZES = {
-    "patch_size": "patch_size",
-    "width": "hidden_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "decoder_width": "decoder_hidden_size",
-    "decoder_depth": "decoder_num_hidden_layers",
-    "decoder_heads": "decoder_num_attention_heads",
-}
 POSITIONS = ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed")
 
 

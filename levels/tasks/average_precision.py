@@ -11,6 +11,8 @@ from torch import Tensor
 
 from multilevel.solvers import DataError
 
+METRICS = ("average_precision", "average_precision_50")
+
 
 def average_precision(
     detections: Sequence[Tensor], targets: Tensor, class_names: Sequence[str], image_size: int
@@ -46,17 +48,14 @@ def average_precision(
         "categories": [{"id": number, "name": name} for number, name in enumerate(class_names)],
     }
     if not answers:
-        return {"average_precision": 0.0, "average_precision_50": 0.0}
+        return dict.fromkeys(METRICS, 0.0)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         coco.createIndex()
         evaluation = COCOeval(coco, coco.loadRes(answers), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return {
-        "average_precision": float(evaluation.stats[0]),
-        "average_precision_50": float(evaluation.stats[1]),
-    }
+    return {name: float(value) for name, value in zip(METRICS, evaluation.stats[:2], strict=True)}
 
 
 def _annotation(image: int, row: Tensor) -> dict[str, Any]:

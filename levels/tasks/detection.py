@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multilevel.levels.tasks.average_precision import average_precision
+from multilevel.levels.tasks.average_precision import METRICS, average_precision
 from multilevel.levels.tasks.base import Task, TaskData
 from multilevel.levels.tasks.boxes import non_maximum_suppression
 from multilevel.problems.evaluation.precision import at_least_float32
@@ -56,7 +56,7 @@ class Detection(Task):
 
     targets = "boxes"
     headline = "average_precision"
-    metric_names = ("average_precision", "average_precision_50")
+    metric_names = METRICS
 
     def __init__(self, data: TaskData, overlap: float = 0.5) -> None:
         super().__init__(data)

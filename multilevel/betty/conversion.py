@@ -90,14 +90,14 @@ class Loaded:
 
     def __init__(self, problem: ImplicitProblem) -> None:
         self.problem = problem
-        self.own = type(problem).get_batch is not ImplicitProblem.get_batch
+        self.has_get_batch = type(problem).get_batch is not ImplicitProblem.get_batch
         loaders = problem.train_data_loader
-        if loaders is None and not self.own:
+        if loaders is None and not self.has_get_batch:
             raise BettyError(f"problem {problem.name!r} has neither train_data_loader nor get_batch")
         self.loaders: tuple[Iterable[Any], ...] = loaders if isinstance(loaders, tuple) else (loaders,)
 
     def __iter__(self) -> Iterator[Any]:
-        if self.own:
+        if self.has_get_batch:
             return iter(self.problem.get_batch, _NEVER)
         if len(self.loaders) == 1:
             return map(_converted, self.loaders[0])
@@ -172,8 +172,7 @@ def _prepare(problem: ImplicitProblem, peers: Sequence[ImplicitProblem]) -> None
         configure = getattr(problem, f"configure_{part}", None)
         if configure is not None and getattr(problem, part) is None:
             setattr(problem, part, configure())
-    for part in ("module", "optimizer"):
-        if getattr(problem, part) is None:
+        if part in ("module", "optimizer") and getattr(problem, part) is None:
             raise BettyError(f"problem {problem.name!r} has no {part}")
     for peer in peers:
         if peer is problem:

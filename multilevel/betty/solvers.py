@@ -34,7 +34,7 @@ class BettySolver:
     @property
     def products(self) -> int:
         """Products of second derivatives in one solve."""
-        return 1
+        return 1 + getattr(self, f"{self.type}_iterations", 0)
 
     def config(self) -> dict[str, Any]:
         """The keywords of Betty's ``Config``."""
@@ -63,10 +63,6 @@ class BettyNeumann(BettySolver):
     neumann_alpha: float = 1.0
     damping: float = 0.0
 
-    @property
-    def products(self) -> int:
-        return self.neumann_iterations + 1
-
 
 @dataclass
 class Cg(BettySolver):
@@ -80,10 +76,6 @@ class Cg(BettySolver):
     cg_iterations: int = 1
     cg_alpha: float = 1.0
     damping: float = 0.0
-
-    @property
-    def products(self) -> int:
-        return self.cg_iterations + 1
 
 
 #: By the name that ``multilevel compare`` has for them.

@@ -33,11 +33,13 @@ def draw_graph(path: Path, graph: Graph) -> None:
     axis = figure.subplots()
     for name, position in positions.items():
         _draw_box(axis, graph, name, position)
+    # the hypergradient passes where one of these reads another
+    responding = {*graph.passes(graph.top), graph.top}
     for side in (1, -1):
         arrows = [edge for edge in edges if (positions[edge[0]] - positions[edge[1]]) * side > 0]
         ends = _arrow_ends(arrows, positions)
         for reader, target in arrows:
-            _draw_arrow(axis, side, ends[reader, target], ends[target, reader], _responds(graph, reader, target))
+            _draw_arrow(axis, side, ends[reader, target], ends[target, reader], responding >= {reader, target})
     axis.plot([], [], color=READS, label="reads")
     axis.plot([], [], color=RESPONDS, label=f"reads; the hypergradient of {graph.top} passes here, backwards")
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=9, ncols=2)
@@ -45,12 +47,6 @@ def draw_graph(path: Path, graph: Graph) -> None:
     axis.set_ylim(-BOX_HEIGHT / 2 - 0.2, height - BOX_HEIGHT / 2 - 0.2)
     axis.set_axis_off()
     save_figure(figure, path)
-
-
-def _responds(graph: Graph, reader: str, target: str) -> bool:
-    """Whether the top level's hypergradient uses that ``reader`` reads ``target``."""
-    passes = graph.passes(graph.top)
-    return reader in (*passes, graph.top) and target in (*passes, graph.top)
 
 
 def _draw_box(axis: Axes, graph: Graph, name: str, position: float) -> None:

@@ -22,7 +22,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +31,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from multilevel.compare.measure import OFFERS, measure_task, store_point
+from multilevel.compare.measure import OFFERS, measure_task, option_names, store_point
 from multilevel.compare.picture import draw_comparison
 from multilevel.compare.table import COLUMNS, ComparisonTable
 from multilevel.configuration.command_line import DERIVED, read, typed
@@ -136,7 +136,7 @@ class CompareSettings:
         tasks: list[SolverVariant] = []
         for name in self.solvers:
             base = self.options.get(name, {})
-            settable = "product" in _settings(name) and name != "finite_difference" and "product" not in base
+            settable = "product" in option_names(name) and name != "finite_difference" and "product" not in base
             options = [{**base, "product": product} for product in self.products if settable] or [base]
             tasks += [SolverVariant(name, *variation) for variation in itertools.product(options, precisions, shares)]
         return tasks
@@ -277,14 +277,10 @@ def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _settings(name: str) -> list[str]:
-    return [option.name for option in fields(OFFERS[name])]
-
-
 def _option(solver: str, option: str, text: str) -> Any:
     setting = f"{solver}.{option}"
-    if option not in _settings(solver):
-        raise SettingError(setting, text, f"a setting of {solver}: {', '.join(_settings(solver))}")
+    if option not in option_names(solver):
+        raise SettingError(setting, text, f"a setting of {solver}: {', '.join(option_names(solver))}")
     try:
         return getattr(typed(OFFERS[solver], {option: text}), option)
     except SettingError as error:  # a solver does not know what it is called here

@@ -106,9 +106,9 @@ def on_betty(solver: BettySolver) -> Callable[..., Engine]:
     return partial(bridge.BettyEngine, solver=solver)
 
 
-def damped(solver: type[Any], damping: float) -> dict[str, float]:
-    """The damping as an option, where the solver has one."""
-    return {"damping": damping} if "damping" in {option.name for option in fields(solver)} else {}
+def option_names(name: str) -> list[str]:
+    """The options of a solver."""
+    return [option.name for option in fields(OFFERS[name])]
 
 
 def measure_task(task: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +126,8 @@ def measure_task(task: dict[str, Any]) -> dict[str, Any]:
             with cpu_threads(recipe):
                 result, hypergradient = measure_reference(engine, task["damping"], task["iterations"])
         else:
-            options = {**damped(OFFERS[name], task["damping"]), **task["options"]}
+            options = {"damping": task["damping"]} if "damping" in option_names(name) else {}
+            options |= task["options"]
             solver = build("solver", OFFERS, name, options)
             make, level_solver = (Engine, solver) if name in SOLVERS else (on_betty(solver), None)
             for axis in ("precision", "share"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -39,14 +38,12 @@ class MemoryTracker:
             self._storages.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             self.peak = torch.cuda.max_memory_allocated(self.device) - self._before
         else:
-            self._storages.__exit__(kind, error, trace)
+            self._storages.__exit__(*error)
             self.peak = self._storages.peak
 
 

@@ -37,11 +37,8 @@ class ComparisonTable:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """The solvers, most exact first; those without a result last."""
-
-        def place(row: dict[str, Any]) -> tuple[bool, float, bool]:
-            return row.get("error") is None, row.get("error") or 0.0, "problem" in row
-
-        return sorted(self.result["rows"], key=place)
+        rows = self.result["rows"]
+        return sorted(rows, key=lambda row: (row.get("error") is None, row.get("error") or 0.0, "problem" in row))
 
     @property
     def notes(self) -> list[str]:

@@ -42,12 +42,12 @@ class CollapseReport(Callback):
 
     def __init__(self) -> None:
         self._window = Window()
-        self._told = False
+        self._reported = False
 
     def on_update(self, engine: Engine, update: Update) -> None:
         mean = self._window.add(update.metrics)
-        if mean is not None and not self._told:
-            self._told = True
+        if mean is not None and not self._reported:
+            self._reported = True
             tqdm.write(f"step {engine.step}: {collapse_message(mean)}", file=sys.stderr)
 
 

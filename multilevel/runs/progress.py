@@ -24,7 +24,7 @@ class Progress(Callback):
         self.images_per_step = images_per_step
         self._losses: dict[str, float] = {}
         self._warned: set[str] = set()
-        self._told: set[tuple[str, str]] = set()
+        self._reported: set[tuple[str, str]] = set()
         self._skipped: dict[str, int] = {}
 
     def on_start(self, engine: Engine, steps: int) -> None:
@@ -40,8 +40,8 @@ class Progress(Callback):
         before = self._losses.get(update.level, update.loss)
         self._losses[update.level] = 0.9 * before + 0.1 * update.loss
         for level, report in update.solves.items():
-            if report.choice and (level, report.choice) not in self._told:
-                self._told.add((level, report.choice))
+            if report.choice and (level, report.choice) not in self._reported:
+                self._reported.add((level, report.choice))
                 tqdm.write(f"level {level}: {report.choice}", file=sys.stderr)
             if report.failed and level not in self._warned:
                 self._warned.add(level)

@@ -59,20 +59,12 @@ def sweep(overrides: Sequence[str], train: Callable[[DictConfig, Path], None]) -
     register_solvers()
     swept_names = swept(expanded)
     constant = ",".join(override.partition("=")[0] for override in expanded if override.partition("=")[0] not in swept_names)
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main, which puts them in a line
-    sys.argv = [
-        "multilevel train",
-        "--multirun",
+    naming = [
         "hydra.sweep.subdir=${hydra.job.override_dirname}",
         f"hydra.job.config.override_dirname.exclude_keys=[{constant}]",
-        "hydra.output_subdir=null",
-        "hydra/job_logging=disabled",
-        "hydra/hydra_logging=disabled",
-        *expanded,
-        f"hydra.sweep.dir={folder}",
     ]
     try:
-        job()
+        multirun("train", job, [*naming, *expanded, f"hydra.sweep.dir={folder}"])
     except Stopped as stop:
         failed = failures(Path(folder))
         earlier = f"; {len(failed)} before it failed, the first with {failed[0]}" if failed else ""
@@ -82,6 +74,17 @@ def sweep(overrides: Sequence[str], train: Callable[[DictConfig, Path], None]) -
     failed = failures(Path(folder))
     if failed:
         raise MultilevelError(f"{len(failed)} of the runs failed; the first with {failed[0]}")
+
+
+def multirun(command: str, job: Callable[[], Any], overrides: Sequence[str]) -> None:
+    """Hydra's multirun of a command's job, a function that ``hydra.main`` has decorated."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main, which puts them in a line
+    quiet = ["hydra.output_subdir=null", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
+    arguments, sys.argv = sys.argv, [f"multilevel {command}", "--multirun", *quiet, *overrides]
+    try:
+        job()
+    finally:
+        sys.argv = arguments
 
 
 def objective(summary: dict[str, Any], path: str | None) -> float:

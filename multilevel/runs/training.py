@@ -77,8 +77,7 @@ def new_engine(recipe: Recipe) -> Engine:
     settings = recipe.settings
     if settings.engine == "betty":
         bridge = importlib.import_module("multilevel.betty")
-        engine: Engine = bridge.BettyEngine(recipe.graph, seed=settings.seed, precision=settings.precision)
-        return engine
+        return bridge.BettyEngine(recipe.graph, seed=settings.seed, precision=settings.precision)
     return Engine(
         recipe.graph,
         seed=settings.seed,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +12,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
+from multilevel.runs.sweep import multirun
 from multilevel.solvers import SettingError
 from multilevel.study.part import start_part
 from multilevel.study.plan import Study
@@ -55,20 +54,5 @@ def _by_launcher(study: Study, folder: Path, names: Sequence[str]) -> None:
     ConfigStore.instance().store(name=PART_CONFIG, node={"part": "???"})
     jobs = [f"hydra.launcher.n_jobs={study.jobs}"] if "hydra/launcher=joblib" in study.launcher else []
     quoted = str(folder / "launcher").replace("'", "\\'")
-    arguments, os.environ["HYDRA_FULL_ERROR"] = sys.argv, "1"
-    sys.argv = [
-        "multilevel study",
-        "--multirun",
-        f"part={','.join(names)}",
-        f"hydra.sweep.dir='{quoted}'",
-        "hydra.sweep.subdir=.",
-        "hydra.output_subdir=null",
-        "hydra/job_logging=disabled",
-        "hydra/hydra_logging=disabled",
-        *jobs,
-        *study.launcher,
-    ]
-    try:
-        job()
-    finally:
-        sys.argv = arguments
+    sweep = [f"part={','.join(names)}", f"hydra.sweep.dir='{quoted}'", "hydra.sweep.subdir=."]
+    multirun("study", job, [*sweep, *jobs, *study.launcher])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -117,14 +118,7 @@ def seeds_needed(effect: float, deviation: float, power: float = POWER) -> int:
     enough = 2
     while _power(enough, effect / deviation) < power:
         enough *= 2
-    too_few = enough // 2
-    while enough - too_few > 1:
-        middle = (enough + too_few) // 2
-        if _power(middle, effect / deviation) < power:
-            too_few = middle
-        else:
-            enough = middle
-    return enough
+    return 2 + bisect_left(range(2, enough), power, key=lambda pairs: _power(pairs, effect / deviation))
 
 
 def _power(pairs: int, effect_size: float) -> float:

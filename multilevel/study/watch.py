@@ -37,7 +37,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         done = self._look()
-        self._first, self._started, self._told = done, time.monotonic(), (-1, -1)
+        self._first, self._started, self._shown = done, time.monotonic(), (-1, -1)
         # disable=None: no bar where standard error is not a terminal; smoothing=0: the mean speed gives the time left
         self._bar = tqdm(total=self.total, initial=done, unit="step", disable=None, dynamic_ncols=True, smoothing=0)
         self._show(done)
@@ -67,8 +67,8 @@ class Watch:
         self._bar.set_postfix_str(parts, refresh=False)
         self._bar.update(done - self._bar.n if not self._bar.disable else 0)
         progress = (self._finished, done * LINES // self.total)
-        if self._bar.disable and progress != self._told:
-            self._told = progress
+        if self._bar.disable and progress != self._shown:
+            self._shown = progress
             passed = time.monotonic() - self._started
             seconds_left = passed * (self.total - done) / (done - self._first) if done > self._first else None
             time_left = "" if seconds_left is None else f" | {tqdm.format_interval(seconds_left)} left"

@@ -68,14 +68,13 @@ def model_card(
 
 
 def _model(trained: TrainedModel, config: Mapping[str, Any], step: int) -> str:
-    mae, data = trained.autoencoder.mae.config, trained.data
+    mae, size = trained.autoencoder.mae.config, trained.data.image_size
     count = sum(parameter.numel() for parameter in trained.autoencoder.mae.vit.parameters())
-    size = f"{data.image_size} x {data.image_size}"
     text = (
         f"A vision transformer of {count:,} parameters (width {mae.hidden_size}, depth {mae.num_hidden_layers}, "
-        f"patches of {mae.patch_size} x {mae.patch_size} pixels, images of {size}), pretrained as a masked autoencoder "
-        f"with {mae.mask_ratio:.0%} of the patches hidden (`mask.policy={config['mask']['policy']}`), exported at step "
-        f"{step} of {config['steps']}."
+        f"patches of {mae.patch_size} x {mae.patch_size} pixels, images of {size} x {size}), pretrained as a masked "
+        f"autoencoder with {mae.mask_ratio:.0%} of the patches hidden (`mask.policy={config['mask']['policy']}`), "
+        f"exported at step {step} of {config['steps']}."
     )
     if trained.classifier is None:
         return f"{text} There is no classifier: only an encoder and a decoder.\n"

@@ -97,7 +97,7 @@ def load_texts(settings: TextSettings) -> TextData:
     """
     check(settings, "data.")
     texts, labels, names = read_texts(Path(settings.path), settings) if settings.path else (*planted_texts(), CLASSES)
-    split = [tokenized(text) for text in texts]
+    split = [re.findall(r"\w+", text.lower()) for text in texts]  # runs of letters and digits
     empty = next((row for row, text in enumerate(split) if not text), None)
     if empty is not None:
         raise DataError(f"row {empty} of {settings.path} has no word in column {settings.text_column!r}: remove it")
@@ -125,11 +125,6 @@ def numbered(texts: Sequence[Sequence[str]], vocabulary: Sequence[str], length: 
         row_numbers = [numbers.get(word, UNKNOWN) for word in text[:length]]
         words[row, : len(row_numbers)] = torch.tensor(row_numbers)
     return words
-
-
-def tokenized(text: str) -> list[str]:
-    """Words in lower case: runs of letters and digits."""
-    return re.findall(r"\w+", text.lower())
 
 
 def read_texts(path: Path, settings: TextSettings) -> tuple[list[str], np.ndarray, tuple[str, ...]]:

@@ -96,8 +96,3 @@ class EvaluationProtocol(ABC):
     @abstractmethod
     def metrics(self, trial: Trial) -> dict[str, float]:
         """Fit to ``trial.fitted`` and score on ``trial.scored``; nothing of the candidate changes."""
-
-
-def scored_by_task(task: Task, outputs: Tensor, part: Split) -> dict[str, float]:
-    """The task's metrics of outputs [N, ...] for a whole part."""
-    return task.metrics(outputs, part.targets(torch.arange(len(part))))
