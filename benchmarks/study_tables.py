@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from multilevel.study.scores import TRAINED
-from multilevel.study.statistics import compare
+from multilevel.study.statistics import compare_pairs
 
 Row = dict[str, Any]
 Column = tuple[str, str, str]  # protocol, share of the labels, metric
@@ -75,7 +75,7 @@ def cell(values: dict[int, float], baseline: dict[int, float], is_baseline: bool
     text = f"{100 * median(found):.1f} ({100 * min(found):.1f} to {100 * max(found):.1f})"
     if is_baseline or not values.keys() & baseline.keys():
         return text
-    result = compare(values, baseline, MINIMUM_EFFECT)
+    result = compare_pairs(values, baseline, MINIMUM_EFFECT)
     interval = result.interval and f" ({100 * result.interval[0]:+.1f} to {100 * result.interval[1]:+.1f})"
     return f"{text}; {100 * result.mean:+.1f}{interval or ''}"
 

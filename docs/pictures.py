@@ -21,7 +21,7 @@ from multilevel.problems import Graph
 from multilevel.recipes.base import Recipe
 from multilevel.runs.training import new_engine
 from multilevel.study.pictures import draw_differences
-from multilevel.study.statistics import compare
+from multilevel.study.statistics import compare_pairs
 
 DOCS = Path(__file__).parent
 SOURCE = re.compile(r"\]\(\.\./([\w/]+\.py)\)")  # a link from a page to a file of the program
@@ -83,6 +83,6 @@ def draw_study(path: Path, rows: Path) -> None:
         arms[row["arm"]][row["seed"]] = scores["linear_probe", "1", "accuracy"]
     baseline, *others = arms
     whole = [arm for arm in others if arms[arm].keys() == arms[baseline].keys()]
-    found = [(arm, compare(arms[arm], arms[baseline], MINIMUM_EFFECT)) for arm in whole]
+    found = [(arm, compare_pairs(arms[arm], arms[baseline], MINIMUM_EFFECT)) for arm in whole]
     comparisons = [{"arm": arm, **vars(comparison)} for arm, comparison in found]
     draw_differences(path, comparisons, MINIMUM_EFFECT, f"linear probe, less {baseline} masks (points)")

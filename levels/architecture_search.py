@@ -66,7 +66,8 @@ class CellNetwork(nn.Module):
         self.edges = list(cell)
         self.nodes = max(end for _, end in cell)
         self.stem = nn.Conv2d(channels, width, 1)
-        self.operations = nn.ModuleList(nn.ModuleList(operation(one, width) for one in some) for some in cell.values())
+        edges = (nn.ModuleList(operation(name, width) for name in names) for names in cell.values())
+        self.operations = nn.ModuleList(edges)
         self.head = nn.Linear(self.nodes * width, classes)
 
     def forward(self, images: Tensor, mixture: Tensor | None = None) -> Tensor:
@@ -81,9 +82,9 @@ class CellNetwork(nn.Module):
             total = torch.zeros_like(nodes[0])
             for edge, (start, end) in enumerate(self.edges):
                 if end == node:
-                    for which, operate in enumerate(self.operations[edge].children()):
+                    for index, operate in enumerate(self.operations[edge].children()):
                         result = operate(nodes[start])
-                        total = total + (result if mixture is None else mixture[edge, which] * result)
+                        total = total + (result if mixture is None else mixture[edge, index] * result)
             nodes.append(total)
         return self.head(torch.cat(nodes[1:], 1).mean((2, 3)))
 
@@ -130,13 +131,9 @@ def chosen_cell(mixture: Tensor, cell: Cell, inputs: int = 2) -> Cell:
     strengths, best = mixture[:, 1:].max(1)
     ranked = sorted(range(len(cell)), key=lambda edge: -strengths[edge].item())
     edges = list(cell)
-    kept = [edge for edge in ranked if _rank(edge, ranked, edges) < inputs]
-    return {edges[edge]: (OPERATIONS[1 + int(best[edge])],) for edge in sorted(kept)}
-
-
-def _rank(edge: int, ranked: Sequence[int], edges: Sequence[tuple[int, int]]) -> int:
-    """Number of edges into the same node that come before each edge."""
-    return sum(edges[other][1] == edges[edge][1] for other in ranked[: ranked.index(edge)])
+    by_node = [[edge for edge in ranked if edges[edge][1] == node] for node in {end for _, end in cell}]
+    chosen = sorted(edge for strongest in by_node for edge in strongest[:inputs])
+    return {edges[edge]: (OPERATIONS[1 + int(best[edge])],) for edge in chosen}
 
 
 def random_cell(nodes: int, generator: torch.Generator, operations: Sequence[str] = OPERATIONS[1:]) -> Cell:
@@ -144,4 +141,4 @@ def random_cell(nodes: int, generator: torch.Generator, operations: Sequence[str
     cell = mixed_cell(nodes)
     edges = chosen_cell(torch.rand(len(cell), len(OPERATIONS), generator=generator), cell)
     drawn = torch.randint(len(operations), (len(edges),), generator=generator).tolist()
-    return {edge: (operations[which],) for edge, which in zip(edges, drawn, strict=True)}
+    return {edge: (operations[index],) for edge, index in zip(edges, drawn, strict=True)}

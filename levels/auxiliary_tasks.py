@@ -42,7 +42,7 @@ class MultiTaskNetwork(nn.Module):
     def outputs(self, inputs: list[Tensor]) -> list[Tensor]:
         """Each head's outputs for its own images [B, C, H, W]: logits [B, classes], or pixels [B, C * H * W]."""
         features = self.trunk(torch.cat(inputs)).split([len(images) for images in inputs])
-        return [head(some) for head, some in zip(self.heads.values(), features, strict=True)]
+        return [head(part) for head, part in zip(self.heads.values(), features, strict=True)]
 
 
 class AuxiliaryLearning(Problem):

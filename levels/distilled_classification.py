@@ -77,7 +77,8 @@ def penalized_loss(logits: Tensor, classes: Tensor, weights: Sequence[Tensor], p
     Where the penalty is above 0, a linear classifier has one minimum, wherever its training starts, and no singular
     Hessian, even where its cross-entropy is 0 to rounding.
     """
-    return F.cross_entropy(logits, classes) + penalty / 2 * torch.stack([one.square().sum() for one in weights]).sum()
+    squares = torch.stack([weight.square().sum() for weight in weights])
+    return F.cross_entropy(logits, classes) + penalty / 2 * squares.sum()
 
 
 def fit_classifier(classifier: Classifier, images: Tensor, classes: Tensor, penalty: float) -> None:

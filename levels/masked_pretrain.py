@@ -72,8 +72,8 @@ class MaskedPretrain(Problem):
         view = MaskView.of(levels, batch[0], self.name, self.mask)
         scores = self.policy.scores(view)
         # Batches are in random order: the first images are any. The random part makes the share exact on average.
-        place = torch.arange(len(scores), device=scores.device)
-        guided = place + torch.rand((), device=scores.device, dtype=torch.float64) < self.guidance * len(scores)
+        position = torch.arange(len(scores), device=scores.device)
+        guided = position + torch.rand((), device=scores.device, dtype=torch.float64) < self.guidance * len(scores)
         scores = torch.where(guided[:, None], scores, torch.rand_like(scores))
         if self.policy.learns_from is None:
             return {"scores": scores, "guided": guided, "statistics": {}}

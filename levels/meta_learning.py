@@ -42,15 +42,15 @@ class SharedNetwork(nn.Module):
         the task's offset, one of [T, ...]."""
         shared = dict(self.network.named_parameters())
 
-        def predictions(own: Sequence[Tensor], some: Tensor) -> Tensor:
-            moved = {name: value + offset for (name, value), offset in zip(shared.items(), own, strict=True)}
-            return functional_call(self.network, moved, (some,))
+        def predictions(offsets: Sequence[Tensor], task_inputs: Tensor) -> Tensor:
+            moved = {name: value + offset for (name, value), offset in zip(shared.items(), offsets, strict=True)}
+            return functional_call(self.network, moved, (task_inputs,))
 
         return vmap(predictions)(tuple(offsets), inputs)
 
     def no_offsets(self, tasks: int) -> tuple[Tensor, ...]:
         """Offsets of 0."""
-        return tuple(one.new_zeros(tasks, *one.shape) for one in self.network.parameters())
+        return tuple(parameter.new_zeros(tasks, *parameter.shape) for parameter in self.network.parameters())
 
 
 class TaskOffsets(nn.Module):

@@ -64,13 +64,13 @@ def fit_penalized(inputs: Tensor, classes: Tensor, penalties: Tensor, tolerance:
         gradient = torch.autograd.grad(loss, parameters)
         return loss.item(), nn.utils.parameters_to_vector(gradient).numpy()
 
-    start = torch.zeros(sum(one.numel() for one in parameters), dtype=torch.float64)
+    start = torch.zeros(sum(parameter.numel() for parameter in parameters), dtype=torch.float64)
     options = {"gtol": tolerance, "ftol": 0.0, "maxiter": 10_000, "maxfun": 10_000}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # of so small products two threads make one that takes seven times as long
     try:
-        found = minimize(loss_and_gradient, start.numpy(), jac=True, method="L-BFGS-B", options=options)
+        minimum = minimize(loss_and_gradient, start.numpy(), jac=True, method="L-BFGS-B", options=options)
     finally:
         torch.set_num_threads(threads)
-    nn.utils.vector_to_parameters(torch.from_numpy(found.x), parameters)
-    return classifier, found.nfev
+    nn.utils.vector_to_parameters(torch.from_numpy(minimum.x), parameters)
+    return classifier, minimum.nfev

@@ -17,19 +17,19 @@ from multilevel.solvers.extras import needing
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; wrong input ends in one line on standard error and exit status 2."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    resumed = "study resume=FOLDER" if given[:1] == ["study"] else "train resume=RUN"
-    return exit_status(lambda: _run(given), f"multilevel {resumed} continues from the last checkpoint")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    resumed = "study resume=FOLDER" if words[:1] == ["study"] else "train resume=RUN"
+    return exit_status(lambda: _run(words), f"multilevel {resumed} continues from the last checkpoint")
 
 
-def _run(given: list[str]) -> int:
-    if not given or given[0] in ("--help", "-h", "help"):
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("--help", "-h", "help"):
         print(overview())
-        return 0 if given else 2
-    if given[0] == "--version":
+        return 0 if words else 2
+    if words[0] == "--version":
         print(f"multilevel {version('multilevel')}")
         return 0
-    command, arguments = given[0], given[1:]
+    command, arguments = words[0], words[1:]
     if command not in COMMANDS:
         raise MultilevelError(f"there is no command {command!r}; the commands are {', '.join(COMMANDS)}")
     with needing("recipes", f"multilevel {command}"):

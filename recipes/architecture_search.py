@@ -38,7 +38,7 @@ from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.data.tensors import batches, tensors
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
 from multilevel.solvers.ranges import AtLeast, Count
 
 REPEATS = 3  # trainings of the chosen cell, from other weights
@@ -77,10 +77,8 @@ class ArchitectureSearch(Recipe):
     settings: ArchitectureSearchSettings
 
     def __init__(self, settings: ArchitectureSearchSettings) -> None:
-        settings.validate()
-        self.settings, size = settings, settings.data.batch_size
-        self.device = chosen_device(settings.device)
-        data = load_data(settings.data)
+        super().__init__(settings)
+        data, size = load_data(settings.data), settings.data.batch_size
         self.classes = len(data.class_names)
         self.training, self.held_out, self.test = (
             tensors(data, part) for part in (data.finetune, data.mask, data.test)
@@ -104,30 +102,30 @@ class ArchitectureSearch(Recipe):
         random cells with as many edges, of all operations and of only convolutions."""
         mixture = self.mixture().detach().cpu()
         cell = chosen_cell(mixture, self.cell)
-        found: dict[str, Any] = {"cell": _described(cell)}
-        counts = Counter(one for (one,) in cell.values())
-        found["mean_weight"] = dict(zip(OPERATIONS, mixture.mean(0).tolist(), strict=True))
-        found["skip_share"] = counts["skip"] / len(cell)
+        findings: dict[str, Any] = {"cell": _described(cell)}
+        counts = Counter(operation for (operation,) in cell.values())
+        findings["mean_weight"] = dict(zip(OPERATIONS, mixture.mean(0).tolist(), strict=True))
+        findings["skip_share"] = counts["skip"] / len(cell)
         if self.settings.evaluate:
-            found["test_accuracy"] = self._compared(cell)
-        return found
+            findings["test_accuracy"] = self._compared(cell)
+        return findings
 
     def _compared(self, cell: Cell) -> dict[str, dict[str, float]]:
         """Test accuracy of a cell trained from several weights, and of random ones from one each."""
         generator, settings = torch.Generator().manual_seed(self.settings.seed), self.settings
         scores = {"chosen cell": [self._test_accuracy(cell, seed) for seed in range(REPEATS)]}
-        for name, some in (("random cells", OPERATIONS[1:]), ("random convolutions", CONVOLUTIONS)):
-            cells = [random_cell(settings.nodes, generator, some) for _ in range(settings.random_cells)]
-            scores[name] = [self._test_accuracy(one, seed) for seed, one in enumerate(cells)]
+        for name, operations in (("random cells", OPERATIONS[1:]), ("random convolutions", CONVOLUTIONS)):
+            cells = [random_cell(settings.nodes, generator, operations) for _ in range(settings.random_cells)]
+            scores[name] = [self._test_accuracy(drawn, seed) for seed, drawn in enumerate(cells)]
         return {
-            name: {"mean": fmean(some), "deviation": stdev(some), "least": min(some), "most": max(some)}
-            for name, some in scores.items()
+            name: {"mean": fmean(values), "deviation": stdev(values), "least": min(values), "most": max(values)}
+            for name, values in scores.items()
         }
 
     def _test_accuracy(self, cell: Cell, seed: int) -> float:
         """The accuracy of a cell trained on all training images, for as many updates as the recipe's."""
         settings, network = self.settings, self._new_network(cell, seed)
-        inputs, labels = (torch.cat(some) for some in zip(self.training, self.held_out, strict=True))
+        inputs, labels = (torch.cat(parts) for parts in zip(self.training, self.held_out, strict=True))
         data = batches(inputs, labels, size=settings.data.batch_size)
         problem = Classification("weights", network, data=data, **self.update_arguments("weights", network))
         Engine(Graph(problem), seed=seed).run(settings.steps * settings.levels.weights.steps)
@@ -142,6 +140,6 @@ def _described(cell: Cell) -> dict[str, str]:
     """Node by node, the operations on its edges and where those start."""
     nodes = sorted({end for _, end in cell})
     return {
-        f"node {node}": " + ".join(f"{one}({start})" for (start, end), (one,) in cell.items() if end == node)
+        f"node {node}": " + ".join(f"{name}({start})" for (start, end), (name,) in cell.items() if end == node)
         for node in nodes
     }

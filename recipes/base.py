@@ -7,10 +7,11 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from multilevel.problems import Graph
-from multilevel.recipes.settings import RunSettings
+from multilevel.recipes.settings import RunSettings, chosen_device
 from multilevel.recipes.training import level_arguments
 from multilevel.solvers.registry import chosen, discover
 
@@ -21,6 +22,7 @@ class Recipe(ABC):
     Attributes:
         settings_class: the dataclass of its settings, whose values are in its configuration file.
         settings: the settings of this recipe.
+        device: where it computes.
         graph: the levels.
         one_thread: whether its operations are so small that more than one CPU thread would slow them down.
         notes: lines for the screen on what was chosen where settings leave it open.
@@ -28,6 +30,7 @@ class Recipe(ABC):
 
     settings_class: ClassVar[type[RunSettings]]
     settings: RunSettings
+    device: torch.device
     graph: Graph
     one_thread: bool = False
     notes: tuple[str, ...] = ()
@@ -36,6 +39,8 @@ class Recipe(ABC):
     def __init__(self, settings: Any) -> None:
         """Construct the graph, with initial weights that depend only on the seed.
 
+        The constructor of this class checks the settings and finds the device: call it first.
+
         Args:
             settings: an instance of ``settings_class``.
 
@@ -43,6 +48,9 @@ class Recipe(ABC):
             SettingError: a setting that cannot work.
             DataError: data that cannot be used.
         """
+        settings.validate()
+        self.settings = settings
+        self.device = chosen_device(settings.device)
 
     def update_arguments(self, name: str, module: nn.Module) -> dict[str, Any]:
         """Arguments of a level's Problem from the settings: everything but its data.

@@ -36,7 +36,7 @@ from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.data.tensors import batches, some_of_each_class, tensors
 from multilevel.recipes.pictures.images import draw_images
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
 from multilevel.solvers.ranges import AtLeast, Count, PositiveNumber, require
 
 DRAWS = 5  # of random images, whose mean accuracy is what learned ones are compared with
@@ -77,14 +77,13 @@ class Distillation(Recipe):
     settings: DistillationSettings
 
     def __init__(self, settings: DistillationSettings) -> None:
-        settings.validate()
-        self.settings = settings
-        self.device = chosen_device(settings.device)
+        super().__init__(settings)
         self.data = load_data(settings.data)
         self.real, self.test = tensors(self.data, self.data.train), tensors(self.data, self.data.test)
-        fewest, asked = int(torch.bincount(self.real[1]).min()), settings.images_per_class
-        require("images_per_class", asked, asked <= fewest, f"at most {fewest}, as many as every class has real ones")
-        self.classes = torch.arange(len(self.data.class_names)).repeat_interleave(asked)
+        fewest, per_class = int(torch.bincount(self.real[1]).min()), settings.images_per_class
+        expected = f"at most {fewest}, as many as every class has real ones"
+        require("images_per_class", per_class, per_class <= fewest, expected)
+        self.classes = torch.arange(len(self.data.class_names)).repeat_interleave(per_class)
         with RandomState.seeded(settings.seed).active():
             noise = torch.randn(len(self.classes), *self.real[0].shape[1:])
         self.learned = LearnedImages(noise, self.classes).to(self.device)
@@ -117,7 +116,7 @@ class Distillation(Recipe):
         }
 
     def write_pictures(self, folder: Path) -> list[Path]:
-        mean, std = (one[:, None, None] for one in (self.data.mean, self.data.std))
+        mean, std = (statistic[:, None, None] for statistic in (self.data.mean, self.data.std))
         images = (self.learned().detach().cpu() * std + mean).split(self.settings.images_per_class)
         draw_images(folder / "learned.png", dict(zip(self.data.class_names, images, strict=True)))
         return [folder / "learned.png"]
@@ -132,8 +131,8 @@ class Distillation(Recipe):
         """Real images of each class, as many as are learned."""
         (images, labels), count = self.real, self.settings.images_per_class
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(draw))
-        which = some_of_each_class(labels, order, count)
-        return images[which], labels[which]
+        positions = some_of_each_class(labels, order, count)
+        return images[positions], labels[positions]
 
     def _new_classifier(self, width: int, seed: int) -> Classifier:
         with RandomState.seeded(seed).active():

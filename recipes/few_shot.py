@@ -75,9 +75,9 @@ class ClassTasks:
         count = self.sizes.shots + self.sizes.queries
         classes = self.combinations[torch.randint(len(self.combinations), (), generator=generator)]
         order = torch.randperm(len(classes), generator=generator)
-        members = [torch.nonzero(self.labels == one).squeeze(1) for one in classes[order]]
+        members = [torch.nonzero(self.labels == label).squeeze(1) for label in classes[order]]
         return torch.stack(
-            [some[torch.randperm(len(some), generator=generator)[:count]] for some in members], 1
+            [rows[torch.randperm(len(rows), generator=generator)[:count]] for rows in members], 1
         ).flatten()
 
 

@@ -18,35 +18,21 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from multilevel.levels import (
-    AdversarialMask,
-    Finetune,
-    MaskedAutoencoder,
-    MaskedPretrain,
-    MaskingNetwork,
-    MaskLearning,
-)
+from multilevel.levels import AdversarialMask, Finetune, MaskedAutoencoder, MaskedPretrain, MaskingNetwork, MaskLearning
 from multilevel.levels.masked_pretrain import GradientName, Guidance, WeightsName
 from multilevel.levels.masks import POLICIES, MaskPolicy, MaskView
-from multilevel.levels.models.checkpoints import SIZES, load_autoencoder, read_config
+from multilevel.levels.models.checkpoints import load_autoencoder, read_config
+from multilevel.levels.models.masked_autoencoder import SIZES
 from multilevel.levels.tasks import TASKS, Task, TaskData
-from multilevel.levels.tasks.classification import Classification, PooledLinear
+from multilevel.levels.tasks.classification import ClassificationTask, PooledLinear
 from multilevel.problems import Graph, Problem
 from multilevel.problems.evaluation.randomness import RandomState
-from multilevel.recipes.data import DataSettings, ImageLoader, load_data
-from multilevel.recipes.data import Part as ImagePart
+from multilevel.recipes.data import DataSettings, ImageLoader, Split, load_data
 from multilevel.recipes.encoder import EncoderRecipe
-from multilevel.recipes.evaluation import (
-    Candidate,
-    EvaluationSettings,
-    Score,
-    Setup,
-    evaluate_features,
-    raw_pixels,
-)
+from multilevel.recipes.evaluation import Candidate, EvaluationSettings, Score, Setup, evaluate_features, raw_pixels
 from multilevel.recipes.export.trained import TrainedModel
 from multilevel.recipes.pictures import draw_masks, reconstruct_pixels
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
 from multilevel.recipes.training import level_arguments
 from multilevel.solvers import DataError
 from multilevel.solvers.ranges import Above, Below, Count, NonNegative, OneOf, PositiveNumber, require
@@ -94,8 +80,10 @@ class ModelSettings:
         """
         config = read_config(checkpoint)
         for name, theirs in SIZES.items():
-            own, size = getattr(self, name), getattr(config, theirs)
-            require(f"model.{name}", own, own in (0, size), f"{size}, as {checkpoint} has it (or 0, or no model=...)")
+            value, size = getattr(self, name), getattr(config, theirs)
+            require(
+                f"model.{name}", value, value in (0, size), f"{size}, as {checkpoint} has it (or 0, or no model=...)"
+            )
             setattr(self, name, size)
         expected = f"{config.num_channels}, as init={checkpoint} has it"
         require("data.channels", channels, channels == config.num_channels, expected)
@@ -134,9 +122,9 @@ class MaskSettings:
 
     def check(self, patches: int) -> None:
         """Raise SettingError for the first setting that cannot work with so many patches."""
-        seen = int(patches * (1 - self.ratio))
+        visible = int(patches * (1 - self.ratio))
         expected = f"a share that hides at least one of {patches} patches and leaves at least one"
-        require("mask.ratio", self.ratio, 0 < seen < patches, expected)
+        require("mask.ratio", self.ratio, 0 < visible < patches, expected)
 
     def new_policy(self) -> MaskPolicy:
         """Raise SettingError for an unknown option."""
@@ -209,8 +197,7 @@ class GuidedMae(EncoderRecipe):
     def __init__(self, settings: GuidedMaeSettings) -> None:
         if settings.init is not None:
             self.notes = (settings.model.take_from(settings.init, settings.data.channels),)
-        settings.validate()
-        self.settings = settings
+        super().__init__(settings)
         self.policy = settings.mask.new_policy()
         downstream = self.policy.learns_from == "downstream"
         targets = TASKS[settings.task["name"]].targets
@@ -221,13 +208,12 @@ class GuidedMae(EncoderRecipe):
                 "or set mask.policy=random to only pretrain"
             )
         self.task: Any = self._new_task()  # None without labels, where no level needs one
-        self.device = chosen_device(settings.device)
         self.modules = self._new_modules()
         learns = self.policy.learns_from is not None
         names = ["pretrain", *(["finetune"] if self.data.labelled else []), *(["mask"] if learns else [])]
         self._levels: dict[str, LevelSettings] = {name: getattr(settings.levels, name) for name in names}
-        made: dict[str, Any] = {"pretrain": self._pretrain, "finetune": self._finetune, "mask": self._mask}
-        self.graph = Graph(*(made[name]() for name in names), approximate=settings.approximate)
+        makers: dict[str, Any] = {"pretrain": self._pretrain, "finetune": self._finetune, "mask": self._mask}
+        self.graph = Graph(*(makers[name]() for name in names), approximate=settings.approximate)
         self.images_per_step = self._count_images()
         self.one_thread = self.numbers_in_a_batch() <= SMALL and self.device.type == "cpu"
         if self.one_thread and settings.threads is None and torch.get_num_threads() > 1:
@@ -259,8 +245,8 @@ class GuidedMae(EncoderRecipe):
             return {}
         part, scores = self.data.mask if len(self.data.mask) else self.data.pretrain, []
         with torch.no_grad(), RandomState.seeded(self.settings.seed).active():
-            for some in torch.arange(len(part)).split(self.settings.evaluation.batch_size):
-                images = self.data.normalize(part.pixels(some).to(self.device))
+            for batch in torch.arange(len(part)).split(self.settings.evaluation.batch_size):
+                images = self.data.normalize(part.pixels(batch).to(self.device))
                 view = MaskView.of(SimpleNamespace(**self.modules), images)
                 scores.append((view.logits.sigmoid() if learns else self.policy.scores(view)).cpu())
         mean = torch.cat(scores).double().mean(0)
@@ -280,9 +266,9 @@ class GuidedMae(EncoderRecipe):
         return evaluate_features(candidates, setup, settings.evaluation)
 
     def trained_model(self) -> TrainedModel:
-        head = self.modules.get("finetune")
-        classifier = head.linear if isinstance(self.task, Classification) and isinstance(head, PooledLinear) else None
-        return TrainedModel(self.modules["pretrain"], classifier, self.data, self.device)
+        head: Any = self.modules.get("finetune")
+        pooled = isinstance(self.task, ClassificationTask) and isinstance(head, PooledLinear)
+        return TrainedModel(self.modules["pretrain"], head.linear if pooled else None, self.data, self.device)
 
     def _new_task(self) -> Task | None:
         """The downstream task, where the data has labels for it."""
@@ -326,35 +312,24 @@ class GuidedMae(EncoderRecipe):
 
     def _pretrain(self) -> Problem:
         mask = self.settings.mask
-        keywords = self._arguments("pretrain", self.data.pretrain, augmented=True)
-        return MaskedPretrain(
-            "pretrain",
-            self.modules["pretrain"],
-            policy=self.policy,
-            weights=mask.weights,
-            gradient=mask.gradient,
-            guidance=mask.guidance,
-            **keywords,
-        )
+        options: dict[str, Any] = {"weights": mask.weights, "gradient": mask.gradient, "guidance": mask.guidance}
+        return MaskedPretrain(policy=self.policy, **options, **self._arguments("pretrain", self.data.pretrain))
 
     def _finetune(self) -> Problem:
         through_encoder = self.settings.paths == "both"
-        keywords = self._arguments("finetune", self.data.finetune, augmented=True)
-        head = self.modules["finetune"]
-        assert self.task is not None  # there are labels
-        return Finetune("finetune", head, task=self.task, through_encoder=through_encoder, **keywords)
+        arguments = self._arguments("finetune", self.data.finetune)
+        return Finetune(task=self.task, through_encoder=through_encoder, **arguments)
 
     def _mask(self) -> Problem:
-        bonus, network = self.settings.mask.entropy_bonus, self.modules["mask"]
+        bonus = self.settings.mask.entropy_bonus
         if self.policy.learns_from == "downstream":
-            assert self.task is not None  # there are labels
-            keywords = self._arguments("mask", self.data.mask, augmented=False)
-            return MaskLearning("mask", network, task=self.task, entropy_bonus=bonus, **keywords)
-        keywords = self._arguments("mask", self.data.pretrain, augmented=True)
-        return AdversarialMask("mask", network, policy=self.policy, entropy_bonus=bonus, **keywords)
+            arguments = self._arguments("mask", self.data.mask, augmented=False)
+            return MaskLearning(task=self.task, entropy_bonus=bonus, **arguments)
+        return AdversarialMask(policy=self.policy, entropy_bonus=bonus, **self._arguments("mask", self.data.pretrain))
 
-    def _arguments(self, name: str, part: ImagePart, augmented: bool) -> dict[str, Any]:
-        data = self.settings.data
+    def _arguments(self, name: str, part: Split, augmented: bool = True) -> dict[str, Any]:
+        """Arguments of a level's Problem."""
+        data, module = self.settings.data, self.modules[name]
         loader = ImageLoader(
             part,
             self.data.normalize,
@@ -362,17 +337,17 @@ class GuidedMae(EncoderRecipe):
             flip=data.flip and augmented,
             crop_scale=data.crop_scale if augmented else 1.0,
         )
-        trained = level_arguments(self._levels, self.settings.solver, name, self.modules[name], self.settings.steps)
-        return {"data": loader, **trained}
+        updates = level_arguments(self._levels, self.settings.solver, name, module, self.settings.steps)
+        return {"name": name, "module": module, "data": loader, **updates}
 
     def numbers_in_a_batch(self) -> int:
         """Number of token elements in one batch."""
         return self.settings.data.batch_size * self.modules["pretrain"].patches * self.settings.model.width
 
     def _count_images(self) -> int:
-        total, updates = 0, 1
+        batches, updates = 0, 1
         for level in reversed(self.graph.names):
             problem = self.graph.problems[level]
             updates *= 1 if level == self.graph.top else problem.steps
-            total += updates * problem.accumulate * self.settings.data.batch_size
-        return total
+            batches += updates * problem.accumulate
+        return batches * self.settings.data.batch_size

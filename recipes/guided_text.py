@@ -25,14 +25,14 @@ from multilevel.levels import Finetune, MaskedPretrain, MaskLearning
 from multilevel.levels.masks import POLICIES, MaskPolicy
 from multilevel.levels.models.masked_language_model import PADDING, MaskedLanguageModel, WordMaskingNetwork
 from multilevel.levels.tasks import TaskData
-from multilevel.levels.tasks.classification import Classification
+from multilevel.levels.tasks.classification import ClassificationTask
 from multilevel.problems import Engine, Graph
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data.tensors import batches
 from multilevel.recipes.evaluation.protocols.linear_probe import linear_probe
 from multilevel.recipes.guided_mae import PATHS, MaskSettings
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
 from multilevel.recipes.texts.texts import TextPart, TextSettings, load_texts
 from multilevel.solvers.ranges import Count, OneOf, require
 
@@ -95,12 +95,10 @@ class GuidedText(Recipe):
     settings: GuidedTextSettings
 
     def __init__(self, settings: GuidedTextSettings) -> None:
-        settings.validate()
-        self.settings, mask = settings, settings.mask
-        self.device = chosen_device(settings.device)
-        self.data = load_texts(settings.data)
+        super().__init__(settings)
+        self.data, mask = load_texts(settings.data), settings.mask
         counts = self.data.train.labels.bincount(minlength=len(self.data.class_names))
-        task = Classification(TaskData(self.data.class_names, tuple(counts.tolist())))
+        task = ClassificationTask(TaskData(self.data.class_names, tuple(counts.tolist())))
         self.language_model = self._new_language_model()
         with RandomState.seeded(settings.seed).active():
             head = task.new_head(settings.model.width).to(self.device)
@@ -115,12 +113,12 @@ class GuidedText(Recipe):
                 ("mask", self.data.mask, self.masking),
             )
         )
-        levels, both = settings.levels, settings.paths == "both"
+        levels, through_encoder = settings.levels, settings.paths == "both"
         self.pretraining_updates = settings.steps * levels.finetune.steps * levels.pretrain.steps
         options: dict[str, Any] = {"weights": mask.weights, "gradient": mask.gradient, "guidance": mask.guidance}
         self.graph = Graph(
             MaskedPretrain("pretrain", self.language_model, policy=mask.new_policy(), **options, **lower),
-            Finetune("finetune", head, task=task, through_encoder=both, **middle),
+            Finetune("finetune", head, task=task, through_encoder=through_encoder, **middle),
             MaskLearning("mask", self.masking, task=task, entropy_bonus=mask.entropy_bonus, **upper),
             approximate=settings.approximate,
         )
@@ -129,14 +127,14 @@ class GuidedText(Recipe):
         """``signal_auc``: how well the masking network's probabilities tell the words that show the class from the
         others, where those are known: ROC AUC over the words of the test texts. ``signal_gap``: their mean probability
         less that of the others. ``test_accuracy`` of linear probes of encoders after as many updates."""
-        found: dict[str, Any] = {}
+        findings: dict[str, Any] = {}
         words = self.data.test.words
         if self.data.signal is not None:
             with torch.no_grad():
                 probabilities = self.masking(words.to(self.device)).sigmoid().cpu()[words != PADDING].double()
             signal = self.data.signal[words[words != PADDING]]
-            found["signal_auc"] = float(roc_auc_score(signal, probabilities))
-            found["signal_gap"] = float(probabilities[signal].mean() - probabilities[~signal].mean())
+            findings["signal_auc"] = float(roc_auc_score(signal, probabilities))
+            findings["signal_gap"] = float(probabilities[signal].mean() - probabilities[~signal].mean())
         if self.settings.evaluate:
             encoders = {
                 "guided masks": self.language_model,
@@ -144,8 +142,8 @@ class GuidedText(Recipe):
                 "untrained encoder": self._new_language_model(),
             }
             scores = {name: self._probed(self._features(model)) for name, model in encoders.items()}
-            found["test_accuracy"] = {**scores, "counts of words": self._probed(self._counts)}
-        return found
+            findings["test_accuracy"] = {**scores, "counts of words": self._probed(self._counts)}
+        return findings
 
     def _pretrained(self, policy: MaskPolicy) -> MaskedLanguageModel:
         """A language model pretrained with the masks of a policy that needs no other level, for as many updates."""
@@ -164,7 +162,7 @@ class GuidedText(Recipe):
     def _features(self, model: MaskedLanguageModel) -> Features:
         def features(part: TextPart) -> np.ndarray:
             with torch.no_grad():
-                return np.concatenate([model.features(some.to(self.device)).cpu() for some in part.words.split(500)])
+                return np.concatenate([model.features(batch.to(self.device)).cpu() for batch in part.words.split(500)])
 
         return features
 

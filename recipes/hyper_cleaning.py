@@ -17,18 +17,13 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from multilevel.levels.classification import (
-    Classification,
-    WeightedClassification,
-    accuracy,
-    multilayer_perceptron,
-)
+from multilevel.levels.classification import Classification, WeightedClassification, accuracy, multilayer_perceptron
 from multilevel.problems import Engine, Graph
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.data.tensors import batches, tensors
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
 from multilevel.solvers.ranges import Above, AtLeast, Below
 
 
@@ -74,17 +69,15 @@ class HyperCleaning(Recipe):
     settings: HyperCleaningSettings
 
     def __init__(self, settings: HyperCleaningSettings) -> None:
-        settings.validate()
-        self.settings, size = settings, settings.data.batch_size
-        self.device = chosen_device(settings.device)
-        data = load_data(settings.data)
+        super().__init__(settings)
+        data, size = load_data(settings.data), settings.data.batch_size
         self.classes = len(data.class_names)
         self.inputs, labels = tensors(data, data.finetune)
         self.held_out, self.test = tensors(data, data.mask), tensors(data, data.test)
         with RandomState.seeded(settings.seed).active():
             self.wrong = torch.rand(len(labels)) < settings.noise
-            others = (labels + torch.randint(1, self.classes, labels.shape)) % self.classes
-        self.labels = torch.where(self.wrong, others, labels)
+            wrong_labels = (labels + torch.randint(1, self.classes, labels.shape)) % self.classes
+        self.labels = torch.where(self.wrong, wrong_labels, labels)
         self.weights = SampleWeights(len(labels)).to(self.device)
         classifier = self._new_classifier()
         training = batches(self.inputs, self.labels, torch.arange(len(labels)), size=size)
@@ -102,17 +95,18 @@ class HyperCleaning(Recipe):
         trained on the samples with a weight above 0.5, on all, and on those with right labels; each on the held-out
         ones as well."""
         weights = self.weights.logits.detach().cpu()
-        found: dict[str, Any] = {"separation_auc": float(roc_auc_score(~self.wrong, weights))}
+        findings: dict[str, Any] = {"separation_auc": float(roc_auc_score(~self.wrong, weights))}
         if self.settings.evaluate:
-            kept = {"cleaned": weights > 0, "no cleaning": self.wrong | True, "only clean (oracle)": ~self.wrong}
-            found["test_accuracy"] = {name: accuracy(self._trained(some), *self.test) for name, some in kept.items()}
-        return found
+            subsets = {"cleaned": weights > 0, "no cleaning": self.wrong | True, "only clean (oracle)": ~self.wrong}
+            classifiers = {name: self._trained(subset) for name, subset in subsets.items()}
+            findings["test_accuracy"] = {name: accuracy(model, *self.test) for name, model in classifiers.items()}
+        return findings
 
-    def _trained(self, kept: Tensor) -> nn.Module:
+    def _trained(self, subset: Tensor) -> nn.Module:
         """A classifier trained on some of the samples and the held-out ones, for as many updates as the recipe's."""
         settings, classifier = self.settings, self._new_classifier()
-        inputs = torch.cat([self.inputs[kept], self.held_out[0]])
-        data = batches(inputs, torch.cat([self.labels[kept], self.held_out[1]]), size=settings.data.batch_size)
+        inputs = torch.cat([self.inputs[subset], self.held_out[0]])
+        data = batches(inputs, torch.cat([self.labels[subset], self.held_out[1]]), size=settings.data.batch_size)
         problem = Classification("classify", classifier, data=data, **self.update_arguments("classify", classifier))
         Engine(Graph(problem), seed=settings.seed).run(settings.steps * settings.levels.classify.steps)
         return classifier

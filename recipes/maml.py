@@ -44,7 +44,7 @@ from multilevel.problems.batches import to_device
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.few_shot import ClassTasks, Sinusoids, TaskSizes, held_out_combinations
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
 from multilevel.solvers.ranges import Count, NonNegative, OneOf, require
 
 TASKS = ("sinusoids", "digits", "new_digits")
@@ -91,8 +91,8 @@ class MamlSettings(RunSettings):
     def validate(self) -> None:
         """Raise SettingError for the first setting that cannot work."""
         super().validate()
-        few = self.shots + self.queries <= FEWEST
-        require("shots", self.shots, self.tasks == "sinusoids" or few, f"with the queries at most {FEWEST} of a class")
+        fits = self.shots + self.queries <= FEWEST
+        require("shots", self.shots, self.tasks == "sinusoids" or fits, f"with the queries at most {FEWEST} of a class")
 
 
 class Maml(Recipe):
@@ -103,9 +103,7 @@ class Maml(Recipe):
     settings: MamlSettings
 
     def __init__(self, settings: MamlSettings) -> None:
-        settings.validate()
-        self.settings = settings
-        self.device = chosen_device(settings.device)
+        super().__init__(settings)
         self.error: Error = F.mse_loss if settings.tasks == "sinusoids" else F.cross_entropy
         tasks = self._tasks("train", settings.tasks_per_step)
         self.network = self._new_network()
@@ -123,11 +121,11 @@ class Maml(Recipe):
     def findings(self) -> dict[str, Any]:
         """Error on held-out tasks (mean squared, or share of wrong answers) after steps of adaptation, from the learned
         parameters, from those of training on all tasks together as often, and from random ones."""
-        found: dict[str, Any] = {"held_out_error": {"meta-learned": self._judged(self.network)}}
+        findings: dict[str, Any] = {"held_out_error": {"meta-learned": self._judged(self.network)}}
         if self.settings.evaluate:
-            found["held_out_error"]["pooled"] = self._judged(self._pooled())
-            found["held_out_error"]["random"] = self._judged(self._new_network())
-        return found
+            findings["held_out_error"]["pooled"] = self._judged(self._pooled())
+            findings["held_out_error"]["random"] = self._judged(self._new_network())
+        return findings
 
     def _judged(self, network: SharedNetwork) -> dict[str, float]:
         """By steps; at the rate that is best on training tasks after as many as the recipe's."""
@@ -165,9 +163,9 @@ class Maml(Recipe):
         """The tasks of a round, on the recipe's device."""
         settings = self.settings
         sizes, key = TaskSizes(tasks=count, shots=settings.shots, queries=settings.queries), f"{settings.seed}/{split}"
-        made = Sinusoids(sizes, key) if settings.tasks == "sinusoids" else self._digit_tasks(sizes, key, split)
+        tasks = Sinusoids(sizes, key) if settings.tasks == "sinusoids" else self._digit_tasks(sizes, key, split)
         # a round's tasks are asked for by each of its updates
-        return lru_cache(maxsize=1)(lambda number: to_device(made(number), self.device))
+        return lru_cache(maxsize=1)(lambda number: to_device(tasks(number), self.device))
 
     def _digit_tasks(self, sizes: TaskSizes, key: str, split: str) -> ClassTasks:
         """Held-out tasks have images and combinations of classes, or else classes, that training has not seen."""

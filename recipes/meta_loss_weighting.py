@@ -29,7 +29,7 @@ from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.data.tensors import batches, some_of_each_class, tensors
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
 from multilevel.solvers.ranges import Count, require
 
 
@@ -66,19 +66,18 @@ class MetaLossWeighting(Recipe):
     settings: MetaLossWeightingSettings
 
     def __init__(self, settings: MetaLossWeightingSettings) -> None:
-        settings.validate()
-        self.settings = settings
-        self.device = chosen_device(settings.device)
+        super().__init__(settings)
         data = load_data(settings.data)
         self.classes = len(data.class_names)
         self.images, labels = tensors(data, data.finetune)
-        fewest, asked = int(torch.bincount(labels, minlength=self.classes).min()), settings.labels_per_class
-        require("labels_per_class", asked, asked <= fewest, f"at most {fewest}, as many as every class has images")
+        fewest, per_class = int(torch.bincount(labels, minlength=self.classes).min()), settings.labels_per_class
+        expected = f"at most {fewest}, as many as every class has images"
+        require("labels_per_class", per_class, per_class <= fewest, expected)
         with RandomState.seeded(settings.seed).active():
             self.random_labels = torch.randint(self.classes, labels.shape)
             order = torch.randperm(len(labels))
-        few = some_of_each_class(labels, order, asked)
-        self.labelled = self.images[few], labels[few]
+        positions = some_of_each_class(labels, order, per_class)
+        self.labelled = self.images[positions], labels[positions]
         self.held_out, self.test = tensors(data, data.mask), tensors(data, data.test)
         network = self._new_network(settings.seed)
         self.weights = Positive(torch.ones(len(AUXILIARY_TASKS))).to(self.device)
@@ -93,14 +92,14 @@ class MetaLossWeighting(Recipe):
         """The weights, and the mean test accuracy of new networks trained with them, with the main loss only and with
         equal weights: on the few labels, and on the held-out ones as well."""
         learned = self.weights().detach()
-        found: dict[str, Any] = {"weights": dict(zip(AUXILIARY_TASKS, learned.tolist(), strict=True))}
+        findings: dict[str, Any] = {"weights": dict(zip(AUXILIARY_TASKS, learned.tolist(), strict=True))}
         if self.settings.evaluate:
             ways = {"learned weights": learned, "main loss only": 0 * learned, "equal weights": learned**0}
             images, labels = (torch.cat(pair) for pair in zip(self.labelled, self.held_out, strict=True))
             labelled = {"test_accuracy": self.labelled, "test_accuracy_with_the_held_out_labels": (images, labels)}
-            for table, some in labelled.items():
-                found[table] = {name: self.mean_accuracy(weights, *some) for name, weights in ways.items()}
-        return found
+            for table, samples in labelled.items():
+                findings[table] = {name: self.mean_accuracy(weights, *samples) for name, weights in ways.items()}
+        return findings
 
     def mean_accuracy(self, weights: Tensor, images: Tensor, labels: Tensor) -> float:
         """On the test images, of networks trained on some labels with fixed weights, for as many updates as the
@@ -116,9 +115,9 @@ class MetaLossWeighting(Recipe):
 
     def _training(self, images: Tensor, labels: Tensor) -> DataLoader:
         """Batches of all training images, each with a labelled one; those come round again and again."""
-        which = torch.arange(len(self.images)) % len(labels)
+        positions = torch.arange(len(self.images)) % len(labels)
         return batches(
-            self.images, self.random_labels, images[which], labels[which], size=self.settings.data.batch_size
+            self.images, self.random_labels, images[positions], labels[positions], size=self.settings.data.batch_size
         )
 
     def _new_network(self, seed: int) -> MultiTaskNetwork:

@@ -34,7 +34,7 @@ from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.data.tensors import batches, tensors
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
 from multilevel.solvers.ranges import AtLeast, PositiveNumber
 
 SEARCHED = (1e-5, 1.0)  # penalties that the searches compared with draw from, evenly in their logarithm
@@ -71,17 +71,15 @@ class Regularization(Recipe):
     settings: RegularizationSettings
 
     def __init__(self, settings: RegularizationSettings) -> None:
-        settings.validate()
-        self.settings, size = settings, settings.data.batch_size
-        device = chosen_device(settings.device)
-        data = load_data(settings.data)
+        super().__init__(settings)
+        data, size = load_data(settings.data), settings.data.batch_size
         self.classes = len(data.class_names)
         with RandomState.seeded(settings.seed).active():
             parts = [tensors(data, part) for part in (data.finetune, data.mask, data.test)]
             self.training, self.held_out, self.test = [(self._with_noise(images), labels) for images, labels in parts]
             self.inputs = self.training[0].shape[1]
-            classifier = nn.Linear(self.inputs, self.classes).to(device)
-        self.penalties = Positive(torch.full((self.classes, self.inputs), settings.initial_penalty)).to(device)
+            classifier = nn.Linear(self.inputs, self.classes).to(self.device)
+        self.penalties = Positive(torch.full((self.classes, self.inputs), settings.initial_penalty)).to(self.device)
         lower = self.update_arguments("classify", classifier)
         upper = self.update_arguments("regularize", self.penalties)
         training, held_out = batches(*self.training, size=size), batches(*self.held_out, size=size)
@@ -95,7 +93,7 @@ class Regularization(Recipe):
         best penalties, by held-out loss, that searches find for at least as many gradients of the training loss."""
         learned, noise = self.penalties().detach().cpu(), self.settings.noise_inputs
         kinds = {"pixels": learned[:, : self.inputs - noise], "noise": learned[:, self.inputs - noise :]}
-        means = {kind: float(some.log().mean().exp()) for kind, some in kinds.items() if some.numel()}
+        means = {kind: float(penalties.log().mean().exp()) for kind, penalties in kinds.items() if penalties.numel()}
         if not self.settings.evaluate:
             return {"mean_penalty": means}
         cost = self.settings.steps * self.gradients_per_step()
@@ -130,9 +128,9 @@ class Regularization(Recipe):
         while spent < cost:
             penalties = low * (high / low) ** next(exponents)
             classifier, gradients = fit_penalized(*self.training, penalties)
-            tried.append((cross_entropy(classifier, *self.held_out), penalties))
+            tried.append((classifier_loss(classifier, *self.held_out), penalties))
             spent += gradients
-        _, best = min(tried, key=lambda one: one[0])
+        _, best = min(tried, key=lambda trial: trial[0])
         return self._scores(best) | {"gradients": spent, "penalties_tried": len(tried)}
 
     def _scores(self, penalties: Tensor) -> dict[str, Any]:
@@ -141,9 +139,9 @@ class Regularization(Recipe):
         inputs, labels = (torch.cat(pair) for pair in zip(self.training, self.held_out, strict=True))
         refitted, _ = fit_penalized(inputs, labels, penalties)
         return {
-            "held_out_loss": cross_entropy(classifier, *self.held_out),
+            "held_out_loss": classifier_loss(classifier, *self.held_out),
             "held_out_accuracy": accuracy(classifier, self.held_out[0].double(), self.held_out[1]),
-            "test_loss": cross_entropy(classifier, *self.test),
+            "test_loss": classifier_loss(classifier, *self.test),
             "test_accuracy": accuracy(classifier, self.test[0].double(), self.test[1]),
             "refitted_test_accuracy": accuracy(refitted, self.test[0].double(), self.test[1]),
         }
@@ -162,7 +160,7 @@ class Spent(Callback):
         self.total += sum(report.evaluations + 2 * report.products for report in update.solves.values())
 
 
-def cross_entropy(classifier: nn.Linear, inputs: Tensor, classes: Tensor) -> float:
+def classifier_loss(classifier: nn.Linear, inputs: Tensor, classes: Tensor) -> float:
     """Mean loss of a classifier that ``fit_penalized`` made, over inputs [N, inputs] of classes int64 [N]."""
     with torch.no_grad():
         return float(F.cross_entropy(classifier(inputs.double()), classes))

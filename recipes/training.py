@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from multilevel.recipes.settings import OPTIMIZERS, SCHEDULES, LevelSettings, LowerLevelSettings
@@ -37,11 +36,11 @@ def level_arguments(
     updates = steps
     for level in list(levels)[list(levels).index(name) : -1]:
         updates *= levels[level].steps
-    own = settings.solver if isinstance(settings, LowerLevelSettings) else None
+    level_solver = settings.solver if isinstance(settings, LowerLevelSettings) else None
     return {
         "optimizer": optimizer,
-        "scheduler": _scheduler(settings, optimizer, updates),
-        "solver": _solver(f"levels.{name}.solver", own) if own else _solver("solver", solver),
+        "scheduler": get_scheduler(SCHEDULES[settings.schedule], optimizer, round(settings.warmup * updates), updates),
+        "solver": _solver(f"levels.{name}.solver", level_solver) if level_solver else _solver("solver", solver),
         "steps": settings.steps,
         "clip_norm": settings.clip_norm,
         "accumulate": settings.accumulate,
@@ -52,22 +51,17 @@ def level_arguments(
 def _optimizer(settings: LevelSettings, module: nn.Module) -> torch.optim.Optimizer:
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [one for one in trained if one.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [one for one in trained if one.ndim <= 1], "weight_decay": 0.0},
+        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
     ]
     # fused: one pass over each parameter, on the CPU as well
     return OPTIMIZERS[settings.optimizer](groups, lr=settings.learning_rate, fused=True)  # type: ignore[call-arg]
 
 
-def _scheduler(settings: LevelSettings, optimizer: torch.optim.Optimizer, updates: int) -> LRScheduler:
-    warmup = round(settings.warmup * updates)
-    return get_scheduler(SCHEDULES[settings.schedule], optimizer, warmup, updates)
-
-
 def _solver(setting: str, options: Mapping[str, Any]) -> Solver:
-    others = {key: value for key, value in options.items() if key != "name"}
+    arguments = {key: value for key, value in options.items() if key != "name"}
     try:
-        return build(setting, SOLVERS, options["name"], others)
+        return build(setting, SOLVERS, options["name"], arguments)
     except SettingError as error:  # a solver does not know where its settings stand
-        place = setting + error.setting.removeprefix("solver") if error.setting.startswith("solver.") else error.setting
-        raise SettingError(place, error.got, error.expected) from None
+        name = setting + error.setting.removeprefix("solver") if error.setting.startswith("solver.") else error.setting
+        raise SettingError(name, error.got, error.expected) from None

@@ -32,7 +32,7 @@ from multilevel.problems.batches import to_device
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.data.tensors import tensors
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
 from multilevel.solvers.ranges import PositiveNumber
 
 FIXED = (0.001, 0.01, 0.1, 1.0)  # weight decays that the learned one is compared with
@@ -73,14 +73,12 @@ class TrilevelAdversarial(Recipe):
     settings: TrilevelSettings
 
     def __init__(self, settings: TrilevelSettings) -> None:
-        settings.validate()
-        self.settings = settings
-        self.device = chosen_device(settings.device)
+        super().__init__(settings)
         data = load_data(settings.data)
         self.classes = len(data.class_names)
         parts = [tensors(data, part) for part in (data.finetune, data.mask)]
-        inputs, labels = (torch.cat(some) for some in zip(*parts, strict=True))
-        self.training, self.held_out = torch.arange(len(labels)).split([len(some) for _, some in parts])
+        inputs, labels = (torch.cat(pair) for pair in zip(*parts, strict=True))
+        self.training, self.held_out = torch.arange(len(labels)).split([len(part_labels) for _, part_labels in parts])
         self.inputs, self.labels = inputs.to(self.device), labels.to(self.device)
         self.test = to_device(tensors(data, data.test), self.device)
         self.decay = Positive(torch.tensor(settings.start)).to(self.device)
@@ -95,27 +93,27 @@ class TrilevelAdversarial(Recipe):
         accuracy of images as they are, and where no perturbation within the radius may change the answer. Beside it
         weight decays fixed beforehand, with the adversary and without one."""
         learned = self.decay().item()
-        found: dict[str, Any] = {"weight_decay": learned, "held_out_loss": {}, "clean_accuracy": {}}
-        found["robust_accuracy"] = {}
-        self._judge(found, "learned", self.graph)
+        findings: dict[str, Any] = {"weight_decay": learned, "held_out_loss": {}, "clean_accuracy": {}}
+        findings["robust_accuracy"] = {}
+        self._judge(findings, "learned", self.graph)
         if self.settings.evaluate:
             for decay in FIXED:
-                self._judge(found, f"fixed at {decay:g}", self._trained(decay, adversarial=True))
+                self._judge(findings, f"fixed at {decay:g}", self._trained(decay, adversarial=True))
             for decay in (*FIXED, learned):
-                self._judge(found, f"no adversary, {decay:.3g}", self._trained(decay, adversarial=False))
-        return found
+                self._judge(findings, f"no adversary, {decay:.3g}", self._trained(decay, adversarial=False))
+        return findings
 
-    def _judge(self, found: dict[str, Any], name: str, graph: Graph) -> None:
+    def _judge(self, findings: dict[str, Any], name: str, graph: Graph) -> None:
         modules: dict[str, Any] = {level: problem.module for level, problem in graph.problems.items()}
         distances = modules["classify"].distances(*self.test)
-        found["clean_accuracy"][name] = (distances > 0).double().mean().item()
-        found["robust_accuracy"][name] = (distances > self.settings.radius).double().mean().item()
+        findings["clean_accuracy"][name] = (distances > 0).double().mean().item()
+        findings["robust_accuracy"][name] = (distances > self.settings.radius).double().mean().item()
         if "adversary" in modules:
             with torch.no_grad():
                 clean, robust = selection_losses(
                     modules["classify"], modules["adversary"], *self._batch(self.held_out)[0]
                 )
-            found["held_out_loss"][name] = (clean + robust).item()
+            findings["held_out_loss"][name] = (clean + robust).item()
 
     def _trained(self, decay: float, adversarial: bool) -> Graph:
         """The levels below, trained for as many updates as the recipe's, their weight decay fixed."""

@@ -13,7 +13,7 @@ from multilevel.__main__ import COMMANDS
 from multilevel.commands.evaluate import evaluation_config
 from multilevel.commands.export import ExportSettings
 from multilevel.commands.predict import PredictSettings
-from multilevel.compare.command import Comparison
+from multilevel.compare.command import CompareSettings
 from multilevel.configuration.command_line import read
 from multilevel.configuration.composition import changed, compose_config, typed_settings
 from multilevel.levels.masks import POLICIES
@@ -58,7 +58,7 @@ def composes(settings):
 
 
 def compares(words):
-    composes(Comparison.parsed(words).settings)
+    composes(CompareSettings.parsed(words).settings)
 
 
 def studies(words):
@@ -76,7 +76,7 @@ def exports(words):
 
 
 def labels(words):
-    read("predict", words, PredictSettings, words=True, others=False)
+    read("predict", words, PredictSettings, words=True, recipe=False)
 
 
 def names_recipes(words):

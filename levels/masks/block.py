@@ -46,5 +46,5 @@ class Block(MaskPolicy):
 
 def _covered(start: Tensor, length: Tensor, side: int) -> Tensor:
     """Which of ``side`` positions lie in a range: start and length [...] to bool [..., side]."""
-    place = torch.arange(side, device=start.device)
-    return (place >= start[..., None]) & (place < (start + length)[..., None])
+    position = torch.arange(side, device=start.device)
+    return (position >= start[..., None]) & (position < (start + length)[..., None])

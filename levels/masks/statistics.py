@@ -37,21 +37,21 @@ def mask_statistics(probabilities: Tensor, hidden: Tensor, counted: Tensor) -> d
         (1.0, 0.5)
     """
     images = counted.sum()
-    patches, each = hidden.shape[1], int(hidden[0].sum())
+    patches, hidden_count = hidden.shape[1], int(hidden[0].sum())
     weights = probabilities.double() * counted[:, None]
     by_image = weights / weights.sum(1, keepdim=True).clamp(min=1e-300)
     by_patch = weights / weights.sum(0, keepdim=True).clamp(min=1e-300)
     counts = (hidden & counted[:, None]).sum(0).double()
     pairs = (images * (images - 1)).clamp(min=1)
-    overlap = (counts * (counts - 1)).sum() / (pairs * each)
-    ratio = each / patches
-    several = images > 1
+    overlap = (counts * (counts - 1)).sum() / (pairs * hidden_count)
+    ratio = hidden_count / patches
+    comparable = images > 1
     return {
         "entropy_over_patches": torch.special.entr(by_image).sum() / images.clamp(min=1) / math.log(patches),
         "entropy_over_images": torch.special.entr(by_patch).sum() / patches / images.clamp(min=2).log(),
         "never_hidden": (counts == 0).double().mean(),
-        "overlap": overlap * several,
-        "excess_overlap": (overlap - ratio) / (1 - ratio) * several,
+        "overlap": overlap * comparable,
+        "excess_overlap": (overlap - ratio) / (1 - ratio) * comparable,
     }
 
 

@@ -11,20 +11,10 @@ import torch
 from transformers import AutoConfig, ViTMAEConfig, ViTMAEForPreTraining
 from transformers.utils import logging
 
-from multilevel.levels.models.masked_autoencoder import initialize
+from multilevel.levels.models.masked_autoencoder import initialize_weights
 from multilevel.solvers import SettingError
 
 EXPECTED = "a folder, or a name on the Hugging Face hub, of a ViTMAEForPreTraining checkpoint"
-#: Sizes as the settings of a model call them, and as transformers' configuration does.
-SIZES = {
-    "patch_size": "patch_size",
-    "width": "hidden_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "decoder_width": "decoder_hidden_size",
-    "decoder_depth": "decoder_num_hidden_layers",
-    "decoder_heads": "decoder_num_attention_heads",
-}
 POSITIONS = ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed")
 
 
@@ -67,7 +57,7 @@ def load_autoencoder(name: str, image_size: int, mask_ratio: float) -> ViTMAEFor
     config = copy.deepcopy(mae.config)
     config.image_size, config.mask_ratio, config.norm_pix_loss = image_size, mask_ratio, True
     resized = ViTMAEForPreTraining(config)
-    initialize(resized)
+    initialize_weights(resized)
     weights = mae.state_dict()
     if mae.config.image_size != image_size:
         weights = {key: value for key, value in weights.items() if key not in POSITIONS}

@@ -10,6 +10,17 @@ from multilevel.levels.models.attention import use_attention
 from multilevel.problems.evaluation.precision import at_least_float32
 from multilevel.problems.evaluation.rematerialization import rematerialize
 
+#: Sizes as the settings of a model call them, and as transformers' configuration does.
+SIZES = {
+    "patch_size": "patch_size",
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "decoder_width": "decoder_hidden_size",
+    "decoder_depth": "decoder_num_hidden_layers",
+    "decoder_heads": "decoder_num_attention_heads",
+}
+
 
 class MaskedAutoencoder(nn.Module):
     """ViTMAEForPreTraining (He et al. 2022) with the masking order given, and its encoder on all patches.
@@ -27,38 +38,27 @@ class MaskedAutoencoder(nn.Module):
         self.width = mae.config.hidden_size
 
     @classmethod
-    def of_size(
-        cls,
-        *,
-        image_size: int,
-        channels: int,
-        patch_size: int,
-        width: int,
-        depth: int,
-        heads: int,
-        decoder_width: int,
-        decoder_depth: int,
-        decoder_heads: int,
-        mask_ratio: float,
-    ) -> MaskedAutoencoder:
-        """A freshly initialized model; feed-forward layers are 4 times as wide as their block."""
+    def of_size(cls, *, image_size: int, channels: int, mask_ratio: float, **sizes: int) -> MaskedAutoencoder:
+        """A freshly initialized model; feed-forward layers are 4 times as wide as their block.
+
+        Args:
+            image_size: pixels a side.
+            channels: of the images.
+            mask_ratio: share of the patches that is hidden.
+            sizes: ``patch_size``, ``width``, ``depth``, ``heads``, ``decoder_width``, ``decoder_depth`` and
+                ``decoder_heads``.
+        """
         config = ViTMAEConfig(
             image_size=image_size,
             num_channels=channels,
-            patch_size=patch_size,
-            hidden_size=width,
-            num_hidden_layers=depth,
-            num_attention_heads=heads,
-            intermediate_size=4 * width,
-            decoder_hidden_size=decoder_width,
-            decoder_num_hidden_layers=decoder_depth,
-            decoder_num_attention_heads=decoder_heads,
-            decoder_intermediate_size=4 * decoder_width,
+            intermediate_size=4 * sizes["width"],
+            decoder_intermediate_size=4 * sizes["decoder_width"],
             mask_ratio=mask_ratio,
             norm_pix_loss=True,
+            **{attribute: sizes[name] for name, attribute in SIZES.items()},
         )
         mae = ViTMAEForPreTraining(config)
-        initialize(mae)
+        initialize_weights(mae)
         return cls(mae)
 
     def rematerialize_blocks(self) -> None:
@@ -80,8 +80,8 @@ class MaskedAutoencoder(nn.Module):
         patches = self._embed(images)
         if gate is not None:
             patches = patches * gate[..., None]
-        seen, hidden, order = self.mae.vit.embeddings.random_masking(patches, scores)
-        tokens = self.mae.vit.layernorm(self._through(self.mae.vit.layers, self._with_class_token(seen)))
+        visible, hidden, order = self.mae.vit.embeddings.random_masking(patches, scores)
+        tokens = self.mae.vit.layernorm(self._through(self.mae.vit.layers, self._with_class_token(visible)))
         return self.mae.decoder(tokens, order).logits, hidden
 
     def targets(self, images: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class MaskedAutoencoder(nn.Module):
         return tokens
 
 
-def initialize(mae: ViTMAEForPreTraining) -> None:
+def initialize_weights(mae: ViTMAEForPreTraining) -> None:
     """Initial weights as in the MAE paper's code: fixed sine-cosine positions, Xavier-uniform linear layers.
 
     transformers 5.23 by itself leaves every position embedding at 0: it takes the embeddings for initialized once

@@ -82,9 +82,9 @@ class MaskedLanguageModel(nn.Module):
         """
         tokens = self._through(self.bert.bert.embeddings.word_embeddings(words), words)
         first, tokens = tokens[:, :1], tokens[:, 1:]
-        seen = (words != PADDING)[..., None]
-        mean = (tokens * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True)
-        return torch.cat([first, torch.where(seen, tokens, mean)], dim=1)
+        is_word = (words != PADDING)[..., None]
+        mean = (tokens * is_word).sum(1, keepdim=True) / is_word.sum(1, keepdim=True)
+        return torch.cat([first, torch.where(is_word, tokens, mean)], dim=1)
 
     def _through(self, embedded: Tensor, words: Tensor) -> Tensor:
         """The encoder on embedded words [B, L, width], its class token before them: [B, 1 + L, width]."""
@@ -121,7 +121,7 @@ class WordMaskingNetwork(nn.Module):
 
     def forward(self, words: Tensor) -> Tensor:
         """int64 [B, L] to logits [B, L]; those of padding are meaningless."""
-        embedded, seen = F.gelu(self.embed(words) + self.position), (words != PADDING)[..., None]
-        context = ((embedded * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True)).expand_as(embedded)
+        embedded, is_word = F.gelu(self.embed(words) + self.position), (words != PADDING)[..., None]
+        context = ((embedded * is_word).sum(1, keepdim=True) / is_word.sum(1, keepdim=True)).expand_as(embedded)
         mixed = F.gelu(self.mix(torch.cat([embedded, context], dim=-1)))
         return at_least_float32(self.logit(mixed).squeeze(-1)) / self.temperature

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from multilevel.solvers import DataError
 
+METRICS = ("average_precision", "average_precision_50")
+
 
 def average_precision(
     detections: Sequence[Tensor], targets: Tensor, class_names: Sequence[str], image_size: int
@@ -35,28 +37,25 @@ def average_precision(
     truth = [_annotation(image, row) for image, boxes in enumerate(targets) for row in boxes if row[4] >= 0]
     if not truth:
         raise DataError("no image of the split has a box: average precision is not defined")
-    found = [
+    answers = [
         {**_annotation(image, row), "score": float(row[5])} for image, rows in enumerate(detections) for row in rows
     ]
     coco = COCO()
     coco.dataset = {
         "info": {},
         "images": [{"id": image, "width": image_size, "height": image_size} for image in range(len(targets))],
-        "annotations": [{"id": number, **one} for number, one in enumerate(truth, 1)],  # 0 would count as unmatched
+        "annotations": [{"id": number, **box} for number, box in enumerate(truth, 1)],  # 0 would count as unmatched
         "categories": [{"id": number, "name": name} for number, name in enumerate(class_names)],
     }
-    if not found:
-        return {"average_precision": 0.0, "average_precision_50": 0.0}
+    if not answers:
+        return dict.fromkeys(METRICS, 0.0)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes(found), "bbox")
+        evaluation = COCOeval(coco, coco.loadRes(answers), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return {
-        "average_precision": float(evaluation.stats[0]),
-        "average_precision_50": float(evaluation.stats[1]),
-    }
+    return {name: float(value) for name, value in zip(METRICS, evaluation.stats[:2], strict=True)}
 
 
 def _annotation(image: int, row: Tensor) -> dict[str, Any]:

@@ -29,8 +29,8 @@ def non_maximum_suppression(boxes: Tensor, scores: Tensor, overlap: float) -> Te
     """
     order = scores.argsort(descending=True, stable=True)
     conflicts = (overlaps(boxes[order], boxes[order]) > overlap).tolist()
-    kept: list[int] = []
+    chosen: list[int] = []
     for number, row in enumerate(conflicts):
-        if not any(row[better] for better in kept):
-            kept.append(number)
-    return order[kept]
+        if not any(row[better] for better in chosen):
+            chosen.append(number)
+    return order[chosen]

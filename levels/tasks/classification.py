@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Annotated
 
-from sklearn.metrics import balanced_accuracy_score, f1_score
+import numpy as np
+from sklearn.metrics import accuracy_score, f1_score, recall_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,7 +14,7 @@ from multilevel.levels.tasks.losses import LossName, class_weights
 from multilevel.problems.evaluation.precision import at_least_float32
 from multilevel.solvers.ranges import OneOf, check_value
 
-METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
+CLASSIFICATION_METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 
 
 class PooledLinear(nn.Module):
@@ -28,7 +28,7 @@ class PooledLinear(nn.Module):
         return self.linear(tokens[:, 1:].mean(1))
 
 
-class Classification(Task):
+class ClassificationTask(Task):
     """Cross-entropy; outputs are logits [B, classes], targets labels int64 [B] or probabilities [B, classes].
 
     Args:
@@ -41,7 +41,7 @@ class Classification(Task):
         SettingError: an unknown loss or metric.
     """
 
-    metric_names = METRICS
+    metric_names = CLASSIFICATION_METRICS
     protocols = ("linear_probe", "knn")
     soft_targets = True
 
@@ -50,7 +50,7 @@ class Classification(Task):
         check_value("task.loss", loss, LossName)
         balanced = loss == "balanced_cross_entropy"
         self.headline = metric if metric is not None else "balanced_accuracy" if balanced else "accuracy"
-        check_value("task.metric", self.headline, Annotated[str, OneOf(*METRICS)])
+        check_value("task.metric", self.headline, Annotated[str, OneOf(*CLASSIFICATION_METRICS)])
         self.weights = class_weights(data.counts) if balanced else None
 
     def new_head(self, width: int) -> nn.Module:
@@ -64,13 +64,20 @@ class Classification(Task):
         return F.cross_entropy(logits, targets, weights), {"accuracy": accuracy}
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """accuracy, balanced_accuracy and macro_f1, as scikit-learn defines them."""
-        predicted, truth = outputs.argmax(1).numpy(), targets.numpy()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "y_pred contains classes not in y_true")  # expected of small splits
-            balanced = balanced_accuracy_score(truth, predicted)
-        return {
-            "accuracy": float((predicted == truth).mean()),
-            "balanced_accuracy": float(balanced),
-            "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0)),
-        }
+        """See ``classification_metrics``."""
+        return classification_metrics(targets.numpy(), outputs.argmax(1).numpy())
+
+
+def classification_metrics(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Accuracy, balanced accuracy (mean recall of the classes that occur) and macro F1, by scikit-learn.
+
+    Args:
+        labels: int64 [N].
+        predicted: int64 [N].
+    """
+    # recall_score in place of balanced_accuracy_score: the same number, without a warning where a class that does not
+    # occur is predicted
+    balanced = recall_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)
+    f1 = f1_score(labels, predicted, average="macro", zero_division=0)
+    values = (accuracy_score(labels, predicted), balanced, f1)
+    return {name: float(value) for name, value in zip(CLASSIFICATION_METRICS, values, strict=True)}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multilevel.levels.tasks.average_precision import average_precision
+from multilevel.levels.tasks.average_precision import METRICS, average_precision
 from multilevel.levels.tasks.base import Task, TaskData
 from multilevel.levels.tasks.boxes import non_maximum_suppression
 from multilevel.problems.evaluation.precision import at_least_float32
@@ -56,7 +56,7 @@ class Detection(Task):
 
     targets = "boxes"
     headline = "average_precision"
-    metric_names = ("average_precision", "average_precision_50")
+    metric_names = METRICS
 
     def __init__(self, data: TaskData, overlap: float = 0.5) -> None:
         super().__init__(data)
@@ -71,10 +71,10 @@ class Detection(Task):
 
     def criterion(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         outputs = at_least_float32(outputs)
-        wanted, objects = self.encode(targets.to(outputs.dtype))
+        numbers, objects = self.encode(targets.to(outputs.dtype))
         responsible = objects.any(2, keepdim=True)
         objectness = F.binary_cross_entropy_with_logits(outputs[..., 4:], objects.to(outputs.dtype), reduction="sum")
-        distance = (F.smooth_l1_loss(outputs[..., :4], wanted, reduction="none") * responsible).sum()
+        distance = (F.smooth_l1_loss(outputs[..., :4], numbers, reduction="none") * responsible).sum()
         objectness, distance = objectness / len(outputs), distance / len(outputs)
         return objectness + distance, {"objectness_loss": objectness.detach(), "box_loss": distance.detach()}
 
@@ -109,16 +109,16 @@ class Detection(Task):
             outputs: [B, L, 4 + classes].
         """
         outputs = at_least_float32(outputs.detach())
-        found = []
+        detections = []
         for boxes, scores in zip(self.decode(outputs), outputs[..., 4:].sigmoid(), strict=True):
             rows = []
             for number, probable in enumerate(scores.unbind(1)):
-                kept = non_maximum_suppression(boxes, probable, self.overlap)
-                named = torch.full_like(probable[kept], number)
-                rows.append(torch.cat([boxes[kept], named[:, None], probable[kept, None]], dim=1))
+                chosen = non_maximum_suppression(boxes, probable, self.overlap)
+                classes = torch.full_like(probable[chosen], number)
+                rows.append(torch.cat([boxes[chosen], classes[:, None], probable[chosen, None]], dim=1))
             together = torch.cat(rows)
-            found.append(together[together[:, 5].argsort(descending=True, stable=True)[:MOST_FOUND]])
-        return found
+            detections.append(together[together[:, 5].argsort(descending=True, stable=True)[:MOST_FOUND]])
+        return detections
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """average_precision (COCO's, over overlaps of 0.5 to 0.95) and average_precision_50 (overlap of 0.5).

@@ -18,9 +18,9 @@ IGNORED = 255  # the usual mark of pixels that do not count, as in Pascal VOC
 
 def class_weights(counts: Sequence[int]) -> Tensor:
     """Weights inverse to the counts, of mean 1 over the classes that occur: float64 [classes]; others have 0."""
-    found = torch.tensor(counts, dtype=torch.float64)
-    present = found > 0
-    inverse = torch.where(present, 1 / found.clamp(min=1), 0.0)
+    occurrences = torch.tensor(counts, dtype=torch.float64)
+    present = occurrences > 0
+    inverse = torch.where(present, 1 / occurrences.clamp(min=1), 0.0)
     return inverse * present.sum() / inverse.sum()
 
 

@@ -73,8 +73,8 @@ class Segmentation(Task):
         """
         classes = len(self.data.class_names)
         confusion = torch.zeros(classes, classes, dtype=torch.int64)
-        for some, masks in zip(outputs.split(_TOGETHER), targets.split(_TOGETHER), strict=True):
-            confusion += confusion_matrix(pixel_logits(some, masks).argmax(1), masks, classes)
+        for batch, masks in zip(outputs.split(_TOGETHER), targets.split(_TOGETHER), strict=True):
+            confusion += confusion_matrix(pixel_logits(batch, masks).argmax(1), masks, classes)
         if not confusion.sum():
             raise DataError("no pixel of the split's masks counts: intersection over union is not defined")
         union = confusion.sum(0) + confusion.sum(1) - confusion.diag()

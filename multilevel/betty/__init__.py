@@ -7,7 +7,8 @@ install it; the rest needs no Betty.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from multilevel.betty.solvers import BETTY_SOLVERS, BettyError, BettyMissingError, Cg, Darts, Neumann
+from multilevel.betty.solvers import BETTY_SOLVERS, BettyError, BettyMissingError, Cg, Darts
+from multilevel.betty.solvers import BettyNeumann as Neumann
 
 if TYPE_CHECKING:
     from multilevel.betty.conversion import from_betty

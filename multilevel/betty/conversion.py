@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from multilevel.betty.level import ImplicitProblem
-from multilevel.betty.solvers import BettyError, own_solver
+from multilevel.betty.solvers import BettyError, solver_of_config
 from multilevel.problems.graph import Graph
 from multilevel.problems.levels import Levels
 from multilevel.problems.problem import LossValue, Problem
@@ -65,19 +65,19 @@ class FromBetty(Problem):
         )
         self.problem = problem
         self.peers = peers
-        trained = {id(one) for one in problem.trainable_parameters() if one.requires_grad}
-        held = {id(one) for one in self._optimized() if one.requires_grad}
-        if trained != held:
+        trained = {id(parameter) for parameter in problem.trainable_parameters() if parameter.requires_grad}
+        optimized = {id(parameter) for parameter in self._optimized() if parameter.requires_grad}
+        if trained != optimized:
             raise BettyError(
-                f"problem {problem.name!r}: its optimizer holds {len(held)} parameters that are not frozen, "
+                f"problem {problem.name!r}: its optimizer holds {len(optimized)} parameters that are not frozen, "
                 f"trainable_parameters {len(trained)}; Betty trains the latter: give the optimizer these"
             )
 
     def loss(self, levels: Levels, batch: Any, draws: Any) -> LossValue:
-        found = self.problem.training_step(batch)
-        if not isinstance(found, dict):
-            return found
-        return found["loss"], {key: value for key, value in found.items() if key != "loss" and _is_number(value)}
+        losses = self.problem.training_step(batch)
+        if not isinstance(losses, dict):
+            return losses
+        return losses["loss"], {key: value for key, value in losses.items() if key != "loss" and _is_number(value)}
 
 
 class Loaded:
@@ -90,14 +90,14 @@ class Loaded:
 
     def __init__(self, problem: ImplicitProblem) -> None:
         self.problem = problem
-        self.own = type(problem).get_batch is not ImplicitProblem.get_batch
+        self.has_get_batch = type(problem).get_batch is not ImplicitProblem.get_batch
         loaders = problem.train_data_loader
-        if loaders is None and not self.own:
+        if loaders is None and not self.has_get_batch:
             raise BettyError(f"problem {problem.name!r} has neither train_data_loader nor get_batch")
         self.loaders: tuple[Iterable[Any], ...] = loaders if isinstance(loaders, tuple) else (loaders,)
 
     def __iter__(self) -> Iterator[Any]:
-        if self.own:
+        if self.has_get_batch:
             return iter(self.problem.get_batch, _NEVER)
         if len(self.loaders) == 1:
             return map(_converted, self.loaders[0])
@@ -150,8 +150,8 @@ def from_betty(
     order, updates = _schedule(problems, up)
     levels = []
     for problem, above in zip(order, [*order[1:], None], strict=True):
-        given = (solvers or {}).get(problem.name)
-        solver = given or (own_solver(problem.config, problem.name) if up[problem] else None)
+        override = (solvers or {}).get(problem.name)
+        solver = override or (solver_of_config(problem.config, problem.name) if up[problem] else None)
         steps = 1 if above is None else updates[problem] // updates[above]
         levels.append(FromBetty(problem, problems, steps, solver))
     graph = Graph(*levels, approximate=approximate)
@@ -172,8 +172,7 @@ def _prepare(problem: ImplicitProblem, peers: Sequence[ImplicitProblem]) -> None
         configure = getattr(problem, f"configure_{part}", None)
         if configure is not None and getattr(problem, part) is None:
             setattr(problem, part, configure())
-    for part in ("module", "optimizer"):
-        if getattr(problem, part) is None:
+        if part in ("module", "optimizer") and getattr(problem, part) is None:
             raise BettyError(f"problem {problem.name!r} has no {part}")
     for peer in peers:
         if peer is problem:
@@ -191,7 +190,7 @@ def _schedule(
     order = list(sorter.static_order())
     updates: dict[Any, int] = {}
     for problem in reversed(order):
-        above = [updates[one] for one in up[problem]]
+        above = [updates[high] for high in up[problem]]
         updates[problem] = max(above) * problem.config.unroll_steps if above else 1
     order.sort(key=lambda problem: -updates[problem])  # stable: who is below stays below
     for low, high in pairwise(order):
@@ -205,14 +204,14 @@ def _schedule(
 
 def _check_reads(graph: Graph, dependencies: Dependencies) -> None:
     """BettyError for a dependency between losses that Betty would not have known of."""
-    known = {(low.name, high.name) for high, some in dependencies["u2l"].items() for low in some}
-    known |= {(high.name, low.name) for low, some in dependencies["l2u"].items() for high in some}
+    known = {(low.name, high.name) for high, lows in dependencies["u2l"].items() for low in lows}
+    known |= {(high.name, low.name) for low, highs in dependencies["l2u"].items() for high in highs}
     for name in graph.names:
-        for other in graph.reads[name]:
-            if (name, other) not in known:
-                edge = "l2u" if graph.names.index(other) < graph.names.index(name) else "u2l"
+        for target in graph.reads[name]:
+            if (name, target) not in known:
+                edge = "l2u" if graph.names.index(target) < graph.names.index(name) else "u2l"
                 raise BettyError(
-                    f"the loss of problem {name!r} depends on {other!r}, which dependencies leave out, so Betty would "
+                    f"the loss of problem {name!r} depends on {target!r}, which dependencies leave out, so Betty would "
                     f"leave it out of the hypergradient: add it to {edge!r}, or detach it in training_step"
                 )
 

@@ -56,8 +56,8 @@ class BettyEngine(Engine):
         through = {level for name in graph.names for level in graph.passes(name)}
         self.levels: dict[str, BettyLevel] = {}
         for name, level in graph.problems.items():
-            own = (solver or betty_solver(level.solver, name)) if name in through else Darts()
-            self.levels[name] = BettyLevel(self, level, own, retain_graph=bool(graph.passes(name)))
+            level_solver = (solver or betty_solver(level.solver, name)) if name in through else Darts()
+            self.levels[name] = BettyLevel(self, level, level_solver, retain_graph=bool(graph.passes(name)))
         with self._explained("the graph"), _quiet():
             self._betty = BettyOwnEngine(list(self.levels.values()), EngineConfig(), self._dependencies())
 
@@ -72,7 +72,7 @@ class BettyEngine(Engine):
     def evaluate(self, level: BettyLevel, part: RecordedBatch, fresh: bool) -> Tensor:
         """A level's loss at the current parameters of all levels."""
         name = level.level.name
-        parameters = {other: problem.variables() for other, problem in self.graph.problems.items()}
+        parameters = {peer: problem.variables() for peer, problem in self.graph.problems.items()}
         anew = not fresh and not level.solver.held
         try:
             with (self.updates.random if anew else part.state).active():
@@ -87,10 +87,11 @@ class BettyEngine(Engine):
             level.metrics = {key: float(value) for key, value in metrics.items()}
         damping = getattr(level.solver, "damping", 0.0)
         if damping and not fresh:  # 0 with derivative 0 here, and the second derivative is the damping
-            loss = loss + damping / 2 * sum((one - one.detach()).square().sum() for one in parameters[name].values())
+            moves = (parameter - parameter.detach() for parameter in parameters[name].values())
+            loss = loss + damping / 2 * sum(move.square().sum() for move in moves)
         return loss
 
-    def tell(self, level: BettyLevel, loss: float) -> None:
+    def report_update(self, level: BettyLevel, loss: float) -> None:
         """Tell the callbacks of an update."""
         name = level.level.name
         update = Update(name, self.step, loss, level.metrics, level.norm, self._reports(name))
@@ -114,18 +115,18 @@ class BettyEngine(Engine):
         """
         if solvers is not None or precision is not None or name not in self.levels:
             return super().solve_hypergradient(name, solvers, precision, whole)
-        own, passes = self.levels[name], self.graph.passes(name)
+        problem, passes = self.levels[name], self.graph.passes(name)
         for level in (name, *passes):
             (self.levels[level].cur_batch,) = self.updates.record_of(level)
         with self._unchanged(), self._explained(f"the hypergradient of level {name!r}"):
-            own.zero_grad()
-            loss = own.training_step_exec(own.cur_batch)
-            own.backward(loss, own.trainable_parameters(), own.paths, retain_graph=bool(passes))
+            problem.zero_grad()
+            loss = problem.training_step_exec(problem.cur_batch)
+            problem.backward(loss, problem.trainable_parameters(), problem.paths, retain_graph=bool(passes))
             values = {
-                key: torch.zeros_like(one) if one.grad is None else one.grad.clone()
-                for key, one in own.level.variables().items()
+                key: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+                for key, parameter in problem.level.variables().items()
             }
-            own.zero_grad()
+            problem.zero_grad()
         return Hypergradient(values, self._reports(name), {})
 
     def _descend(self, index: int, last: bool = False) -> None:
@@ -166,28 +167,27 @@ class BettyEngine(Engine):
         names, reads = self.graph.names, self.graph.reads
         down = {name: [low for low in self.graph.passes(name) if name in reads[low]] for name in names}
         up = {name: [high for high in names[names.index(name) + 1 :] if name in reads[high]] for name in names}
-        found = {}
-        for key, edges in (("u2l", down), ("l2u", up)):
-            found[key] = {self.levels[one]: [self.levels[other] for other in some] for one, some in edges.items()}
-            found[key] = {one: some for one, some in found[key].items() if some}
-        return found
+        return {
+            key: {self.levels[name]: [self.levels[end] for end in ends] for name, ends in edges.items() if ends}
+            for key, edges in (("u2l", down), ("l2u", up))
+        }
 
     @contextmanager
     def _unchanged(self) -> Iterator[None]:
         """After the block weights, buffers and generators are bit for bit what they were."""
         modules = [problem.module for problem in self.graph.problems.values()]
-        tensors = [one for module in modules for one in (*module.parameters(), *module.buffers())]
-        before, random = [one.detach().clone() for one in tensors], self.updates.random
+        tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        before, random = [tensor.detach().clone() for tensor in tensors], self.updates.random
         try:
             yield
         finally:
             self.updates.random = random
             with torch.no_grad():
-                for one, value in zip(tensors, before, strict=True):
-                    one.copy_(value)
+                for tensor, value in zip(tensors, before, strict=True):
+                    tensor.copy_(value)
 
     @contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
+    def _explained(self, task: str) -> Iterator[None]:
         """Within the block an error of Betty, not one of a loss, becomes one line."""
         try:
             yield
@@ -197,7 +197,7 @@ class BettyEngine(Engine):
             if error is self._loss_error:
                 raise
             text = next(iter(str(error).splitlines()), "")
-            raise BettyError(f"Betty cannot do {what}: {type(error).__name__}: {text}{self._cause(text)}") from error
+            raise BettyError(f"Betty cannot do {task}: {type(error).__name__}: {text}{self._cause(text)}") from error
 
     def _cause(self, text: str) -> str:
         """The cause of an error of torch within Betty."""
@@ -225,8 +225,8 @@ def _check(graph: Graph) -> None:
         passes = graph.passes(name)
         for level in passes:
             above = graph.names[graph.names.index(level) + 1 :]
-            for higher in (one for one in graph.reads[level] if one in passes and one in above):
-                readers = [one for one in (name, *passes) if one not in (level, higher) and level in graph.reads[one]]
+            for higher in (target for target in graph.reads[level] if target in passes and target in above):
+                readers = {reader for reader in (name, *passes) if level in graph.reads[reader]} - {level, higher}
                 if readers or not graph.approximate:
                     remedy = "" if readers else "; Graph(..., approximate=True) says that this is what you want"
                     raise BettyError(

@@ -33,7 +33,7 @@ class Bridge(Protocol):
     def evaluate(self, level: BettyLevel, part: RecordedBatch, fresh: bool) -> Tensor:
         """The loss of a level."""
 
-    def tell(self, level: BettyLevel, loss: float) -> None:
+    def report_update(self, level: BettyLevel, loss: float) -> None:
         """An update has been made."""
 
 
@@ -106,10 +106,10 @@ class BettyLevel(ImplicitProblem):
 
     def one_step_descent(self, batch: Any = None) -> dict[str, Any]:
         losses: dict[str, Any] = super().one_step_descent(batch)
-        self.bridge.tell(self, losses["loss"])
+        self.bridge.report_update(self, losses["loss"])
         return losses
 
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
-        gradients = [one.grad for one in self.trainable_parameters() if one.grad is not None]
+        gradients = [parameter.grad for parameter in self.trainable_parameters() if parameter.grad is not None]
         self.norm = torch.nn.utils.get_total_norm(gradients).item()
         super().optimizer_step(*arguments, **keywords)

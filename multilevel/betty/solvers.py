@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
-from multilevel.solvers import ConjugateGradient, FiniteDifference, Identity, MultilevelError, SettingError, Solver
-from multilevel.solvers import Neumann as OwnNeumann
+from multilevel.solvers import ConjugateGradient, FiniteDifference, Identity, Neumann, Solver
+from multilevel.solvers.errors import MultilevelError, SettingError
 
 BETTY_COMMAND = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
 
@@ -34,12 +34,12 @@ class BettySolver:
     @property
     def products(self) -> int:
         """Products of second derivatives in one solve."""
-        return 1
+        return 1 + getattr(self, f"{self.type}_iterations", 0)
 
     def config(self) -> dict[str, Any]:
         """The keywords of Betty's ``Config``."""
-        own = {one.name: getattr(self, one.name) for one in fields(self) if one.name.startswith(f"{self.type}_")}
-        return {"type": self.type, **own}
+        names = [option.name for option in fields(self) if option.name.startswith(f"{self.type}_")]
+        return {"type": self.type, **{name: getattr(self, name) for name in names}}
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Darts(BettySolver):
 
 
 @dataclass
-class Neumann(BettySolver):
+class BettyNeumann(BettySolver):
     """``neumann`` with one term more than iterations, and no check for a diverging series.
 
     Args:
@@ -63,17 +63,13 @@ class Neumann(BettySolver):
     neumann_alpha: float = 1.0
     damping: float = 0.0
 
-    @property
-    def products(self) -> int:
-        return self.neumann_iterations + 1
-
 
 @dataclass
 class Cg(BettySolver):
     """``conjugate_gradient``, right only in its first iteration (docs/from_betty.md).
 
     Args:
-        damping: as for ``Neumann``.
+        damping: as for ``BettyNeumann``.
     """
 
     type = "cg"
@@ -81,13 +77,9 @@ class Cg(BettySolver):
     cg_alpha: float = 1.0
     damping: float = 0.0
 
-    @property
-    def products(self) -> int:
-        return self.cg_iterations + 1
-
 
 #: By the name that ``multilevel compare`` has for them.
-BETTY_SOLVERS: dict[str, type[BettySolver]] = {f"betty/{one.type}": one for one in (Darts, Neumann, Cg)}
+BETTY_SOLVERS: dict[str, type[BettySolver]] = {f"betty/{solver.type}": solver for solver in (Darts, BettyNeumann, Cg)}
 
 
 def betty_solver(solver: Solver | None, level: str) -> BettySolver:
@@ -99,16 +91,16 @@ def betty_solver(solver: Solver | None, level: str) -> BettySolver:
     if isinstance(solver, Identity) and solver.scale == 1 and solver.product in ("auto", "finite_difference"):
         return Darts() if solver.radius is None else Darts(solver.radius)
     plain = getattr(solver, "product", None) == "reverse"
-    if isinstance(solver, OwnNeumann) and plain:
+    if isinstance(solver, Neumann) and plain:
         alpha = {} if solver.step_size is None else {"neumann_alpha": solver.step_size}
-        return Neumann(solver.terms - 1, damping=solver.damping, **alpha)
+        return BettyNeumann(solver.terms - 1, damping=solver.damping, **alpha)
     if isinstance(solver, ConjugateGradient) and plain and solver.curvature == "hessian" and not solver.warm_start:
         return Cg(solver.iterations, damping=solver.damping)
     known = "identity, finite_difference, neumann or conjugate_gradient with product=reverse: Betty has no others"
     raise SettingError(f"levels.{level}.solver", str(solver), known)
 
 
-def own_solver(config: Any, level: str) -> Solver:
+def solver_of_config(config: Any, level: str) -> Solver:
     """The solver here for a Betty ``Config``: equal where Betty is right.
 
     Raises:
@@ -117,8 +109,8 @@ def own_solver(config: Any, level: str) -> Solver:
     if config.type == "darts" and not config.darts_multitask:
         return FiniteDifference(radius=config.darts_alpha)
     if config.type == "neumann":
-        return OwnNeumann(config.neumann_iterations + 1, config.neumann_alpha)
+        return Neumann(config.neumann_iterations + 1, config.neumann_alpha)
     if config.type == "cg":  # the scale of the system, cg_alpha, is none of its solution
         return ConjugateGradient(config.cg_iterations)
-    what = "darts_multitask=True" if config.type == "darts" else f"type={config.type!r}"
-    raise BettyError(f"problem {level!r}: nothing here equals Betty's {what}; name a solver: solvers={{...}}")
+    setting = "darts_multitask=True" if config.type == "darts" else f"type={config.type!r}"
+    raise BettyError(f"problem {level!r}: nothing here equals Betty's {setting}; name a solver: solvers={{...}}")

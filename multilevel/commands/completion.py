@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from multilevel.commands.help import settings_of
 from multilevel.commands.overview import COMMANDS
 from multilevel.configuration.command_line import readable
-from multilevel.configuration.composition import choices, compose_config, named
+from multilevel.configuration.composition import choices, compose_config, named_settings
 from multilevel.levels.masks import POLICIES
 from multilevel.recipes.base import recipe_classes
 from multilevel.solvers import SettingError
@@ -63,7 +63,8 @@ def script(shell: str) -> str:
     for command in CONFIGURED:
         offers[command] += configured
     cases = [
-        f'            "multilevel {name} "*) words="{" ".join(dict.fromkeys(own))}" ;;' for name, own in offers.items()
+        f'            "multilevel {name} "*) words="{" ".join(dict.fromkeys(offer))}" ;;'
+        for name, offer in offers.items()
     ]
     filled = SCRIPT.replace("CASES", "\n".join(cases)).replace("COMMANDS", " ".join(COMMANDS))
     return "autoload -U +X bashcompinit && bashcompinit" + filled if shell == "zsh" else filled.strip()
@@ -82,4 +83,4 @@ def words() -> Iterator[str]:
         yield from (f"{group}={name}" for name in choices(group))
     yield from (f"mask.policy={name}" for name in POLICIES)
     configs = [OmegaConf.to_container(compose_config([f"recipe={recipe}"])) for recipe in recipe_classes()]
-    yield from dict.fromkeys(f"{name}=" for config in configs for name, _ in named(config))
+    yield from dict.fromkeys(f"{name}=" for config in configs for name, _ in named_settings(config))

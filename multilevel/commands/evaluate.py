@@ -26,7 +26,7 @@ from multilevel.problems import load_weights
 from multilevel.recipes.base import recipe_class
 from multilevel.recipes.encoder import EncoderRecipe
 from multilevel.recipes.evaluation import EvaluationSettings, format_table
-from multilevel.runs.distributed import tell
+from multilevel.runs.distributed import print_once
 from multilevel.runs.folder import RunFolder
 from multilevel.solvers import DataError, SettingError
 from multilevel.solvers.ranges import require
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     recipe = build_recipe(config)
     assert isinstance(recipe, EncoderRecipe)  # check_encoder
     # Nothing but the encoder: the head that was trained is of the run's own classes.
-    tell(*load_weights(recipe.graph, folder.checkpoint, only=recipe.encoder_level))
+    print_once(*load_weights(recipe.graph, folder.checkpoint, only=recipe.encoder_level))
     scores = recipe.evaluate()
     if scores is None:
         where = config.data.path or config.data.name
@@ -84,18 +84,18 @@ def evaluation_config(stored: DictConfig, overrides: Sequence[str]) -> tuple[Dic
         SettingError: an unknown setting, another shape, or another division of the images that the encoder
             was trained on.
     """
-    config, others = with_groups(stored, overrides, ("data", "task"))
-    transfer = any(one.startswith("data=") for one in overrides)
+    config, remaining = with_groups(stored, overrides, ("data", "task"))
+    transfer = any(override.startswith("data=") for override in overrides)
     if transfer:
-        given = [name for name in SHAPE if any(one.startswith(f"data.{name}=") for one in overrides)]
-        _check_same(config, stored, given, "the encoder takes no other")
+        named = [name for name in SHAPE if any(override.startswith(f"data.{name}=") for override in overrides)]
+        _check_same(config, stored, named, "the encoder takes no other")
         for name in SHAPE:
             config.data[name] = stored.data[name]
         config.data.batch_size = 1  # no level is trained here, so that sets of any size will do
     # options of protocols that the run's version did not have
     defaults = OmegaConf.structured(EvaluationSettings)
     config.evaluation = OmegaConf.to_container(OmegaConf.merge(defaults, config.evaluation))
-    config = changed(config, others)
+    config = changed(config, remaining)
     if transfer and _source(config) == _source(stored):
         expected = "a data set other than the run's, whose test images may be among its training images"
         raise SettingError("data", config.data.name, f"{expected}; without data= the run's division applies")
@@ -115,6 +115,6 @@ def _source(config: DictConfig) -> tuple[str, ...]:
 
 def _check_same(config: DictConfig, stored: DictConfig, names: Sequence[str], why: str) -> None:
     for name in names:
-        got, own = config.data.get(name), stored.data.get(name)
-        if got != own:
-            raise SettingError(f"data.{name}", got, f"{own}, as in the run: {why}")
+        got, expected = config.data.get(name), stored.data.get(name)
+        if got != expected:
+            raise SettingError(f"data.{name}", got, f"{expected}, as in the run: {why}")

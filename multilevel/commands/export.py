@@ -25,7 +25,7 @@ from multilevel.recipes.encoder import EncoderRecipe
 from multilevel.recipes.export import write_export
 from multilevel.recipes.export.card import model_card
 from multilevel.recipes.export.folder import FORMATS, check_export
-from multilevel.runs.distributed import tell
+from multilevel.runs.distributed import print_once
 from multilevel.runs.folder import RunFolder
 from multilevel.solvers import MultilevelError
 from multilevel.solvers.ranges import OneOf
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     output, format = Path(line.settings.output or folder.path / "export"), line.settings.format
     check_export(format, output)
     checkpoint, damaged = newest_intact(folder.checkpoint, [WEIGHTS])
-    tell(*damaged)
+    print_once(*damaged)
     step = int(checkpoint.name.removeprefix("step-"))
     config = changed(folder.config(), line.overrides)
     recipe = build_recipe(config)

@@ -25,19 +25,21 @@ def draw_graph(path: Path, graph: Graph) -> None:
         graph: the levels.
     """
     count = len(graph.names)
-    places = {name: index * SPACING for index, name in enumerate(graph.names)}
-    edges = [(reader, other) for reader, others in graph.reads.items() for other in others]
-    margin = 0.3 + max((_bulge(abs(places[reader] - places[other])) for reader, other in edges), default=0.0)
+    positions = {name: index * SPACING for index, name in enumerate(graph.names)}
+    edges = [(reader, target) for reader, targets in graph.reads.items() for target in targets]
+    margin = 0.3 + max((_bulge(abs(positions[reader] - positions[target])) for reader, target in edges), default=0.0)
     width, height = BOX_WIDTH + 2 * margin, (count - 1) * SPACING + BOX_HEIGHT + 0.4
     figure = new_figure(max(7.0, width), 0.75 * height + 0.4)
     axis = figure.subplots()
-    for name, place in places.items():
-        _draw_box(axis, graph, name, place)
+    for name, position in positions.items():
+        _draw_box(axis, graph, name, position)
+    # the hypergradient passes where one of these reads another
+    responding = {*graph.passes(graph.top), graph.top}
     for side in (1, -1):
-        here = [edge for edge in edges if (places[edge[0]] - places[edge[1]]) * side > 0]
-        ends = _arrow_ends(here, places)
-        for reader, other in here:
-            _draw_arrow(axis, side, ends[reader, other], ends[other, reader], _responds(graph, reader, other))
+        arrows = [edge for edge in edges if (positions[edge[0]] - positions[edge[1]]) * side > 0]
+        ends = _arrow_ends(arrows, positions)
+        for reader, target in arrows:
+            _draw_arrow(axis, side, ends[reader, target], ends[target, reader], responding >= {reader, target})
     axis.plot([], [], color=READS, label="reads")
     axis.plot([], [], color=RESPONDS, label=f"reads; the hypergradient of {graph.top} passes here, backwards")
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=9, ncols=2)
@@ -47,13 +49,7 @@ def draw_graph(path: Path, graph: Graph) -> None:
     save_figure(figure, path)
 
 
-def _responds(graph: Graph, reader: str, other: str) -> bool:
-    """Whether the top level's hypergradient uses that ``reader`` reads ``other``."""
-    passes = graph.passes(graph.top)
-    return reader in (*passes, graph.top) and other in (*passes, graph.top)
-
-
-def _draw_box(axis: Axes, graph: Graph, name: str, place: float) -> None:
+def _draw_box(axis: Axes, graph: Graph, name: str, position: float) -> None:
     problem = graph.problems[name]
     count = sum(parameter.numel() for parameter in problem.variables().values())
     often = (
@@ -62,13 +58,13 @@ def _draw_box(axis: Axes, graph: Graph, name: str, place: float) -> None:
     solver = next((label for label, kind in SOLVERS.items() if type(problem.solver) is kind), "")
     below = name in graph.passes(graph.top)
     detail = f"{count:,} parameters, {often}" + (f"\nsolver {solver}" if below else "")
-    corner = (-BOX_WIDTH / 2, place - BOX_HEIGHT / 2)
+    corner = (-BOX_WIDTH / 2, position - BOX_HEIGHT / 2)
     style = "round,pad=0.02,rounding_size=0.12"
     axis.add_patch(
         FancyBboxPatch(corner, BOX_WIDTH, BOX_HEIGHT, boxstyle=style, facecolor="#eaf1f8", edgecolor="#1f5f99")
     )
-    axis.text(0, place + 0.26, name, ha="center", va="center", fontsize=12, weight="bold")
-    axis.text(0, place - 0.17, detail, ha="center", va="center", fontsize=8.5)
+    axis.text(0, position + 0.26, name, ha="center", va="center", fontsize=12, weight="bold")
+    axis.text(0, position - 0.17, detail, ha="center", va="center", fontsize=8.5)
 
 
 def _bulge(distance: float) -> float:
@@ -76,20 +72,19 @@ def _bulge(distance: float) -> float:
     return 0.45 + 0.5 * (distance / SPACING - 1)
 
 
-def _arrow_ends(edges: list[tuple[str, str]], places: dict[str, float]) -> dict[tuple[str, str], float]:
+def _arrow_ends(edges: list[tuple[str, str]], positions: dict[str, float]) -> dict[tuple[str, str], float]:
     """The height at which an arrow touches a box, for all arrows of one side: ``{(level, other end): height}``.
 
     The ends are spread over the box so that arrows to one level nest: from the top down, arrows from above, short
     ones first, then arrows from below, long ones first.
     """
     ends = {}
-    for name, place in places.items():
-        others = [reader if other == name else other for reader, other in edges if name in (reader, other)]
-        above = sorted(places[one] - place for one in others if places[one] > place)
-        below = sorted(places[one] - place for one in others if places[one] < place)
-        named = {places[one] - place: one for one in others}
-        for index, distance in enumerate(above + below, start=1):
-            ends[name, named[distance]] = place + BOX_HEIGHT * (0.5 - index / (len(others) + 1))
+    for name, position in positions.items():
+        neighbours = [reader if target == name else target for reader, target in edges if name in (reader, target)]
+        distances = {neighbour: positions[neighbour] - position for neighbour in neighbours}
+        ordered = sorted(neighbours, key=lambda neighbour: (distances[neighbour] < 0, distances[neighbour]))
+        for index, neighbour in enumerate(ordered, start=1):
+            ends[name, neighbour] = position + BOX_HEIGHT * (0.5 - index / (len(neighbours) + 1))
     return ends
 
 

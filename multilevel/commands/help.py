@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from multilevel.commands.overview import COMMANDS, text_of
-from multilevel.configuration.command_line import NoSettings, defaults, described, readable
+from multilevel.configuration.command_line import NoSettings, defaults, field_descriptions, readable
 from multilevel.configuration.composition import choices, compose_config
 from multilevel.recipes.base import recipe_class
 from multilevel.recipes.evaluation import PROTOCOLS, EvaluationSettings
@@ -36,8 +36,8 @@ def help_for(command: str, overrides: Sequence[str] = ()) -> str:
     """
     first, _, details = text_of(command).partition("\n")
     parts = [first.partition(": ")[0], details.strip("\n")]
-    if own := list(entries(settings_of(command))):
-        parts.append("\n".join(["Settings", *own]))
+    if settings := list(entries(settings_of(command))):
+        parts.append("\n".join(["Settings", *settings]))
     if command == "train":
         parts += _recipe(overrides)
     if command == "evaluate":
@@ -61,7 +61,7 @@ def entries(settings_class: Any, prefix: str = "", values: Any = None, skip: Seq
         values: a nested dictionary of them; None takes the dataclass's defaults.
         skip: fields that are left out.
     """
-    texts = described(settings_class)
+    texts = field_descriptions(settings_class)
     for name, default in defaults(settings_class):
         kind = readable(settings_class)[name]
         value = default if values is None else values.get(name, default)
@@ -77,8 +77,8 @@ def _with_range(text: str, kind: Any) -> str:
     words = expected(kind)
     named = [name for _, name in KINDS.values()]
     plain = not choices_of(kind) and (base_type(kind) not in (int, float) or words.removesuffix(", or null") in named)
-    told = bool(choices_of(kind)) and all(str(choice) in text for choice in choices_of(kind))
-    return text if plain or told else f"{text} ({words})".strip()
+    listed = bool(choices_of(kind)) and all(str(choice) in text for choice in choices_of(kind))
+    return text if plain or listed else f"{text} ({words})".strip()
 
 
 def _entry(setting: str, text: str) -> str:
@@ -112,7 +112,7 @@ def _recipe(overrides: Sequence[str]) -> list[str]:
 def _solvers() -> Iterator[str]:
     for name, solver in SOLVERS.items():
         yield f"  solver={name}: {inspect.getdoc(importlib.import_module(solver.__module__))}"
-        yield f"      {', '.join(one.name for one in fields(solver))}"  # type: ignore[arg-type]
+        yield f"      {', '.join(option.name for option in fields(solver))}"  # type: ignore[arg-type]
 
 
 def _evaluation() -> list[str]:

@@ -63,7 +63,7 @@ class Request:
             DataError: a folder without images.
             MultilevelError: a broken export.
         """
-        line = read(command, arguments, settings_class, words=True, others=False)
+        line = read(command, arguments, settings_class, words=True, recipe=False)
         usage = f"an exported folder and images: multilevel {command} EXPORT FILE ..."
         require(command, " ".join(line.words) or None, len(line.words) >= 2, usage)
         folder, settings = Path(line.words[0]), line.settings
@@ -83,8 +83,8 @@ class Request:
             for start in range(0, len(self.files), self.batch_size):
                 batch = self.files[start : start + self.batch_size]
                 read = list(pool.map(lambda file: _read(file, model), batch))
-                errors |= {file: one for file, one in zip(batch, read, strict=True) if isinstance(one, str)}
-                pixels = [one for one in read if not isinstance(one, str)]
+                errors |= {file: result for file, result in zip(batch, read, strict=True) if isinstance(result, str)}
+                pixels = [result for result in read if not isinstance(result, str)]
                 if pixels:
                     some_logits, some_features = model(np.stack(pixels))
                     features.append(some_features)
@@ -119,15 +119,15 @@ def find_images(places: Sequence[str]) -> list[Path]:
         SettingError: nothing is there.
         DataError: a folder without images.
     """
-    found: dict[Path, None] = {}
-    for place in map(Path, places):
-        if not place.exists():
-            raise SettingError("FILE", str(place), "an image, or a folder of images")
-        below = images_below(place) if place.is_dir() else [place]
+    files: dict[Path, None] = {}
+    for path in map(Path, places):
+        if not path.exists():
+            raise SettingError("FILE", str(path), "an image, or a folder of images")
+        below = images_below(path) if path.is_dir() else [path]
         if not below:
-            raise DataError(f"{place} holds no images")
-        found |= dict.fromkeys(below)
-    return list(found)
+            raise DataError(f"{path} holds no images")
+        files |= dict.fromkeys(below)
+    return list(files)
 
 
 def writable(output: str) -> Path:

@@ -20,7 +20,7 @@ import numpy as np
 from multilevel.commands.drift_picture import draw_drift
 from multilevel.commands.image_files import ImageFileSettings, Request, Results, writable
 from multilevel.commands.predict import report_unreadable
-from multilevel.recipes.export import Reference
+from multilevel.recipes.export import DriftReference
 from multilevel.recipes.export.drift import DRIFT, FEWEST, PERMUTATIONS, QUANTILE, RULE, Drift, compare_features
 from multilevel.recipes.export.exported import probabilities
 from multilevel.runs.folder import write_whole
@@ -47,19 +47,19 @@ SETTINGS = MonitorSettings
 def main(arguments: Sequence[str]) -> int:
     """Compare new images with the training ones; 1 where some could not be read."""
     request = Request.parse("monitor", arguments, MonitorSettings)
-    reference = Reference.load(request.folder)
+    reference = DriftReference.load(request.folder)
     path = writable(request.output)
     picture = path.with_suffix(".png")
     if picture == path:
         raise SettingError("output", request.output, "a name in .json: the picture is written beside it, in .png")
     results = request.run()
     if min(len(results.files), len(reference.features)) < FEWEST:
-        few = f"{len(results.files)} images to compare with {len(reference.features)} training ones"
-        raise DataError(f"{few} are too few: at least {FEWEST} readable ones of each")
+        counts = f"{len(results.files)} images to compare with {len(reference.features)} training ones"
+        raise DataError(f"{counts} are too few: at least {FEWEST} readable ones of each")
     if not np.isfinite(results.features).all():
         raise DataError("the model's features of these images are not finite: export a run that has not diverged")
     drift = compare_features(reference.features, results.features)
-    report = summarize(request, reference, results, drift)
+    report = new_report(request, reference, results, drift)
     draw_drift(picture, drift.reference_distances, drift.distances, drift.threshold, report["verdict"])
     write_whole(path, json.dumps(report, indent=2) + "\n")
     print(in_words(report))
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if results.errors else 0
 
 
-def summarize(request: Request, reference: Reference, results: Results, drift: Drift) -> dict[str, Any]:
+def new_report(request: Request, reference: DriftReference, results: Results, drift: Drift) -> dict[str, Any]:
     """The contents of monitor.json."""
     unusual = drift.distances > drift.threshold
     listed = np.argsort(-drift.distances, kind="stable")[:LISTED]
@@ -85,15 +85,15 @@ def summarize(request: Request, reference: Reference, results: Results, drift: D
         "threshold": drift.threshold,
         "unusual_images": int(unusual.sum()),
         "most_unusual": [
-            {"file": str(results.files[one]), "distance": float(drift.distances[one]), "unusual": bool(unusual[one])}
-            for one in listed
+            {"file": str(results.files[row]), "distance": float(drift.distances[row]), "unusual": bool(unusual[row])}
+            for row in listed
         ],
         "predictions": predictions(request, reference, results),
         "unreadable": {str(file): error for file, error in results.errors.items()},
     }
 
 
-def predictions(request: Request, reference: Reference, results: Results) -> dict[str, Any] | None:
+def predictions(request: Request, reference: DriftReference, results: Results) -> dict[str, Any] | None:
     """Share of each predicted class and mean confidence, for training and new images; None without a classifier."""
     if reference.logits is None or results.logits is None:
         return None
@@ -118,8 +118,8 @@ def in_words(report: Mapping[str, Any]) -> str:
     if report["predictions"]:
         confidence = report["predictions"]["mean_confidence"]
         lines.append(f"mean confidence {confidence['new']:.2f}, on training images {confidence['training']:.2f}")
-    named = [one for one in report["most_unusual"] if one["unusual"] or report["verdict"] == DRIFT][:NAMED]
-    lines += [f"  {one['file']}: distance {one['distance']:.2f}" for one in named]
+    named = [image for image in report["most_unusual"] if image["unusual"] or report["verdict"] == DRIFT][:NAMED]
+    lines += [f"  {image['file']}: distance {image['distance']:.2f}" for image in named]
     return "\n".join(lines)
 
 

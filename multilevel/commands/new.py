@@ -53,7 +53,7 @@ SETTINGS = NewSettings
 
 def main(arguments: Sequence[str]) -> int:
     """Write the files of one kind under a name, and say what to do with them."""
-    line = read("new", arguments, NewSettings, words=True, others=False)
+    line = read("new", arguments, NewSettings, words=True, recipe=False)
     usable = len(line.words) == 2 and line.words[0] in KINDS
     require("new", " ".join(line.words) or None, usable, f"one of {', '.join(KINDS)}, and a name for it")
     (kind, name), folder = line.words, Path(line.settings.output)
@@ -105,17 +105,18 @@ def write_all(folder: Path, files: Mapping[Path, str]) -> None:
     """
     written: list[Path] = []
     try:
-        for place, text in ((folder / path, text) for path, text in files.items()):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with place.open("x") as file:
-                written.append(place)
+        for path, text in files.items():
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("x") as file:
+                written.append(target)
                 file.write(text)
     except OSError as error:
-        for one in written:
-            one.unlink()
-        taken = isinstance(error, FileExistsError)
-        expected = "another name, or output=FOLDER" if taken else "a writable output=FOLDER"
-        raise SettingError("new", str(place), f"{expected} ({error.strerror})") from error
+        for path in written:
+            path.unlink()
+        exists = isinstance(error, FileExistsError)
+        expected = "another name, or output=FOLDER" if exists else "a writable output=FOLDER"
+        raise SettingError("new", str(target), f"{expected} ({error.strerror})") from error
 
 
 def _identifiers(files: Mapping[Path, str]) -> set[str]:

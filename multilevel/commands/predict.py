@@ -75,7 +75,7 @@ def table(request: Request, results: Results) -> tuple[str, Counter[str]]:
         row = rows[file]
         label = names[int(row.argmax())]
         counts[label] += 1
-        writer.writerow([file, label, f"{row.max():.6f}", "", *(f"{one:.6f}" for one in row)])
+        writer.writerow([file, label, f"{row.max():.6f}", "", *(f"{probability:.6f}" for probability in row)])
     return text.getvalue(), counts
 
 

@@ -35,8 +35,8 @@ def main(arguments: Sequence[str]) -> int:
 def text(recipe: type[Recipe]) -> str:
     """A recipe's docstring: what it learns, the published result that it follows (``Follows:``), and its own
     with the command (``Result:``); the project's own say all three."""
-    found = (inspect.getdoc(importlib.import_module(recipe.__module__)) or "").removeprefix("Recipe:").strip()
-    return found[:1].upper() + found[1:]
+    docstring = (inspect.getdoc(importlib.import_module(recipe.__module__)) or "").removeprefix("Recipe:").strip()
+    return docstring[:1].upper() + docstring[1:]
 
 
 def summary(recipe: type[Recipe]) -> str:

@@ -22,13 +22,13 @@ below the table.
 def sections(solver: type[Solver]) -> dict[str, str]:
     """Assumptions, costs and use of a solver, from its docstring, each on one line."""
     text = inspect.getdoc(solver) or ""
-    found = {}
+    texts = {}
     for name in ("Assumes", "Costs", "Use when"):
         match = re.search(rf"^{name}: (.+?)(?=\n\S|\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
         if match is None:
             raise ValueError(f"the docstring of {solver.__name__} has no line '{name}: ...'")
-        found[name] = " ".join(match[1].split()).replace("``", "`")
-    return found
+        texts[name] = " ".join(match[1].split()).replace("``", "`")
+    return texts
 
 
 def solver_page() -> str:

@@ -32,7 +32,7 @@ from pathlib import Path
 
 from multilevel.configuration.command_line import read
 from multilevel.configuration.composition import compose_config
-from multilevel.runs.distributed import joined, launched, led, restart, restarts
+from multilevel.runs.distributed import launched, on_first_rank, process_group, restart, restarts
 from multilevel.runs.sweep import sweep
 from multilevel.runs.training import is_of, output_folder, resume, train
 from multilevel.solvers import SettingError
@@ -54,12 +54,12 @@ SETTINGS = TrainSettings
 
 def main(arguments: Sequence[str]) -> int:
     """Train as the command line says; returns 0 on success."""
-    with joined():
-        start(arguments)
+    with process_group():
+        run_or_resume(arguments)
     return 0
 
 
-def start(arguments: Sequence[str]) -> None:
+def run_or_resume(arguments: Sequence[str]) -> None:
     """A new run, one to continue, or several."""
     overrides = [argument for argument in arguments if argument not in ("--multirun", "-m")]
     line = read("train", overrides, TrainSettings)
@@ -75,7 +75,7 @@ def start(arguments: Sequence[str]) -> None:
         if restart() and is_of(Path(config.output), config):
             resume(Path(config.output))
         else:
-            train(config, led(lambda: output_folder(config)))
+            train(config, on_first_rank(lambda: output_folder(config)))
     elif line.overrides:
         expected = "no other setting: a run goes on with those in its config.yaml"
         raise SettingError("resume", line.overrides[0], expected)

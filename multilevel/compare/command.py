@@ -22,7 +22,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +31,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from multilevel.compare.measure import OFFERS, measure_task, store_point
+from multilevel.compare.measure import OFFERS, measure_task, option_names, store_point
 from multilevel.compare.picture import draw_comparison
 from multilevel.compare.table import COLUMNS, ComparisonTable
 from multilevel.configuration.command_line import DERIVED, read, typed
@@ -42,7 +42,7 @@ from multilevel.problems.reference import agreement
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.encoder import images_per_step
 from multilevel.runs.cpu_threads import cpu_threads
-from multilevel.runs.distributed import tell
+from multilevel.runs.distributed import print_once
 from multilevel.runs.folder import RunFolder, check_free, now, title
 from multilevel.runs.progress import Progress
 from multilevel.runs.training import new_engine
@@ -58,7 +58,7 @@ RECORDED = 10  # updates that unrolled solvers may go through
 
 
 @dataclass(frozen=True)
-class Task:
+class SolverVariant:
     """A row of the table: a solver, and what differs from the recipe's settings.
 
     Args:
@@ -76,13 +76,13 @@ class Task:
     @property
     def label(self) -> str:
         """The solver with everything that was asked for."""
-        asked = {**self.options, "precision": self.precision, "solve_share": self.share}
-        text = ", ".join(f"{key}={value}" for key, value in asked.items() if value is not None)
+        settings = {**self.options, "precision": self.precision, "solve_share": self.share}
+        text = ", ".join(f"{key}={value}" for key, value in settings.items() if value is not None)
         return f"{self.solver}({text})" if text else self.solver
 
 
 @dataclass
-class Comparison:
+class CompareSettings:
     """A comparison, as the command line describes it.
 
     Args:
@@ -112,7 +112,7 @@ class Comparison:
     settings: list[str] = field(default_factory=list, metadata=DERIVED)
 
     @classmethod
-    def parsed(cls, arguments: Sequence[str]) -> Comparison:
+    def parsed(cls, arguments: Sequence[str]) -> CompareSettings:
         """From ``SETTING=VALUE`` arguments.
 
         Raises:
@@ -129,43 +129,41 @@ class Comparison:
                 result.settings.append(override)
         return result
 
-    def tasks(self) -> list[Task]:
+    def tasks(self) -> list[SolverVariant]:
         """Every row to measure."""
         precisions: list[Any] = self.precisions or [None]
         shares: list[Any] = self.shares or [None]
-        found: list[Task] = []
+        tasks: list[SolverVariant] = []
         for name in self.solvers:
-            own = self.options.get(name, {})
-            settable = "product" in _settings(name) and name != "finite_difference" and "product" not in own
-            products = self.products if settable and self.products else [None]
-            options = [own if product is None else {**own, "product": product} for product in products]
-            found += [Task(name, *rest) for rest in itertools.product(options, precisions, shares)]
-        return found
+            base = self.options.get(name, {})
+            settable = "product" in option_names(name) and name != "finite_difference" and "product" not in base
+            options = [{**base, "product": product} for product in self.products if settable] or [base]
+            tasks += [SolverVariant(name, *variation) for variation in itertools.product(options, precisions, shares)]
+        return tasks
 
 
-SETTINGS = Comparison
+SETTINGS = CompareSettings
 
 
 def main(arguments: Sequence[str]) -> int:
     """Measure every solver at one point, print the table, and write it and its picture."""
-    table, folder = compare(arguments)
+    table, folder = compare_solvers(arguments)
     print(table)
-    paths = [
-        folder.write_json("compare.json", table.result),
-        folder.write("compare.csv", _as_csv(table.result["rows"])),
-    ]
-    draw_comparison(folder.path / "compare.png", table.result)
-    print("\n".join(str(path) for path in [*paths, folder.path / "compare.png"]))
+    json_file = folder.write_json("compare.json", table.result)
+    csv_file = folder.write("compare.csv", _as_csv(table.result["rows"]))
+    picture = folder.path / "compare.png"
+    draw_comparison(picture, table.result)
+    print(json_file, csv_file, picture, sep="\n")
     return 0
 
 
-def compare(arguments: Sequence[str]) -> tuple[ComparisonTable, RunFolder]:
+def compare_solvers(arguments: Sequence[str]) -> tuple[ComparisonTable, RunFolder]:
     """The table that command-line arguments ask for, and a new folder to write it into.
 
     Raises:
         MultilevelError: a setting that cannot work, or a top level without a hypergradient.
     """
-    comparison = Comparison.parsed(arguments)
+    comparison = CompareSettings.parsed(arguments)
     config = _config(comparison)
     output = Path(str(config.output or f"runs/compare-{title(config)}-{now()}"))
     check_free(output)
@@ -193,30 +191,31 @@ def compare(arguments: Sequence[str]) -> tuple[ComparisonTable, RunFolder]:
     return table, RunFolder.create(output, config)
 
 
-def _config(comparison: Comparison) -> DictConfig:
+def _config(comparison: CompareSettings) -> DictConfig:
     if comparison.resume is None:
         return compose_config(comparison.settings)
-    others = [one for one in comparison.settings if not one.startswith("output=")]
-    if others:
-        raise SettingError("resume", others[0], "no setting of the recipe: the run keeps its own")
+    outputs = [setting.partition("=")[2] for setting in comparison.settings if setting.startswith("output=")]
+    if len(outputs) < len(comparison.settings):
+        setting = next(setting for setting in comparison.settings if not setting.startswith("output="))
+        raise SettingError("resume", setting, "no setting of the recipe: the run keeps its own")
     config = RunFolder.open("resume", Path(comparison.resume)).config()
-    config.output = next((one.partition("=")[2] for one in comparison.settings if one.startswith("output=")), None)
+    config.output = outputs[0] if outputs else None
     return config
 
 
-def _engine_at_the_point(comparison: Comparison, recipe: Recipe) -> Engine:
+def _engine_at_the_point(comparison: CompareSettings, recipe: Recipe) -> Engine:
     engine = new_engine(recipe)
     if comparison.resume is not None:
-        tell(*load_checkpoint(engine, Path(comparison.resume) / "checkpoint"))
-    asked = [getattr(OFFERS[task.solver](**task.options), "recorded_steps", 0) for task in comparison.tasks()]
-    engine.recorded_steps = min(max(asked), RECORDED) if comparison.warmup else 0
+        print_once(*load_checkpoint(engine, Path(comparison.resume) / "checkpoint"))
+    recorded = [getattr(OFFERS[task.solver](**task.options), "recorded_steps", 0) for task in comparison.tasks()]
+    engine.recorded_steps = min(max(recorded), RECORDED) if comparison.warmup else 0
     engine.callbacks.append(Progress(images_per_step(recipe)))
     engine.run(comparison.warmup)
     engine.callbacks.clear()
     return engine
 
 
-def _measured(comparison: Comparison, scratch: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _measured(comparison: CompareSettings, scratch: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A row for each solver, each measured in its own process, and the reference."""
     common = {"point": str(scratch / "point.pt"), "damping": comparison.damping, "rounds": comparison.rounds}
     tasks = comparison.tasks()
@@ -229,10 +228,10 @@ def _measured(comparison: Comparison, scratch: Path) -> tuple[list[dict[str, Any
     exact = torch.load(scratch / "reference.pt") if usable else None
     rows = []
     for task in tasks:
-        asked = {"name": task.solver, "options": task.options, "precision": task.precision, "share": task.share}
-        found = _in_a_process(measure_task, {**common, **asked, "output": str(scratch / "found.pt")})
-        row = {"solver": task.label, **asked, **found}
-        if "problem" not in found:
+        settings = {"name": task.solver, "options": task.options, "precision": task.precision, "share": task.share}
+        result = _in_a_process(measure_task, {**common, **settings, "output": str(scratch / "found.pt")})
+        row = {"solver": task.label, **settings, **result}
+        if "problem" not in result:
             error = agreement(torch.load(scratch / "found.pt"), exact) if exact is not None else (None, None)
             row |= {"error": error[0], "cosine": error[1]}
         rows.append(row)
@@ -278,14 +277,10 @@ def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _settings(name: str) -> list[str]:
-    return [one.name for one in fields(OFFERS[name])]
-
-
 def _option(solver: str, option: str, text: str) -> Any:
     setting = f"{solver}.{option}"
-    if option not in _settings(solver):
-        raise SettingError(setting, text, f"a setting of {solver}: {', '.join(_settings(solver))}")
+    if option not in option_names(solver):
+        raise SettingError(setting, text, f"a setting of {solver}: {', '.join(option_names(solver))}")
     try:
         return getattr(typed(OFFERS[solver], {option: text}), option)
     except SettingError as error:  # a solver does not know what it is called here

@@ -59,33 +59,33 @@ def measure(
     solve = partial(engine.solve_hypergradient, top, solvers, precision)
     seconds: list[float] = []
     with MemoryTracker(device) as tracker:  # first, and not timed: it warms up
-        found = solve()
+        hypergradient = solve()
     while len(seconds) < rounds and not (seconds and seconds[0] > LONG):
         start = time.perf_counter()
         solve()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
-    reports = list(found.reports.values())
+    reports = hypergradient.reports
     return {
-        "residual": largest_residual(found),
+        "residual": largest_residual(hypergradient),
         "memory_mib": (tracker.peak + engine.recorded_bytes(solver.recorded_steps if solver else 0)) / 2**20,
         "seconds": median(seconds),
         "seconds_range": [min(seconds), max(seconds)],
-        "evaluations": sum(report.evaluations for report in reports),
-        "products": sum(report.products for report in reports),
-        "failed": [level for level, report in found.reports.items() if report.failed],
-        "cause": next((f"{level}: {one.cause}" for level, one in found.reports.items() if one.cause), ""),
-        "choice": ", ".join(f"{level}: {one.choice}" for level, one in found.reports.items() if one.choice),
-    }, found
+        "evaluations": sum(report.evaluations for report in reports.values()),
+        "products": sum(report.products for report in reports.values()),
+        "failed": [level for level, report in reports.items() if report.failed],
+        "cause": next((f"{level}: {report.cause}" for level, report in reports.items() if report.cause), ""),
+        "choice": ", ".join(f"{level}: {report.choice}" for level, report in reports.items() if report.choice),
+    }, hypergradient
 
 
 def measure_reference(engine: Engine, damping: float, iterations: int) -> tuple[dict[str, Any], Any]:
     start = time.perf_counter()
     top = engine.graph.top
-    found = reference_hypergradient(engine, top, dict.fromkeys(engine.graph.passes(top), damping), iterations)
-    cost = {"solver": found.solver, "residual": found.residual, "usable": found.usable}
-    return {**cost, "seconds": time.perf_counter() - start}, found
+    reference = reference_hypergradient(engine, top, dict.fromkeys(engine.graph.passes(top), damping), iterations)
+    cost = {"solver": reference.solver, "residual": reference.residual, "usable": reference.usable}
+    return {**cost, "seconds": time.perf_counter() - start}, reference
 
 
 def take_share(engine: Engine, solver: Solver | None, share: float) -> None:
@@ -106,9 +106,9 @@ def on_betty(solver: BettySolver) -> Callable[..., Engine]:
     return partial(bridge.BettyEngine, solver=solver)
 
 
-def damped(solver: type[Any], damping: float) -> dict[str, float]:
-    """The damping as an option, where the solver has one."""
-    return {"damping": damping} if "damping" in {one.name for one in fields(solver)} else {}
+def option_names(name: str) -> list[str]:
+    """The options of a solver."""
+    return [option.name for option in fields(OFFERS[name])]
 
 
 def measure_task(task: dict[str, Any]) -> dict[str, Any]:
@@ -124,23 +124,24 @@ def measure_task(task: dict[str, Any]) -> dict[str, Any]:
         if name == "reference":
             engine, recipe = load_point(point)
             with cpu_threads(recipe):
-                result, found = measure_reference(engine, task["damping"], task["iterations"])
+                result, hypergradient = measure_reference(engine, task["damping"], task["iterations"])
         else:
-            options = {**damped(OFFERS[name], task["damping"]), **task["options"]}
+            options = {"damping": task["damping"]} if "damping" in option_names(name) else {}
+            options |= task["options"]
             solver = build("solver", OFFERS, name, options)
-            made, own = (Engine, solver) if name in SOLVERS else (on_betty(solver), None)
+            make, level_solver = (Engine, solver) if name in SOLVERS else (on_betty(solver), None)
             for axis in ("precision", "share"):
-                if own is None and task[axis] is not None:
+                if level_solver is None and task[axis] is not None:
                     raise SettingError(
                         f"{axis}s", task[axis], "nothing: Betty computes as the recipe says, on all rows"
                     )
-            engine, recipe = load_point(point, made)
+            engine, recipe = load_point(point, make)
             if task["share"] is not None:
-                take_share(engine, own, task["share"])
+                take_share(engine, level_solver, task["share"])
             with cpu_threads(recipe):
                 device = chosen_device(recipe.settings.device)
-                result, found = measure(engine, device, own, task["rounds"], task["precision"])
+                result, hypergradient = measure(engine, device, level_solver, task["rounds"], task["precision"])
     except MultilevelError as error:
         return {"problem": " ".join(str(error).split())}
-    torch.save(dict(found.values), task["output"])
+    torch.save(dict(hypergradient.values), task["output"])
     return result

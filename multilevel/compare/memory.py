@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -39,14 +38,12 @@ class MemoryTracker:
             self._storages.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             self.peak = torch.cuda.max_memory_allocated(self.device) - self._before
         else:
-            self._storages.__exit__(kind, error, trace)
+            self._storages.__exit__(*error)
             self.peak = self._storages.peak
 
 
@@ -57,28 +54,28 @@ class _LiveStorages(TorchDispatchMode):
         super().__init__()
         self.live = 0
         self.peak = 0
-        self._seen: set[int] = set()
+        self._addresses: set[int] = set()
 
     def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
-        given = {_place(tensor) for tensor in tree_leaves((arguments, keywords)) if _has_storage(tensor)}
+        inputs = {_address(tensor) for tensor in tree_leaves((arguments, keywords)) if _has_storage(tensor)}
         result = operator(*arguments, **(keywords or {}))
         for tensor in tree_leaves(result):
-            if _has_storage(tensor) and _place(tensor) not in given:
+            if _has_storage(tensor) and _address(tensor) not in inputs:
                 self._follow(tensor)
         return result
 
     def _follow(self, tensor: Tensor) -> None:
-        storage, place = tensor.untyped_storage(), _place(tensor)
-        if place in self._seen:
+        storage, address = tensor.untyped_storage(), _address(tensor)
+        if address in self._addresses:
             return
         size = storage.nbytes()
-        self._seen.add(place)
+        self._addresses.add(address)
         self.live += size
         self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._forget, place, size)
+        weakref.finalize(storage, self._forget, address, size)
 
-    def _forget(self, place: int, size: int) -> None:
-        self._seen.discard(place)
+    def _forget(self, address: int, size: int) -> None:
+        self._addresses.discard(address)
         self.live -= size
 
 
@@ -87,5 +84,5 @@ def _has_storage(value: Any) -> bool:
     return isinstance(value, Tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
-def _place(tensor: Tensor) -> int:
+def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata

@@ -14,7 +14,7 @@ SMALLEST_ERROR = 1e-16
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Indices of the points (cost, error) that no other one is below in both, by rising cost."""
     front: list[int] = []
-    for index in sorted(range(len(points)), key=lambda one: points[one]):
+    for index in sorted(range(len(points)), key=points.__getitem__):
         if not front or points[index][1] < points[front[-1]][1]:
             front.append(index)
     return front
@@ -36,9 +36,8 @@ def draw_comparison(path: Path, result: Mapping[str, Any]) -> None:
     ):
         points = [(row[cost], max(row[key], SMALLEST_ERROR)) for row in rows]
         front = pareto_front(points)
-        axis.plot(
-            *zip(*[points[index] for index in front], strict=True), color="#c0392b", lw=1, zorder=1
-        ) if front else None
+        if front:
+            axis.plot(*zip(*[points[index] for index in front], strict=True), color="#c0392b", lw=1, zorder=1)
         for index, (row, point) in enumerate(zip(rows, points, strict=True)):
             color = "#c0392b" if index in front else "#7f8c8d"
             axis.scatter(*point, s=34, color=color, marker="x" if row["failed"] else "o", zorder=2)

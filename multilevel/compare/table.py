@@ -37,11 +37,8 @@ class ComparisonTable:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """The solvers, most exact first; those without a result last."""
-
-        def place(row: dict[str, Any]) -> tuple[bool, float, bool]:
-            return row.get("error") is None, row.get("error") or 0.0, "problem" in row
-
-        return sorted(self.result["rows"], key=place)
+        rows = self.result["rows"]
+        return sorted(rows, key=lambda row: (row.get("error") is None, row.get("error") or 0.0, "problem" in row))
 
     @property
     def notes(self) -> list[str]:
@@ -65,7 +62,7 @@ class ComparisonTable:
             if "problem" in row:
                 lines.append(f"{row['solver']:<{width}}  {row['problem']}")
                 continue
-            cells = "".join(f"{one:>{wide}}" for one, wide in zip(_cells(row), WIDTHS, strict=True))
+            cells = "".join(f"{cell:>{wide}}" for cell, wide in zip(_cells(row), WIDTHS, strict=True))
             lines.append(f"{row['solver']:<{width}}{cells}{_failed(row)}")
         return "\n".join([*lines, *self.notes])
 
@@ -79,7 +76,7 @@ class ComparisonTable:
 
 def _cells(row: dict[str, Any]) -> list[str]:
     values = [row[name] for name in COLUMNS]
-    return ["-" if one is None else str(one) if isinstance(one, int) else f"{one:.3g}" for one in values]
+    return ["-" if value is None else str(value) if isinstance(value, int) else f"{value:.3g}" for value in values]
 
 
 def _failed(row: dict[str, Any]) -> str:

@@ -44,7 +44,7 @@ class CommandLine(Generic[Settings]):
 
 
 def read(
-    command: str, arguments: Sequence[str], settings_class: type[Settings], *, words: bool = False, others: bool = True
+    command: str, arguments: Sequence[str], settings_class: type[Settings], *, words: bool = False, recipe: bool = True
 ) -> CommandLine[Settings]:
     """Read a command's arguments.
 
@@ -54,7 +54,7 @@ def read(
         settings_class: a dataclass whose fields are the command's own settings.
         words: whether it takes arguments that are no settings. Where it takes no others, a file with ``=`` in its name
             is one of them.
-        others: whether it takes settings of a recipe.
+        recipe: whether it takes settings of a recipe.
 
     Raises:
         SettingError: an unknown setting, or a value of another kind or out of its range.
@@ -66,18 +66,18 @@ def read(
     >>> read("example", ["RUN", "jobs=3", "mask.ratio=0.5"], Output, words=True)
     CommandLine(settings=Output(output='.', jobs=3), words=['RUN'], overrides=['mask.ratio=0.5'])
     """
-    known, texts, found, overrides = readable(settings_class), {}, [], []
+    known, texts, plain_words, overrides = readable(settings_class), {}, [], []
     for argument in arguments:
         name, equals, text = argument.partition("=")
         if equals and name in known:
             texts[name] = text
-        elif words and (not equals or (not others and Path(argument).exists())):
-            found.append(argument)
-        elif others:
+        elif words and (not equals or (not recipe and Path(argument).exists())):
+            plain_words.append(argument)
+        elif recipe:
             overrides.append(argument)
         else:
             raise SettingError(name, text if equals else None, f"a setting of {command}: {', '.join(known)}")
-    return CommandLine(typed(settings_class, texts), found, overrides)
+    return CommandLine(typed(settings_class, texts), plain_words, overrides)
 
 
 def typed(settings_class: type[Settings], texts: Mapping[str, str]) -> Settings:
@@ -128,14 +128,14 @@ def parse_override(override: str) -> Override:
 def readable(settings_class: Any) -> dict[str, Any]:
     """The declared type of every setting that a command line may set."""
     kinds = declared(settings_class)
-    return {one.name: kinds[one.name] for one in fields(settings_class) if "derived" not in one.metadata}
+    return {field.name: kinds[field.name] for field in fields(settings_class) if "derived" not in field.metadata}
 
 
-def described(settings_class: Any) -> dict[str, str]:
+def field_descriptions(settings_class: Any) -> dict[str, str]:
     """What the docstrings of a dataclass and of its bases say of each field under ``Args:``, each on one line.
 
     >>> from multilevel.solvers import Dense
-    >>> described(Dense)["limit"]
+    >>> field_descriptions(Dense)["limit"]
     'largest number of parameters that it accepts.'
     """
     texts: dict[str, str] = {}
@@ -149,6 +149,6 @@ def described(settings_class: Any) -> dict[str, str]:
 def defaults(settings_class: Any) -> Iterator[tuple[str, Any]]:
     """Every setting that a command line may set, with its default; MISSING where it has none."""
     known = readable(settings_class)
-    for one in fields(settings_class):
-        if one.name in known:
-            yield one.name, one.default if one.default_factory is MISSING else one.default_factory()
+    for field in fields(settings_class):
+        if field.name in known:
+            yield field.name, field.default if field.default_factory is MISSING else field.default_factory()

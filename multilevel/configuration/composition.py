@@ -40,22 +40,23 @@ def choices(group: str) -> list[str]:
     """The choices of a configuration group (data, experiment, model, recipe, solver, task)."""
     if group == "solver":
         return list(SOLVERS)
-    places = [place.joinpath(group) for place in (resources.files(CONFIG_MODULE), *user_configurations())]
-    files = [file.name for place in places if place.is_dir() for file in place.iterdir()]
+    group_folders = [config.joinpath(group) for config in (resources.files(CONFIG_MODULE), *user_configurations())]
+    files = [file.name for folder in group_folders if folder.is_dir() for file in folder.iterdir()]
     return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
 
 
 def user_configurations() -> list[Path]:
     """The folders of configuration files that a user has beside the project's."""
-    return [place for folder in folders() if (place := folder / "recipes" / "config").is_dir()]
+    configs = (folder / "recipes" / "config" for folder in folders())
+    return [config for config in configs if config.is_dir()]
 
 
 class UserConfigurations(SearchPathPlugin):
     """Has Hydra look for configuration files in a user's folders, after the project's."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        for place in user_configurations():
-            search_path.append("multilevel", f"file://{place}")
+        for config in user_configurations():
+            search_path.append("multilevel", f"file://{config}")
 
 
 Plugins.instance().register(UserConfigurations)
@@ -67,8 +68,8 @@ def users_files_read() -> Iterator[None]:
     try:
         yield
     except MarkedYAMLError as error:
-        place = error.problem_mark
-        where = f"{place.name}:{place.line + 1}" if place else "a configuration file"
+        mark = error.problem_mark
+        where = f"{mark.name}:{mark.line + 1}" if mark else "a configuration file"
         raise SettingError(VARIABLE, where, f"YAML ({error.problem})") from None
 
 
@@ -91,12 +92,12 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     expanded = expand(overrides)
     try:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-            return plain(compose("config", overrides=expanded))
+            return resolved(compose("config", overrides=expanded))
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error, lambda setting: _value(setting, expanded), overrides) from None
 
 
-def plain(config: DictConfig) -> DictConfig:
+def resolved(config: DictConfig) -> DictConfig:
     """A configuration with its interpolations resolved and without the types that it was checked against."""
     return OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # type: ignore[return-value]
 
@@ -163,20 +164,20 @@ def with_groups(config: DictConfig, overrides: Sequence[str], groups: Sequence[s
     Raises:
         SettingError: an unknown choice or setting, or a value of the wrong kind.
     """
-    names = [one.key_or_group for one in map(parse_override, overrides)]
-    replaced = [group for group in groups if group in names]
-    used = [name.partition(".")[0] in replaced for name in names]
+    names = {text: parse_override(text).key_or_group for text in overrides}
+    replaced = [group for group in groups if group in names.values()]
+    used = [text for text in overrides if names[text].partition(".")[0] in replaced]
     result = config.copy()
     if replaced:
-        composed = compose_config([text for text, own in zip(overrides, used, strict=True) if own])
+        composed = compose_config(used)
         for group in replaced:
             result[group] = composed[group]
-    return result, [text for text, own in zip(overrides, used, strict=True) if not own]
+    return result, [text for text in overrides if text not in used]
 
 
 def swept(overrides: Sequence[str]) -> list[str]:
     """Of some overrides, the settings that list several values."""
-    return [one.get_key_element() for one in map(parse_override, overrides) if one.is_sweep_override()]
+    return [override.get_key_element() for override in map(parse_override, overrides) if override.is_sweep_override()]
 
 
 def register_solvers() -> None:
@@ -202,53 +203,54 @@ def expand(overrides: Sequence[str]) -> list[str]:
     """
     parsed = [parse_override(text) for text in overrides]
     names: dict[str, str] = {}  # of the levels that have a solver of their own
-    others: list[str] = []
-    for one in parsed:
-        level = _LEVEL_SOLVER.fullmatch(one.key_or_group)
+    expanded: list[str] = []
+    for override in parsed:
+        level = _LEVEL_SOLVER.fullmatch(override.key_or_group)
         if level and level[2] is None:
-            _check_choice(level[1], "solver", one)
-            if one.is_sweep_override():
+            _check_choice(level[1], "solver", override)
+            if override.is_sweep_override():
                 raise SettingError(
                     level[1],
-                    str(one.input_line).partition("=")[2],
+                    str(override.input_line).partition("=")[2],
                     "one solver; solver=A,B with --multirun sweeps over all",
                 )
-            names[level[1]] = one.get_value_element_as_str()
+            names[level[1]] = override.get_value_element_as_str()
         else:
-            others.append(str(one.input_line))
-            _check_choice(one.key_or_group, one.key_or_group, one)
-    shared = [one for one in parsed if one.key_or_group.startswith("solver.")]
-    for one in parsed:
-        level = _LEVEL_SOLVER.fullmatch(one.key_or_group)
+            expanded.append(str(override.input_line))
+            _check_choice(override.key_or_group, override.key_or_group, override)
+    shared = [override for override in parsed if override.key_or_group.startswith("solver.")]
+    for override in parsed:
+        level = _LEVEL_SOLVER.fullmatch(override.key_or_group)
         if level and level[1] not in names:
             names[level[1]] = _shared_solver(level[1], parsed)
-            others = [f"{level[1]}.{str(option.input_line).removeprefix('solver.')}" for option in shared] + others
-    given = {one.key_or_group for one in parsed if one.value() is not None}
-    sizes = ["model=checkpoint"] if "init" in given and "model" not in given else []
-    return [f"+solver@{level}={name}" for level, name in names.items()] + sizes + others
+            expanded = [f"{level[1]}.{str(option.input_line).removeprefix('solver.')}" for option in shared] + expanded
+    set_names = {override.key_or_group for override in parsed if override.value() is not None}
+    sizes = ["model=checkpoint"] if "init" in set_names and "model" not in set_names else []
+    return [f"+solver@{level}={name}" for level, name in names.items()] + sizes + expanded
 
 
 def _shared_solver(level: str, parsed: Sequence[Override]) -> str:
     """The solver of all levels, as overrides or else the configuration files name it."""
-    given = [one for one in parsed if one.key_or_group == "solver"]
-    if given and given[-1].is_sweep_override():
+    solvers = [override for override in parsed if override.key_or_group == "solver"]
+    if solvers and solvers[-1].is_sweep_override():
         raise SettingError(level, None, f"{level}=NAME, where the solver of all levels is swept over")
-    if given:
-        return str(given[-1].value())
+    if solvers:
+        return str(solvers[-1].value())
     return str(_composed(parsed).solver.name)
 
 
 def _composed(parsed: Sequence[Override]) -> DictConfig:
     """The configuration of the recipe and experiment that overrides name, nothing else said."""
-    chosen = [one for one in parsed if one.key_or_group in ("recipe", "experiment") and not one.is_sweep_override()]
+    single = [override for override in parsed if not override.is_sweep_override()]
+    chosen = [override for override in single if override.key_or_group in ("recipe", "experiment")]
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
         try:
-            return compose("config", overrides=[str(one.input_line) for one in chosen])
+            return compose("config", overrides=[str(override.input_line) for override in chosen])
         except HydraException:
-            experiment = next((one for one in chosen if one.key_or_group == "experiment"), None)
+            experiment = next((override for override in chosen if override.key_or_group == "experiment"), None)
             if experiment is None:
                 raise
-            recipe = [one.value() for one in chosen if one.key_or_group == "recipe"]
+            recipe = [override.value() for override in chosen if override.key_or_group == "recipe"]
             expected = f"an experiment of recipe={recipe[-1] if recipe else 'guided_mae'}: the available experiments "
             raise SettingError("experiment", experiment.value(), f"{expected}belong to other recipes") from None
 
@@ -282,20 +284,20 @@ def _explained(error: Exception, value: Callable[[str], Any], overrides: Sequenc
 
 def _nearest(setting: str, config: DictConfig) -> str:
     """The known setting of a configuration that is nearest to an unknown one, for a message."""
-    known = [name for name, _ in named(OmegaConf.to_container(config))]
-    known += [f"solver.{one.name}" for solver in SOLVERS.values() for one in fields(solver)]  # type: ignore[arg-type]
+    known = [name for name, _ in named_settings(OmegaConf.to_container(config))]
+    known += [f"solver.{option.name}" for solver in SOLVERS.values() for option in fields(solver)]  # type: ignore[arg-type]
     close = difflib.get_close_matches(setting, known, n=1, cutoff=0.5)
     return f"a known setting, such as {close[0]}" if close else "a known setting (see train --help)"
 
 
-def named(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def named_settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every setting and group of settings by its full name, with its value."""
     if isinstance(config, Mapping):
         for key, value in config.items():
             yield f"{prefix}{key}", value
-            yield from named(value, f"{prefix}{key}.")
+            yield from named_settings(value, f"{prefix}{key}.")
 
 
 def _value(setting: str, overrides: Sequence[str]) -> str | None:
-    found = [text.partition("=")[2] for text in overrides if text.lstrip("+~").partition("=")[0] == setting]
-    return found[-1] if found else None
+    values = [text.partition("=")[2] for text in overrides if text.lstrip("+~").partition("=")[0] == setting]
+    return values[-1] if values else None

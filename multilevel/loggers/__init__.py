@@ -34,15 +34,15 @@ def new_loggers(names: Sequence[str], folder: Path, config: Mapping[str, Any]) -
 
 
 def _class(name: str) -> type[Logger]:
-    own = discover(sys.modules[__name__], Logger)  # type: ignore[type-abstract]
-    if name in own:
-        return own[name]
+    loggers = discover(sys.modules[__name__], Logger)  # type: ignore[type-abstract]
+    if name in loggers:
+        return loggers[name]
     module, dot, kind = name.rpartition(".")
-    expected = f"some of {', '.join(own)}, or MODULE.CLASS, an importable multilevel.loggers.Logger"
+    expected = f"some of {', '.join(loggers)}, or MODULE.CLASS, an importable multilevel.loggers.Logger"
     try:
-        found = getattr(importlib.import_module(module), kind) if dot else None
+        logger = getattr(importlib.import_module(module), kind) if dot else None
     except Exception as error:  # its file is the user's: anything can be wrong in it
         raise SettingError("loggers", name, f"{expected} ({type(error).__name__}: {error})") from error
-    if not (isinstance(found, type) and issubclass(found, Logger)):
+    if not (isinstance(logger, type) and issubclass(logger, Logger)):
         raise SettingError("loggers", name, expected)
-    return found
+    return logger

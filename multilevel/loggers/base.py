@@ -45,7 +45,7 @@ class Logger(Callback, ABC):
         """
 
     def on_update(self, engine: Engine, update: Update) -> None:
-        self._values |= numbers(update)
+        self._values |= update_values(update)
 
     def on_step(self, engine: Engine) -> None:
         if not self._failed:
@@ -58,13 +58,13 @@ class Logger(Callback, ABC):
         self._values = {}
 
 
-def numbers(update: Update) -> dict[str, float]:
+def update_values(update: Update) -> dict[str, float]:
     """An update's numbers, by the names that ``Logger.write`` lists."""
-    found: dict[str, float | None] = {
+    values: dict[str, float | None] = {
         "loss": update.loss,
         "gradient_norm": update.gradient_norm,
         "cosine": update.cosine,
         **update.metrics,
         **{f"residual/{lower}": report.residual for lower, report in update.solves.items()},
     }
-    return {f"{update.level}/{name}": value for name, value in found.items() if value is not None}
+    return {f"{update.level}/{name}": value for name, value in values.items() if value is not None}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from multilevel.configuration.composition import named
+from multilevel.configuration.composition import named_settings
 from multilevel.loggers.base import Logger
 from multilevel.problems import Engine
 from multilevel.solvers import SettingError
@@ -45,9 +45,9 @@ class MLflow(Logger):
             self._run = before[0].info.run_id
             self._client.update_run(self._run, "RUNNING")
             return
-        made = self._client.create_run(experiment, run_name=self.folder.name, tags={FOLDER_TAG: folder})
-        self._run = made.info.run_id
-        for setting, value in named(self.config):
+        run = self._client.create_run(experiment, run_name=self.folder.name, tags={FOLDER_TAG: folder})
+        self._run = run.info.run_id
+        for setting, value in named_settings(self.config):
             if not isinstance(value, Mapping):
                 self._client.log_param(self._run, setting, value)
 

@@ -42,13 +42,13 @@ class CollapseReport(Callback):
 
     def __init__(self) -> None:
         self._window = Window()
-        self._told = False
+        self._reported = False
 
     def on_update(self, engine: Engine, update: Update) -> None:
         mean = self._window.add(update.metrics)
-        if mean is not None and not self._told:
-            self._told = True
-            tqdm.write(f"step {engine.step}: {explained(mean)}", file=sys.stderr)
+        if mean is not None and not self._reported:
+            self._reported = True
+            tqdm.write(f"step {engine.step}: {collapse_message(mean)}", file=sys.stderr)
 
 
 def find_collapse(records: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -58,15 +58,15 @@ def find_collapse(records: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None
         ``step``, ``excess_overlap`` then (mean over the window), ``at_the_end``: whether it was still so, and the
         ``rule`` and ``advice`` in words.
     """
-    window, found, mean = Window(), None, None
+    window, collapse, mean = Window(), None, None
     for record in records:
         mean = window.add(record["metrics"]) if METRIC in record["metrics"] else mean
-        if mean is not None and found is None:
-            found = {"step": record["step"], METRIC: mean, "rule": RULE, "advice": ADVICE}
-    return None if found is None else {**found, "at_the_end": mean is not None}
+        if mean is not None and collapse is None:
+            collapse = {"step": record["step"], METRIC: mean, "rule": RULE, "advice": ADVICE}
+    return None if collapse is None else {**collapse, "at_the_end": mean is not None}
 
 
-def explained(mean: float) -> str:
+def collapse_message(mean: float) -> str:
     return (
         f"the masking network has collapsed: nearly the same patches are hidden in all images (excess overlap "
         f"{mean:.2f} of 1); try {ADVICE}"

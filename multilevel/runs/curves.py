@@ -47,8 +47,8 @@ def _series(records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """Step, loss and each metric of one level, [N] each; a step's updates are spread over it."""
     steps = np.array([record["step"] for record in records], dtype=float)
     _, first, counts = np.unique(steps, return_index=True, return_counts=True)
-    place = np.arange(len(steps)) - np.repeat(first, counts)
-    columns = {"step": steps + place / np.repeat(counts, counts), "loss": [record["loss"] for record in records]}
+    position = np.arange(len(steps)) - np.repeat(first, counts)
+    columns = {"step": steps + position / np.repeat(counts, counts), "loss": [record["loss"] for record in records]}
     metrics = dict.fromkeys(name for record in records for name in record["metrics"])
     columns |= {name: [record["metrics"].get(name) for record in records] for name in metrics}
     return {name: np.asarray(values, dtype=float) for name, values in columns.items()}  # None becomes nan

@@ -35,18 +35,18 @@ class Diagnosis(Callback):
             return
         dampings = {level: getattr(engine.graph.problems[level].solver, "damping", 0.0) for level in passes}
         try:
-            own = engine.solve_hypergradient(top)
+            hypergradient = engine.solve_hypergradient(top)
             reference = reference_hypergradient(engine, top, dampings)
         except (NotFiniteError, CotangentError) as reason:  # the engine skips such an update; so does this
             tqdm.write(f"step {engine.step}: hypergradient of {top} not compared: {reason}", file=sys.stderr)
             return
-        error, cosine = agreement(own.values, reference.values) if reference.usable else (None, None)
+        error, cosine = agreement(hypergradient.values, reference.values) if reference.usable else (None, None)
         record = {
             "step": engine.step,
             "level": top,
             "error": error,
             "cosine": cosine,
-            "residual": largest_residual(own),
+            "residual": largest_residual(hypergradient),
             "reference": dict(reference.solver),
             "reference_residual": reference.residual,
         }
@@ -55,7 +55,7 @@ class Diagnosis(Callback):
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         if error is None:
-            said = f"no reference: its residual is {reference.residual:.2g}; raise solver.damping"
+            result = f"no reference: its residual is {reference.residual:.2g}; raise solver.damping"
         else:
-            said = f"error {error:.3g}, cosine {cosine:.3g} against the reference"
-        tqdm.write(f"step {engine.step}: hypergradient of {top}: {said}", file=sys.stderr)
+            result = f"error {error:.3g}, cosine {cosine:.3g} against the reference"
+        tqdm.write(f"step {engine.step}: hypergradient of {top}: {result}", file=sys.stderr)

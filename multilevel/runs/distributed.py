@@ -40,19 +40,19 @@ def restart() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def led(task: Callable[[], Result]) -> Result:
+def on_first_rank(task: Callable[[], Result]) -> Result:
     """Run on rank 0 only; every rank gets the result, or the error."""
     return replicas.spread([task])[0]
 
 
-def tell(*lines: str, file: TextIO | None = None) -> None:
+def print_once(*lines: str, file: TextIO | None = None) -> None:
     """Print lines, on one rank, to standard error where nothing else is said."""
     if replicas.rank() == 0 and lines:
         print("\n".join(lines), file=file or sys.stderr, flush=True)
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Within the block the processes that torchrun has started know each other; a single process is left alone.
 
     On GPUs each takes the one of its place on the machine, and sees no other.
@@ -83,7 +83,7 @@ def joined() -> Iterator[None]:
 
 def own_gpu(environment: Mapping[str, str]) -> str:
     """The value of CUDA_VISIBLE_DEVICES for this process: one GPU, or none where there are fewer than ranks."""
-    place, visible = int(environment["LOCAL_RANK"]), environment.get("CUDA_VISIBLE_DEVICES")
+    index, visible = int(environment["LOCAL_RANK"]), environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return str(place)
-    return "".join(visible.split(",")[place : place + 1])
+        return str(index)
+    return "".join(visible.split(",")[index : index + 1])

@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+from torch.utils._pytree import tree_map_only
+
 from multilevel.problems import Callback, Engine, Update
 
 
@@ -48,13 +50,6 @@ class EventLog(Callback):
 
     def _write(self, record: dict[str, Any]) -> None:
         self.seconds = time.perf_counter() - self._started
-        self._file.write(json.dumps(_finite({**record, "seconds": round(self.seconds, 3)})) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    """Replace inf and nan, which JSON lacks, by null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    return value
+        # JSON has no inf and nan: they become null
+        finite = tree_map_only(float, lambda value: value if math.isfinite(value) else None, record)
+        self._file.write(json.dumps({**finite, "seconds": round(self.seconds, 3)}) + "\n")

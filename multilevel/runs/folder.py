@@ -85,15 +85,15 @@ class RunFolder:
 
     def read_updates(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """``read_metrics``, and the updates that were skipped: step, level, and the reason under ``skipped``."""
-        records = [one for one in _records(self.metrics) if NOTICE not in one]
-        return [one for one in records if SKIPPED not in one], [one for one in records if SKIPPED in one]
+        records = [record for record in _records(self.metrics) if NOTICE not in record]
+        return [record for record in records if SKIPPED not in record], [record for record in records if SKIPPED in record]
 
     def cut(self, step: int) -> None:
         """Forget the updates of ``step`` and later ones, and diagnoses after it, which a resumed run makes again."""
-        kept = [record for record in _records(self.metrics) if record["step"] < step]
-        self.write(self.metrics.name, _lines(kept))
+        earlier = [record for record in _records(self.metrics) if record["step"] < step]
+        self.write(self.metrics.name, _lines(earlier))
         if self.diagnosis.exists():
-            self.write(self.diagnosis.name, _lines(one for one in _records(self.diagnosis) if one["step"] <= step))
+            self.write(self.diagnosis.name, _lines(record for record in _records(self.diagnosis) if record["step"] <= step))
 
 
 def write_whole(path: Path, text: str) -> Path:

@@ -24,7 +24,7 @@ class Progress(Callback):
         self.images_per_step = images_per_step
         self._losses: dict[str, float] = {}
         self._warned: set[str] = set()
-        self._told: set[tuple[str, str]] = set()
+        self._reported: set[tuple[str, str]] = set()
         self._skipped: dict[str, int] = {}
 
     def on_start(self, engine: Engine, steps: int) -> None:
@@ -40,8 +40,8 @@ class Progress(Callback):
         before = self._losses.get(update.level, update.loss)
         self._losses[update.level] = 0.9 * before + 0.1 * update.loss
         for level, report in update.solves.items():
-            if report.choice and (level, report.choice) not in self._told:
-                self._told.add((level, report.choice))
+            if report.choice and (level, report.choice) not in self._reported:
+                self._reported.add((level, report.choice))
                 tqdm.write(f"level {level}: {report.choice}", file=sys.stderr)
             if report.failed and level not in self._warned:
                 self._warned.add(level)
@@ -66,8 +66,8 @@ class Progress(Callback):
         self._bar.set_postfix_str(status, refresh=False)
         self._bar.update()
         if not self._live and (engine.step % max(1, self._last // LINES) == 0 or engine.step == self._last):
-            left = tqdm.format_interval((self._last - engine.step) / speed)
-            print(f"step {engine.step}/{self._last} | {status} | {left} left", file=sys.stderr, flush=True)
+            time_left = tqdm.format_interval((self._last - engine.step) / speed)
+            print(f"step {engine.step}/{self._last} | {status} | {time_left} left", file=sys.stderr, flush=True)
 
     def on_end(self, engine: Engine) -> None:
         self._bar.close()

@@ -47,7 +47,7 @@ class Outcome:
     problem: MultilevelError | None = None
 
 
-def summarize(
+def summarize_run(
     recipe: Recipe, records: Sequence[Mapping[str, Any]], skipped: Sequence[Mapping[str, Any]], outcome: Outcome
 ) -> dict[str, Any]:
     """The run in one object.
@@ -73,12 +73,12 @@ def summarize(
         "peak_memory_mib": round(outcome.memory, 1),
         "levels": {
             name: {
-                **summarize_level([one for one in records if one["level"] == name]),
-                "skipped": sum(one["level"] == name for one in skipped),
+                **summarize_level([record for record in records if record["level"] == name]),
+                "skipped": sum(record["level"] == name for record in skipped),
             }
             for name in graph.names
         },
-        "solvers": {name: described(graph.problems[name].solver) for name in graph.passes(graph.top)},
+        "solvers": {name: solver_settings(graph.problems[name].solver) for name in graph.passes(graph.top)},
         "collapse": find_collapse(records),
         **outcome.findings,
         "evaluation": None if scores is None else [asdict(score) for score in scores],
@@ -137,7 +137,7 @@ def summarize_solves(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def described(solver: Solver | None) -> dict[str, Any]:
+def solver_settings(solver: Solver | None) -> dict[str, Any]:
     """A solver's name and settings."""
     name = next(name for name, kind in SOLVERS.items() if kind is type(solver))
     return {"name": name, **asdict(solver)}  # type: ignore[call-overload]

@@ -14,7 +14,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from multilevel.configuration.composition import CONFIG_MODULE, expand, plain, register_solvers, swept, users_files_read
+from multilevel.configuration.composition import CONFIG_MODULE, expand, register_solvers, resolved, swept, users_files_read
 from multilevel.runs.folder import now
 from multilevel.solvers import MultilevelError, SettingError
 from multilevel.runs.stopping import Stopped
@@ -37,18 +37,18 @@ def sweep(overrides: Sequence[str], train: Callable[[DictConfig, Path], None]) -
         Stopped: a signal has ended one early.
     """
     expanded = expand(overrides)
-    given = [one.partition("=")[2] for one in expanded if one.startswith("hydra.sweep.dir=")]
-    folder = given[-1] if given else f"runs/sweep-{now()}"
+    folders = [override.partition("=")[2] for override in expanded if override.startswith("hydra.sweep.dir=")]
+    folder = folders[-1] if folders else f"runs/sweep-{now()}"
     if "${" in folder:
         raise SettingError("hydra.sweep.dir", folder, "a folder by its name, without an interpolation")
-    if any(one.startswith(("output=", "resume=")) for one in expanded):
+    if any(override.startswith(("output=", "resume=")) for override in expanded):
         raise SettingError("output", "a value with --multirun", "hydra.sweep.dir=FOLDER instead")
 
     @hydra.main(config_path=f"pkg://{CONFIG_MODULE}", config_name="config", version_base="1.3")
     def job(config: DictConfig) -> float:
         output = Path(HydraConfig.get().runtime.output_dir)
         try:
-            train(plain(config), output)
+            train(resolved(config), output)
             return objective(json.loads((output / "summary.json").read_text()), config.objective)
         except MultilevelError as error:  # the other runs go on; this may be another process, or another machine
             (output / FAILURE).write_text(f"{', '.join(HydraConfig.get().overrides.task)}: {error}")
@@ -57,22 +57,14 @@ def sweep(overrides: Sequence[str], train: Callable[[DictConfig, Path], None]) -
             raise Stopped(f"{stop}; the runs after it were not started", stop.status) from stop
 
     register_solvers()
-    several = swept(expanded)
-    constant = ",".join(one.partition("=")[0] for one in expanded if one.partition("=")[0] not in several)
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main, which puts them in a line
-    sys.argv = [
-        "multilevel train",
-        "--multirun",
+    swept_names = swept(expanded)
+    constant = ",".join(override.partition("=")[0] for override in expanded if override.partition("=")[0] not in swept_names)
+    naming = [
         "hydra.sweep.subdir=${hydra.job.override_dirname}",
         f"hydra.job.config.override_dirname.exclude_keys=[{constant}]",
-        "hydra.output_subdir=null",
-        "hydra/job_logging=disabled",
-        "hydra/hydra_logging=disabled",
-        *expanded,
-        f"hydra.sweep.dir={folder}",
     ]
     try:
-        job()
+        multirun("train", job, [*naming, *expanded, f"hydra.sweep.dir={folder}"])
     except Stopped as stop:
         failed = failures(Path(folder))
         earlier = f"; {len(failed)} before it failed, the first with {failed[0]}" if failed else ""
@@ -84,21 +76,32 @@ def sweep(overrides: Sequence[str], train: Callable[[DictConfig, Path], None]) -
         raise MultilevelError(f"{len(failed)} of the runs failed; the first with {failed[0]}")
 
 
+def multirun(command: str, job: Callable[[], Any], overrides: Sequence[str]) -> None:
+    """Hydra's multirun of a command's job, a function that ``hydra.main`` has decorated."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main, which puts them in a line
+    quiet = ["hydra.output_subdir=null", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
+    arguments, sys.argv = sys.argv, [f"multilevel {command}", "--multirun", *quiet, *overrides]
+    try:
+        job()
+    finally:
+        sys.argv = arguments
+
+
 def objective(summary: dict[str, Any], path: str | None) -> float:
     """The objective of a sweeper: a number of a run's summary by its path; None: the top level's last loss.
 
     Raises:
         SettingError: no such number.
     """
-    found: Any = summary
+    value: Any = summary
     top = list(summary["levels"])[-1]
     if path is None and summary["levels"][top]["last_loss"] is None:
         return math.inf  # every update of it was skipped
     for key in (path or f"levels.{top}.last_loss").split("."):
-        found = found.get(key) if isinstance(found, dict) else None
-    if not isinstance(found, int | float):
+        value = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(value, int | float):
         raise SettingError("objective", path, "the path of a number in summary.json, such as levels.mask.last_loss")
-    return float(found)
+    return float(value)
 
 
 def failures(folder: Path) -> list[str]:

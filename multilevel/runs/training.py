@@ -16,7 +16,7 @@ from multilevel.runs.collapse import CollapseReport
 from multilevel.configuration.composition import build_recipe
 from multilevel.runs.cpu_threads import cpu_threads
 from multilevel.runs.diagnosis import Diagnosis
-from multilevel.runs.distributed import led, restart, tell
+from multilevel.runs.distributed import on_first_rank, print_once, restart
 from multilevel.runs.event_log import EventLog
 from multilevel.loggers import Logger, new_loggers
 from multilevel.problems import CheckpointError, Checkpointing, DivergedError, Engine, load_checkpoint, replicas
@@ -30,7 +30,7 @@ from multilevel.runs.curves import draw_curves
 from multilevel.runs.folder import RunFolder, check_free, now, title
 from multilevel.solvers import MultilevelError, SettingError
 from multilevel.runs.stopping import StopOnSignal, Stopped
-from multilevel.runs.summary import Outcome, format_findings, peak_memory_mib, summarize
+from multilevel.runs.summary import Outcome, format_findings, peak_memory_mib, summarize_run
 
 
 def is_of(path: Path, config: DictConfig) -> bool:
@@ -45,11 +45,11 @@ def train(config: DictConfig, output: Path) -> None:
         config: all its settings.
         output: its folder, made once everything that can be wrong beforehand has been checked.
     """
-    led(lambda: check_free(output))
+    on_first_rank(lambda: check_free(output))
     recipe = build_recipe(config)
     engine, loggers = new_engine(recipe), loggers_of(recipe, output, config)
-    folder = led(lambda: RunFolder.create(output, config))
-    tell(*recipe.notes, recipe.graph.describe())
+    folder = on_first_rank(lambda: RunFolder.create(output, config))
+    print_once(*recipe.notes, recipe.graph.describe())
     finish(recipe, engine, folder, loggers, seconds=0.0)
 
 
@@ -60,16 +60,16 @@ def resume(path: Path) -> None:
         problem = json.loads((path / "summary.json").read_text())["evaluation_problem"] if restart() else None
         if problem is not None:  # it would be the same again
             raise MultilevelError(problem)
-        tell(f"{path} has ended; its summary: {path / 'summary.json'}", file=sys.stdout)
+        print_once(f"{path} has ended; its summary: {path / 'summary.json'}", file=sys.stdout)
         return
     config = folder.config()
     recipe = build_recipe(config)
     engine, loggers = new_engine(recipe), loggers_of(recipe, path, config)
     if not restart() or any(folder.checkpoint.glob("step-*")):
-        tell(*load_checkpoint(engine, folder.checkpoint))
-    led(lambda: folder.cut(engine.step))
+        print_once(*load_checkpoint(engine, folder.checkpoint))
+    on_first_rank(lambda: folder.cut(engine.step))
     records = folder.read_metrics()
-    tell(f"{path}: resumed at step {engine.step}")
+    print_once(f"{path}: resumed at step {engine.step}")
     finish(recipe, engine, folder, loggers, seconds=records[-1]["seconds"] if records else 0.0)
 
 
@@ -77,8 +77,7 @@ def new_engine(recipe: Recipe) -> Engine:
     settings = recipe.settings
     if settings.engine == "betty":
         bridge = importlib.import_module("multilevel.betty")
-        engine: Engine = bridge.BettyEngine(recipe.graph, seed=settings.seed, precision=settings.precision)
-        return engine
+        return bridge.BettyEngine(recipe.graph, seed=settings.seed, precision=settings.precision)
     return Engine(
         recipe.graph,
         seed=settings.seed,
@@ -138,7 +137,7 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, loggers: Sequence[
     try:
         outcome.findings = recipe.findings()
         if settings.evaluate and isinstance(recipe, EncoderRecipe):
-            tell(f"evaluating the encoder on the {settings.evaluation.split} split")
+            print_once(f"evaluating the encoder on the {settings.evaluation.split} split")
             outcome.scores = recipe.evaluate()
     except ReplicaError:
         raise
@@ -158,7 +157,7 @@ def conclude(recipe: Recipe, folder: RunFolder, outcome: Outcome) -> None:
     pictures = [folder.path / "curves.png"]
     draw_curves(pictures[0], records)
     pictures += recipe.write_pictures(folder.path)
-    summary = folder.write_json("summary.json", summarize(recipe, records, skipped, outcome))
+    summary = folder.write_json("summary.json", summarize_run(recipe, records, skipped, outcome))
     if outcome.findings:
         print(format_findings(outcome.findings))
     if outcome.scores:

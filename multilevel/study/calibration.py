@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
 def seconds_per_step(recipes: dict[str, Recipe]) -> dict[str, float]:
     """Median over rounds, in which all recipes take turns, so that a slow spell of the machine hits all of them."""
     engines = {name: new_engine(recipe) for name, recipe in recipes.items()}
-    found: dict[str, list[float]] = {name: [] for name in engines}
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
 
     def run(name: str, steps: int) -> None:
         with cpu_threads(recipes[name]):  # as in training
@@ -48,8 +48,8 @@ def seconds_per_step(recipes: dict[str, Recipe]) -> dict[str, float]:
             run(name, STEPS)
             if torch.cuda.is_initialized():
                 torch.cuda.synchronize()
-            found[name].append((time.perf_counter() - started) / STEPS)
-    return {name: median(values) for name, values in found.items()}
+            seconds[name].append((time.perf_counter() - started) / STEPS)
+    return {name: median(values) for name, values in seconds.items()}
 
 
 if __name__ == "__main__":

@@ -34,15 +34,7 @@ from multilevel.runs.folder import RunFolder, check_free, now
 from multilevel.solvers import DataError, MultilevelError, SettingError
 from multilevel.study.launch import check_launcher, run_parts
 from multilevel.study.part import is_done
-from multilevel.study.plan import (
-    Arm,
-    Study,
-    arm_name,
-    arm_settings,
-    equal_updates,
-    updates_per_step,
-    usable_cores,
-)
+from multilevel.study.plan import Arm, Study, arm_name, arm_settings, equal_updates, updates_per_step, usable_cores
 from multilevel.study.report import write_report
 from multilevel.study.results import collect
 from multilevel.study.settings import StudySettings
@@ -111,21 +103,20 @@ def plan(settings: StudySettings, arguments: Sequence[str]) -> Study:
     if settings.guidance and not guided:
         raise SettingError("guidance", settings.guidance, "a policy among policies whose masks are learned")
     arms += guided
-    for name, own in settings.arms.items():
-        policy = compose_config([*settings.settings, *own]).mask.policy
-        arms.append(_arm(settings, policy, None, name, own))
+    for name, overrides in settings.arms.items():
+        policy = compose_config([*settings.settings, *overrides]).mask.policy
+        arms.append(_arm(settings, policy, None, name, overrides))
     steps = equal_updates([arm.updates_per_step for arm in arms], config.steps)
-    if settings.transfer:
-        transfer_config(config, settings.transfer)
+    transfer_name = _data_name(transfer_config(config, settings.transfer)) if settings.transfer else ""
     jobs = settings.jobs or 1
     return Study(
-        arguments=[one for one in arguments if not one.startswith("output=")],
+        arguments=[argument for argument in arguments if not argument.startswith("output=")],
         settings=settings.settings,
         arms=[replace(arm, steps=count) for arm, count in zip(arms, steps, strict=True)],
         seeds=settings.seeds or list(range(SEEDS)),
         labels=settings.labels,
         transfer=settings.transfer,
-        transfer_name=_data_name(transfer_config(config, settings.transfer)) if settings.transfer else "",
+        transfer_name=transfer_name,
         equal=settings.equal,
         metric=metric,
         protocol=protocol,
@@ -147,9 +138,9 @@ def resumed(study: Study, settings: StudySettings) -> Study:
     if settings.seeds is not None:
         if not set(study.seeds) <= set(settings.seeds):
             raise SettingError("seeds", settings.seeds, f"at least the study's own: {study.seeds}")
-        others = [one for one in study.arguments if not one.startswith("seeds=")]
-        given = f"seeds=[{','.join(map(str, settings.seeds))}]"
-        study = replace(study, seeds=settings.seeds, arguments=[*others, given])
+        unchanged = [argument for argument in study.arguments if not argument.startswith("seeds=")]
+        seeds = f"seeds=[{','.join(map(str, settings.seeds))}]"
+        study = replace(study, seeds=settings.seeds, arguments=[*unchanged, seeds])
     return replace(study, jobs=settings.jobs or study.jobs, launcher=settings.launcher or study.launcher)
 
 
@@ -165,10 +156,10 @@ def _policies(settings: StudySettings, config: DictConfig) -> list[str]:
 
 
 def _arm(
-    settings: StudySettings, policy: str, guidance: float | None, name: str | None = None, own: Sequence[str] = ()
+    settings: StudySettings, policy: str, guidance: float | None, name: str | None = None, overrides: Sequence[str] = ()
 ) -> Arm:
     """An arm, the recipe of which has been built; its steps are not known yet."""
-    recipe = _built(settings, [*arm_settings(policy, guidance), *own])
+    recipe = _built(settings, [*arm_settings(policy, guidance), *overrides])
     learned = "mask" in recipe.graph.names
     return Arm(
         name=name or arm_name(policy, guidance),
@@ -178,14 +169,14 @@ def _arm(
         guided_share=getattr(recipe.settings.mask, "guidance", 1.0) if learned else 0.0,
         updates_per_step=updates_per_step(recipe.graph),
         steps=0,
-        settings=list(own),
+        settings=list(overrides),
     )
 
 
-def _built(settings: StudySettings, own: Sequence[str]) -> Any:
+def _built(settings: StudySettings, overrides: Sequence[str]) -> Any:
     """The recipe of an arm, checked."""
     labels = [] if settings.labels == [1.0] else [f"evaluation.labels={settings.labels}".replace(" ", "")]
-    recipe: Any = build_recipe(compose_config([*settings.settings, *own, *labels]))
+    recipe: Any = build_recipe(compose_config([*settings.settings, *overrides, *labels]))
     if getattr(recipe, "task", None) is None:
         raise DataError("the images have no labels, so a study cannot compare encoders")
     return recipe

@@ -51,9 +51,9 @@ class Figures:
 
     def scores(self) -> Iterator[Figure]:
         path = self.folder / "scores.png"
-        found = self._by_arm("scores")
-        if found:
-            draw_scores(path, found, self._references("scores"), self.score)
+        scores = self._by_arm("scores")
+        if scores:
+            draw_scores(path, scores, self._references("scores"), self.score)
             caption = (
                 f"{self._score_on(self.study['data'])} on its {self.question['split']} images. A dot is a seed, "
                 "a diamond the mean, the bar its 95% interval over seeds (Student's t). Lines: what the same protocol "
@@ -63,10 +63,10 @@ class Figures:
 
     def differences(self) -> Iterator[Figure]:
         path, baseline = self.folder / "differences.png", self.question["baseline"]
-        found = [one for one in self.result["comparisons"] if one["labels"] == self.share]
-        if found:
+        comparisons = [comparison for comparison in self.result["comparisons"] if comparison["labels"] == self.share]
+        if comparisons:
             effect = self.study["minimum_effect"]
-            draw_differences(path, found, effect, f"difference from {baseline} (points)")
+            draw_differences(path, comparisons, effect, f"difference from {baseline} (points)")
             caption = (
                 f"Score minus the score of {baseline} masks with the same seed (the same initial weights and the same "
                 "division of the images): the seeds are the pairs. Where the whole bar is above 0, it pays; where it "
@@ -76,21 +76,21 @@ class Figures:
 
     def costs(self) -> Iterator[Figure]:
         path = self.folder / "costs.png"
-        found: dict[str, dict[str, list[float]]] = {"seconds": defaultdict(list), "peak_memory_mib": defaultdict(list)}
-        for part in self.result["parts"]:
-            for key, by_arm in found.items():
-                by_arm[part["arm"]].append(part[key])
-        order = [name for name in self.arms if name in found["seconds"]]
-        draw_costs(path, *[{name: by_arm[name] for name in order} for by_arm in found.values()])
-        together = self.result["machine"]["parts_side_by_side"]
-        side = f" {together} parts ran side by side, which slows each." if together > 1 else ""
+        seconds, memory = (
+            {name: [part[key] for part in self.result["parts"] if part["arm"] == name] for name in self.arms}
+            for key in ("seconds", "peak_memory_mib")
+        )
+        draw_costs(path, seconds, memory)
+        count = self.result["machine"]["parts_side_by_side"]
+        side = f" {count} parts ran side by side, which slows each." if count > 1 else ""
         yield Figure(path, "What it costs", f"Only training, without the evaluation; a dot is one seed.{side}")
 
     def labels(self) -> Iterator[Figure]:
         shares, path = self.study["labels"], self.folder / "labels.png"
         if len(shares) > 1:
             lines = {
-                name: self._line(arm, "scores", [(share, share) for share in shares]) for name, arm in self.arms.items()
+                name: [(share, score) for share in shares if (score := self._find(arm["scores"], share)) is not None]
+                for name, arm in self.arms.items()
             }
             draw_over(path, {self.study["data"]: lines}, "share of the labels", self.score)
             caption = (
@@ -114,22 +114,22 @@ class Figures:
         yield Figure(path, "Score by share of guided masks", caption)
 
     def transfer(self) -> Iterator[Figure]:
-        found = self._by_arm("transfer")
-        if found:
+        scores = self._by_arm("transfer")
+        if scores:
             path = self.folder / "transfer.png"
-            draw_scores(path, found, self._references("transfer"), f"{self.score}, {self.study['transfer_name']}")
+            draw_scores(path, scores, self._references("transfer"), f"{self.score}, {self.study['transfer_name']}")
             caption = f"{self._score_on(self.study['transfer_name'])}: encoders trained on {self.study['data']}."
             yield Figure(path, "Transfer to another data set", caption)
 
     def time(self) -> Iterator[Figure]:
         path, ends = self.folder / "time.png", defaultdict(list)
+        scores = self._by_arm("scores")
         for part in self.result["parts"]:
-            score = self.arms[part["arm"]]
-            values = self._find(score["scores"], self.share)
-            if values and part["seed"] in values["values"]:
-                ends[part["arm"]].append((part["seconds"], values["values"][part["seed"]]))
-        curves = {name: self._curves(name, arm["seeds"][0]) for name, arm in self.arms.items()}
+            values = scores[part["arm"]]["values"] if part["arm"] in scores else {}
+            if part["seed"] in values:
+                ends[part["arm"]].append((part["seconds"], values[part["seed"]]))
         if ends:
+            curves = {name: self._curves(name, arm["seeds"][0]) for name, arm in self.arms.items()}
             draw_over_time(path, curves, ends)
             caption = (
                 f"Stars: {self.question['split']} score at the end of training, every seed. Lines: the accuracy of the "
@@ -141,8 +141,8 @@ class Figures:
 
     def caution(self) -> str:
         """A warning where pretraining itself has gained nothing; empty where it has."""
-        found, references = self._by_arm("scores"), self._references("scores")
-        best = max((one["mean"] for one in found.values()), default=None)
+        scores, references = self._by_arm("scores"), self._references("scores")
+        best = max((score["mean"] for score in scores.values()), default=None)
         better = [name for name, mean in references.items() if best is not None and mean >= best]
         if not better:
             return ""
@@ -153,59 +153,48 @@ class Figures:
 
     def galleries(self) -> list[Figure]:
         """The masks of each arm, of its first seed."""
-        found = []
+        figures = []
         for name, arm in self.arms.items():
             path = run_path(self.folder, f"{name}-seed{arm['seeds'][0]}") / "masks.png"
             if path.exists():
-                found.append(Figure(path, name, f"seed {arm['seeds'][0]}"))
-        return found
+                figures.append(Figure(path, name, f"seed {arm['seeds'][0]}"))
+        return figures
 
     def _find(
         self, scores: Sequence[Mapping[str, Any]], labels: float, encoder: str = TRAINED
     ) -> Mapping[str, Any] | None:
-        wanted = (encoder, self.study["protocol"], labels, self.study["metric"])
-        keys = ("encoder", "protocol", "labels", "metric")
-        return next((one for one in scores if tuple(one[key] for key in keys) == wanted), None)
+        key = {"encoder": encoder, "protocol": self.study["protocol"], "labels": labels, "metric": self.study["metric"]}
+        return next((score for score in scores if key.items() <= score.items()), None)
 
-    def _by_arm(self, where: str) -> dict[str, Mapping[str, Any]]:
-        found = {name: self._find(arm[where], self.share) for name, arm in self.arms.items()}
-        return {name: one for name, one in found.items() if one is not None}
+    def _by_arm(self, table: str, encoder: str = TRAINED) -> dict[str, Mapping[str, Any]]:
+        scores = {name: self._find(arm[table], self.share, encoder) for name, arm in self.arms.items()}
+        return {name: score for name, score in scores.items() if score is not None}
 
-    def _references(self, where: str) -> dict[str, float]:
+    def _references(self, table: str) -> dict[str, float]:
         """Means over the arms that have them: the baseline, where nothing else is set."""
-        found: dict[str, list[float]] = {}
-        for name in REFERENCES:
-            scores = [self._find(arm[where], self.share, name) for arm in self.arms.values()]
-            found[name] = [one["mean"] for one in scores if one is not None]
-        return {name: fmean(means) for name, means in found.items() if means}
+        scores = {encoder: self._by_arm(table, encoder).values() for encoder in REFERENCES}
+        return {encoder: fmean(score["mean"] for score in by_arm) for encoder, by_arm in scores.items() if by_arm}
 
-    def _line(
-        self, arm: Mapping[str, Any], where: str, places: Sequence[tuple[float, float]]
-    ) -> list[tuple[float, Mapping[str, Any]]]:
-        """(place on the axis, score) for each (place, share of the labels)."""
-        found = [(place, self._find(arm[where], share)) for place, share in places]
-        return [(place, one) for place, one in found if one is not None]
-
-    def _guidance_lines(self, where: str) -> dict[str, list[tuple[float, Mapping[str, Any]]]]:
-        lines: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
-        for arm in self.arms.values():
+    def _guidance_lines(self, table: str) -> dict[str, list[tuple[float, Mapping[str, Any]]]]:
+        lines: dict[str, list[tuple[float, Mapping[str, Any]]]] = defaultdict(list)
+        for name, score in self._by_arm(table).items():
+            arm = self.arms[name]
             if not arm["settings"] and (arm["learned"] or arm["policy"] == "random"):
-                name = arm["policy"]
-                lines.setdefault(name, []).extend(self._line(arm, where, [(arm["guided_share"], self.share)]))
-        return {name: sorted(line, key=lambda one: one[0]) for name, line in lines.items()}
+                lines[arm["policy"]].append((arm["guided_share"], score))
+        return {policy: sorted(line, key=lambda point: point[0]) for policy, line in lines.items()}
 
-    def _curves(self, name: str, seed: int) -> dict[str, tuple[list[float], list[float]]]:
+    def _curves(self, name: str, seed: int) -> dict[str, tuple[Sequence[float], Sequence[float]]]:
         records = RunFolder(run_path(self.folder, f"{name}-seed{seed}")).read_metrics()
-        curves = {}
+        curves: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
         for level in CURVE_LEVELS:
-            found = [
-                one for one in records if one["level"] == level and one["metrics"].get(self.study["metric"]) is not None
+            points = [
+                (record["seconds"], record["metrics"][self.study["metric"]])
+                for record in records
+                if record["level"] == level and record["metrics"].get(self.study["metric"]) is not None
             ]
-            if found:
-                curves[level] = (
-                    [one["seconds"] for one in found],
-                    [one["metrics"][self.study["metric"]] for one in found],
-                )
+            if points:
+                seconds, values = zip(*points, strict=True)
+                curves[level] = (seconds, values)
         return curves
 
     def _score_on(self, data: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,8 +12,9 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
+from multilevel.runs.sweep import multirun
 from multilevel.solvers import SettingError
-from multilevel.study.part import start
+from multilevel.study.part import start_part
 from multilevel.study.plan import Study
 
 PART_CONFIG = "study_part"
@@ -29,7 +28,7 @@ def run_parts(study: Study, folder: Path, names: Sequence[str]) -> None:
         _by_launcher(study, folder.resolve(), names)
         return
     with ThreadPoolExecutor(study.jobs) as pool:
-        list(pool.map(lambda name: start(folder, name, study.threads), names))
+        list(pool.map(lambda name: start_part(folder, name, study.threads), names))
 
 
 def check_launcher(launcher: Sequence[str]) -> None:
@@ -39,7 +38,7 @@ def check_launcher(launcher: Sequence[str]) -> None:
         if setting == "hydra/launcher":
             config = ConfigStore.instance()
             Plugins.instance().discover(Launcher)
-            known = sorted(one.removesuffix(".yaml") for one in config.list("hydra/launcher"))
+            known = sorted(name.removesuffix(".yaml") for name in config.list("hydra/launcher"))
             if name not in known:
                 expected = f"one of {', '.join(known)}; joblib needs: pip install multilevel[study]"
                 raise SettingError(setting, name, expected)
@@ -50,25 +49,10 @@ def _by_launcher(study: Study, folder: Path, names: Sequence[str]) -> None:
 
     @hydra.main(config_path=None, config_name=PART_CONFIG, version_base="1.3")
     def job(config: DictConfig) -> None:
-        start(folder, config.part, study.threads)
+        start_part(folder, config.part, study.threads)
 
     ConfigStore.instance().store(name=PART_CONFIG, node={"part": "???"})
     jobs = [f"hydra.launcher.n_jobs={study.jobs}"] if "hydra/launcher=joblib" in study.launcher else []
     quoted = str(folder / "launcher").replace("'", "\\'")
-    arguments, os.environ["HYDRA_FULL_ERROR"] = sys.argv, "1"
-    sys.argv = [
-        "multilevel study",
-        "--multirun",
-        f"part={','.join(names)}",
-        f"hydra.sweep.dir='{quoted}'",
-        "hydra.sweep.subdir=.",
-        "hydra.output_subdir=null",
-        "hydra/job_logging=disabled",
-        "hydra/hydra_logging=disabled",
-        *jobs,
-        *study.launcher,
-    ]
-    try:
-        job()
-    finally:
-        sys.argv = arguments
+    sweep = [f"part={','.join(names)}", f"hydra.sweep.dir='{quoted}'", "hydra.sweep.subdir=."]
+    multirun("study", job, [*sweep, *jobs, *study.launcher])

@@ -74,7 +74,7 @@ def evaluation_problem(run: Path) -> str | None:
     return json.loads(path.read_text()).get("evaluation_problem") if path.exists() else None
 
 
-def start(folder: Path, name: str, threads: int) -> None:
+def start_part(folder: Path, name: str, threads: int) -> None:
     """Run a part in its own process, to its end; what it says goes into its log."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "multilevel.study.part", str(folder), name]

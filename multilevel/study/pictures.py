@@ -36,8 +36,8 @@ def draw_scores(path: Path, arms: Mapping[str, Mapping[str, Any]], references: V
     """
     figure = new_figure(_width(len(arms)), 4.2)
     axis = figure.subplots()
-    for place, (name, colour) in enumerate(arm_colours(list(arms)).items()):
-        _draw_seeds(axis, place, arms[name], colour)
+    for position, (name, colour) in enumerate(arm_colours(list(arms)).items()):
+        _draw_seeds(axis, position, arms[name], colour)
     for name, value in references.items():
         axis.axhline(100 * value, color="#999999", linestyle=REFERENCES.get(name, ":"), linewidth=1.1, label=name)
     if references:
@@ -60,11 +60,11 @@ def draw_differences(path: Path, comparisons: Sequence[Mapping[str, Any]], minim
     axis = figure.subplots()
     axis.axhspan(0, 100 * minimum_effect, color="#f3e3c3", label="better, but too little to be worth it")
     axis.axhline(0, color="#333333", linewidth=1)
-    for place, one in enumerate(comparisons):
-        found = {**one, "values": one["differences"]}
-        _draw_seeds(axis, place, found, COLOURS[place % len(COLOURS)])
+    for position, comparison in enumerate(comparisons):
+        score = {**comparison, "values": comparison["differences"]}
+        _draw_seeds(axis, position, score, COLOURS[position % len(COLOURS)])
     axis.legend(loc="upper left", bbox_to_anchor=(0.0, 1.12), frameon=False, fontsize=8)
-    _finish(axis, [one["arm"] for one in comparisons], label)
+    _finish(axis, [comparison["arm"] for comparison in comparisons], label)
     save_figure(figure, path)
 
 
@@ -78,13 +78,13 @@ def draw_costs(path: Path, seconds: Mapping[str, Sequence[float]], memory: Mappi
     """
     figure = new_figure(2 * _width(len(seconds)), 3.6)
     axes = figure.subplots(1, 2)
-    for axis, label, found in zip(axes, ("training time (s)", "peak memory (MiB)"), (seconds, memory), strict=True):
-        for place, (name, colour) in enumerate(arm_colours(list(found)).items()):
-            values = list(found[name])
-            axis.bar(place, np.mean(values), width=0.55, color=colour, alpha=0.45)
-            axis.scatter(place + _spread(len(values)), values, s=14, color=colour, zorder=3)
+    for axis, label, costs in zip(axes, ("training time (s)", "peak memory (MiB)"), (seconds, memory), strict=True):
+        for position, (name, colour) in enumerate(arm_colours(list(costs)).items()):
+            values = list(costs[name])
+            axis.bar(position, np.mean(values), width=0.55, color=colour, alpha=0.45)
+            axis.scatter(position + _spread(len(values)), values, s=14, color=colour, zorder=3)
         axis.set_ylim(bottom=0)
-        _finish(axis, list(found), label)
+        _finish(axis, list(costs), label)
     save_figure(figure, path)
 
 
@@ -103,9 +103,9 @@ def draw_over(
     for axis, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name, colour in arm_colours(list(lines)).items():
             places = np.array([value for value, _ in lines[name]])
-            means = np.array([100 * one["mean"] for _, one in lines[name]])
-            ends = np.array([one["interval"] or (np.nan, np.nan) for _, one in lines[name]], dtype=float).reshape(-1, 2)
-            reach = np.abs(100 * ends.T - means)
+            means = np.array([100 * score["mean"] for _, score in lines[name]])
+            ends = [score["interval"] or (np.nan, np.nan) for _, score in lines[name]]
+            reach = np.abs(100 * np.array(ends, dtype=float).reshape(-1, 2).T - means)
             axis.errorbar(places, means, reach, color=colour, marker="o", markersize=5, capsize=4, label=name)
         values = sorted({value for line in lines.values() for value, _ in line})
         if values[0] > 0 and values[-1] > 5 * values[0]:
@@ -146,7 +146,7 @@ def draw_over_time(
             axis.scatter(seconds, 100 * scores, s=70, color=colour, marker="*", zorder=4)
     # An entry for each colour and each line: one for each of both together would not fit beside the axes.
     legend = [Line2D([], [], color=colour, linewidth=4, label=name) for name, colour in colours.items()]
-    legend += [Line2D([], [], color="black", linestyle=style, label=f"{one} batches") for one, style in levels.items()]
+    legend += [Line2D([], [], color="black", linestyle=style, label=f"{key} batches") for key, style in levels.items()]
     legend.append(Line2D([], [], color="black", linestyle="", marker="*", markersize=9, label="scored, at the end"))
     axis.set_xlabel("seconds of training")
     axis.set_ylabel("%")
@@ -155,17 +155,12 @@ def draw_over_time(
     save_figure(figure, path)
 
 
-def _draw_seeds(axis: Axes, place: int, found: Mapping[str, Any], colour: str) -> None:
-    values = 100 * np.array(list(found["values"].values()))
-    axis.scatter(place + _spread(len(values)) - 0.12, values, s=20, color=colour, alpha=0.55, linewidth=0)
-    mean = 100 * found["mean"]
-    if found["interval"] is None:
-        axis.plot(place + 0.12, mean, "D", color=colour, markersize=6)
-        return
-    low, high = (100 * end for end in found["interval"])
-    axis.errorbar(
-        place + 0.12, mean, [[mean - low], [high - mean]], fmt="D", color=colour, markersize=6, capsize=5, linewidth=1.8
-    )
+def _draw_seeds(axis: Axes, position: int, score: Mapping[str, Any], colour: str) -> None:
+    values = 100 * np.array(list(score["values"].values()))
+    axis.scatter(position + _spread(len(values)) - 0.12, values, s=20, color=colour, alpha=0.55, linewidth=0)
+    mean, interval = 100 * score["mean"], score["interval"]
+    reach = None if interval is None else [[mean - 100 * interval[0]], [100 * interval[1] - mean]]
+    axis.errorbar(position + 0.12, mean, reach, fmt="D", color=colour, markersize=6, capsize=5, linewidth=1.8)
 
 
 def _within_percent(axis: Axes) -> None:
@@ -184,10 +179,8 @@ def _width(count: int) -> float:
 
 
 def _finish(axis: Axes, names: Sequence[str], label: str) -> None:
-    if len(names) > 3:
-        axis.set_xticks(range(len(names)), names, rotation=20, ha="right")
-    else:
-        axis.set_xticks(range(len(names)), names)
+    slant: dict[str, Any] = {"rotation": 20, "ha": "right"} if len(names) > 3 else {}
+    axis.set_xticks(range(len(names)), names, **slant)
     axis.set_xlim(-0.6, len(names) - 0.4)
     axis.set_ylabel(label)
     axis.grid(axis="y", alpha=0.3)

@@ -54,7 +54,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Part:
+class StudyRun:
     """One run."""
 
     arm: Arm
@@ -113,11 +113,11 @@ class Study:
         """The arm that the verdict is about: the first that the task guides, or else the first beside the baseline."""
         return next((arm for arm in self.arms[1:] if POLICIES[arm.policy].learns_from == "downstream"), self.arms[1])
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[StudyRun]:
         """Seed by seed, so that a study that is stopped has whole pairs."""
-        return [Part(arm, seed) for seed in self.seeds for arm in self.arms]
+        return [StudyRun(arm, seed) for seed in self.seeds for arm in self.arms]
 
-    def part(self, name: str) -> Part:
+    def part(self, name: str) -> StudyRun:
         return next(part for part in self.parts() if part.name == name)
 
     def overrides(self, arm: Arm, seed: int) -> list[str]:
@@ -125,8 +125,8 @@ class Study:
         # What is not trained is the same for all arms of a seed: it is scored once.
         references = [] if arm == self.baseline else ["evaluation.references=false"]
         labels = [] if self.labels == [1.0] else [f"evaluation.labels={self.labels}".replace(" ", "")]
-        own = [*arm.overrides, *labels, f"seed={seed}", f"steps={arm.steps}"]
-        return [*references, *self.settings, *own]
+        last = [*arm.overrides, *labels, f"seed={seed}", f"steps={arm.steps}"]
+        return [*references, *self.settings, *last]
 
     def write(self, folder: Path) -> None:
         RunFolder(folder).write(FILE, OmegaConf.to_yaml(OmegaConf.create(asdict(self))))

@@ -48,7 +48,7 @@ def write_report(result: Mapping[str, Any], folder: Path) -> list[Path]:
             warnings={part["name"]: part["warnings"] for part in result["parts"] if part["warnings"]},
             protocol=PROTOCOLS.get(result["study"]["protocol"]),
             caution=figures.caution(),
-            others=[one for one in result["comparisons"] if one is not result["verdict"]],
+            others=[comparison for comparison in result["comparisons"] if comparison is not result["verdict"]],
         )
     )
     return [*(figure.path for figure in drawn), RunFolder(folder).write("report.html", page)]

@@ -16,14 +16,15 @@ from typing import Any
 from multilevel.levels.masks import POLICIES
 from multilevel.solvers import MultilevelError
 from multilevel.study.part import evaluation_problem, is_done, log_path, run_path, transfer_path
-from multilevel.study.plan import Arm, Part, Study, usable_cores
+from multilevel.study.plan import Arm, Study, StudyRun, usable_cores
 from multilevel.study.scores import TRAINED, Row, values
-from multilevel.study.statistics import compare, summarize
+from multilevel.study.statistics import compare_pairs, summarize_seeds
 from multilevel.study.verdict import cost_clause, sentence
 
 VERSIONS = ("multilevel", "torch", "transformers", "scikit-learn", "scipy", "numpy")
 #: A median cosine below this, of at least so many updates, is worth a warning: docs/results.md has those of real runs.
 STEADY, ENOUGH_UPDATES = 0.1, 20
+COSTS = ("seconds", "peak_memory_mib")
 TITLES = {"linear_probe": "linear probe", "knn": "nearest neighbours", "finetune": "finetuned"}
 
 
@@ -39,8 +40,7 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
     by_arm = {arm.name: [part for part in parts if part["arm"] == arm.name] for arm in study.arms}
     comparisons = _comparisons(study, by_arm)
     share = max(study.labels)
-    headline = next((one for one in comparisons if one["arm"] == study.about.name and one["labels"] == share), None)
-    plan = asdict(study)
+    headline = next((row for row in comparisons if (row["arm"], row["labels"]) == (study.about.name, share)), None)
     return {
         "verdict": headline,
         "question": {
@@ -55,7 +55,7 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
         "arms": [_arm(arm, by_arm[arm.name]) for arm in study.arms],
         "parts": parts,
         "failed": failed,
-        "study": plan,
+        "study": asdict(study),
         "machine": {
             "processor": platform.machine(),
             "system": platform.system(),
@@ -72,7 +72,7 @@ def score_name(study: Study) -> str:
     return f"{TITLES.get(study.protocol, study.protocol)} {study.metric.replace('_', ' ')}"
 
 
-def _part(study: Study, folder: Path, part: Part) -> dict[str, Any]:
+def _part(study: Study, folder: Path, part: StudyRun) -> dict[str, Any]:
     run = run_path(folder, part.name)
     summary = json.loads((run / "summary.json").read_text())
     transfer = json.loads(transfer_path(run).read_text()) if study.transfer else []
@@ -95,10 +95,10 @@ def _part(study: Study, folder: Path, part: Part) -> dict[str, Any]:
 
 def _warnings(summary: Mapping[str, Any]) -> list[str]:
     """Reasons to doubt a run, from its summary."""
-    skipped = {name: level["skipped"] for name, level in summary["levels"].items() if level.get("skipped")}
     warnings = [
-        f"{count} updates of level {name} were skipped, so it made fewer than the other arms"
-        for name, count in skipped.items()
+        f"{level['skipped']} updates of level {name} were skipped, so it made fewer than the other arms"
+        for name, level in summary["levels"].items()
+        if level.get("skipped")
     ]
     for name, level in summary["levels"].items():
         cosine = level.get("median_cosine")  # not in the summaries of older runs
@@ -107,44 +107,43 @@ def _warnings(summary: Mapping[str, Any]) -> list[str]:
                 f"the hypergradients of level {name} turned from one update to the next (the median cosine is "
                 f"{cosine:.2f}); try levels.{name}.accumulate=8, which averages over more batches"
             )
-    collapse = summary.get("collapse")
-    if not collapse:
-        return warnings
-    still = ", and still had at the end" if collapse.get("at_the_end") else ""
-    advice = f"; try {collapse['advice']}" if "advice" in collapse else ""
-    return [
-        *warnings,
-        f"the masking network had collapsed at step {collapse['step']}{still}: nearly the same patches are hidden in "
-        f"all images{advice}",
-    ]
+    if collapse := summary.get("collapse"):
+        still = ", and still had at the end" if collapse.get("at_the_end") else ""
+        advice = f"; try {collapse['advice']}" if "advice" in collapse else ""
+        warnings.append(
+            f"the masking network had collapsed at step {collapse['step']}{still}: nearly the same patches are hidden "
+            f"in all images{advice}"
+        )
+    return warnings
 
 
 def _numbers(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
     """Rows without the metrics that are not a number, and which those are."""
-    kept = [{**row, "metrics": {key: one for key, one in row["metrics"].items() if not isnan(one)}} for row in rows]
+    finite = [
+        {**row, "metrics": {key: value for key, value in row["metrics"].items() if not isnan(value)}} for row in rows
+    ]
     lost = [
         f"{row['protocol']} {key} with {row['labels']:.0%} of the labels is not a number"
         for row in rows
-        for key, one in row["metrics"].items()
-        if isnan(one) and row["encoder"] == TRAINED
+        for key, value in row["metrics"].items()
+        if isnan(value) and row["encoder"] == TRAINED
     ]
-    return kept, lost
+    return finite, lost
 
 
-def _last_line(folder: Path, part: Part) -> str:
+def _last_line(folder: Path, part: StudyRun) -> str:
     log = log_path(folder, part.name)
     lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
     return lines[-1] if lines else "it was not run"
 
 
 def _arm(arm: Arm, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    costs = ("seconds", "peak_memory_mib")
     return {
         **asdict(arm),
         "description": (inspect.getdoc(POLICIES[arm.policy]) or arm.policy).splitlines()[0],
         "pretraining_updates": arm.updates,
         "seeds": [part["seed"] for part in parts],
-        **{key: asdict(summarize([part[key] for part in parts])) if parts else None for key in costs},
+        **{key: asdict(summarize_seeds([part[key] for part in parts])) if parts else None for key in COSTS},
         "scores": _over_seeds({part["seed"]: part["scores"] for part in parts}),
         "transfer": _over_seeds({part["seed"]: part["transfer"] for part in parts}),
     }
@@ -158,12 +157,12 @@ def _over_seeds(rows_by_seed: Mapping[int, Sequence[Row]]) -> list[dict[str, Any
         for row in rows
         for metric in row["metrics"]
     )
-    found = []
+    summaries = []
     for key in keys:
         by_seed = values(rows_by_seed, *key)
         names = dict(zip(("encoder", "protocol", "labels", "metric"), key, strict=True))
-        found.append({**names, **asdict(summarize(list(by_seed.values()))), "values": by_seed})
-    return found
+        summaries.append({**names, **asdict(summarize_seeds(list(by_seed.values()))), "values": by_seed})
+    return summaries
 
 
 def _comparisons(study: Study, by_arm: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -171,21 +170,24 @@ def _comparisons(study: Study, by_arm: Mapping[str, Sequence[dict[str, Any]]]) -
 
     def scores(arm: Arm, labels: float) -> dict[int, float]:
         rows = {part["seed"]: part["scores"] for part in by_arm[arm.name]}
-        found = values(rows, TRAINED, study.protocol, labels, study.metric)
-        if rows and not found:
+        by_seed = values(rows, TRAINED, study.protocol, labels, study.metric)
+        if rows and not by_seed:
             _no_such_score(study, rows)
-        return found
+        return by_seed
 
     comparisons = []
     for labels in study.labels:
         baseline = scores(study.baseline, labels)
         for arm in study.arms[1:]:
-            own = scores(arm, labels)
-            pairs = sorted(own.keys() & baseline.keys())
+            arm_scores = scores(arm, labels)
+            pairs = sorted(arm_scores.keys() & baseline.keys())
             if not pairs:
                 continue
-            comparison = compare(own, baseline, study.minimum_effect)
-            ratio = {key: _ratio(by_arm, arm, study.baseline, pairs, key) for key in ("seconds", "peak_memory_mib")}
+            comparison = compare_pairs(arm_scores, baseline, study.minimum_effect)
+            ratio = {
+                key: _mean(by_arm[arm.name], pairs, key) / _mean(by_arm[study.baseline.name], pairs, key)
+                for key in COSTS
+            }
             cost = cost_clause(study.equal, ratio["seconds"], arm.updates / study.baseline.updates)
             text = sentence(comparison, arm.name, study.baseline.name, score_name(study), study.minimum_effect, cost)
             comparisons.append(
@@ -194,14 +196,9 @@ def _comparisons(study: Study, by_arm: Mapping[str, Sequence[dict[str, Any]]]) -
     return comparisons
 
 
-def _ratio(
-    by_arm: Mapping[str, Sequence[dict[str, Any]]], arm: Arm, baseline: Arm, seeds: Sequence[int], key: str
-) -> float:
-    """The difference of the means over the seeds that both have."""
-    arm_mean, baseline_mean = (
-        fmean(part[key] for part in by_arm[one.name] if part["seed"] in seeds) for one in (arm, baseline)
-    )
-    return arm_mean / baseline_mean
+def _mean(parts: Sequence[dict[str, Any]], seeds: Sequence[int], key: str) -> float:
+    """A cost of an arm, the mean over some seeds."""
+    return fmean(part[key] for part in parts if part["seed"] in seeds)
 
 
 def _no_such_score(study: Study, rows_by_seed: Mapping[int, Sequence[Row]]) -> None:

@@ -15,11 +15,10 @@ def values(
     rows_by_seed: Mapping[int, Sequence[Row]], encoder: str, protocol: str, labels: float, metric: str
 ) -> dict[int, float]:
     """One score of every seed that has it."""
-    found = {}
-    for seed, rows in rows_by_seed.items():
-        for row in rows:
-            if (row["encoder"], row["protocol"], row["labels"]) == (encoder, protocol, labels) and metric in row[
-                "metrics"
-            ]:
-                found[seed] = row["metrics"][metric]
-    return found
+    key = {"encoder": encoder, "protocol": protocol, "labels": labels}
+    return {
+        seed: row["metrics"][metric]
+        for seed, rows in rows_by_seed.items()
+        for row in rows
+        if key.items() <= row.items() and metric in row["metrics"]
+    }

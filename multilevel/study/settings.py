@@ -90,7 +90,7 @@ class StudySettings:
         for name in ("policies", "seeds", "guidance", "labels"):
             setattr(result, name, getattr(result, name) and list(dict.fromkeys(getattr(result, name))))
         result.labels.sort()
-        if any(one.startswith("data.") for one in result.transfer) and result.transfer[0][:5] != "data=":
+        if any(override.startswith("data.") for override in result.transfer) and result.transfer[0][:5] != "data=":
             raise SettingError("transfer", None, "the name of a data set, beside transfer.SETTING=VALUE")
         if result.resume is not None:
             for setting, _ in pairs:
@@ -133,12 +133,12 @@ def _arm_name(setting: str) -> str:
 
 def _arm_settings(setting: str, text: str) -> list[str]:
     """``"paths=direct mask.ratio=0.5"``, as on a command line."""
-    own = shlex.split(text)
-    for one in own:
-        name, sign, _ = one.partition("=")
+    overrides = shlex.split(text)
+    for override in overrides:
+        name, sign, _ = override.partition("=")
         if not sign or name.split(".")[0] in ARMS_SHARE:
             shared = ", ".join(ARMS_SHARE)
-            raise SettingError(setting, one, f"SETTING=VALUE of the training; all arms share {shared}")
-    if not own:
+            raise SettingError(setting, override, f"SETTING=VALUE of the training; all arms share {shared}")
+    if not overrides:
         raise SettingError(setting, text, "at least one SETTING=VALUE of the training")
-    return own
+    return overrides

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -26,7 +27,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedComparison:
     """An arm against the baseline, seed by seed.
 
     Args:
@@ -53,13 +54,13 @@ class Comparison:
     bound: float | None
 
 
-def summarize(values: Sequence[float]) -> Summary:
+def summarize_seeds(values: Sequence[float]) -> Summary:
     """Mean, median and 95% interval of the mean over seeds, by Student's t."""
     interval = _interval(values) if min(values) < max(values) else None
     return Summary(fmean(values), median(values), interval, len(values))
 
 
-def compare(arm: Mapping[int, float], baseline: Mapping[int, float], minimum_effect: float) -> Comparison:
+def compare_pairs(arm: Mapping[int, float], baseline: Mapping[int, float], minimum_effect: float) -> PairedComparison:
     """The paired t test over the seeds that both have.
 
     It pays where the whole interval of the mean difference is above 0 and some of it above ``minimum_effect``; it does
@@ -77,22 +78,22 @@ def compare(arm: Mapping[int, float], baseline: Mapping[int, float], minimum_eff
     values = list(differences.values())
     if not values:
         raise ValueError("the arms have no seed in common")
-    scores = [one[seed] for one in (arm, baseline) for seed in differences]
+    scores = [arm_scores[seed] for arm_scores in (arm, baseline) for seed in differences]
     bound = 0.0 if max(scores) < minimum_effect else 1.0 if min(scores) > 1 - minimum_effect else None
-    mean = fmean(values)
+    mean, middle = fmean(values), median(values)
     deviation = stdev(values) if len(values) > 1 else None
     if not deviation or deviation < 1e-12:  # all differences are the same, but for rounding
-        return Comparison(differences, mean, median(values), None, deviation, None, None, "not decided", None, bound)
+        return PairedComparison(differences, mean, middle, None, deviation, None, None, "not decided", None, bound)
     interval = _interval(values)
     decision = decide(interval, minimum_effect)
     if bound is not None and decision == "does not pay" and interval[1] >= 0:
         decision = "not decided"
-    more = None
+    more_seeds = None
     if decision == "not decided" and bound is None:
-        more = max(1, seeds_needed(max(mean, minimum_effect - mean), deviation) - len(values))
+        more_seeds = max(1, seeds_needed(max(mean, minimum_effect - mean), deviation) - len(values))
     effect_size, p_value = mean / deviation, float(stats.ttest_1samp(values, 0.0).pvalue)
-    return Comparison(
-        differences, mean, median(values), interval, deviation, effect_size, p_value, decision, more, bound
+    return PairedComparison(
+        differences, mean, middle, interval, deviation, effect_size, p_value, decision, more_seeds, bound
     )
 
 
@@ -117,14 +118,7 @@ def seeds_needed(effect: float, deviation: float, power: float = POWER) -> int:
     enough = 2
     while _power(enough, effect / deviation) < power:
         enough *= 2
-    too_few = enough // 2
-    while enough - too_few > 1:
-        middle = (enough + too_few) // 2
-        if _power(middle, effect / deviation) < power:
-            too_few = middle
-        else:
-            enough = middle
-    return enough
+    return 2 + bisect_left(range(2, enough), power, key=lambda pairs: _power(pairs, effect / deviation))
 
 
 def _power(pairs: int, effect_size: float) -> float:

@@ -24,9 +24,9 @@ def transfer_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
         SettingError: a setting that cannot work.
         DataError: data that cannot be used.
     """
-    other = evaluation_config(config, overrides)[0]
-    build_recipe(other)
-    return other
+    transfer = evaluation_config(config, overrides)[0]
+    build_recipe(transfer)
+    return transfer
 
 
 def write_transfer(run: Path, overrides: Sequence[str], name: str) -> None:
@@ -38,5 +38,5 @@ def write_transfer(run: Path, overrides: Sequence[str], name: str) -> None:
         name: of the file.
     """
     evaluate([str(run), *overrides])
-    other = transfer_config(RunFolder(run).config(), overrides)
-    (run / f"evaluation-{other.data.name}.json").replace(run / name)
+    transfer = transfer_config(RunFolder(run).config(), overrides)
+    (run / f"evaluation-{transfer.data.name}.json").replace(run / name)

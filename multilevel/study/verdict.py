@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from multilevel.study.statistics import Comparison
+from multilevel.study.statistics import PairedComparison
 
 
 def points(value: float) -> str:
@@ -11,7 +11,9 @@ def points(value: float) -> str:
     return "0.0" if text == "-0.0" else text
 
 
-def sentence(comparison: Comparison, arm: str, baseline: str, score: str, minimum_effect: float, cost: str) -> str:
+def sentence(
+    comparison: PairedComparison, arm: str, baseline: str, score: str, minimum_effect: float, cost: str
+) -> str:
     """The verdict on a comparison.
 
     Args:
@@ -26,11 +28,11 @@ def sentence(comparison: Comparison, arm: str, baseline: str, score: str, minimu
     mean, interval = comparison.mean, comparison.interval
     side = "higher" if mean > 0 else "lower"
     difference = f"{points(abs(mean))} points {side} than" if mean else "the same as"
-    found = f"{score} is {difference} with {baseline} masks"
+    finding = f"{score} is {difference} with {baseline} masks"
     if interval is not None:
-        found += f" (95% interval {points(interval[0])} to {points(interval[1])}, {seeds})"
+        finding += f" (95% interval {points(interval[0])} to {points(interval[1])}, {seeds})"
     if comparison.decision == "pays":
-        return f"{arm} masks pay: {found}; {cost}."
+        return f"{arm} masks pay: {finding}; {cost}."
     if comparison.decision == "does not pay":
         assert interval is not None
         why = (
@@ -38,16 +40,17 @@ def sentence(comparison: Comparison, arm: str, baseline: str, score: str, minimu
             if interval[1] < 0
             else f"less than the {points(minimum_effect)} points that would be worth it"
         )
-        return f"{arm} masks do not pay: {found}, {why}; {cost}."
-    return f"Whether {arm} masks pay is not decided by {seeds}: {found}; {_needed(comparison, minimum_effect)}; {cost}."
+        return f"{arm} masks do not pay: {finding}, {why}; {cost}."
+    needed = _needed(comparison, minimum_effect)
+    return f"Whether {arm} masks pay is not decided by {seeds}: {finding}; {needed}; {cost}."
 
 
-def _needed(comparison: Comparison, minimum_effect: float) -> str:
+def _needed(comparison: PairedComparison, minimum_effect: float) -> str:
     """The remedy for an undecided comparison."""
     if comparison.bound is not None:
         remedy = "train longer" if comparison.bound == 0 else "take fewer labels"
-        near = f"every score is within {points(minimum_effect)} points of {points(comparison.bound)}"
-        return f"{near}: {remedy}, or another metric"
+        cause = f"every score is within {points(minimum_effect)} points of {points(comparison.bound)}"
+        return f"{cause}: {remedy}, or another metric"
     if len(comparison.differences) == 1:
         return "one seed says nothing about chance: take at least 5"
     if comparison.more_seeds is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from multilevel.study.part import is_done, run_path
-from multilevel.study.plan import Part, Study
+from multilevel.study.plan import Study, StudyRun
 
 INTERVAL = 1.0  # seconds between two looks
 LINES = 20
@@ -37,7 +37,7 @@ class Watch:
 
     def __enter__(self) -> Watch:
         done = self._look()
-        self._first, self._started, self._told = done, time.monotonic(), (-1, -1)
+        self._first, self._started, self._shown = done, time.monotonic(), (-1, -1)
         # disable=None: no bar where standard error is not a terminal; smoothing=0: the mean speed gives the time left
         self._bar = tqdm(total=self.total, initial=done, unit="step", disable=None, dynamic_ncols=True, smoothing=0)
         self._show(done)
@@ -66,16 +66,16 @@ class Watch:
         parts = f"{self._finished} of {len(self.parts)} parts done"
         self._bar.set_postfix_str(parts, refresh=False)
         self._bar.update(done - self._bar.n if not self._bar.disable else 0)
-        told = (self._finished, done * LINES // self.total)
-        if self._bar.disable and told != self._told:
-            self._told = told
+        progress = (self._finished, done * LINES // self.total)
+        if self._bar.disable and progress != self._shown:
+            self._shown = progress
             passed = time.monotonic() - self._started
-            left = passed * (self.total - done) / (done - self._first) if done > self._first else None
-            time_left = "" if left is None else f" | {tqdm.format_interval(left)} left"
+            seconds_left = passed * (self.total - done) / (done - self._first) if done > self._first else None
+            time_left = "" if seconds_left is None else f" | {tqdm.format_interval(seconds_left)} left"
             print(f"step {done}/{self.total} | {parts}{time_left}", file=sys.stderr, flush=True)
 
 
-def steps_done(folder: Path, part: Part) -> int:
+def steps_done(folder: Path, part: StudyRun) -> int:
     """Steps of the top level that a part has ended or begun; all, where it has a summary."""
     run = run_path(folder, part.name)
     if (run / "summary.json").exists():

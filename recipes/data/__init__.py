@@ -3,6 +3,6 @@
 from multilevel.recipes.data.images import Images
 from multilevel.recipes.data.loader import ImageLoader
 from multilevel.recipes.data.settings import DataSettings
-from multilevel.recipes.data.splits import ImageData, Part, load_data
+from multilevel.recipes.data.splits import ImageData, Split, load_data
 
-__all__ = ["DataSettings", "ImageData", "ImageLoader", "Images", "Part", "load_data"]
+__all__ = ["DataSettings", "ImageData", "ImageLoader", "Images", "Split", "load_data"]

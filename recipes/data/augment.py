@@ -123,8 +123,3 @@ def draw_geometry(count: int, image_size: int, flip: bool, crop_scale: float, ge
     """
     crops = draw_boxes(count, image_size, crop_scale, generator) if crop_scale < 1 else None
     return Geometry(crops, torch.rand(count, generator=generator) < 0.5 if flip else None)
-
-
-def augment(images: Tensor, flip: bool, crop_scale: float, generator: torch.Generator) -> Tensor:
-    """Images uint8 ``[B, C, S, S]`` after what ``draw_geometry`` draws for them."""
-    return draw_geometry(len(images), images.shape[-1], flip, crop_scale, generator).images(images)

@@ -1,9 +1,10 @@
-"""Which columns of a table hold images, labels, masks, lists of labels or boxes, and labels as class numbers."""
+"""Columns of a table: which hold images, labels, masks, lists of labels or boxes; and labels as class numbers."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,65 +12,68 @@ from multilevel.solvers.errors import DataError, SettingError
 
 BOXES_COLUMNS = ("objects", "boxes", "bboxes")
 CORNERS = ("bbox", "bboxes", "boxes", "box")
+_CLASSES = ("category", "category_id", "categories", "label", "labels", "class", "class_id")
+
+Names = tuple[str, ...]
 
 
-def find_image_column(features: Any, wanted: str | None) -> str:
+def find_image_column(features: Any, setting: str | None) -> str:
     """The column of images: the wanted one, otherwise the first whose name is not that of a mask.
 
     Args:
         features: the ``features`` of a ``datasets.Dataset``.
-        wanted: ``data.image_column``.
+        setting: ``data.image_column``.
 
     Raises:
         SettingError: no such column, a column of something else, or none to be found.
     """
     images = [name for name, feature in features.items() if holds_images(feature)]
     default = next((name for name in images if "mask" not in name.lower()), None)
-    return _checked("image", wanted or default, images, "a column of images", features)
+    return _checked("image", setting or default, images, "a column of images", features)
 
 
-def find_label_column(features: Any, wanted: str | None) -> str | None:
+def find_label_column(features: Any, setting: str | None) -> str | None:
     """The column of labels: the wanted one, otherwise the first of class labels, ``None`` without any.
 
     Args:
         features: the ``features`` of a ``datasets.Dataset``.
-        wanted: ``data.label_column``.
+        setting: ``data.label_column``.
 
     Raises:
         SettingError: no such column, or one that holds neither class labels, whole numbers nor text.
     """
     import datasets
 
-    if wanted is None:
+    if setting is None:
         class_labels = (name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel))
         return next(class_labels, None)
     labels = [name for name, feature in features.items() if holds_labels(feature)]
-    return _checked("label", wanted, labels, "a column of labels", features)
+    return _checked("label", setting, labels, "a column of labels", features)
 
 
-def find_mask_column(features: Any, wanted: str | None, image_column: str) -> str | None:
+def find_mask_column(features: Any, setting: str | None, image_column: str) -> str | None:
     """The column of masks: the wanted one, otherwise the first of images whose name says so, ``None`` without any.
 
     Args:
         features: the ``features`` of a ``datasets.Dataset``.
-        wanted: ``data.mask_column``.
+        setting: ``data.mask_column``.
         image_column: that of the images.
 
     Raises:
         SettingError: no such column, or one of something else.
     """
     images = [name for name, feature in features.items() if holds_images(feature) and name != image_column]
-    if wanted is None:
+    if setting is None:
         return next((name for name in images if "mask" in name.lower()), None)
-    return _checked("mask", wanted, images, "a column of masks", features)
+    return _checked("mask", setting, images, "a column of masks", features)
 
 
-def find_lists_column(features: Any, wanted: str | None) -> str:
+def find_lists_column(features: Any, setting: str | None) -> str:
     """The column of lists of labels: the wanted one, otherwise the first of lists of class labels.
 
     Args:
         features: the ``features`` of a ``datasets.Dataset``.
-        wanted: ``data.label_column``.
+        setting: ``data.label_column``.
 
     Raises:
         SettingError: no such column, or none to be found.
@@ -78,24 +82,24 @@ def find_lists_column(features: Any, wanted: str | None) -> str:
 
     lists = [name for name, feature in features.items() if is_list(feature) and holds_labels(inner(feature))]
     default = next((name for name in lists if isinstance(inner(features[name]), datasets.ClassLabel)), None)
-    return _checked("label", wanted or default, lists, "a column of lists of labels", features)
+    return _checked("label", setting or default, lists, "a column of lists of labels", features)
 
 
-def find_boxes_column(features: Any, wanted: str | None) -> str | None:
+def find_boxes_column(features: Any, setting: str | None) -> str | None:
     """The column of boxes: the wanted one, otherwise ``objects`` or ``boxes``, ``None`` without any.
 
     Args:
         features: the ``features`` of a ``datasets.Dataset``.
-        wanted: ``data.boxes_column``.
+        setting: ``data.boxes_column``.
 
     Raises:
         SettingError: no such column, or one of something else.
     """
     usable = [name for name, feature in features.items() if _holds_boxes(feature)]
-    if wanted is None:
+    if setting is None:
         return next((name for name in BOXES_COLUMNS if name in usable), None)
     expected = "a column of boxes (dictionaries with bbox, or lists of 4 numbers)"
-    return _checked("boxes", wanted, usable, expected, features)
+    return _checked("boxes", setting, usable, expected, features)
 
 
 def _checked(role: str, column: str | None, usable: list[str], expected: str, features: Any) -> str:
@@ -146,9 +150,7 @@ def _holds_boxes(feature: Any) -> bool:
     return is_list(feature) and str(getattr(element, "dtype", "")).startswith(("float", "int"))
 
 
-def read_labels(
-    table: Any, column: str, class_names: tuple[str, ...] | None, name: str
-) -> tuple[tuple[str, ...], Tensor]:
+def read_labels(table: Any, column: str, class_names: Names | None, name: str) -> tuple[Names, Tensor]:
     """The labels of a split as class numbers.
 
     Args:
@@ -185,3 +187,117 @@ def read_labels(
     if unknown is not None:
         raise DataError(f"{name} has the label {unknown!r} in column {column!r}, which no training image has")
     return class_names, torch.tensor([numbers[text] for text in texts], dtype=torch.int64)
+
+
+def read_lists(table: Any, column: str, names: Names | None, name: str) -> tuple[Names, Tensor]:
+    """Lists of labels as float32 ``[N, classes]`` of 0 and 1, and the names of the classes.
+
+    Args:
+        table: a ``datasets.Dataset``.
+        column: its column of lists.
+        names: the classes of the training split, ``None`` while reading that one.
+        name: what the table is called in messages.
+
+    Raises:
+        DataError: a class that the training split lacks, or no class at all.
+    """
+    values = [cell or [] for cell in table.data.column(column).to_pylist()]
+    names, numbers = _numbered(inner(table.features[column]), values, names, f"{name}, column {column!r}")
+    if not names:
+        raise DataError(f"the lists in column {column!r} of {name} are all empty: expected labels")
+    hot = torch.zeros(len(values), len(names))
+    for row, classes in enumerate(numbers):
+        hot[row, classes] = 1
+    return names, hot
+
+
+def read_boxes(table: Any, column: str, names: Names | None, name: str) -> tuple[Names, list[np.ndarray]]:
+    """Boxes as COCO has them (left, top, width, height) as arrays ``[K, 5]`` of left, top, right, bottom, class.
+
+    The class is that of ``category`` or ``label`` beside ``bbox``; without one every box is an ``object``.
+
+    Args:
+        table: a ``datasets.Dataset``.
+        column: its column of boxes.
+        names: the classes of the training split, ``None`` while reading that one.
+        name: what the table is called in messages.
+
+    Raises:
+        DataError: a row that has not one class for each box, a box of other than 4 numbers, or a class that the
+            training split lacks.
+    """
+    corners: list[np.ndarray] = []
+    classes: list[list[Any]] = []
+    for row, cell in enumerate(table.data.column(column).to_pylist()):
+        boxes, kinds = _boxes_of(cell)
+        if len(kinds) != len(boxes) or any(len(box) != 4 for box in boxes):
+            raise DataError(f"row {row} of {name}: expected 4 numbers and one class for each box in {column!r}")
+        corners.append(np.array(boxes, dtype=np.float64).reshape(-1, 4))
+        classes.append(kinds)
+    element = inner(table.features[column])
+    key = next((key for key in _CLASSES if isinstance(element, dict) and key in element), None)
+    feature = inner(element[key]) if key else None
+    names, numbers = _numbered(feature, classes, names, f"{name}, column {column!r}")
+    starts_and_ends = [np.hstack([box[:, :2], box[:, :2] + box[:, 2:]]) for box in corners]
+    return names, [np.column_stack(pair) for pair in zip(starts_and_ends, numbers, strict=True)]
+
+
+def rarest_classes(multilabels: Tensor, smallest: int) -> Tensor:
+    """A number for each image with a list of labels, to divide the images by: that of its rarest class.
+
+    A class that would have fewer than ``smallest`` images leaves them to their next one. Images without any class have
+    the number of classes; are they fewer, they go with the largest class.
+
+    Args:
+        multilabels: float32 ``[N, classes]`` of 0 and 1.
+        smallest: images of a number.
+
+    Returns:
+        int64 ``[N]``.
+    """
+    classes = multilabels.shape[1]
+    labels = torch.full((len(multilabels),), classes)
+    for number in multilabels.sum(0).argsort(stable=True).tolist():
+        members = (labels == classes) & (multilabels[:, number] > 0)
+        if members.sum() >= smallest:
+            labels[members] = number
+    counts = torch.bincount(labels, minlength=classes + 1)
+    if counts[classes] < smallest:
+        labels[labels == classes] = counts[:classes].argmax()
+    return labels
+
+
+def _boxes_of(cell: Any) -> tuple[list[list[float]], list[Any]]:
+    """The boxes of a cell and the class of each: of a dictionary of lists, a list of dictionaries, or of boxes."""
+    cells = cell if isinstance(cell, list) else [cell or {}]
+    boxes: list[list[float]] = []
+    classes: list[Any] = []
+    for entry in cells:
+        if isinstance(entry, dict):
+            entry_boxes: list[Any] = next((entry[key] for key in CORNERS if entry.get(key)), [])
+            if entry_boxes and not isinstance(entry_boxes[0], list):
+                entry_boxes = [entry_boxes]
+            kinds = next((entry[key] for key in _CLASSES if entry.get(key) is not None), ["object"] * len(entry_boxes))
+            kinds = kinds if isinstance(kinds, list) else [kinds]
+        else:
+            entry_boxes, kinds = [entry], ["object"]
+        boxes += entry_boxes
+        classes += kinds
+    return boxes, classes
+
+
+def _numbered(feature: Any, values: list[list[Any]], names: Names | None, where: str) -> tuple[Names, list[list[int]]]:
+    """Lists of classes as numbers: a class label's own, otherwise the place among the sorted distinct values."""
+    if hasattr(feature, "names"):
+        names = tuple(feature.names)
+        wrong = next((value for row in values for value in row if not 0 <= value < len(names)), None)
+        if wrong is not None:
+            raise DataError(f"{where} has the class number {wrong}; expected 0 to {len(names) - 1}")
+        return names, values
+    if names is None:
+        names = tuple(str(value) for value in sorted({value for row in values for value in row}))
+    places = {name: number for number, name in enumerate(names)}
+    unknown = next((value for row in values for value in row if str(value) not in places), None)
+    if unknown is not None:
+        raise DataError(f"{where} has the class {unknown!r}, which no training image has")
+    return names, [[places[str(value)] for value in row] for row in values]

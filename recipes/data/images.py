@@ -44,19 +44,19 @@ class Source(ABC):
 
     @abstractmethod
     def open(self, row: int) -> Image.Image:
-        """Open one image; any error for a broken one is reported with ``where(row)``."""
+        """Open one image; any error for a broken one is reported with ``describe_row(row)``."""
 
     @abstractmethod
-    def where(self, row: int) -> str:
+    def describe_row(self, row: int) -> str:
         """The file, or the row of a table, that holds an image: for messages."""
 
     def open_mask(self, row: int) -> Image.Image | None:
         """Open the mask of an image; ``None`` where nothing is marked."""
         raise NotImplementedError
 
-    def where_mask(self, row: int) -> str:
-        """Like ``where``, for its mask."""
-        return f"the mask in {self.where(row)}"
+    def describe_mask(self, row: int) -> str:
+        """Like ``describe_row``, for its mask."""
+        return f"the mask in {self.describe_row(row)}"
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,8 @@ class Images(ABC):
 
         def decode_some(start: int) -> int:
             stop = min(start + task_size, len(rows))
-            for row, place in zip(rows[start:stop], places[start:stop], strict=True):
-                into[place] = self._decode_one(row)
+            for row, position in zip(rows[start:stop], places[start:stop], strict=True):
+                into[position] = self._decode_one(row)
             return stop - start
 
         Image.init()  # Pillow looks for its formats on first use, which is not safe in threads
@@ -158,7 +158,7 @@ class Images(ABC):
             with self.source.open(row) as picture:
                 return to_pixels(picture, self.image_size, self.channels, self.fit)
         except Exception as error:  # Pillow's formats raise errors of many kinds for broken files
-            raise unreadable(self.source.where(row), error) from error
+            raise unreadable(self.source.describe_row(row), error) from error
 
 
 class MemoryImages(Images):

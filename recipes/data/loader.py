@@ -8,13 +8,14 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from multilevel.recipes.data.augment import draw_geometry
-from multilevel.recipes.data.splits import Part
+from multilevel.recipes.data.splits import Split
 from multilevel.solvers.errors import DataError, SettingError
 
 Batch = tuple[Tensor, Tensor]
@@ -22,6 +23,7 @@ Batch = tuple[Tensor, Tensor]
 _AHEAD = 2
 
 
+@dataclass(eq=False)
 class ImageLoader:
     """Batches of one part; every ``iter()`` is one epoch.
 
@@ -42,30 +44,23 @@ class ImageLoader:
         DataError: no images, or with ``drop_last`` fewer images than a batch.
     """
 
-    def __init__(
-        self,
-        part: Part,
-        normalize: Callable[[Tensor], Tensor],
-        batch_size: int,
-        flip: bool = False,
-        crop_scale: float = 1.0,
-        drop_last: bool = True,
-        shuffle: bool = True,
-    ) -> None:
-        smallest = batch_size if drop_last else 1
-        if len(part) < smallest:
+    part: Split
+    normalize: Callable[[Tensor], Tensor]
+    batch_size: int
+    flip: bool = False
+    crop_scale: float = 1.0
+    drop_last: bool = True
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        smallest = self.batch_size if self.drop_last else 1
+        if len(self.part) < smallest:
             raise DataError(
-                f"the part {part.name!r} has {len(part)} images, fewer than data.batch_size={batch_size}; "
-                "expected a smaller batch, more images, or other values of data.limit and data.mask_share"
+                f"the part {self.part.name!r} has {len(self.part)} images, fewer than data.batch_size="
+                f"{self.batch_size}; expected a smaller batch, more images, or other values of data.limit and "
+                "data.mask_share"
             )
-        self.part = part
-        self.normalize = normalize
-        self.batch_size = batch_size
-        self.flip = flip
-        self.crop_scale = crop_scale
-        self.drop_last = drop_last
-        self.shuffle = shuffle
-        self.share = slice(0, batch_size)
+        self.share = slice(0, self.batch_size)
 
     def batch_share(self, rank: int, count: int) -> ImageLoader:
         """A loader of the images of each batch that are rank ``rank``'s of ``count``, shuffled and augmented as in the
@@ -77,8 +72,8 @@ class ImageLoader:
         """
         if not self.drop_last:
             raise ValueError("drop_last: got False; ranks can only share full batches")
-        size, rest = divmod(self.batch_size, count)
-        if rest:
+        size, remainder = divmod(self.batch_size, count)
+        if remainder:
             raise SettingError("data.batch_size", self.batch_size, f"a multiple of the number of ranks, {count}")
         loader = copy.copy(self)
         loader.share = slice(rank * size, (rank + 1) * size)
@@ -95,7 +90,7 @@ class ImageLoader:
         return len(self) * self.batch_size if self.drop_last else len(self.part)
 
     def __iter__(self) -> Iterator[Batch]:
-        """One epoch of ``(images float32 [B, C, H, W], targets [B, ...])``, which are the part's, see ``Part``."""
+        """One epoch of ``(images float32 [B, C, H, W], targets [B, ...])``, which are the part's, see ``Split``."""
         return self.iterate_from(0)
 
     def iterate_from(self, start: int) -> Iterator[Batch]:

@@ -54,7 +54,7 @@ class PlantedSource(Source):
         noise = np.random.default_rng([SEED, IMAGES, self.seed, row]).normal(scale=NOISE, size=pixels.shape)
         return Image.fromarray((127.5 + CONTRAST * pixels + noise).clip(0, 255).round().astype(np.uint8))
 
-    def where(self, row: int) -> str:
+    def describe_row(self, row: int) -> str:
         return f"row {row} of planted"
 
 

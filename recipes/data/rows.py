@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -37,26 +38,23 @@ def divide(sources: SourceSplits, settings: DataSettings) -> Rows:
     labels = sources.train.labels.numpy()
     unlabelled = np.flatnonzero(labels == UNLABELLED)
     labelled = np.flatnonzero(labels != UNLABELLED)
+    draw = partial(random_for, settings.split_seed)
     if not sources.class_names:
-        kept = limit_rows(labels, unlabelled, settings.limit, random_for(settings.split_seed, "limit"))
-        return Rows(kept, *[kept[:0]] * 5)
+        limited = limit_rows(labels, unlabelled, settings.limit, draw("limit"))
+        return Rows(limited, *[limited[:0]] * 5)
     check_classes(labels[labelled], sources, settings)
     trained = len(training_parts(settings))
     if sources.test is None:
         keep = trained + (settings.validation_share > 0)
-        random = random_for(settings.split_seed, "test")
-        labelled, test = cut_share(labels, labelled, settings.test_share, keep, random)
+        labelled, test = cut_share(labels, labelled, settings.test_share, keep, draw("test"))
     else:
         test = np.arange(len(sources.test))
-    random = random_for(settings.split_seed, "validation")
-    labelled, validation = cut_share(labels, labelled, settings.validation_share, trained, random)
-    everything = np.concatenate([labelled, unlabelled])
-    kept = limit_rows(labels, everything, settings.limit, random_for(settings.split_seed, "limit"))
-    train = kept[labels[kept] != UNLABELLED]
+    labelled, validation = cut_share(labels, labelled, settings.validation_share, trained, draw("validation"))
+    limited = limit_rows(labels, np.concatenate([labelled, unlabelled]), settings.limit, draw("limit"))
+    train = limited[labels[limited] != UNLABELLED]
     check_several_classes(labels[train], sources.class_names, f"data.limit={settings.limit}")
-    random = random_for(settings.split_seed, "mask")
-    finetune, mask = cut_share(labels, train, settings.mask_share, 1, random)
-    pretrain = np.sort(np.concatenate([finetune, kept[labels[kept] == UNLABELLED]]))
+    finetune, mask = cut_share(labels, train, settings.mask_share, 1, draw("mask"))
+    pretrain = np.sort(np.concatenate([finetune, limited[labels[limited] == UNLABELLED]]))
     return Rows(pretrain, finetune, mask, train, validation, test)
 
 

@@ -26,7 +26,7 @@ _STATISTICS_BATCH = 500
 
 
 @dataclass(frozen=True)
-class Part:
+class Split:
     """Some images of a set.
 
     Attributes:
@@ -88,12 +88,12 @@ class ImageData:
         mean, std: float32 tensors ``[C]`` of the pretraining images, on the scale where white is 1.
     """
 
-    pretrain: Part
-    finetune: Part
-    mask: Part
-    train: Part
-    validation: Part
-    test: Part
+    pretrain: Split
+    finetune: Split
+    mask: Split
+    train: Split
+    validation: Split
+    test: Split
     class_names: tuple[str, ...]
     target_names: tuple[str, ...]
     target_counts: tuple[int, ...]
@@ -152,8 +152,8 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str 
     counts = learned.count(torch.from_numpy(rows.train))
     target_names = kind.class_names(sources, settings, counts)
 
-    def part(name: str, of: Images, indices: np.ndarray, target_set: Targets | None = None) -> Part:
-        return Part(name, of, torch.from_numpy(indices), target_set)
+    def part(name: str, of: Images, indices: np.ndarray, target_set: Targets | None = None) -> Split:
+        return Split(name, of, torch.from_numpy(indices), target_set)
 
     pretrain = part("pretrain", images, rows.pretrain)
     mean, std = pixel_statistics(pretrain, settings.split_seed)
@@ -194,7 +194,7 @@ def open_images(rows: Rows, settings: DataSettings, sources: SourceSplits, chann
     return opened(sources.train, training), opened(sources.test, rows.test)
 
 
-def pixel_statistics(part: Part, split_seed: int) -> tuple[Tensor, Tensor]:
+def pixel_statistics(part: Split, split_seed: int) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of every channel, over at most 10,000 images drawn from a part.
 
     Returns:
@@ -206,8 +206,8 @@ def pixel_statistics(part: Part, split_seed: int) -> tuple[Tensor, Tensor]:
         positions = torch.from_numpy(np.sort(drawn))
     total = torch.zeros(part.images.channels, dtype=torch.int64)  # whole numbers: no rounding to add up
     squares = torch.zeros_like(total)
-    for some in positions.split(_STATISTICS_BATCH):
-        pixels = part.pixels(some).transpose(0, 1).flatten(1).long()
+    for batch in positions.split(_STATISTICS_BATCH):
+        pixels = part.pixels(batch).transpose(0, 1).flatten(1).long()
         total += pixels.sum(1)
         squares += pixels.square().sum(1)
     count = len(positions) * part.images.image_size**2

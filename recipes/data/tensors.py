@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-from multilevel.recipes.data.splits import ImageData, Part
+from multilevel.recipes.data.splits import ImageData, Split
 from multilevel.solvers.errors import DataError
 
 
-def tensors(data: ImageData, part: Part) -> tuple[Tensor, Tensor]:
+def tensors(data: ImageData, part: Split) -> tuple[Tensor, Tensor]:
     """All images of a part, normalized, float32 [N, C, H, W], and their labels, int64 [N].
 
     Raises:
@@ -27,7 +27,7 @@ def some_of_each_class(labels: Tensor, order: Tensor, count: int) -> Tensor:
         order: a permutation, int64 [N].
         count: of each class.
     """
-    return torch.cat([order[labels[order] == one][:count] for one in labels.unique()])
+    return torch.cat([order[labels[order] == label][:count] for label in labels.unique()])
 
 
 def batches(*tensors: Tensor, size: int) -> DataLoader:

@@ -24,8 +24,8 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0:
             return branch
         shape = (len(branch), *[1] * (branch.ndim - 1))
-        kept = torch.rand(shape, device=branch.device) >= self.rate
-        return branch * kept / (1 - self.rate)
+        mask = torch.rand(shape, device=branch.device) >= self.rate
+        return branch * mask / (1 - self.rate)
 
 
 def add_drop_path(encoder: MaskedAutoencoder, rate: float) -> None:

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 from tqdm import tqdm
 
+from multilevel.levels.tasks.classification import classification_metrics
 from multilevel.problems import replicas
-from multilevel.recipes.data import ImageData, Part
+from multilevel.recipes.data import ImageData, Split
 from multilevel.recipes.data.strata import limit_rows, random_for, rows_by_class
 from multilevel.recipes.evaluation.protocols import Candidate, Encoder, EvaluationProtocol, Setup, Trial
-from multilevel.recipes.evaluation.scores import Score, classification_metrics, shown_first
+from multilevel.recipes.evaluation.scores import Score, shown_first
 from multilevel.recipes.evaluation.settings import EvaluationSettings
 from multilevel.solvers import DataError, SettingError
 
@@ -63,8 +64,8 @@ def evaluate_features(candidates: Sequence[Candidate], setup: Setup, settings: E
     for share, part in fitted.items():
         for name, protocol in protocols.items():
             if protocol.needs_classes or setup.task.soft_targets:
-                found = shown_first(_majority_metrics(part, scored), metric)
-                scores.append(Score("majority class", name, share, found))
+                metrics = shown_first(_majority_metrics(part, scored), metric)
+                scores.append(Score("majority class", name, share, metrics))
     return scores
 
 
@@ -82,7 +83,7 @@ def raw_pixels(images: Tensor) -> Tensor:
 
 
 def extract_features(
-    encoder: Encoder, data: ImageData, part: Part, positions: Tensor, batch_size: int, device: torch.device, name: str
+    encoder: Encoder, data: ImageData, part: Split, positions: Tensor, batch_size: int, device: torch.device, name: str
 ) -> np.ndarray:
     """Features float32 [N, D] of the images of a part at ``positions`` (int64 [N]).
 
@@ -92,8 +93,8 @@ def extract_features(
     features = []
     with torch.no_grad():
         # disable=None: no bar where standard error is not a terminal
-        for some in tqdm(positions.split(batch_size), desc=f"encoding, {name}", leave=False, disable=None):
-            features.append(encoder(data.normalize(part.pixels(some).to(device))).float().cpu())
+        for batch in tqdm(positions.split(batch_size), desc=f"encoding, {name}", leave=False, disable=None):
+            features.append(encoder(data.normalize(part.pixels(batch).to(device))).float().cpu())
     joined = torch.cat(features)
     if not joined.isfinite().all():
         raise DataError(f"the features of the {name} are not finite: its training has diverged")
@@ -128,15 +129,15 @@ def label_share(labels: Tensor, pool: Tensor, share: float, seed: int) -> Tensor
         return torch.arange(len(pool))
     random = random_for(seed, "labels")
     totals = {int(label): int(count) for label, count in zip(*labels.unique(return_counts=True), strict=True)}
-    own = labels[pool].numpy()
+    pool_labels = labels[pool].numpy()
     chosen = []
-    for members in rows_by_class(own, np.arange(len(pool))):
-        count = max(FEWEST, round(share * totals[int(own[members[0]])]))
+    for members in rows_by_class(pool_labels, np.arange(len(pool))):
+        count = max(FEWEST, round(share * totals[int(pool_labels[members[0]])]))
         chosen.append(random.permutation(members)[:count])
     return torch.from_numpy(np.sort(np.concatenate(chosen)))
 
 
-def _parts(data: ImageData, settings: EvaluationSettings) -> tuple[Tensor, Part]:
+def _parts(data: ImageData, settings: EvaluationSettings) -> tuple[Tensor, Split]:
     """Positions of the training images that may be fitted to, and the part that is scored."""
     if not data.labelled:
         raise DataError("the images have no labels: there is nothing to evaluate features on")
@@ -148,7 +149,7 @@ def _parts(data: ImageData, settings: EvaluationSettings) -> tuple[Tensor, Part]
 
 
 def _check_labels(
-    fitted: Part, scored: Part, protocols: dict[str, EvaluationProtocol], settings: EvaluationSettings
+    fitted: Split, scored: Split, protocols: dict[str, EvaluationProtocol], settings: EvaluationSettings
 ) -> None:
     for name, protocol in protocols.items():
         if not protocol.needs_classes:
@@ -159,16 +160,16 @@ def _check_labels(
             raise SettingError("evaluation.max_images", settings.max_images, "enough images for two classes")
 
 
-def _subset(part: Part, positions: Tensor) -> Part:
+def _subset(part: Split, positions: Tensor) -> Split:
     return replace(part, indices=part.indices[positions])
 
 
 def _frozen_features(
-    candidate: Candidate, setup: Setup, settings: EvaluationSettings, *parts: Part
+    candidate: Candidate, setup: Setup, settings: EvaluationSettings, *parts: Split
 ) -> Callable[[], list[np.ndarray]]:
     """The candidate's features of each part, computed when they are first asked for."""
 
-    def extract(part: Part) -> np.ndarray:
+    def extract(part: Split) -> np.ndarray:
         every = torch.arange(len(part))
         batch_size, device = settings.batch_size, setup.device
         return extract_features(candidate.features, setup.data, part, every, batch_size, device, candidate.name)
@@ -180,6 +181,6 @@ def _chosen(frozen: Callable[[], list[np.ndarray]], positions: Tensor) -> Callab
     return lambda: (frozen()[0][positions.numpy()], frozen()[1])
 
 
-def _majority_metrics(fitted: Part, scored: Part) -> dict[str, float]:
+def _majority_metrics(fitted: Split, scored: Split) -> dict[str, float]:
     labels = scored.labels.numpy()
     return classification_metrics(labels, np.full_like(labels, int(fitted.labels.bincount().argmax())))

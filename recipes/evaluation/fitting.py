@@ -12,12 +12,13 @@ from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 from transformers import get_scheduler
 
-from multilevel.recipes.data import ImageLoader, Part
-from multilevel.recipes.evaluation.protocols.base import Setup
+from multilevel.recipes.data import ImageLoader, Split
+from multilevel.recipes.evaluation.mixing import Mixing
+from multilevel.recipes.evaluation.protocols.base import Setup, Trial
 from multilevel.solvers import SettingError
 
 
-def new_loader(part: Part, setup: Setup, batch_size: int, augmented: bool) -> ImageLoader:
+def new_loader(part: Split, setup: Setup, batch_size: int, augmented: bool) -> ImageLoader:
     """Full, shuffled batches of a part; of all its images where it has fewer than ``batch_size``."""
     return ImageLoader(
         part,
@@ -40,7 +41,7 @@ def fit(
     warmup: float,
     name: str,
     setting: str,
-    mix: Callable[[Tensor, Any], tuple[Tensor, Any]] = lambda images, targets: (images, targets),
+    mix: Mixing | None = None,
 ) -> None:
     """Minimize ``criterion(forward(images), targets)``.
 
@@ -55,7 +56,7 @@ def fit(
         warmup: share of the updates over which the learning rate rises; then it falls to 0 as a cosine.
         name: what the progress bar says.
         setting: ``evaluation.PROTOCOL``, for messages.
-        mix: changes a batch on the device.
+        mix: changes a batch on the device; None leaves it.
 
     Raises:
         SettingError: the loss is not finite.
@@ -68,7 +69,9 @@ def fit(
         for _ in bar:
             total = torch.zeros((), device=setup.device)
             for batch in loader:
-                images, targets = mix(*tree_map_only(Tensor, lambda tensor: tensor.to(setup.device), batch))
+                images, targets = tree_map_only(Tensor, lambda tensor: tensor.to(setup.device), batch)
+                if mix is not None:
+                    images, targets = mix(images, targets)
                 with torch.autocast(setup.device.type, torch.bfloat16, enabled=setup.precision == "bf16"):
                     loss = criterion(forward(images), targets)
                 optimizer.zero_grad()
@@ -83,8 +86,15 @@ def fit(
             bar.set_postfix_str(f"loss {mean:.4g}")
 
 
-def outputs_of(forward: Callable[[Tensor], Tensor], part: Part, setup: Setup, batch_size: int) -> Tensor:
-    """Outputs float32 [N, ...] on the CPU for the images of a part, in its order, without gradients."""
-    loader = ImageLoader(part, setup.data.normalize, batch_size, drop_last=False, shuffle=False)
+def scored_outputs(forward: Callable[[Tensor], Tensor], trial: Trial) -> Tensor:
+    """Outputs float32 [N, ...] on the CPU for the images that a trial scores, in their order, without gradients."""
+    setup = trial.setup
+    loader = ImageLoader(trial.scored, setup.data.normalize, trial.batch_size, drop_last=False, shuffle=False)
     with torch.no_grad():
         return torch.cat([forward(images.to(setup.device)).float().cpu() for images, _ in loader])
+
+
+def task_metrics(forward: Callable[[Tensor], Tensor], trial: Trial) -> dict[str, float]:
+    """The task's metrics of the outputs for all images that a trial scores."""
+    outputs = scored_outputs(forward, trial)
+    return trial.setup.task.metrics(outputs, trial.scored.targets(torch.arange(len(trial.scored))))

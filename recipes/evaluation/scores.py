@@ -4,11 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from sklearn.metrics import accuracy_score, f1_score, recall_score
-
-CLASSIFICATION_METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
-
 
 @dataclass(frozen=True)
 class Score:
@@ -25,21 +20,6 @@ class Score:
     protocol: str
     labels: float
     metrics: dict[str, float]
-
-
-def classification_metrics(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """Accuracy, balanced accuracy (mean recall of the classes that occur) and macro F1, by scikit-learn.
-
-    Args:
-        labels: int64 [N].
-        predicted: int64 [N].
-    """
-    # recall_score in place of balanced_accuracy_score: the same number, without a warning where a class that does not
-    # occur is predicted
-    balanced = recall_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)
-    f1 = f1_score(labels, predicted, average="macro", zero_division=0)
-    values = (accuracy_score(labels, predicted), balanced, f1)
-    return {name: float(value) for name, value in zip(CLASSIFICATION_METRICS, values, strict=True)}
 
 
 def shown_first(metrics: dict[str, float], metric: str) -> dict[str, float]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from multilevel.levels.tasks import Task
+from multilevel.levels.tasks.classification import CLASSIFICATION_METRICS
 from multilevel.recipes.evaluation.protocols import PROTOCOLS, EvaluationProtocol
-from multilevel.recipes.evaluation.scores import CLASSIFICATION_METRICS
 from multilevel.solvers import SettingError
 from multilevel.solvers.ranges import Count, OneOf, PositiveShare, Seed, check, require
 

@@ -38,8 +38,8 @@ def _block(scores: Sequence[Score], heading: str, metric: str | None) -> str:
     titles: dict[str, str] = {}
     for score in scores:
         shown = _shown(score, metric)
-        other = f" ({shown.replace('_', ' ')})" if shown != _shown(scores[0], metric) else ""
-        titles.setdefault(score.protocol, PROTOCOLS[score.protocol].title + other)
+        suffix = f" ({shown.replace('_', ' ')})" if shown != _shown(scores[0], metric) else ""
+        titles.setdefault(score.protocol, PROTOCOLS[score.protocol].title + suffix)
     width = max(len(name) for name in [heading, *encoders])
     lines = [heading.ljust(width) + "".join(f"  {title}" for title in titles.values())]
     for encoder in encoders:

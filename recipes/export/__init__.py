@@ -2,7 +2,7 @@
 
 from multilevel.recipes.export.exported import ExportedModel
 from multilevel.recipes.export.folder import FORMATS, write_export
-from multilevel.recipes.export.reference import Reference
+from multilevel.recipes.export.reference import DriftReference
 from multilevel.recipes.export.trained import TrainedModel
 
-__all__ = ["FORMATS", "ExportedModel", "Reference", "TrainedModel", "write_export"]
+__all__ = ["FORMATS", "DriftReference", "ExportedModel", "TrainedModel", "write_export"]

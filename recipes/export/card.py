@@ -68,14 +68,13 @@ def model_card(
 
 
 def _model(trained: TrainedModel, config: Mapping[str, Any], step: int) -> str:
-    mae, data = trained.autoencoder.mae.config, trained.data
-    count = sum(one.numel() for one in trained.autoencoder.mae.vit.parameters())
-    size = f"{data.image_size} x {data.image_size}"
+    mae, size = trained.autoencoder.mae.config, trained.data.image_size
+    count = sum(parameter.numel() for parameter in trained.autoencoder.mae.vit.parameters())
     text = (
         f"A vision transformer of {count:,} parameters (width {mae.hidden_size}, depth {mae.num_hidden_layers}, "
-        f"patches of {mae.patch_size} x {mae.patch_size} pixels, images of {size}), pretrained as a masked autoencoder "
-        f"with {mae.mask_ratio:.0%} of the patches hidden (`mask.policy={config['mask']['policy']}`), exported at step "
-        f"{step} of {config['steps']}."
+        f"patches of {mae.patch_size} x {mae.patch_size} pixels, images of {size} x {size}), pretrained as a masked "
+        f"autoencoder with {mae.mask_ratio:.0%} of the patches hidden (`mask.policy={config['mask']['policy']}`), "
+        f"exported at step {step} of {config['steps']}."
     )
     if trained.classifier is None:
         return f"{text} There is no classifier: only an encoder and a decoder.\n"
@@ -137,7 +136,7 @@ def _use(trained: TrainedModel) -> str:
 def _loading(trained: TrainedModel, format: str) -> str:
     data = trained.data
     offered = CLASSES if trained.classifier is not None else CLASSES[1:]
-    lines = "".join(f'{name} = {kind}.from_pretrained("FOLDER")  # {what}\n' for kind, name, what in offered)
+    lines = "".join(f'{name} = {kind}.from_pretrained("FOLDER")  # {output}\n' for kind, name, output in offered)
     text = LOAD[format].replace("{lines}", lines).replace("{channels}", str(data.channels))
     return text.replace("{size}", str(data.image_size))
 
@@ -145,7 +144,7 @@ def _loading(trained: TrainedModel, format: str) -> str:
 def _versions(summary: Mapping[str, Any] | None) -> str:
     if summary is None:
         return ""
-    return "## Versions\n\n" + ", ".join(f"{name} {one}" for name, one in summary["versions"].items()) + "\n"
+    return "## Versions\n\n" + ", ".join(f"{name} {number}" for name, number in summary["versions"].items()) + "\n"
 
 
 def _settings(config: Mapping[str, Any]) -> str:

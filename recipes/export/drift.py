@@ -94,7 +94,7 @@ def mmd_test(
         permutations: how many.
     """
     kernel = _kernel(np.concatenate([first, second]).astype(np.float64))
-    count, size = len(first), len(kernel)
+    count, other_count, size = len(first), len(second), len(kernel)
     members = np.zeros((size, permutations + 1))  # a column says which points belong to the first sample
     members[:count, 0] = 1
     for column in range(1, permutations + 1):
@@ -103,8 +103,8 @@ def mmd_test(
     within = np.einsum("ij,ij->j", members, kernel @ members)  # sum over pairs of the first sample
     touching = rows @ members  # pairs of which one point at least is in the first
     beyond = rows.sum() - 2 * touching + within
-    other = size - count
-    values = within / (count * (count - 1)) + beyond / (other * (other - 1)) - 2 * (touching - within) / (count * other)
+    values = within / (count * (count - 1)) + beyond / (other_count * (other_count - 1))
+    values -= 2 * (touching - within) / (count * other_count)
     # Rounding must not make a tie of the same division a smaller value.
     exceeding = int((values[1:] >= values[0] - 1e-12).sum())
     return float(values[0]), (1 + exceeding) / (1 + permutations)
@@ -128,8 +128,8 @@ def mahalanobis(reference: np.ndarray, new: np.ndarray, seed: int) -> tuple[np.n
     nearer than any new one.
     """
     before = np.empty(len(reference))
-    for fitted, held in KFold(min(FOLDS, len(reference)), shuffle=True, random_state=seed).split(reference):
-        before[held] = _distances(reference[fitted], reference[held])
+    for fitted, fold in KFold(min(FOLDS, len(reference)), shuffle=True, random_state=seed).split(reference):
+        before[fold] = _distances(reference[fitted], reference[fold])
     return before, _distances(reference, new)
 
 

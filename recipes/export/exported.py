@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import Dinov2Config
 
 from multilevel.recipes.export.folder import PROCESSOR, WEIGHTS
-from multilevel.recipes.export.onnx_model import ONNX, RUNNING, OnnxModel, require_packages
+from multilevel.recipes.export.onnx_model import ONNX, OnnxModel
 from multilevel.recipes.export.weights import load_dinov2
 from multilevel.solvers import MultilevelError, SettingError
 
@@ -41,8 +41,8 @@ class ExportedModel:
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        found = [folder / name for name in (WEIGHTS, ONNX) if (folder / name).is_file()]
-        if not found or not (folder / PROCESSOR).is_file() or not (folder / "config.json").is_file():
+        weights = [folder / name for name in (WEIGHTS, ONNX) if (folder / name).is_file()]
+        if not weights or not (folder / PROCESSOR).is_file() or not (folder / "config.json").is_file():
             raise SettingError("EXPORT", str(folder), "a folder that multilevel export has written")
         try:
             settings, config = (json.loads((folder / name).read_text()) for name in (PROCESSOR, "config.json"))
@@ -51,7 +51,7 @@ class ExportedModel:
             self.channels: int = config["num_channels"]
             self.fit = "crop" if settings["do_center_crop"] else "stretch"
             self._mean, self._std = (np.array(settings[f"image_{name}"], np.float32) for name in ("mean", "std"))
-            self._run = _torch_run(config, found[0], device) if found[0].name == WEIGHTS else _onnx_run(found[0])
+            self._run = _torch_run(config, weights[0], device) if weights[0].name == WEIGHTS else OnnxModel(weights[0])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise MultilevelError(f"{folder} holds a broken export ({error}): export the run again") from error
 
@@ -76,8 +76,3 @@ def _torch_run(config: dict[str, Any], path: Path, device: torch.device) -> Run:
         return logits.cpu().numpy(), features.cpu().numpy()
 
     return run
-
-
-def _onnx_run(path: Path) -> Run:
-    require_packages(RUNNING)
-    return OnnxModel(path)

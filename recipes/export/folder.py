@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -13,12 +14,7 @@ from safetensors.torch import save_file
 from multilevel.recipes.export.onnx_model import ONNX, WRITING, require_packages, write_onnx
 from multilevel.recipes.export.reference import REFERENCE, reference_tensors
 from multilevel.recipes.export.trained import TrainedModel
-from multilevel.recipes.export.weights import (
-    load_dinov2,
-    processor_settings,
-    transformers_config,
-    transformers_weights,
-)
+from multilevel.recipes.export.weights import load_dinov2, processor_settings, transformers_config, transformers_weights
 from multilevel.solvers import SettingError
 
 FORMATS = ("transformers", "onnx")
@@ -57,8 +53,8 @@ def write_export(trained: TrainedModel, output: Path, format: str, card: str) ->
     if format == "onnx" and trained.classifier is None:
         raise SettingError("format", format, "transformers, since this run has no classifier with one class per image")
 
-    def write(folder: Path) -> None:
-        class_names = trained.data.class_names if trained.classifier is not None else ()
+    class_names = trained.data.class_names if trained.classifier is not None else ()
+    with _whole_folder(output) as folder:
         config = transformers_config(trained.autoencoder.mae.config, class_names)
         weights = transformers_weights(trained)
         config.save_pretrained(folder)
@@ -72,18 +68,17 @@ def write_export(trained: TrainedModel, output: Path, format: str, card: str) ->
         for path in folder.glob("*.safetensors"):
             shutil.copymode(folder / CARD, path)  # safetensors lets nobody else read what it writes
 
-    try:
-        _write_whole_folder(output, write)
-    except OSError as error:
-        raise SettingError("output", str(output), f"a writable folder ({error.strerror})") from error
 
-
-def _write_whole_folder(output: Path, write: Callable[[Path], None]) -> None:
+@contextmanager
+def _whole_folder(output: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the name ``output`` once the block has ended well."""
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        write(partial)
+        yield partial
         os.rename(partial, output)
+    except OSError as error:
+        raise SettingError("output", str(output), f"a writable folder ({error.strerror})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -16,7 +16,7 @@ from multilevel.recipes.export.weights import FeaturesAndLogits
 from multilevel.solvers import MultilevelError
 
 ONNX = "model.onnx"
-WRITING, RUNNING = ("onnx", "onnxscript", "onnxruntime"), ("onnxruntime",)
+WRITING = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
 
 
@@ -60,9 +60,14 @@ def write_onnx(model: FeaturesAndLogits, path: Path) -> None:
 
 
 class OnnxModel:
-    """Normalized images float32 [B, C, H, W] to logits [B, classes] and features [B, width], by onnxruntime."""
+    """Normalized images float32 [B, C, H, W] to logits [B, classes] and features [B, width], by onnxruntime.
+
+    Raises:
+        MultilevelError: it is not installed.
+    """
 
     def __init__(self, path: Path) -> None:
+        require_packages(("onnxruntime",))
         import onnxruntime
 
         self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

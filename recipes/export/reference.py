@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from multilevel.recipes.data import ImageData, Part
+from multilevel.recipes.data import ImageData, Split
 from multilevel.recipes.data.strata import random_for
 from multilevel.recipes.evaluation.evaluate import extract_features
 from multilevel.recipes.export.trained import TrainedModel
@@ -26,14 +26,14 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Reference:
+class DriftReference:
     """Features float32 [N, width] and logits float32 [N, classes]; None where there is no classifier."""
 
     features: np.ndarray
     logits: np.ndarray | None
 
     @classmethod
-    def load(cls, folder: Path) -> Reference:
+    def load(cls, folder: Path) -> DriftReference:
         """That of an exported folder.
 
         Raises:
@@ -54,15 +54,15 @@ def reference_tensors(trained: TrainedModel) -> Mapping[str, Tensor]:
     drawn = random_for(SEED, "reference").permutation(len(part))[:LARGEST]
     positions = torch.from_numpy(np.sort(drawn))
     encoder = trained.autoencoder.features
-    found = extract_features(encoder, trained.data, part, positions, BATCH_SIZE, trained.device, "reference")
-    features = torch.from_numpy(found)
+    extracted = extract_features(encoder, trained.data, part, positions, BATCH_SIZE, trained.device, "reference")
+    features = torch.from_numpy(extracted)
     if trained.classifier is None:
         return {"features": features}
     with torch.no_grad():
         return {"features": features, "logits": trained.classifier(features.to(trained.device)).float().cpu()}
 
 
-def reference_part(data: ImageData) -> Part:
+def reference_part(data: ImageData) -> Split:
     """Training images that neither encoder nor classifier was fitted to, if there are enough: on those that they were
     fitted to, features and confidence differ a little from those on any new image."""
     if len(data.mask) >= ENOUGH:

@@ -74,7 +74,7 @@ def transformers_config(mae: ViTMAEConfig, class_names: Sequence[str]) -> Dinov2
 
 def transformers_weights(trained: TrainedModel) -> dict[str, Tensor]:
     """Weights under the names of `Dinov2ForImageClassification` and, again, of `ViTMAEForPreTraining`."""
-    autoencoder = {name: one.detach().cpu() for name, one in trained.autoencoder.mae.state_dict().items()}
+    autoencoder = {name: tensor.detach().cpu() for name, tensor in trained.autoencoder.mae.state_dict().items()}
     return {**autoencoder, **_dinov2_weights(autoencoder), **_classifier_weights(trained.classifier)}
 
 
@@ -85,7 +85,8 @@ def load_dinov2(config: Dinov2Config, weights: Mapping[str, Tensor]) -> Features
         RuntimeError: weights that do not fit the configuration.
     """
     model = Dinov2ForImageClassification(config)
-    model.load_state_dict({name: one for name, one in weights.items() if name.startswith(("dinov2.", "classifier."))})
+    names = [name for name in weights if name.startswith(("dinov2.", "classifier."))]
+    model.load_state_dict({name: weights[name] for name in names})
     return FeaturesAndLogits(model.eval())
 
 
@@ -113,15 +114,12 @@ def processor_settings(data: ImageData) -> dict[str, Any]:
 
 def _dinov2_weights(autoencoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The encoder under the names of Dinov2, with layer scales of 1."""
-    found: dict[str, Tensor] = {}
-    for name, one in autoencoder.items():
-        if name.startswith("vit."):
-            found[_renamed(name)] = one.clone()  # a file of safetensors holds no tensor twice
-    for name in list(found):
-        if name.endswith("norm1.weight"):
-            for scale in ("layer_scale1", "layer_scale2"):
-                found[name.replace("norm1.weight", f"{scale}.lambda1")] = torch.ones_like(found[name])
-    return found
+    # clone: a file of safetensors holds no tensor twice
+    renamed = {_renamed(name): tensor.clone() for name, tensor in autoencoder.items() if name.startswith("vit.")}
+    for name in [name for name in renamed if name.endswith("norm1.weight")]:
+        for scale in ("layer_scale1", "layer_scale2"):
+            renamed[name.replace("norm1.weight", f"{scale}.lambda1")] = torch.ones_like(renamed[name])
+    return renamed
 
 
 def _renamed(name: str) -> str:

@@ -17,12 +17,12 @@ def draw_images(path: Path, images: Mapping[str, Tensor]) -> None:
         path: the PNG to write.
         images: of each class [N, C, H, W], 0 to 1, as many of each; what is outside the range is cut off.
     """
-    count = max(len(some) for some in images.values())
+    count = max(len(pictures) for pictures in images.values())
     figure = new_figure(0.8 * len(images) + 0.2, 0.8 * count + 0.3)
     columns = figure.subplots(count, len(images), squeeze=False).T
-    for (name, some), column in zip(images.items(), columns, strict=True):
+    for (name, pictures), column in zip(images.items(), columns, strict=True):
         column[0].set_title(name, fontsize=8)
-        for image, axis in zip(some, column, strict=True):
+        for image, axis in zip(pictures, column, strict=True):
             pixels = image.detach().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
             axis.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axis.set_axis_off()

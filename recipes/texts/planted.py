@@ -27,7 +27,7 @@ def planted_texts() -> tuple[list[str], np.ndarray]:
     numbers = random.integers(WORDS, size=shape)
     texts = [
         " ".join(
-            f"{TOPICS[place % len(TOPICS)]}_{CLASSES[label]}_{number}" for place, (label, number) in enumerate(text)
+            f"{TOPICS[index % len(TOPICS)]}_{CLASSES[label]}_{number}" for index, (label, number) in enumerate(text)
         )
         for text in np.stack([of_label, numbers], -1).reshape(TEXTS, -1, 2)
     ]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from multilevel.levels.models.masked_language_model import PADDING, SPECIAL, UNKNOWN
 from multilevel.recipes.data.columns import read_labels
-from multilevel.recipes.data.sources.tables import load
+from multilevel.recipes.data.sources.tables import load_tables
 from multilevel.recipes.data.strata import cut_share, random_for
 from multilevel.recipes.texts.planted import CLASSES, is_signal, planted_texts
 from multilevel.solvers import DataError
@@ -97,15 +97,15 @@ def load_texts(settings: TextSettings) -> TextData:
     """
     check(settings, "data.")
     texts, labels, names = read_texts(Path(settings.path), settings) if settings.path else (*planted_texts(), CLASSES)
-    split = [tokenized(text) for text in texts]
+    split = [re.findall(r"\w+", text.lower()) for text in texts]  # runs of letters and digits
     empty = next((row for row, text in enumerate(split) if not text), None)
     if empty is not None:
         raise DataError(f"row {empty} of {settings.path} has no word in column {settings.text_column!r}: remove it")
     if np.bincount(labels, minlength=len(names)).min() < 3:
         raise DataError(f"{settings.path}: expected at least 3 texts of every class, one to train, hold out and test")
     seed, everything = settings.split_seed, np.arange(len(labels))
-    rest, test = cut_share(labels, everything, settings.test_share, 2, random_for(seed, "test"))
-    train, mask = cut_share(labels, rest, settings.mask_share, 1, random_for(seed, "mask"))
+    training, test = cut_share(labels, everything, settings.test_share, 2, random_for(seed, "test"))
+    train, mask = cut_share(labels, training, settings.mask_share, 1, random_for(seed, "mask"))
     counts = Counter(word for row in train for word in split[row])
     vocabulary = tuple(word for word, _ in counts.most_common(settings.vocabulary))
     words = numbered(split, vocabulary, settings.length)
@@ -122,14 +122,9 @@ def numbered(texts: Sequence[Sequence[str]], vocabulary: Sequence[str], length: 
     numbers = {word: SPECIAL + number for number, word in enumerate(vocabulary)}
     words = torch.full((len(texts), length), PADDING)
     for row, text in enumerate(texts):
-        seen = [numbers.get(word, UNKNOWN) for word in text[:length]]
-        words[row, : len(seen)] = torch.tensor(seen)
+        row_numbers = [numbers.get(word, UNKNOWN) for word in text[:length]]
+        words[row, : len(row_numbers)] = torch.tensor(row_numbers)
     return words
-
-
-def tokenized(text: str) -> list[str]:
-    """Words in lower case: runs of letters and digits."""
-    return re.findall(r"\w+", text.lower())
 
 
 def read_texts(path: Path, settings: TextSettings) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
@@ -141,7 +136,7 @@ def read_texts(path: Path, settings: TextSettings) -> tuple[list[str], np.ndarra
     """
     known = path.is_file() and path.suffix in FORMATS
     require("data.path", str(path), known, f"a file that ends in {', '.join(FORMATS)}")
-    table = load(FORMATS[path.suffix], f"data.path={path}: it cannot be read", data_files=str(path))["train"]
+    table = load_tables(FORMATS[path.suffix], f"data.path={path}: it cannot be read", data_files=str(path))["train"]
     for setting in ("text_column", "label_column"):
         column = getattr(settings, setting)
         require(f"data.{setting}", column, column in table.column_names, f"one of {', '.join(table.column_names)}")

@@ -20,7 +20,7 @@ from multilevel.levels import (
 )
 from multilevel.levels.masks import POLICIES
 from multilevel.levels.tasks import TaskData
-from multilevel.levels.tasks.classification import Classification
+from multilevel.levels.tasks.classification import ClassificationTask
 from multilevel.levels.tasks.detection import Detection
 from multilevel.levels.tasks.segmentation import Segmentation
 from multilevel.solvers import FiniteDifference, Identity, SettingError
@@ -29,7 +29,7 @@ generator = torch.Generator().manual_seed(0)
 IMAGES = torch.randn(18, 1, 8, 8, generator=generator, dtype=torch.float64)
 LABELS = torch.randint(3, (18,), generator=generator)
 DATA = TaskData(("a", "b", "c"), (6, 6, 6), image_size=8, patch_size=2)
-TASK = Classification(DATA)
+TASK = ClassificationTask(DATA)
 PARTS = list(zip(IMAGES.split(6), LABELS.split(6), strict=True))
 MASKS = torch.randint(3, (18, 8, 8), generator=generator)
 BOXES = torch.cat([4 * torch.rand(18, 2, 2, generator=generator), 4 + 4 * torch.rand(18, 2, 2, generator=generator)], 2)

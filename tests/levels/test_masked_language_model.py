@@ -21,7 +21,7 @@ from multilevel.levels.models.masked_language_model import (
     WordMaskingNetwork,
 )
 from multilevel.levels.tasks import TaskData
-from multilevel.levels.tasks.classification import Classification
+from multilevel.levels.tasks.classification import ClassificationTask
 from multilevel.solvers import Identity
 
 generator = torch.Generator().manual_seed(0)
@@ -93,7 +93,7 @@ def test_padding_changes_no_logit_of_the_masking_network():
 
 def test_the_hypergradient_of_the_masking_network_is_that_of_plain_autograd(model):
     """The direct path with the identity for the inverse Hessian, in float64."""
-    model, task = model.double(), Classification(TaskData(("a", "b", "c"), (2, 2, 1)))
+    model, task = model.double(), ClassificationTask(TaskData(("a", "b", "c"), (2, 2, 1)))
     head, network = task.new_head(16).double(), WordMaskingNetwork(20, 8, 4).double()
     data = [(SHORT, LABELS)]
     graph = Graph(

@@ -12,8 +12,8 @@ from multilevel.commands.monitor import MonitorSettings
 from multilevel.commands.new import NewSettings
 from multilevel.commands.predict import PredictSettings
 from multilevel.commands.train import TrainSettings
-from multilevel.compare.command import Comparison
-from multilevel.configuration.command_line import DERIVED, described, read, readable, typed
+from multilevel.compare.command import CompareSettings
+from multilevel.configuration.command_line import DERIVED, field_descriptions, read, readable, typed
 from multilevel.solvers import SOLVERS, SettingError
 from multilevel.solvers.ranges import Above, Count, OneOf
 from multilevel.study.settings import StudySettings
@@ -94,7 +94,7 @@ def test_values(argument, value):
 )
 def test_a_value_that_cannot_work_is_named_with_what_would(argument, text):
     with pytest.raises(SettingError) as caught:
-        read("example", [argument], Settings, others=False)
+        read("example", [argument], Settings, recipe=False)
     assert str(caught.value).startswith(text)
 
 
@@ -105,21 +105,21 @@ def test_words_settings_of_the_recipe_and_own_ones_are_told_apart(tmp_path, monk
     assert read("example", arguments, Settings).overrides == ["RUN", "mask.ratio=0.5", "+a=1", "--flag"]
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingError, match=r"^a: got 'b\.png'; expected a setting of example: count"):
-        read("example", ["a=b.png"], Settings, words=True, others=False)
+        read("example", ["a=b.png"], Settings, words=True, recipe=False)
     (tmp_path / "a=b.png").touch()
-    assert read("example", ["a=b.png"], Settings, words=True, others=False).words == ["a=b.png"]
+    assert read("example", ["a=b.png"], Settings, words=True, recipe=False).words == ["a=b.png"]
 
 
 def test_docstrings_describe_fields():
-    assert described(Settings) == {"count": "how many.", "names": "some names, which go on in the next line."}
+    assert field_descriptions(Settings) == {"count": "how many.", "names": "some names, which go on in the next line."}
 
 
 @pytest.mark.parametrize(
     "settings_class",
-    [Comparison, ExportSettings, MonitorSettings, NewSettings, PredictSettings, StudySettings, TrainSettings],
+    [CompareSettings, ExportSettings, MonitorSettings, NewSettings, PredictSettings, StudySettings, TrainSettings],
 )
 def test_every_setting_of_a_command_is_described(settings_class):
-    assert set(readable(settings_class)) <= set(described(settings_class))
+    assert set(readable(settings_class)) <= set(field_descriptions(settings_class))
 
 
 def test_a_study():
@@ -164,7 +164,7 @@ def test_a_comparison():
         "conjugate_gradient.tolerance=1e-7", "conjugate_gradient.warm_start=true", "damping=60", "resume=a(b)",
         "output=x",
     ]  # fmt: skip
-    assert Comparison.parsed(line) == Comparison(
+    assert CompareSettings.parsed(line) == CompareSettings(
         solvers=["neumann", "betty/darts"],
         products=["reverse", "forward"],
         precisions=["float32", "bf16"],
@@ -179,11 +179,11 @@ def test_a_comparison():
         resume="a(b)",
         settings=["recipe=guided_mae", "output=x"],
     )
-    assert Comparison.parsed([]).solvers == list(SOLVERS)
+    assert CompareSettings.parsed([]).solvers == list(SOLVERS)
 
 
 def test_files_and_runs():
-    predict = read("predict", ["E", "f.png", "output=-", "batch_size=3"], PredictSettings, words=True, others=False)
+    predict = read("predict", ["E", "f.png", "output=-", "batch_size=3"], PredictSettings, words=True, recipe=False)
     assert (predict.words, predict.settings) == (["E", "f.png"], PredictSettings("-", 3, "auto"))
     assert typed(MonitorSettings, {}) == MonitorSettings("monitor.json", 64, "auto")
     export = read("export", ["RUN", "format=onnx", "output=a (b)", "data.path=D"], ExportSettings, words=True)

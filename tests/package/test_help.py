@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from multilevel.__main__ import main
 from multilevel.commands.help import help_for, settings_of
 from multilevel.commands.overview import COMMANDS, overview
-from multilevel.configuration.command_line import described, readable
-from multilevel.configuration.composition import choices, compose_config, named
+from multilevel.configuration.command_line import field_descriptions, readable
+from multilevel.configuration.composition import choices, compose_config, named_settings
 from multilevel.recipes.base import recipe_classes
 from multilevel.recipes.evaluation import EvaluationSettings
 from multilevel.recipes.settings import LowerLevelSettings
@@ -53,7 +53,7 @@ def test_the_help_of_a_recipe_has_all_settings_with_the_defaults_of_a_run(recipe
     text = help_for("train", [f"recipe={recipe}"])
     shown = settings_in(text)
     config = OmegaConf.to_container(compose_config([f"recipe={recipe}"]))
-    for name, value in named(config):
+    for name, value in named_settings(config):
         if name.startswith(("levels", "evaluation.", "solver.", "task.")) or isinstance(value, dict):
             continue
         written = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
@@ -67,7 +67,7 @@ def test_the_help_of_a_recipe_has_all_settings_with_the_defaults_of_a_run(recipe
 @pytest.mark.parametrize("recipe", recipe_classes())
 def test_every_setting_of_a_recipe_is_described(recipe):
     for name, settings_class in leaves(recipe_classes()[recipe].settings_class):
-        assert described(settings_class).get(name.rpartition(".")[2]), name
+        assert field_descriptions(settings_class).get(name.rpartition(".")[2]), name
 
 
 def test_the_help_of_evaluate_has_the_options_of_every_protocol():

@@ -14,7 +14,7 @@ from multilevel import Engine, Graph, Problem
 from multilevel.levels import Finetune, MaskedAutoencoder, MaskedPretrain, MaskingNetwork, MaskLearning
 from multilevel.levels.masks import POLICIES
 from multilevel.levels.tasks import TaskData
-from multilevel.levels.tasks.classification import Classification
+from multilevel.levels.tasks.classification import ClassificationTask
 from multilevel.solvers import FiniteDifference, Identity, SettingError
 
 generator = torch.Generator().manual_seed(0)
@@ -23,7 +23,7 @@ LABELS = torch.randint(3, (24,), generator=generator)
 BATCHES = list(zip(IMAGES.split(6), LABELS.split(6), strict=True))
 
 
-TASK = Classification(TaskData(("a", "b", "c"), (8, 8, 8), image_size=8, patch_size=2))
+TASK = ClassificationTask(TaskData(("a", "b", "c"), (8, 8, 8), image_size=8, patch_size=2))
 
 
 class Fit(Problem):

@@ -28,7 +28,7 @@ class NewLevel(Problem):
         # levels.NAME is that level's module: call it, or any method of it, or read its parameters. What is random
         # belongs into a method draw(self, levels, batch), whose result arrives here as ``draws``.
         inputs, targets = batch
-        own = getattr(levels, self.name)
-        error = F.mse_loss(own(inputs), targets)
-        penalties = getattr(levels, self.penalty).weight.exp() * own.weight.square()
+        module = getattr(levels, self.name)
+        error = F.mse_loss(module(inputs), targets)
+        penalties = getattr(levels, self.penalty).weight.exp() * module.weight.square()
         return error + penalties.sum(), {"error": error.detach()}

@@ -20,7 +20,7 @@ from multilevel.problems.levels import Levels
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.data.tensors import batches, tensors
-from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings, chosen_device
+from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
 from multilevel.solvers.ranges import PositiveNumber
 
 
@@ -69,16 +69,14 @@ class NewRecipe(Recipe):
     settings: NewRecipeSettings
 
     def __init__(self, settings: NewRecipeSettings) -> None:
-        settings.validate()
-        self.settings, size = settings, settings.data.batch_size
-        device = chosen_device(settings.device)
-        data = load_data(settings.data)
+        super().__init__(settings)  # checks the settings and finds the device
+        data, size = load_data(settings.data), settings.data.batch_size
         parts = [tensors(data, part) for part in (data.finetune, data.mask, data.test)]
         train, self.held_out, self.test = [(images.flatten(1), labels) for images, labels in parts]
         pixels = train[0].shape[1]
         with RandomState.seeded(settings.seed).active():
-            self.classifier = nn.Linear(pixels, len(data.class_names)).to(device)
-        strengths = Strengths(pixels, settings.strength).to(device)
+            self.classifier = nn.Linear(pixels, len(data.class_names)).to(self.device)
+        strengths = Strengths(pixels, settings.strength).to(self.device)
         lower = self.update_arguments("classify", self.classifier)
         upper = self.update_arguments("penalty", strengths)
         self.graph = Graph(  # bottom level first

@@ -21,6 +21,6 @@ def test_a_converged_solve_gives_the_hypergradient_of_a_dense_one_in_float64():
     recipe = build_recipe(compose_config(["recipe=new_recipe", *solver]))
     engine = new_engine(recipe)
     engine.run(5)
-    found = engine.hypergradient("penalty")["logarithms"].double()
+    hypergradient = engine.hypergradient("penalty")["logarithms"].double()
     exact = engine.solve_hypergradient("penalty", {"classify": Dense()}, "float64").values["logarithms"]
-    assert (found - exact).norm() < 1e-4 * exact.norm()
+    assert (hypergradient - exact).norm() < 1e-4 * exact.norm()

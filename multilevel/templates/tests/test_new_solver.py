@@ -40,17 +40,17 @@ def solved(eigenvalues, solver):
     hessian = basis @ torch.diag(torch.tensor(eigenvalues, dtype=torch.float64)) @ basis.T
     x, y, mixed = (torch.randn(size, dtype=torch.float64) for size in (5, 3, (5, 3)))
     graph = Graph(Lower(x, hessian, mixed, solver), Upper("upper", Vector(y)))
-    found = Engine(graph).solve_hypergradient("upper")
+    hypergradient = Engine(graph).solve_hypergradient("upper")
     damped = hessian + solver.damping * torch.eye(5, dtype=torch.float64)
-    return found.values["value"], found.reports["lower"], mixed.T @ torch.linalg.solve(damped, x)
+    return hypergradient.values["value"], hypergradient.reports["lower"], mixed.T @ torch.linalg.solve(damped, x)
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.5])
 def test_it_solves_a_positive_definite_system(damping):
     solver = NewSolver(iterations=500, tolerance=1e-12, damping=damping)
-    found, report, expected = solved([0.5, 1.0, 2.0, 3.0, 4.0], solver)
+    hypergradient, report, expected = solved([0.5, 1.0, 2.0, 3.0, 4.0], solver)
     assert report.converged
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(hypergradient, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_it_says_that_it_has_not_converged_and_what_would_help():

@@ -32,7 +32,7 @@ class DigitsSource(Source):
     def open(self, row: int) -> Image.Image:
         return Image.fromarray(self.pictures[row])
 
-    def where(self, row: int) -> str:
+    def describe_row(self, row: int) -> str:
         return f"row {row} of digits"
 
 
@@ -65,11 +65,9 @@ def read_sources(settings: DataSettings, targets: type[Targets] = Labels) -> Sou
 
 def read_path(path: Path, settings: DataSettings, targets: type[Targets]) -> SourceSplits:
     """Read a local set: parquet where a training file of it is there, otherwise a folder of images."""
-    if path.is_file() and path.suffix == ".parquet":
-        return read_parquet(path, settings, targets)
-    if not path.is_dir():
+    one_file = path.is_file() and path.suffix == ".parquet"
+    if not one_file and not path.is_dir():
         expected = "an existing folder of images, or of train*.parquet files, or one parquet file"
         raise SettingError("data.path", str(path), expected)
-    if parquet_files(path, settings.train_split):
-        return read_parquet(path, settings, targets)
-    return read_image_folder(path, settings, targets)
+    read = read_parquet if one_file or parquet_files(path, settings.train_split) else read_image_folder
+    return read(path, settings, targets)

@@ -25,31 +25,33 @@ Masks = dict[Path, Path]
 
 
 class FolderSource(Source):
-    """Image files and their labels.
+    """Image files and their labels: class after class, those without a label last.
 
     Args:
-        files: the files, in a fixed order.
-        labels: one label a file, -1 for none.
+        labelled: the files of each class.
+        class_names: by label.
+        unlabelled: files without a label, which is -1.
         masks: the mask of each file that has one.
     """
 
-    def __init__(self, files: list[Path], labels: list[int], masks: Masks) -> None:
-        self.files = files
-        self.labels = torch.tensor(labels, dtype=torch.int64)
+    def __init__(self, labelled: Labelled, class_names: tuple[str, ...], unlabelled: list[Path], masks: Masks) -> None:
+        self.files = [*chain.from_iterable(labelled.values()), *unlabelled]
+        labels = [class_names.index(name) for name, images in labelled.items() for _ in images]
+        self.labels = torch.tensor(labels + [-1] * len(unlabelled), dtype=torch.int64)
         self.masks = masks
         self.has_masks = bool(masks)
 
     def open(self, row: int) -> Image.Image:
         return Image.open(self.files[row])
 
-    def where(self, row: int) -> str:
+    def describe_row(self, row: int) -> str:
         return str(self.files[row])
 
     def open_mask(self, row: int) -> Image.Image | None:
         mask = self.masks.get(self.files[row])
         return None if mask is None else Image.open(mask)
 
-    def where_mask(self, row: int) -> str:
+    def describe_mask(self, row: int) -> str:
         return str(self.masks[self.files[row]])
 
 
@@ -94,7 +96,7 @@ def read_image_folder(root: Path, settings: DataSettings, targets: type[Targets]
     test = None
     if class_names and train_root is not None and test_root is not None:
         test = read_test_folder(test_root, class_names, targets.marked)
-    return SourceSplits(to_source(labelled, class_names, unlabelled, masks), test, class_names)
+    return SourceSplits(FolderSource(labelled, class_names, unlabelled, masks), test, class_names)
 
 
 def read_test_folder(test_root: Path, class_names: tuple[str, ...], loose_class: bool) -> FolderSource:
@@ -109,14 +111,7 @@ def read_test_folder(test_root: Path, class_names: tuple[str, ...], loose_class:
     unknown = [name for name in labelled if name not in class_names]
     if unknown:
         raise DataError(f"{test_root / unknown[0]} is a class without training images; remove or rename it")
-    return to_source(labelled, class_names, [], masks)
-
-
-def to_source(labelled: Labelled, class_names: tuple[str, ...], unlabelled: list[Path], masks: Masks) -> FolderSource:
-    """Line the files up, class after class, those without a label last."""
-    files = [file for images in labelled.values() for file in images]
-    labels = [class_names.index(name) for name, images in labelled.items() for _ in images]
-    return FolderSource(files + unlabelled, labels + [-1] * len(unlabelled), masks)
+    return FolderSource(labelled, class_names, [], masks)
 
 
 def list_images(root: Path, loose_class: bool) -> tuple[Labelled, list[Path], Masks]:
@@ -147,11 +142,11 @@ def unlabelled_images(root: Path) -> list[Path]:
 
 def images_below(folder: Path) -> list[Path]:
     """Every image in ``folder`` and in its subfolders, sorted."""
-    found: list[Path] = []
+    images: list[Path] = []
     for parent, subfolders, names in os.walk(folder):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found += images_among(Path(parent, name) for name in names)
-    return sorted(found)
+        images += images_among(Path(parent, name) for name in names)
+    return sorted(images)
 
 
 def images_among(paths: Iterable[Path]) -> list[Path]:

@@ -27,7 +27,7 @@ def find_masks(root: Path, files: Iterable[Path]) -> dict[Path, Path]:
     keys = {file.relative_to(root).with_suffix(""): file for file in files}
     masks, alone = {}, []
     for key, file in keys.items():
-        image = next((keys[other] for other in _images_of(key) if other in keys), None)
+        image = next((keys[candidate] for candidate in _images_of(key) if candidate in keys), None)
         if image is not None:
             masks[image] = file
         elif key.parts[0] == FOLDER:
@@ -42,5 +42,5 @@ def _images_of(key: Path) -> list[Path]:
     bare = key.with_name(key.name.removesuffix(SUFFIX))
     if key.parts[0] != FOLDER or len(key.parts) < 2:
         return [bare] if bare != key else []
-    inside = [Path(*one.parts[1:]) for one in (key, bare)]
-    return inside + [Path("images", one) for one in inside]
+    inside = [Path(*path.parts[1:]) for path in (key, bare)]
+    return inside + [Path("images", path) for path in inside]

@@ -14,21 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from multilevel.recipes.data.columns import (
-    find_boxes_column,
-    find_image_column,
-    find_label_column,
-    find_lists_column,
-    find_mask_column,
-    read_labels,
-)
+from multilevel.recipes.data import columns
 from multilevel.recipes.data.images import Source, SourceSplits
 from multilevel.recipes.data.settings import DataSettings
-from multilevel.recipes.data.target_columns import (
-    rarest_classes,
-    read_boxes,
-    read_lists,
-)
 from multilevel.recipes.data.targets.base import Labels, Targets
 from multilevel.solvers.errors import DataError, SettingError
 
@@ -42,26 +30,29 @@ class TableSource(Source):
     """The rows of a table whose images are still encoded.
 
     Args:
-        column: an Arrow column of ``{bytes, path}`` structures, or of bytes.
+        table: a ``datasets.Dataset``.
+        image_column: its column of ``{bytes, path}`` structures, or of bytes.
         labels: int64 tensor ``[N]``.
         name: what the table is called in messages.
-        masks: an Arrow column as ``column``, of masks; null where nothing is marked.
+        mask_column: its column of masks, as that of images; null where nothing is marked.
     """
 
-    def __init__(self, column: Any, labels: Tensor, name: str, masks: Any | None = None) -> None:
-        self.column = column
+    def __init__(
+        self, table: Any, image_column: str, labels: Tensor, name: str, mask_column: str | None = None
+    ) -> None:
+        self.images = table.data.column(image_column)
         self.labels = labels
         self.name = name
-        self.masks = masks
-        self.has_masks = masks is not None
+        self.masks = None if mask_column is None else table.data.column(mask_column)
+        self.has_masks = mask_column is not None
 
     def open(self, row: int) -> Image.Image:
-        picture = open_cell(self.column[row].as_py())
+        picture = open_cell(self.images[row].as_py())
         if picture is None:
             raise ValueError("the cell is empty")
         return picture
 
-    def where(self, row: int) -> str:
+    def describe_row(self, row: int) -> str:
         return f"row {row} of {self.name}"
 
     def open_mask(self, row: int) -> Image.Image | None:
@@ -99,11 +90,11 @@ def read_parquet(path: Path, settings: DataSettings, targets: type[Targets] = La
     files = {"train": parquet_files(path, settings.train_split)} if path.is_dir() else {"train": [str(path)]}
     if path.is_dir():
         names = TEST_SPLITS if settings.test_split is None else (settings.test_split, *TEST_SPLITS)
-        found = (parquet_files(path, name) for name in names)
-        test_files = next((test_files for test_files in found if test_files), None)
+        listings = (parquet_files(path, name) for name in names)
+        test_files = next((test_files for test_files in listings if test_files), None)
         if test_files:
             files["test"] = test_files
-    tables = load("parquet", f"data.path={path}: these parquet files cannot be read", data_files=files)
+    tables = load_tables("parquet", f"data.path={path}: these parquet files cannot be read", data_files=files)
     return to_splits(tables["train"], tables.get("test"), settings, str(path), targets)
 
 
@@ -119,7 +110,7 @@ def read_hub(hub: str, settings: DataSettings, targets: type[Targets] = Labels) 
         SettingError: a split or column that the set does not have.
         DataError: the set cannot be fetched, or labels are missing.
     """
-    tables = load(hub, f"{hub} cannot be downloaded from the hub; data.path takes a local copy")
+    tables = load_tables(hub, f"{hub} cannot be downloaded from the hub; data.path takes a local copy")
     for setting, split in (("train_split", settings.train_split), ("test_split", settings.test_split)):
         if split is not None and split not in tables:
             raise SettingError(f"data.{setting}", split, f"a split of {hub}: {', '.join(tables)}")
@@ -129,7 +120,7 @@ def read_hub(hub: str, settings: DataSettings, targets: type[Targets] = Labels) 
     return to_splits(tables[settings.train_split], test, settings, hub, targets)
 
 
-def load(builder: str, failure: str, **options: Any) -> Any:
+def load_tables(builder: str, failure: str, **options: Any) -> Any:
     """``datasets.load_dataset``, with every failure as one line."""
     import datasets  # a second to import, and only these sets need it
 
@@ -166,46 +157,40 @@ def to_splits(train: Any, test: Any | None, settings: DataSettings, name: str, t
     """Choose the columns and read labels and targets of both splits."""
     if len(train) == 0:
         raise DataError(f"the training split of {name} holds no rows")
-    test = test if test is not None and len(test) else None
+    tables = {"train": train, "test": test} if test is not None and len(test) else {"train": train}
+    image_column = columns.find_image_column(train.features, settings.image_column)
     if targets.lists:
-        return with_lists(train, test, settings, name)
-    image_column = find_image_column(train.features, settings.image_column)
-    label_column = find_label_column(train.features, settings.label_column)
-    class_names: tuple[str, ...] = ()
-    mask_column = find_mask_column(train.features, settings.mask_column, image_column) if targets.marked else None
-    sources: list[TableSource] = []
-    for table, split in ((train, "train"), (test, "test")):
-        if table is None or (split == "test" and label_column is None and not targets.marked):
-            continue
+        return with_lists(tables, image_column, settings, name)
+    label_column = columns.find_label_column(train.features, settings.label_column)
+    mask_column = boxes_column = None
+    if targets.marked:
+        mask_column = columns.find_mask_column(train.features, settings.mask_column, image_column)
+    elif label_column is None:
+        tables = {"train": train}
+    if targets.boxed:
+        boxes_column = columns.find_boxes_column(train.features, settings.boxes_column)
+    class_names: columns.Names | None = None
+    target_names: columns.Names | None = None
+    sources: dict[str, TableSource] = {}
+    for split, table in tables.items():
         labels = torch.full((len(table),), -1, dtype=torch.int64)
         if label_column is not None:
-            class_names, labels = read_labels(table, label_column, class_names or None, f"{name} ({split})")
-        sources.append(to_source(table, image_column, labels, f"{name} ({split})", mask_column))
-    boxes_column = find_boxes_column(train.features, settings.boxes_column) if targets.boxed else None
-    target_names: tuple[str, ...] | None = None
-    if boxes_column is not None:
-        for source, table in zip(sources, (train, test), strict=False):
-            target_names, source.boxes = read_boxes(table, boxes_column, target_names, source.name)
-    return SourceSplits(sources[0], sources[1] if len(sources) > 1 else None, class_names, target_names or ())
+            class_names, labels = columns.read_labels(table, label_column, class_names, f"{name} ({split})")
+        source = sources[split] = TableSource(table, image_column, labels, f"{name} ({split})", mask_column)
+        if boxes_column is not None:
+            target_names, source.boxes = columns.read_boxes(table, boxes_column, target_names, source.name)
+    return SourceSplits(sources["train"], sources.get("test"), class_names or (), target_names or ())
 
 
-def with_lists(train: Any, test: Any | None, settings: DataSettings, name: str) -> SourceSplits:
+def with_lists(tables: dict[str, Any], image_column: str, settings: DataSettings, name: str) -> SourceSplits:
     """Read lists of labels; the images are divided by the rarest of each list."""
-    image_column = find_image_column(train.features, settings.image_column)
-    lists_column = find_lists_column(train.features, settings.label_column)
-    names: tuple[str, ...] | None = None
-    sources: list[TableSource] = []
-    for table, split in ((train, "train"), (test, "test")):
-        if table is not None:
-            names, values = read_lists(table, lists_column, names, f"{name} ({split})")
-            labels = rarest_classes(values, _PARTS)
-            source = to_source(table, image_column, labels, f"{name} ({split})")
-            source.multilabels = values
-            sources.append(source)
+    lists_column = columns.find_lists_column(tables["train"].features, settings.label_column)
+    names: columns.Names | None = None
+    sources: dict[str, TableSource] = {}
+    for split, table in tables.items():
+        names, values = columns.read_lists(table, lists_column, names, f"{name} ({split})")
+        labels = columns.rarest_classes(values, _PARTS)
+        source = sources[split] = TableSource(table, image_column, labels, f"{name} ({split})")
+        source.multilabels = values
     assert names is not None
-    return SourceSplits(sources[0], sources[1] if len(sources) > 1 else None, (*names, "other"), names)
-
-
-def to_source(table: Any, image_column: str, labels: Tensor, name: str, mask_column: str | None = None) -> TableSource:
-    masks = None if mask_column is None else table.data.column(mask_column)
-    return TableSource(table.data.column(image_column), labels, name, masks)
+    return SourceSplits(sources["train"], sources.get("test"), (*names, "other"), names)

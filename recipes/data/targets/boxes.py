@@ -46,7 +46,7 @@ def mirror_boxes(boxes: Tensor, mirrored: Tensor, image_size: int) -> Tensor:
     return turned.where((mirrored[:, None] & (number >= 0))[..., None], boxes)
 
 
-def to_square(boxes: np.ndarray, size: tuple[int, int], image_size: int, fit: str = "crop") -> Tensor:
+def boxes_in_square(boxes: np.ndarray, size: tuple[int, int], image_size: int, fit: str = "crop") -> Tensor:
     """Boxes of a picture of a width and height, in the square that it is brought to.
 
     Args:
@@ -58,8 +58,8 @@ def to_square(boxes: np.ndarray, size: tuple[int, int], image_size: int, fit: st
     Returns:
         float32 tensor ``[MOST_BOXES, 5]``, the largest first, rows of -1 after the last.
     """
-    taken = torch.tensor([size if fit == "stretch" else (min(size), min(size))], dtype=torch.float32)
-    offset, scale = (torch.tensor([size]) - taken) / 2, image_size / taken
+    cut = torch.tensor([size if fit == "stretch" else (min(size), min(size))], dtype=torch.float32)
+    offset, scale = (torch.tensor([size]) - cut) / 2, image_size / cut
     moved = move(torch.from_numpy(boxes).float()[None], offset, scale, image_size)[0]
     moved = moved[moved[:, 4] >= 0]
     moved = moved[area(moved[:, :4]).argsort(descending=True, stable=True)][:MOST_BOXES]
@@ -77,13 +77,13 @@ def components(mask: np.ndarray, min_area: int) -> np.ndarray:
         float64 array ``[K, 5]`` of left, top, right, bottom and class, counted from 0 for the first after the
         background.
     """
-    found = [
+    boxes = [
         (across.start, down.start, across.stop, down.stop, number - 1)
         for number in np.unique(mask).tolist()
         if number not in (0, IGNORED)
         for down, across in _marks(mask == number, min_area)
     ]
-    return np.array(found, dtype=np.float64).reshape(-1, 5)
+    return np.array(boxes, dtype=np.float64).reshape(-1, 5)
 
 
 def _marks(marked: np.ndarray, min_area: int) -> list[tuple[slice, slice]]:
@@ -91,4 +91,4 @@ def _marks(marked: np.ndarray, min_area: int) -> list[tuple[slice, slice]]:
     numbered, count = ndimage.label(marked, structure=_DIAGONALS_TOO)
     areas = np.bincount(numbered.ravel(), minlength=count + 1)[1:]
     places = ndimage.find_objects(numbered)
-    return [place for place, pixels in zip(places, areas, strict=True) if pixels >= min_area]
+    return [mark for mark, pixels in zip(places, areas, strict=True) if pixels >= min_area]

@@ -14,18 +14,11 @@ from tqdm import tqdm
 
 from multilevel.levels.tasks.losses import IGNORED
 from multilevel.recipes.data.augment import Geometry
-from multilevel.recipes.data.images import (
-    Images,
-    Source,
-    SourceSplits,
-    StreamedImages,
-    unreadable,
-    worker_count,
-)
+from multilevel.recipes.data.images import Images, Source, SourceSplits, StreamedImages, unreadable, worker_count
 from multilevel.recipes.data.pictures import upright
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.recipes.data.targets.base import OpenImages, Pair, Targets
-from multilevel.recipes.data.targets.boxes import MOST_BOXES, components, to_square
+from multilevel.recipes.data.targets.boxes import MOST_BOXES, boxes_in_square, components
 from multilevel.recipes.data.targets.masks import MaskSource, mask_splits, read_mask
 from multilevel.solvers.errors import DataError, SettingError
 
@@ -175,13 +168,13 @@ class Boxes(MarkedTargets):
                 bar.update()
 
     def _of_row(self, row: int) -> Tensor:
-        own = self.source.boxes
+        known = self.source.boxes
         try:
-            boxes, size = self._around_marks(row) if own is None else self._inside_picture(own[row], row)
+            boxes, size = self._around_marks(row) if known is None else self._inside_picture(known[row], row)
         except Exception as error:  # Pillow's formats raise errors of many kinds for broken files
-            where = self.source.where_mask(row) if own is None else self.source.where(row)
-            raise unreadable(where, error) from error
-        return to_square(boxes, size, self.settings.image_size, self.settings.fit)
+            image = self.source.describe_mask(row) if known is None else self.source.describe_row(row)
+            raise unreadable(image, error) from error
+        return boxes_in_square(boxes, size, self.settings.image_size, self.settings.fit)
 
     def _around_marks(self, row: int) -> tuple[np.ndarray, tuple[int, int]]:
         mask = read_mask(self.source, row, self.settings.mask_classes)

@@ -78,8 +78,8 @@ class MaskSource(Source):
             return Image.new("L", (self.image_size, self.image_size))
         return to_square(Image.fromarray(mask), self.image_size, self.fit, Image.Resampling.NEAREST)
 
-    def where(self, row: int) -> str:
-        return self.source.where_mask(row)
+    def describe_row(self, row: int) -> str:
+        return self.source.describe_mask(row)
 
 
 def mask_splits(sources: SourceSplits, settings: DataSettings) -> SourceSplits:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from multilevel.levels import MaskedAutoencoder
 from multilevel.levels.tasks import Task
-from multilevel.recipes.data import ImageData, Part
+from multilevel.recipes.data import ImageData, Split
 from multilevel.solvers.ranges import AtLeast, Below
 
 Share = Annotated[float, AtLeast(0), Below(1)]
@@ -72,8 +72,8 @@ class Trial:
 
     candidate: Candidate
     setup: Setup
-    fitted: Part
-    scored: Part
+    fitted: Split
+    scored: Split
     features: Callable[[], tuple[np.ndarray, np.ndarray]]
     neighbours: int
     batch_size: int
@@ -96,13 +96,3 @@ class EvaluationProtocol(ABC):
     @abstractmethod
     def metrics(self, trial: Trial) -> dict[str, float]:
         """Fit to ``trial.fitted`` and score on ``trial.scored``; nothing of the candidate changes."""
-
-
-def scored_by_task(task: Task, outputs: Tensor, part: Part) -> dict[str, float]:
-    """The task's metrics of outputs [N, ...] for a whole part."""
-    return task.metrics(outputs, targets_of(part))
-
-
-def targets_of(part: Part) -> Any:
-    """The task's targets of every image of a part, in its order."""
-    return part.targets(torch.arange(len(part)))

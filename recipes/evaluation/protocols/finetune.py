@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from multilevel.levels import MaskedAutoencoder
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.evaluation.drop_path import add_drop_path
-from multilevel.recipes.evaluation.fitting import fit, new_loader, outputs_of
+from multilevel.recipes.evaluation.fitting import fit, new_loader, task_metrics
 from multilevel.recipes.evaluation.mixing import Mixing
-from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Share, Trial, scored_by_task
+from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Share, Trial
 from multilevel.solvers.ranges import Count, NonNegative, PositiveNumber, PositiveShare
 
 _LAYER = re.compile(r"layers\.(\d+)\.")
@@ -23,7 +23,7 @@ UNDECAYED = ("cls_token", "position_embeddings")
 
 
 @dataclass(kw_only=True)
-class Finetune(EvaluationProtocol):
+class FinetuneProtocol(EvaluationProtocol):
     """End-to-end finetuning as in He et al. 2022, appendix A.1: AdamW with betas 0.9 and 0.999, layer-wise decay of the
     learning rate (Clark et al. 2020, Bao et al. 2022), warmup, cosine, label smoothing, mixup, cutmix, drop path.
 
@@ -72,6 +72,7 @@ class Finetune(EvaluationProtocol):
             loader = new_loader(trial.fitted, setup, self.batch_size, augmented=True)
             rate = self.learning_rate * loader.batch_size / 256
             groups = parameter_groups(encoder, head, rate, self.weight_decay, self.layer_decay)
+            mixing = Mixing(len(setup.data.class_names), self.label_smoothing, self.mixup, self.cutmix)
 
             def forward(images: Tensor) -> Tensor:
                 return head(encoder.encode(images))
@@ -87,17 +88,10 @@ class Finetune(EvaluationProtocol):
                 warmup=self.warmup,
                 name=f"finetuning, {trial.candidate.name}",
                 setting="evaluation.finetune",
-                mix=self._mixing(trial),
+                mix=mixing if task.soft_targets else None,
             )
         model.eval()
-        outputs = outputs_of(forward, trial.scored, setup, trial.batch_size)
-        return scored_by_task(task, outputs, trial.scored)
-
-    def _mixing(self, trial: Trial) -> Any:
-        if not trial.setup.task.soft_targets:
-            return lambda images, targets: (images, targets)
-        classes = len(trial.setup.data.class_names)
-        return Mixing(classes, self.label_smoothing, self.mixup, self.cutmix)
+        return task_metrics(forward, trial)
 
 
 def parameter_groups(

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from multilevel.problems.evaluation.randomness import RandomState
-from multilevel.recipes.evaluation.fitting import fit, new_loader, outputs_of
-from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Share, Trial, scored_by_task
+from multilevel.recipes.evaluation.fitting import fit, new_loader, task_metrics
+from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Share, Trial
 from multilevel.solvers.ranges import Count, NonNegative, PositiveNumber
 
 
@@ -62,5 +62,4 @@ class Head(EvaluationProtocol):
                 setting="evaluation.head",
             )
         head.eval()
-        outputs = outputs_of(forward, trial.scored, setup, trial.batch_size)
-        return scored_by_task(setup.task, outputs, trial.scored)
+        return task_metrics(forward, trial)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 
+from multilevel.levels.tasks.classification import classification_metrics
 from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Trial
-from multilevel.recipes.evaluation.scores import classification_metrics
 
 
 @dataclass(kw_only=True)
@@ -18,22 +18,22 @@ class NearestNeighbours(EvaluationProtocol):
     title = "nearest neighbours"
 
     def metrics(self, trial: Trial) -> dict[str, float]:
-        features, others = trial.features()
-        predicted = nearest_neighbours(features, trial.fitted.labels.numpy(), others, trial.neighbours)
+        features, scored = trial.features()
+        predicted = nearest_neighbours(features, trial.fitted.labels.numpy(), scored, trial.neighbours)
         return classification_metrics(trial.scored.labels.numpy(), predicted)
 
 
-def nearest_neighbours(features: np.ndarray, labels: np.ndarray, others: np.ndarray, neighbours: int) -> np.ndarray:
+def nearest_neighbours(features: np.ndarray, labels: np.ndarray, scored: np.ndarray, neighbours: int) -> np.ndarray:
     """Predict by the vote of the nearest training images, by cosine distance, each weighted by 1 / distance.
 
     Args:
         features: float32 [N, D].
         labels: int64 [N].
-        others: float32 [M, D].
+        scored: float32 [M, D].
         neighbours: how many vote; at most N do.
 
     Returns:
         Predicted labels, int64 [M].
     """
     voters = KNeighborsClassifier(min(neighbours, len(labels)), metric="cosine", weights="distance")
-    return voters.fit(features, labels).predict(others)
+    return voters.fit(features, labels).predict(scored)

@@ -11,8 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
+from multilevel.levels.tasks.classification import classification_metrics
 from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Trial
-from multilevel.recipes.evaluation.scores import classification_metrics
 
 #: Inverse regularization strengths that the linear probe chooses from, the strongest regularization first.
 STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0)
@@ -27,12 +27,12 @@ class LinearProbe(EvaluationProtocol):
     title = "linear probe"
 
     def metrics(self, trial: Trial) -> dict[str, float]:
-        features, others = trial.features()
-        predicted = linear_probe(features, trial.fitted.labels.numpy(), others, trial.seed)
+        features, scored = trial.features()
+        predicted = linear_probe(features, trial.fitted.labels.numpy(), scored, trial.seed)
         return classification_metrics(trial.scored.labels.numpy(), predicted)
 
 
-def linear_probe(features: np.ndarray, labels: np.ndarray, others: np.ndarray, seed: int) -> np.ndarray:
+def linear_probe(features: np.ndarray, labels: np.ndarray, scored: np.ndarray, seed: int) -> np.ndarray:
     """Predict by multinomial logistic regression on standardized features.
 
     The strength of its L2 regularization is chosen on a fifth of the training images, held out by class:
@@ -42,7 +42,7 @@ def linear_probe(features: np.ndarray, labels: np.ndarray, others: np.ndarray, s
     Args:
         features: float32 [N, D].
         labels: int64 [N], at least two classes.
-        others: float32 [M, D].
+        scored: float32 [M, D].
         seed: of the holding out.
 
     Returns:
@@ -52,12 +52,12 @@ def linear_probe(features: np.ndarray, labels: np.ndarray, others: np.ndarray, s
         ConvergenceWarning: the last fit ended at ``ITERATIONS`` iterations, before it converged.
     """
     scaler = StandardScaler().fit(features)
-    features, others = scaler.transform(features), scaler.transform(others)
+    features, scored = scaler.transform(features), scaler.transform(scored)
     probe = _fit(_new_probe(choose_strength(features, labels, seed)), features, labels)
     if probe.n_iter_.max() >= ITERATIONS:
         message = f"the linear probe stopped after {ITERATIONS} iterations, before it converged"
         warnings.warn(message, ConvergenceWarning, stacklevel=2)
-    return probe.predict(others)
+    return probe.predict(scored)
 
 
 def choose_strength(features: np.ndarray, labels: np.ndarray, seed: int) -> float:

@@ -8,11 +8,11 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from multilevel.levels.tasks.classification import classification_metrics
 from multilevel.problems.evaluation.randomness import RandomState
-from multilevel.recipes.evaluation.fitting import fit, new_loader, outputs_of
+from multilevel.recipes.evaluation.fitting import fit, new_loader, scored_outputs
 from multilevel.recipes.evaluation.lars import LARS
 from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Share, Trial
-from multilevel.recipes.evaluation.scores import classification_metrics
 from multilevel.solvers.ranges import Count, OneOf, PositiveNumber
 
 MOMENTUM = 0.9
@@ -73,8 +73,8 @@ class LinearProbeSGD(EvaluationProtocol):
                 setting="evaluation.linear_probe_sgd",
             )
         probe.eval()
-        logits = outputs_of(forward, trial.scored, setup, trial.batch_size)
-        return classification_metrics(trial.scored.labels.numpy(), logits.argmax(1).numpy())
+        predicted = scored_outputs(forward, trial).argmax(1)
+        return classification_metrics(trial.scored.labels.numpy(), predicted.numpy())
 
 
 def new_probe(width: int, classes: int) -> nn.Sequential:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from multilevel.study.statistics import compare, decide, seeds_needed, summarize
+from multilevel.study.statistics import compare_pairs, decide, seeds_needed, summarize_seeds
 from multilevel.study.verdict import cost_clause, sentence
 
 BASELINE = {0: 0.861, 1: 0.858, 2: 0.872, 3: 0.866, 4: 0.850}
@@ -14,7 +14,7 @@ GUIDED = {0: 0.880, 1: 0.871, 2: 0.885, 3: 0.889, 4: 0.861, 9: 0.1}  # nothing p
 
 
 def test_a_comparison_is_the_paired_t_test_of_scipy_and_of_the_textbook():
-    found = compare(GUIDED, BASELINE, 0.01)
+    found = compare_pairs(GUIDED, BASELINE, 0.01)
     seeds = sorted(BASELINE)
     reference = stats.ttest_rel([GUIDED[seed] for seed in seeds], [BASELINE[seed] for seed in seeds])
     assert found.p_value == pytest.approx(reference.pvalue, rel=1e-9)
@@ -30,12 +30,12 @@ def test_a_comparison_is_the_paired_t_test_of_scipy_and_of_the_textbook():
 
 def test_a_summary_is_mean_median_and_the_interval_of_students_t():
     values = [0.1, 0.2, 0.4, 0.7]
-    found = summarize(values)
+    found = summarize_seeds(values)
     reach = 3.1824463 * np.std(values, ddof=1) / 2  # t(0.975, 3)
     assert found.interval == pytest.approx((0.35 - reach, 0.35 + reach), rel=1e-6)
     assert (found.mean, found.median, found.seeds) == (pytest.approx(0.35), pytest.approx(0.3), 4)
-    assert summarize([0.5]).interval is None
-    assert summarize([0.5, 0.5]).interval is None
+    assert summarize_seeds([0.5]).interval is None
+    assert summarize_seeds([0.5, 0.5]).interval is None
 
 
 def test_intervals_cover_the_true_difference_19_times_in_20():
@@ -43,7 +43,7 @@ def test_intervals_cover_the_true_difference_19_times_in_20():
     draws = 500
     covered = 0
     for values in random.normal(0.013, 0.02, (draws, 5)):
-        low, high = summarize(values).interval
+        low, high = summarize_seeds(values).interval
         covered += low < 0.013 < high
     assert covered / draws == pytest.approx(0.95, abs=3 * sqrt(0.95 * 0.05 / draws))
 
@@ -83,7 +83,7 @@ def test_an_undecided_comparison_always_asks_for_more():
     undecided = 0
     for _ in range(60):
         values = dict(enumerate(random.normal(random.uniform(0.49, 0.52), 0.01, random.integers(2, 9))))
-        found = compare(values, dict.fromkeys(values, 0.5), 0.01)
+        found = compare_pairs(values, dict.fromkeys(values, 0.5), 0.01)
         assert (found.more_seeds is None) == (found.decision != "not decided")
         undecided += found.decision == "not decided"
         if found.more_seeds is not None:
@@ -93,7 +93,7 @@ def test_an_undecided_comparison_always_asks_for_more():
 
 
 def said(arm, baseline, cost="training took 1.70 times as long"):
-    return sentence(compare(arm, baseline, 0.01), "sampled", "random", "linear probe accuracy", 0.01, cost)
+    return sentence(compare_pairs(arm, baseline, 0.01), "sampled", "random", "linear probe accuracy", 0.01, cost)
 
 
 def test_verdicts_in_words():
@@ -115,16 +115,16 @@ def test_verdicts_in_words():
 
 
 def test_one_seed_and_no_spread_decide_nothing():
-    one = compare({3: 0.9}, {3: 0.5}, 0.01)
+    one = compare_pairs({3: 0.9}, {3: 0.5}, 0.01)
     assert (one.decision, one.interval, one.more_seeds) == ("not decided", None, None)
     assert "not decided by 1 seed: " in said({3: 0.9}, {3: 0.5})
     assert "interval" not in said({3: 0.9}, {3: 0.5})
-    same = compare({0: 0.6, 1: 0.7}, {0: 0.5, 1: 0.6}, 0.01)
+    same = compare_pairs({0: 0.6, 1: 0.7}, {0: 0.5, 1: 0.6}, 0.01)
     assert (same.decision, same.interval) == ("not decided", None)
     assert "all seeds gave exactly this difference" in said({0: 0.6, 1: 0.7}, {0: 0.5, 1: 0.6})
     assert "accuracy is the same as with random masks; all seeds gave the same difference" in said(BASELINE, BASELINE)
     with pytest.raises(ValueError, match="no seed"):
-        compare({0: 0.6}, {1: 0.5}, 0.01)
+        compare_pairs({0: 0.6}, {1: 0.5}, 0.01)
 
 
 @pytest.mark.parametrize(
@@ -136,17 +136,17 @@ def test_one_seed_and_no_spread_decide_nothing():
 )
 def test_scores_that_leave_no_room_decide_nothing(arm, baseline, bound, advice):
     arm, baseline = dict(enumerate(arm)), dict(enumerate(baseline))
-    found = compare(arm, baseline, 0.01)
+    found = compare_pairs(arm, baseline, 0.01)
     assert (found.decision, found.bound, found.more_seeds) == ("not decided", bound, None)
     assert advice in said(arm, baseline)
-    assert compare({**arm, 3: 0.5}, {**baseline, 3: 0.501}, 0.01).bound is None
+    assert compare_pairs({**arm, 3: 0.5}, {**baseline, 3: 0.501}, 0.01).bound is None
 
 
 def test_without_room_an_arm_can_still_be_better_or_worse():
     low, high = {0: 0.991, 1: 0.9915, 2: 0.9905}, {0: 0.9995, 1: 0.9995, 2: 0.9999}
-    assert [compare(*pair, 0.01).bound for pair in ((low, high), (high, low))] == [1, 1]
-    assert compare(low, high, 0.01).decision == "does not pay"
-    assert compare(high, low, 0.01).decision == "pays"
+    assert [compare_pairs(*pair, 0.01).bound for pair in ((low, high), (high, low))] == [1, 1]
+    assert compare_pairs(low, high, 0.01).decision == "does not pay"
+    assert compare_pairs(high, low, 0.01).decision == "pays"
 
 
 def test_the_cost_says_what_was_equal():

@@ -49,7 +49,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study") / "whole"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setattr(launch, "start", run_here)
+        patch.setattr(launch, "start_part", run_here)
         assert main(["study", *SETTINGS, f"output={folder}"]) == 0
     return folder, json.loads((folder / "study.json").read_text())
 
@@ -159,7 +159,7 @@ def test_a_study_that_is_killed_resumes_to_the_same_result(finished, tmp_path, m
     with FileLock(folder / "runs" / ".random-seed0.lock", timeout=60):  # the part ends with the study
         assert not (folder / "study.json").exists()
         assert len(list((folder / "runs").glob("*/summary.json"))) < 2
-    monkeypatch.setattr(launch, "start", run_here)
+    monkeypatch.setattr(launch, "start_part", run_here)
     assert main(["study", f"resume={folder}"]) == 0
     result = json.loads((folder / "study.json").read_text())
     assert without_times(result) == without_times(finished[1])
@@ -176,7 +176,7 @@ def test_resuming_with_more_seeds_trains_the_missing_parts_alone_and_a_failure_i
         else:
             run_here(folder, name, threads)
 
-    monkeypatch.setattr(launch, "start", start)
+    monkeypatch.setattr(launch, "start_part", start)
     kept = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     assert main(["study", f"resume={folder}", "seeds=3"]) == 1
     said = capsys.readouterr()
@@ -194,7 +194,7 @@ def test_resuming_with_more_seeds_trains_the_missing_parts_alone_and_a_failure_i
 
 def test_equal_time_is_measured_once(tmp_path, monkeypatch):
     folder = tmp_path / "timed"
-    monkeypatch.setattr(launch, "start", run_here)
+    monkeypatch.setattr(launch, "start_part", run_here)
     measured = []
 
     def calibrated(folder):
@@ -230,7 +230,7 @@ def test_a_hydra_launcher_runs_parts_in_processes_of_its_own(finished, tmp_path,
     def start(folder, name, threads):
         (folder / name).write_text(str(os.getpid()))
 
-    monkeypatch.setattr(launch, "start", start)
+    monkeypatch.setattr(launch, "start_part", start)
     monkeypatch.chdir(tmp_path)
     study = Study.read(finished[0])
     study = Study(**{**vars(study), "launcher": ["hydra/launcher=joblib"], "jobs": 2})

@@ -4,11 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from multilevel.recipes.data.augment import augment, crop, draw_boxes, draw_geometry, mirror
+from multilevel.recipes.data.augment import crop, draw_boxes, draw_geometry, mirror
 
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def augment(images, flip, crop_scale, generator):
+    """Images uint8 [B, C, S, S] after what ``draw_geometry`` draws for them."""
+    return draw_geometry(len(images), images.shape[-1], flip, crop_scale, generator).images(images)
 
 
 @pytest.fixture

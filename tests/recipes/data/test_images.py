@@ -28,7 +28,7 @@ class Counted(Source):
             raise OSError("two\nlines")
         return Image.fromarray(np.full((self.side, self.side), row, dtype=np.uint8))
 
-    def where(self, row):
+    def describe_row(self, row):
         return f"number {row}"
 
 

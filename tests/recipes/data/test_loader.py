@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from multilevel.recipes.data import ImageLoader, Images, Part, load_data
+from multilevel.recipes.data import ImageLoader, Images, Split, load_data
 from multilevel.recipes.data.augment import draw_boxes
 from multilevel.recipes.data.loader import mixed_seed
 from multilevel.solvers.errors import DataError, SettingError
@@ -40,7 +40,7 @@ class Numbered(Images):
 
 def part_of(count=50, broken=()):
     images = Numbered(count, broken)
-    return Part("finetune", images, torch.arange(count))
+    return Split("finetune", images, torch.arange(count))
 
 
 def normalize(images):

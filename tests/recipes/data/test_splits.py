@@ -110,9 +110,9 @@ def test_statistics_of_a_big_part_are_drawn_from_it(settings, monkeypatch):
     digits = settings(name="digits", channels=1)
     exact = load_data(digits)
     asked = []
-    ask = splits.Part.pixels
+    ask = splits.Split.pixels
     monkeypatch.setattr(splits, "_STATISTICS_IMAGES", 600)
-    monkeypatch.setattr(splits.Part, "pixels", lambda part, some: asked.append(part.name) or ask(part, some))
+    monkeypatch.setattr(splits.Split, "pixels", lambda part, some: asked.append(part.name) or ask(part, some))
     drawn = load_data(digits)
     assert asked == ["pretrain", "pretrain"]  # 600 images in batches of 500
     assert 0 < abs(drawn.mean - exact.mean) < 0.01

@@ -10,9 +10,9 @@ from PIL import Image
 from scipy import ndimage
 
 from multilevel.recipes.data import DataSettings, ImageLoader, load_data
+from multilevel.recipes.data.columns import rarest_classes
 from multilevel.recipes.data.images import Source, SourceSplits
-from multilevel.recipes.data.target_columns import rarest_classes
-from multilevel.recipes.data.targets.boxes import components, to_square
+from multilevel.recipes.data.targets.boxes import boxes_in_square, components
 from multilevel.recipes.data.targets.marked import Masks
 from multilevel.recipes.data.targets.masks import class_numbers
 from multilevel.solvers.errors import DataError, SettingError
@@ -138,11 +138,11 @@ def test_boxes_cut_off_with_the_sides_of_a_picture():
         [[2, 0, 6, 4, 0], [0, 0, 6, 8, 1], [3, 0, 7, 8, 2], [10, 2, 12, 4, 3], [0, 0, 16, 8, 4]], dtype=float
     )
     expected = [[0, 0, 8, 8, 4], [0, 0, 3, 8, 2], [0, 0, 2, 4, 0], [6, 2, 8, 4, 3]]  # the largest first
-    found = to_square(boxes, (16, 8), 8)
+    found = boxes_in_square(boxes, (16, 8), 8)
     assert found[:4].tolist() == expected
     assert (found[4:] == -1).all()
-    assert torch.equal(to_square(boxes, (16, 8), 4)[:4, :4], found[:4, :4] / 2)
-    stretched = to_square(boxes, (16, 8), 8, "stretch")  # half as wide, nothing cut off
+    assert torch.equal(boxes_in_square(boxes, (16, 8), 4)[:4, :4], found[:4, :4] / 2)
+    stretched = boxes_in_square(boxes, (16, 8), 8, "stretch")  # half as wide, nothing cut off
     assert stretched[:5].tolist() == [
         [0, 0, 8, 8, 4],
         [0, 0, 3, 8, 1],
@@ -282,7 +282,7 @@ def test_broken_and_mismatched_masks_are_named(folder, settings):
 def test_sets_that_lack_what_the_task_learns(folder, parquet, settings):
     root = folder([f"{name}/{row}.png" for name in ("ant", "bee") for row in range(10)])
     for targets in ("mask", "boxes"):
-        with pytest.raises(DataError, match="data=tiny has no masks for the task to learn: expected masks/CLASS/NAME"):
+        with pytest.raises(DataError, match="data=tiny has no masks, which the task learns: expected masks/CLASS/NAME"):
             load_data(settings(path=str(root)), targets=targets)
         with pytest.raises(DataError, match="data=digits has no masks"):
             load_data(settings(name="digits", channels=1), targets=targets)
@@ -344,7 +344,7 @@ class Marks(Source):
     def open(self, row):
         return Image.new("L", (8, 8))
 
-    def where(self, row):
+    def describe_row(self, row):
         return str(row)
 
     def open_mask(self, row):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
+from multilevel.levels.tasks.classification import classification_metrics
 from multilevel.recipes.evaluation import Candidate, EvaluationSettings, Score, evaluate_features, format_table
 from multilevel.recipes.evaluation.evaluate import label_share, raw_pixels, stratified_positions
-from multilevel.recipes.evaluation.scores import classification_metrics
 from multilevel.solvers import DataError, SettingError
 
 SETTINGS = EvaluationSettings(max_images=300)

@@ -12,13 +12,13 @@ from digits import setup as setup_of
 from PIL import Image
 
 from multilevel.levels import MaskedAutoencoder
-from multilevel.recipes.data import Part
+from multilevel.recipes.data import Split
 from multilevel.recipes.data.images import MemoryImages, Source
 from multilevel.recipes.evaluation import Candidate, EvaluationSettings, evaluate_features
 from multilevel.recipes.evaluation.drop_path import DropPath, add_drop_path
 from multilevel.recipes.evaluation.lars import LARS
 from multilevel.recipes.evaluation.mixing import Mixing, cutmix, draw_box, mixup, soft_targets
-from multilevel.recipes.evaluation.protocols.finetune import Finetune, parameter_groups
+from multilevel.recipes.evaluation.protocols.finetune import FinetuneProtocol, parameter_groups
 from multilevel.recipes.evaluation.protocols.head import Head
 from multilevel.recipes.evaluation.protocols.linear_probe_sgd import LinearProbeSGD, new_probe
 from multilevel.solvers import SettingError
@@ -42,7 +42,7 @@ class Pictures(Source):
     def open(self, row):
         return Image.fromarray(self.pixels[row])
 
-    def where(self, row):
+    def describe_row(self, row):
         return str(row)
 
 
@@ -58,7 +58,7 @@ def stripes(seed):
     source = Pictures(pixels.clip(0, 255).astype(np.uint8), torch.from_numpy(labels))
     images = MemoryImages(source, 8, 1, torch.arange(1000))
     train, test = (
-        Part(name, images, some) for name, some in zip(("train", "test"), torch.arange(1000).split(700), strict=True)
+        Split(name, images, some) for name, some in zip(("train", "test"), torch.arange(1000).split(700), strict=True)
     )
     mean, std = torch.tensor([0.5]), torch.tensor([0.1])
     names = ("horizontal", "vertical")
@@ -71,7 +71,7 @@ def striped(seed):
 
 
 def scores_of_stripes(encoder, seed):
-    options = Finetune(
+    options = FinetuneProtocol(
         epochs=20, least_updates=1, batch_size=50, learning_rate=2e-2, layer_decay=0.9, mixup=0.0, cutmix=0.0
     )
     settings = EvaluationSettings(protocols=["linear_probe", "finetune"], finetune=options, seed=seed)
@@ -94,7 +94,7 @@ def test_finetuning_learns_what_a_linear_probe_cannot_and_leaves_the_encoder_alo
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("name", ["finetune", "head", "linear_probe_sgd"])
 def test_training_depends_on_the_seed_alone(setup, name, precision):
-    kinds = {"finetune": Finetune, "head": Head, "linear_probe_sgd": LinearProbeSGD}
+    kinds = {"finetune": FinetuneProtocol, "head": Head, "linear_probe_sgd": LinearProbeSGD}
     small = EvaluationSettings(
         protocols=[name], max_images=100, **{name: kinds[name](epochs=2, least_updates=1, batch_size=32)}
     )
@@ -148,7 +148,7 @@ def test_few_images_are_gone_over_more_often(setup):
 
 def test_raw_pixels_take_part_where_features_are_enough(setup):
     raw = Candidate("raw pixels", lambda images: images.flatten(1))
-    options = Finetune(epochs=1, least_updates=1)
+    options = FinetuneProtocol(epochs=1, least_updates=1)
     settings = EvaluationSettings(protocols=["knn", "finetune"], max_images=100, finetune=options)
     found = [(one.encoder, one.protocol) for one in evaluate_features([candidate(), raw], setup(), settings)]
     assert found == [
@@ -159,7 +159,7 @@ def test_raw_pixels_take_part_where_features_are_enough(setup):
 
 def test_a_diverging_fit_names_its_learning_rate(setup):
     settings = EvaluationSettings(
-        protocols=["finetune"], max_images=200, finetune=Finetune(epochs=9, learning_rate=1e30)
+        protocols=["finetune"], max_images=200, finetune=FinetuneProtocol(epochs=9, learning_rate=1e30)
     )
     with pytest.raises(SettingError, match=r"evaluation\.finetune\.learning_rate: got .* a smaller one"):
         evaluate_features([candidate()], setup(), settings)
@@ -296,7 +296,7 @@ def test_the_probe_standardizes_without_parameters():
     ],
 )
 def test_options_out_of_range_are_named(name, options, text):
-    kinds = {"finetune": Finetune, "head": Head, "linear_probe_sgd": LinearProbeSGD}
+    kinds = {"finetune": FinetuneProtocol, "head": Head, "linear_probe_sgd": LinearProbeSGD}
     with pytest.raises(SettingError, match=rf"evaluation\.{name}\.{text}"):
         EvaluationSettings(**{name: kinds[name](**options)})
 

@@ -12,7 +12,7 @@ from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.levels.classification import Classification
 from multilevel.levels.models.positive import Positive
 from multilevel.levels.penalized_classification import PenalizedClassification, fit_penalized
-from multilevel.recipes.regularization import cross_entropy
+from multilevel.recipes.regularization import classifier_loss
 from multilevel.solvers import ConjugateGradient
 
 INPUTS, CLASSES = 4, 3
@@ -63,7 +63,7 @@ def test_the_hypergradient_is_the_finite_difference_of_the_whole_fit():
         step = torch.zeros(CLASSES, INPUTS, dtype=torch.float64)
         step[entry] = 1e-4
         ends = [newtons_fit(*training, (penalties.logarithms.detach() + sign * step).exp()) for sign in (1, -1)]
-        above, below = (cross_entropy(end, *held_out) for end in ends)
+        above, below = (classifier_loss(end, *held_out) for end in ends)
         assert found[entry].item() == pytest.approx((above - below) / 2e-4, rel=1e-6)
 
 
