@@ -1,4 +1,4 @@
-"""Optimizers, schedules and solvers of a recipe's levels, from their settings."""
+"""Creates the optimizers, schedules and solvers of a recipe's levels from their settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def level_arguments(
 
     Args:
         levels: the levels' settings, bottom level first.
-        solver: that of every level which names none.
+        solver: of every level without its own.
         name: the level.
         module: its module.
         steps: updates of the top level.
@@ -55,7 +55,7 @@ def _optimizer(settings: LevelSettings, module: nn.Module) -> torch.optim.Optimi
         {"params": [one for one in trained if one.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [one for one in trained if one.ndim <= 1], "weight_decay": 0.0},
     ]
-    # fused: one pass over each parameter, on the CPU as well
+    # fused: one pass over each parameter, also on the CPU
     return OPTIMIZERS[settings.optimizer](groups, lr=settings.learning_rate, fused=True)  # type: ignore[call-arg]
 
 
@@ -68,6 +68,6 @@ def _solver(setting: str, options: Mapping[str, Any]) -> Solver:
     others = {key: value for key, value in options.items() if key != "name"}
     try:
         return build(setting, SOLVERS, options["name"], others)
-    except SettingError as error:  # a solver does not know where its settings stand
+    except SettingError as error:  # a solver does not know the full names of its settings
         place = setting + error.setting.removeprefix("solver") if error.setting.startswith("solver.") else error.setting
         raise SettingError(place, error.got, error.expected) from None

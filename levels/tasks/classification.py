@@ -33,9 +33,10 @@ class Classification(Task):
 
     Args:
         data: see ``TaskData``.
-        loss: cross_entropy; or balanced_cross_entropy, each image weighted inversely to its class's training images.
-        metric: the headline: accuracy, balanced_accuracy (mean recall of the classes) or macro_f1; None takes
-            accuracy, or balanced_accuracy where the loss is balanced.
+        loss: cross_entropy, or balanced_cross_entropy, which weights each image inversely to the training images of its
+            class.
+        metric: the headline: accuracy, balanced_accuracy (mean recall of the classes) or macro_f1; None takes accuracy,
+            or balanced_accuracy if the loss is balanced.
 
     Raises:
         SettingError: an unknown loss or metric.
@@ -67,7 +68,7 @@ class Classification(Task):
         """accuracy, balanced_accuracy and macro_f1, as scikit-learn defines them."""
         predicted, truth = outputs.argmax(1).numpy(), targets.numpy()
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "y_pred contains classes not in y_true")  # expected of small splits
+            warnings.filterwarnings("ignore", "y_pred contains classes not in y_true")  # expected with small splits
             balanced = balanced_accuracy_score(truth, predicted)
         return {
             "accuracy": float((predicted == truth).mean()),

@@ -1,6 +1,6 @@
 """The bridge to Betty (docs/from_betty.md): its engine for graphs of this project, and graphs from its problems.
 
-Raises BettyMissingError, an ImportError, where betty-ml is not installed; the text has the command.
+Raises BettyMissingError, an ImportError, if betty-ml is not installed; the message has the command that installs it.
 """
 
 from multilevel.betty.conversion import from_betty

@@ -12,11 +12,11 @@ BETTY_COMMAND = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
 
 
 class BettyError(MultilevelError):
-    """Betty cannot do what is asked of it, or nothing here does what is asked of Betty."""
+    """Betty cannot do what this project asks for, or the reverse."""
 
 
 class BettyMissingError(BettyError, ImportError):
-    """betty-ml is not installed; the text has the command."""
+    """betty-ml is not installed; the message has the command that installs it."""
 
 
 @dataclass
@@ -24,8 +24,9 @@ class BettySolver:
     """How Betty passes a hypergradient through a level; the fields are those of its ``Config``, and
 
     Args:
-        held: Betty's evaluations of the loss replay the draws and dropout of the level's last update and leave
-            buffers as they are, like those here; False: each draws again and moves running statistics, Betty's way.
+        held: Betty's evaluations of the loss replay the draws and dropout of the level's last update and leave buffers
+            unchanged, as here. False: each evaluation draws again and moves running statistics, as Betty does by
+            default.
     """
 
     type: ClassVar[str]
@@ -52,10 +53,10 @@ class Darts(BettySolver):
 
 @dataclass
 class Neumann(BettySolver):
-    """``neumann`` with one term more than iterations, and no check for a diverging series.
+    """``neumann`` with one more term than iterations, and without a check for a diverging series.
 
     Args:
-        damping: added to the Hessian's diagonal, by a penalty on the distance to the point; Betty has none.
+        damping: added to the Hessian's diagonal, by a penalty on the distance to the point; Betty has no damping.
     """
 
     type = "neumann"
@@ -86,7 +87,7 @@ class Cg(BettySolver):
         return self.cg_iterations + 1
 
 
-#: By the name that ``multilevel compare`` has for them.
+#: By their names in ``multilevel compare``.
 BETTY_SOLVERS: dict[str, type[BettySolver]] = {f"betty/{one.type}": one for one in (Darts, Neumann, Cg)}
 
 
@@ -104,7 +105,7 @@ def betty_solver(solver: Solver | None, level: str) -> BettySolver:
         return Neumann(solver.terms - 1, damping=solver.damping, **alpha)
     if isinstance(solver, ConjugateGradient) and plain and solver.curvature == "hessian" and not solver.warm_start:
         return Cg(solver.iterations, damping=solver.damping)
-    known = "identity, finite_difference, neumann or conjugate_gradient with product=reverse: Betty has no others"
+    known = "identity, finite_difference, neumann or conjugate_gradient with product=reverse: Betty has only these"
     raise SettingError(f"levels.{level}.solver", str(solver), known)
 
 
@@ -112,13 +113,13 @@ def own_solver(config: Any, level: str) -> Solver:
     """The solver here for a Betty ``Config``: equal where Betty is right.
 
     Raises:
-        BettyError: nothing here is equal to it.
+        BettyError: no solver here matches it.
     """
     if config.type == "darts" and not config.darts_multitask:
         return FiniteDifference(radius=config.darts_alpha)
     if config.type == "neumann":
         return OwnNeumann(config.neumann_iterations + 1, config.neumann_alpha)
-    if config.type == "cg":  # the scale of the system, cg_alpha, is none of its solution
+    if config.type == "cg":  # cg_alpha scales the system but not its solution
         return ConjugateGradient(config.cg_iterations)
     what = "darts_multitask=True" if config.type == "darts" else f"type={config.type!r}"
-    raise BettyError(f"problem {level!r}: nothing here equals Betty's {what}; name a solver: solvers={{...}}")
+    raise BettyError(f"problem {level!r}: no solver here matches Betty's {what}; name one: solvers={{...}}")

@@ -1,4 +1,4 @@
-"""Callback: every update as a line of metrics.jsonl."""
+"""Callback: writes every update as a line of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from multilevel.problems import Callback, Engine, Update
 
 
 class EventLog(Callback):
-    """Appends one JSON object an update: step, level, loss, metrics, gradient norm, solves, seconds so far. One that
-    was skipped has step, level, and under ``skipped`` the reason; a notice has step, and its text under ``notice``.
+    """Appends one JSON object per update: step, level, loss, metrics, gradient norm, solves, seconds so far. A skipped
+    update has step, level, and the reason under ``skipped``; a notice has step, and its text under ``notice``.
 
     Args:
         path: the file; appended to.
-        seconds: time that a resumed run has taken before.
+        seconds: time that a resumed run took before.
     """
 
     def __init__(self, path: Path, seconds: float = 0.0) -> None:
@@ -51,7 +51,7 @@ class EventLog(Callback):
 
 
 def _finite(value: Any) -> Any:
-    """Replace inf and nan, which JSON lacks, by null."""
+    """Replace inf and nan, which JSON lacks, with null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

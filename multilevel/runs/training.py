@@ -1,4 +1,4 @@
-"""Training: a new run, or one that goes on."""
+"""Trains a new run or continues one."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from multilevel.runs.summary import Outcome, format_findings, peak_memory_mib, s
 
 
 def is_of(path: Path, config: DictConfig) -> bool:
-    """Whether a folder is that of the run with these settings."""
+    """Whether a folder belongs to the run with these settings."""
     return (path / "config.yaml").is_file() and RunFolder(path).config() == config
 
 
 def train(config: DictConfig, output: Path) -> None:
-    """A new run.
+    """Train a new run.
 
     Args:
         config: all its settings.
-        output: its folder, made once everything that can be wrong beforehand has been checked.
+        output: its folder, created after all checks have passed.
     """
     led(lambda: check_free(output))
     recipe = build_recipe(config)
@@ -54,11 +54,11 @@ def train(config: DictConfig, output: Path) -> None:
 
 
 def resume(path: Path) -> None:
-    """Go on with a run where its newest checkpoint stands."""
+    """Continue a run from its newest checkpoint."""
     folder = RunFolder.open("resume", path)
     if (path / "summary.json").exists():
         problem = json.loads((path / "summary.json").read_text())["evaluation_problem"] if restart() else None
-        if problem is not None:  # it would be the same again
+        if problem is not None:  # it would only be repeated
             raise MultilevelError(problem)
         tell(f"{path} has ended; its summary: {path / 'summary.json'}", file=sys.stdout)
         return
@@ -90,7 +90,7 @@ def new_engine(recipe: Recipe) -> Engine:
 
 
 def loggers_of(recipe: Recipe, output: Path, config: DictConfig) -> list[Logger]:
-    """The loggers of a run; only its first rank has any."""
+    """The loggers of a run; only rank 0 has any."""
     settings: Any = OmegaConf.to_container(config)
     return new_loggers(recipe.settings.loggers, output, settings) if replicas.rank() == 0 else []
 
@@ -100,25 +100,25 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, loggers: Sequence[
 
     Args:
         recipe: whose graph the engine trains.
-        engine: at the step to continue from.
+        engine: already at the step to continue from.
         folder: of the run.
-        loggers: that the settings ask for.
+        loggers: named in the settings.
         seconds: spent on training before.
 
     Raises:
-        Stopped: a signal has ended it early.
-        MultilevelError: it has diverged, or could not be evaluated.
+        Stopped: a signal ended the run early.
+        MultilevelError: the run diverged, or could not be evaluated.
     """
     settings: Any = recipe.settings
     first = replicas.rank() == 0
     log = EventLog(folder.metrics, seconds)
-    # The log is flushed before a checkpoint is written: a resumed run finds every line that it does not write again.
+    # The log is flushed before a checkpoint is written, so it has every line that a resumed run does not repeat.
     engine.callbacks += [
         *([log] if first else []),
         *([Diagnosis(folder.diagnosis, settings.diagnose)] if settings.diagnose else []),
         Checkpointing(folder.checkpoint, settings.checkpoint.every),
         *loggers,
-        # What only speaks comes last: where nobody listens any more, nothing is lost.
+        # Callbacks that only print come last: if standard output is closed, nothing is lost.
         *([CollapseReport(), Progress(images_per_step(recipe))] if first else []),
     ]
     with StopOnSignal(engine) as stop, cpu_threads(recipe):
@@ -142,17 +142,17 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, loggers: Sequence[
             outcome.scores = recipe.evaluate()
     except ReplicaError:
         raise
-    except MultilevelError as error:  # what was trained is not lost
+    except MultilevelError as error:  # the trained model is kept
         outcome.problem = error
     if first:
         conclude(recipe, folder, outcome)
-    replicas.gather(None)  # an error that ends the other ranks would have torchrun end this one before it has written
+    replicas.gather(None)  # an error on the other ranks would make torchrun end this one before it has written
     if outcome.problem is not None:
         raise outcome.problem
 
 
 def conclude(recipe: Recipe, folder: RunFolder, outcome: Outcome) -> None:
-    """Draw, write the summary, and print what there is to look at."""
+    """Draw pictures, write the summary, and print where the results are."""
     settings: Any = recipe.settings
     records, skipped = folder.read_updates()
     pictures = [folder.path / "curves.png"]
@@ -167,7 +167,7 @@ def conclude(recipe: Recipe, folder: RunFolder, outcome: Outcome) -> None:
 
 
 def _saved(folder: RunFolder) -> str:
-    """Which checkpoint a run that has diverged leaves."""
+    """Name the checkpoint that a diverged run leaves."""
     try:
         newest, _ = newest_intact(folder.checkpoint)
     except CheckpointError:
@@ -176,5 +176,5 @@ def _saved(folder: RunFolder) -> str:
 
 
 def output_folder(config: DictConfig) -> Path:
-    """Where a run goes."""
+    """The folder of a run."""
     return Path(str(config.output or f"runs/{title(config)}-{now()}"))

@@ -1,4 +1,4 @@
-"""Lists of labels and boxes of a table, with class numbers."""
+"""Reads lists of labels and boxes from a table, with class numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Names = tuple[str, ...]
 
 
 def read_lists(table: Any, column: str, names: Names | None, name: str) -> tuple[Names, Tensor]:
-    """Lists of labels as float32 ``[N, classes]`` of 0 and 1, and the names of the classes.
+    """Read lists of labels as float32 ``[N, classes]`` of 0 and 1, and the names of the classes.
 
     Args:
         table: a ``datasets.Dataset``.
@@ -26,7 +26,7 @@ def read_lists(table: Any, column: str, names: Names | None, name: str) -> tuple
         name: what the table is called in messages.
 
     Raises:
-        DataError: a class that the training split lacks, or no class at all.
+        DataError: the training split lacks a class, or there is no class at all.
     """
     values = [cell or [] for cell in table.data.column(column).to_pylist()]
     names, numbers = _numbered(inner(table.features[column]), values, names, f"{name}, column {column!r}")
@@ -39,9 +39,9 @@ def read_lists(table: Any, column: str, names: Names | None, name: str) -> tuple
 
 
 def read_boxes(table: Any, column: str, names: Names | None, name: str) -> tuple[Names, list[np.ndarray]]:
-    """Boxes as COCO has them (left, top, width, height) as arrays ``[K, 5]`` of left, top, right, bottom, class.
+    """Read COCO boxes (left, top, width, height) as arrays ``[K, 5]`` of left, top, right, bottom, class.
 
-    The class is that of ``category`` or ``label`` beside ``bbox``; without one every box is an ``object``.
+    The class comes from ``category`` or ``label`` next to ``bbox``; without either, every box is an ``object``.
 
     Args:
         table: a ``datasets.Dataset``.
@@ -50,7 +50,7 @@ def read_boxes(table: Any, column: str, names: Names | None, name: str) -> tuple
         name: what the table is called in messages.
 
     Raises:
-        DataError: a row that has not one class for each box, a box of other than 4 numbers, or a class that the
+        DataError: a row without exactly one class per box, a box without exactly 4 numbers, or a class that the
             training split lacks.
     """
     corners: list[np.ndarray] = []
@@ -70,14 +70,14 @@ def read_boxes(table: Any, column: str, names: Names | None, name: str) -> tuple
 
 
 def rarest_classes(multilabels: Tensor, smallest: int) -> Tensor:
-    """A number for each image with a list of labels, to divide the images by: that of its rarest class.
+    """The rarest class of each image with a list of labels, to split the images by.
 
-    A class that would have fewer than ``smallest`` images leaves them to their next one. Images without any class have
-    the number of classes; are they fewer, they go with the largest class.
+    A class with fewer than ``smallest`` images passes them to their next rarest class. Images without any class get the
+    number of classes, or the largest class if there are fewer than ``smallest`` such images.
 
     Args:
         multilabels: float32 ``[N, classes]`` of 0 and 1.
-        smallest: images of a number.
+        smallest: smallest number of images for each result.
 
     Returns:
         int64 ``[N]``.
@@ -95,7 +95,7 @@ def rarest_classes(multilabels: Tensor, smallest: int) -> Tensor:
 
 
 def _boxes_of(cell: Any) -> tuple[list[list[float]], list[Any]]:
-    """The boxes of a cell and the class of each: of a dictionary of lists, a list of dictionaries, or of boxes."""
+    """The boxes of a cell and their classes, from a dictionary of lists, a list of dictionaries, or a list of boxes."""
     cells = cell if isinstance(cell, list) else [cell or {}]
     boxes: list[list[float]] = []
     classes: list[Any] = []
@@ -113,7 +113,8 @@ def _boxes_of(cell: Any) -> tuple[list[list[float]], list[Any]]:
 
 
 def _numbered(feature: Any, values: list[list[Any]], names: Names | None, where: str) -> tuple[Names, list[list[int]]]:
-    """Lists of classes as numbers: a class label's own, otherwise the place among the sorted distinct values."""
+    """Convert lists of classes to numbers: a class label's own, otherwise the index among the sorted distinct
+    values."""
     if hasattr(feature, "names"):
         names = tuple(feature.names)
         wrong = next((value for row in values for value in row if not 0 <= value < len(names)), None)

@@ -12,13 +12,13 @@ CLASSIFICATION_METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 
 @dataclass(frozen=True)
 class Score:
-    """How one encoder does by one protocol.
+    """The score of one encoder under one protocol.
 
     Attributes:
         encoder: its name.
         protocol: its name in ``evaluation.protocols``.
         labels: share of the labelled training images that the protocol was fitted to.
-        metrics: by name, shares of 1; the one that tables show comes first.
+        metrics: by name, shares of 1; tables show the first.
     """
 
     encoder: str
@@ -34,7 +34,7 @@ def classification_metrics(labels: np.ndarray, predicted: np.ndarray) -> dict[st
         labels: int64 [N].
         predicted: int64 [N].
     """
-    # recall_score in place of balanced_accuracy_score: the same number, without a warning where a class that does not
+    # recall_score, not balanced_accuracy_score: the same number, without a warning if a class that does not
     # occur is predicted
     balanced = recall_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)
     f1 = f1_score(labels, predicted, average="macro", zero_division=0)
@@ -43,5 +43,5 @@ def classification_metrics(labels: np.ndarray, predicted: np.ndarray) -> dict[st
 
 
 def shown_first(metrics: dict[str, float], metric: str) -> dict[str, float]:
-    """The metrics, ``metric`` first where it is among them."""
+    """The metrics, with ``metric`` first if it is among them."""
     return {name: metrics[name] for name in sorted(metrics, key=lambda name: name != metric)}

@@ -79,8 +79,8 @@ def test_it_says_what_it_wrote_and_what_to_do_with_it(tmp_path, capsys, monkeypa
         (["solver", "neumann"], "new: got 'neumann'; expected another name: multilevel.solvers.neumann exists"),
         (["recipe", "data"], "new: got 'data'; expected another name: multilevel.recipes.data exists"),
         (["level", "finetune"], "new: got 'finetune'; expected another name"),
-        (["solver", "solution"], "new: got 'solution'; expected another name, as solution or Solution is one that"),
-        (["recipe", "run"], "new: got 'run'; expected another name, as run or Run is one that the files import"),
+        (["solver", "solution"], "new: got 'solution'; expected another name: the files import solution or Solution"),
+        (["recipe", "run"], "new: got 'run'; expected another name: the files import run or Run"),
         (["solver", "mine", "folder=x"], "folder: got 'x'; expected a setting of new: output"),
     ],
 )
