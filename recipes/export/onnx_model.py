@@ -56,9 +56,7 @@ def write_onnx(model: FeaturesAndLogits, path: Path) -> None:
     logits = OnnxModel(path)(example.numpy())[0]
     difference = float(np.abs(logits - expected).max())
     if not difference <= TOLERANCE:
-        raise MultilevelError(
-            f"the exported model's logits are {difference:.2g} from PyTorch's, above {TOLERANCE:g}"
-        )
+        raise MultilevelError(f"the exported model's logits are {difference:.2g} from PyTorch's, above {TOLERANCE:g}")
 
 
 class OnnxModel:
