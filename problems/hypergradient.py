@@ -1,4 +1,4 @@
-"""The hypergradient of a level: its direct gradient, and one adjoint pass over the levels below it."""
+"""Computes the hypergradient of a level: its direct gradient, and one adjoint pass over the levels below it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from multilevel.solvers.update_rules import KINDS, UpdateRule, known
 from multilevel.solvers.vectors import Tensors, zeros_like
 
 Gradients = dict[str, dict[str, Tensor]]
-#: By (level, variable); None where the loss does not depend on it.
+#: By (level, variable); None if the loss does not depend on the variable.
 Total = dict[tuple[str, str], Tensor | None]
 
 
 def differentiated(graph: Graph, name: str) -> tuple[str, ...]:
-    """The levels in whose variables the loss of ``name`` is differentiated: its own, and those it responds through."""
+    """The levels in whose variables the loss of ``name`` is differentiated: its own, and those that its hypergradient
+    passes through."""
     return (name, *(level for level in graph.passes(name) if level in graph.reads[name]))
 
 
@@ -38,14 +39,15 @@ def leaves(evaluator: Evaluator, levels: Iterable[str]) -> Gradients:
 
 
 def averaged_over_ranks(total: Total, like: Gradients) -> Total:
-    """The mean over ranks of a gradient in ``like``; None where nothing depends on a variable on any of them."""
+    """The mean over ranks of a gradient in ``like``; None for variables that nothing depends on on any rank."""
     leaves = keyed(like)
     forms = replicas.forms(leaves[key] for key in total)
     return dict(zip(total, replicas.mean_present(list(total.values()), forms), strict=True))
 
 
 def mean_values(values: list[tuple[float, dict[str, float]]]) -> tuple[float, dict[str, float]]:
-    """Mean loss and metrics over the parts of a batch and over ranks; a metric that some lack, over the others."""
+    """Mean loss and metrics over the parts of a batch and over ranks; a metric that some lack is averaged over the
+    others."""
     every = [one for own in replicas.gather(values) for one in own]
     kept: dict[str, list[float]] = {}
     for _, metrics in every:
@@ -56,12 +58,12 @@ def mean_values(values: list[tuple[float, dict[str, float]]]) -> tuple[float, di
 
 @dataclass(frozen=True)
 class Memory:
-    """Results of earlier updates that solves use; all of it may be empty.
+    """Results of earlier updates for use in solves; each may be empty.
 
     Attributes:
-        steps: of each level whose solver goes through its updates, the last of them.
-        starts: of each level, the last solution where its solver starts from it.
-        products: of each level, which products its solves take where that is left to them.
+        steps: the last updates of each level whose solver differentiates its updates.
+        starts: the last solution of each level whose solver starts from it.
+        products: the choice of products of each level, if left to its solves.
     """
 
     steps: Mapping[str, Sequence[RecordedUpdate]] = field(default_factory=dict)
@@ -71,12 +73,12 @@ class Memory:
 
 @dataclass(frozen=True)
 class Hypergradient:
-    """A hypergradient and how it came about.
+    """A hypergradient and its solves.
 
     Attributes:
         values: by variable of the level, tensors of its shapes.
-        reports: of the solve of each level that it went through.
-        solutions: of the levels whose solver keeps one for the next solve.
+        reports: of the solve of each level that it passed through.
+        solutions: of the levels whose solver keeps its solution for the next solve.
     """
 
     values: Tensors
@@ -94,21 +96,21 @@ def respond(
     solvers: Mapping[str, Solver],
     observe: Callable[[str, Tensors], None] | None = None,
 ) -> Hypergradient:
-    """Add to the direct gradient of ``name`` what comes through the levels below it.
+    """Add the contributions through the levels below ``name`` to its direct gradient.
 
-    The adjoint pass: every level p below keeps a cotangent a_p that starts at the direct gradient in its
-    variables; it is solved once, after every level that reads it, and hands on its contributions. Levels that read
-    each other are solved together, see ``NestedSystem``.
+    The adjoint pass: every level p below keeps a cotangent a_p that starts at the direct gradient in its variables; it
+    is solved once, after every level that reads it, and passes on its contributions. Levels that read each other are
+    solved together, see ``NestedSystem``.
 
     Args:
         graph: the levels.
         evaluator: evaluates their losses.
-        records: for every level passed, what its last update used.
-        name: the level whose hypergradient it is.
+        records: the last update's record of every level passed.
+        name: the level of the hypergradient.
         direct: the direct gradient of its loss for each level of ``differentiated``.
         memory: of earlier updates.
         solvers: of the levels passed.
-        observe: told of each level solved at, and of the cotangent that has arrived there.
+        observe: called with each solved level and the cotangent that arrived there.
     """
     cotangents = dict(direct)
     reports: dict[str, SolveReport] = {}
@@ -121,8 +123,8 @@ def respond(
         if count and optimizer is not None and not known(optimizer):
             replaced = ", whose step was replaced" if type(optimizer) in KINDS else ""
             raise SolveError(
-                f"level {level!r}: an unrolled solver goes through updates of SGD, Adam or AdamW themselves; it "
-                f"is trained with {type(optimizer).__name__}{replaced}"
+                f"level {level!r}: an unrolled solver differentiates plain SGD, Adam or AdamW updates; the level is "
+                f"trained with {type(optimizer).__name__}{replaced}"
             )
         updates = list(memory.steps.get(level, ()))[-count:] if count else []
         start, choice = memory.starts.get(level), memory.products.get(level)
@@ -167,7 +169,7 @@ def lower_level(
     start: Tensors | None = None,
     choice: ProductChoice | None = None,
 ) -> LowerLevel:
-    """A level as its solver sees it, at the current point, with its recorded batch, draws and generator state."""
+    """The solver's view of a level at the current point, with its recorded batch, draws and generator state."""
     problem, parameters, predictions = evaluator.problems[level], evaluator.detached(level), None
     if problem.declares_outputs:
         predictions = [_prediction(evaluator, level, evaluator.cast(part)) for part in record]
@@ -186,10 +188,10 @@ def lower_level(
 
 
 def recorded_steps(evaluator: Evaluator, level: str, updates: Sequence[RecordedUpdate]) -> list[Step]:
-    """A level's last updates as its solver goes through them.
+    """A level's last updates, for its solver to differentiate.
 
     Raises:
-        SolveError: something was done to the level's parameters that cannot be gone through.
+        SolveError: the level's parameters were changed in a way that cannot be differentiated.
     """
     starts = [update.parameters for update in updates[1:]]
     for update, start in zip(updates, [*starts, evaluator.problems[level].variables()], strict=False):
@@ -218,14 +220,14 @@ def recorded_losses(
     level: str,
     buffers: Sequence[Values] | None = None,
 ) -> list[Callable[..., Tensor]]:
-    """The level's objective on each part of a record, a function of (parameters, parameters of each level read).
+    """The level's objective on each part of a record, as a function of (parameters, parameters of each level read).
 
-    With ``buffers``, of the level and of those read for each part, these are in place of the levels' own.
+    With ``buffers``, for each part of the level and the levels read, these replace the levels' own.
     """
     sign = evaluator.problems[level].sign
 
     def loss(part: Part, held: Values, parameters: Tensors, reads: Values) -> Tensor:
-        # a loss may write to its buffers, as running statistics are
+        # a loss may write to its buffers, such as running statistics
         own = {other: {name: buffer.clone() for name, buffer in tensors.items()} for other, tensors in held.items()}
         given = {level: parameters, **reads}
         substituted = {other: {**given.get(other, {}), **own.get(other, {})} for other in {**own, **given}}

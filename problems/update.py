@@ -1,4 +1,4 @@
-"""One update of one level, from its batch to its optimizer's step."""
+"""Performs one update of one level, from its batch to its optimizer's step."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ from multilevel.solvers.vectors import Tensors, flatten
 
 
 class Updates:
-    """Takes updates of the levels of a graph, each along the level's own hypergradient.
+    """Performs updates of a graph's levels, each along the level's hypergradient.
 
     Args:
         graph: the levels.
         evaluator: of their losses.
-        random: the generators that all draws start from.
+        random: the initial state of the generators for all draws.
         check: compare the products of each level's first hypergradient, see ``SelfCheck``.
-        tell: is given the line that a comparison ends in.
+        tell: called with the line that a comparison returns.
 
     Attributes:
         histories: of each level.
         random: the generators' state after the last update.
-        recorded_steps: updates of every level to record, where a solver does not ask for more.
+        recorded_steps: updates of every level to record, unless a solver asks for more.
     """
 
     def __init__(
@@ -74,16 +74,16 @@ class Updates:
         Args:
             problem: the level.
             step: updates of the top level so far.
-            observed: whether anyone is told of the update; its metrics and its cosine are left out otherwise.
+            observed: whether callbacks receive the update; otherwise its metrics and its cosine are omitted.
 
         Raises:
-            NotFiniteError: its loss or its hypergradient is not; nothing but batches, buffers and the record of what
-                the update used has changed then.
-            CotangentError: what arrives at a level below is not.
+            NotFiniteError: its loss or its hypergradient is not finite; then only batches, buffers and the update's
+                record have changed.
+            CotangentError: the cotangent at a level below is not finite.
         """
         name, history = problem.name, self.histories[problem.name]
         ranks, recorded = replicas.count(), recorded_count(problem, self.recorded_steps)
-        observed = observed or ranks > 1  # any rank may be the one that tells
+        observed = observed or ranks > 1  # any rank may have callbacks
         inputs = leaves(self.evaluator, differentiated(self.graph, name))
         parts: list[Part] = []
         buffers: list[Values] = []
@@ -140,10 +140,11 @@ class Updates:
 
         Args:
             name: the level.
-            direct: of its loss.
+            direct: the direct gradient of its loss.
             evaluator: of the losses.
-            solvers: of the levels that it goes through; None takes their own.
-            whole: take whole batches, whatever ``solve_share`` says.
+            solvers: of the levels that the hypergradient passes through; None takes their
+                own.
+            whole: use whole batches regardless of ``solve_share``.
         """
         passes = self.graph.passes(name)
         if not passes:
@@ -152,7 +153,7 @@ class Updates:
         records = {level: record_of(level) for level in passes}
         memory = Memory(
             {level: self.histories[level].updates for level in passes},
-            # A solver other than the level's own starts from nothing.
+            # A solver other than the level's own has no warm start.
             {} if solvers else self.histories[name].solutions,
             {level: self.histories[level].products for level in passes},
         )
@@ -170,10 +171,10 @@ class Updates:
                 observe = check if unchecked else None
                 return respond(self.graph, evaluator, records, name, direct, memory, solvers or own, observe)
         except torch.linalg.LinAlgError as error:
-            raise NotFiniteError(f"a solve for level {name!r} met numbers that are not finite: {error}") from error
+            raise NotFiniteError(f"a solve for level {name!r} met values that are not finite: {error}") from error
 
     def record_of(self, name: str) -> Record:
-        """What a level's last update used; before the first, its first batch, which is not consumed."""
+        """The record of a level's last update; before the first, its first batch, which is not consumed."""
         record = self.histories[name].record
         if record is not None:
             return record
@@ -181,15 +182,15 @@ class Updates:
             return (self.evaluator.record(name, self.graph.batches[name].peek()),)
 
     def _solved_record(self, name: str) -> Record:
-        """The record that solves at a level use."""
+        """The record for solves at a level."""
         record, share = self.record_of(name), self.graph.problems[name].solve_share
         if share == 1:
             return record
-        with record[0].state.active():  # whoever solves at this point draws the same
+        with record[0].state.active():  # every solve at this point draws the same
             return tuple(self.evaluator.record(name, first_rows(part.batch, share, name)) for part in record)
 
     def _step(self, problem: Problem, count: int, buffers: list[Values], loss: float) -> None:
-        """Take the optimizer's step, as one of the last ``count`` to be recorded; 0: none is."""
+        """Take the optimizer's step and record it among the last ``count`` steps; 0 records nothing."""
         if not count:
             take_step(problem, loss)
             return
@@ -201,7 +202,7 @@ class Updates:
 
 
 def _used(name: str, values: Tensors, direct: Total) -> dict[str, Tensor]:
-    """A hypergradient without the variables that nothing depends on: their optimizer is to leave them alone."""
+    """A hypergradient without the variables that nothing depends on, which the optimizer must not touch."""
     unused = [key for key in values if direct[name, key] is None]
     if not unused:
         return dict(values)
@@ -213,5 +214,5 @@ def _used(name: str, values: Tensors, direct: Total) -> dict[str, Tensor]:
 
 
 def cosine(before: Tensors, after: Tensors) -> float:
-    """Of the angle between two hypergradients."""
+    """The cosine between two hypergradients."""
     return torch.nn.functional.cosine_similarity(flatten(before), flatten(after), dim=0).item()

@@ -185,7 +185,7 @@ def equal_updates(per_step: Sequence[int], steps: int) -> list[int]:
     updates = steps * max(per_step)
     for count in per_step:
         if updates % count:
-            expected = f"a number whose {max(per_step)}-fold is divisible by {count}, for equal updates of all arms"
+            expected = f"a number N with {max(per_step)} * N divisible by {count}, for equal updates of all arms"
             raise SettingError("steps", steps, expected)
     return [updates // count for count in per_step]
 

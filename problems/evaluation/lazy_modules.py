@@ -1,4 +1,4 @@
-"""Lazy modules, whose parameters get their shapes from the first batch."""
+"""Initializes lazy modules, whose parameters get their shapes from the first batch."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from multilevel.problems.problem import Problem
 
 
 def initialize(problems: Mapping[str, Problem], batches: Mapping[str, Batches]) -> None:
-    """Evaluate losses on their first batch, bottom level first, until no level has an uninitialized parameter.
+    """Evaluate losses on their first batches, bottom level first, until every parameter is initialized.
 
-    Initial weights are drawn from the global generators, as they are at a module's first call. Parameters stay the same
-    objects, so optimizers hold them; batches stay the next, buffers what they are before a first call.
+    Initial weights are drawn from the global generators, as in a module's first call. Parameters stay the same objects,
+    so optimizers hold them; batches are not consumed, and buffers keep their values.
 
     Raises:
         GraphError: no loss initializes a parameter.
@@ -35,14 +35,14 @@ def initialize(problems: Mapping[str, Problem], batches: Mapping[str, Batches]) 
                 _evaluate(
                     problem, Levels({name: problem.module for name, problem in problems.items()}), batches[name].peek()
                 )
-        except Exception as error:  # a loss may raise anything
+        except Exception as error:  # a loss may raise any error
             reason = " ".join(str(error).split())
             failures.append(f"; the loss of {name!r} fails on its first batch ({type(error).__name__}: {reason})")
     for name, problem in problems.items():
         for key in _uninitialized(problem.module):
             raise GraphError(
-                f"level {name!r}: no loss initializes its lazy parameter {key!r}: call the module once before the "
-                f"graph is made{''.join(failures)}"
+                f"level {name!r}: no loss initializes its lazy parameter {key!r}: call the module once before "
+                f"creating the graph{''.join(failures)}"
             )
 
 
@@ -50,7 +50,7 @@ def _evaluate(problem: Problem, levels: Any, batch: Any) -> None:
     batch = fresh(batch)
     with RandomState.seeded(0).active(), torch.no_grad():
         draws = problem.draw(levels, batch)
-    problem.loss(levels, batch, draws)  # with gradients, as it may take one of its own
+    problem.loss(levels, batch, draws)  # with gradients, since the loss may take one itself
 
 
 def _uninitialized(module: nn.Module) -> list[str]:
@@ -59,7 +59,7 @@ def _uninitialized(module: nn.Module) -> list[str]:
 
 @contextmanager
 def _standing_buffers(modules: Iterator[nn.Module]) -> Iterator[None]:
-    """Put buffers back after the block; those that it initializes, to what they are initialized to."""
+    """Restore buffers after the block; those initialized in it get their initial values."""
     kept: list[tuple[nn.Module, str, Tensor, Tensor]] = []
 
     def keep(module: nn.Module, *_: Any) -> None:
@@ -77,7 +77,7 @@ def _standing_buffers(modules: Iterator[nn.Module]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-        for module, key, buffer, value in reversed(kept):  # the first of several calls is put back last
+        for module, key, buffer, value in reversed(kept):  # the first of several calls is restored last
             setattr(module, key, buffer)
             with torch.no_grad():
                 buffer.copy_(value)

@@ -235,7 +235,7 @@ def test_parameters_kept_outside_a_loss_are_refused_where_a_later_batch_uses_the
 
     engine = Engine(bilevel(module, later, [(X, Y, False), (X, Y, True)]))
     engine.run(1)
-    with pytest.raises(GraphError, match="uses the parameter 'weight' of level 'fit' as it was kept outside the loss"):
+    with pytest.raises(GraphError, match="uses the parameter 'weight' of level 'fit' that was stored outside the loss"):
         engine.run(1)
 
 
@@ -245,7 +245,9 @@ def test_an_optimizer_whose_step_was_replaced_is_refused_by_unrolled_solvers():
     step = optimizer.step
     optimizer.step = lambda *arguments: step(*arguments)
     engine = Engine(bilevel(module, asking, [(X, Y)], Unrolled(steps=1), optimizer))
-    with pytest.raises(SolveError, match=r"'fit': an unrolled.* it is trained with SGD, whose step was replaced"):
+    with pytest.raises(
+        SolveError, match=r"'fit': an unrolled.* the level is trained with SGD, whose step was replaced"
+    ):
         engine.run(1)
 
 
@@ -262,7 +264,7 @@ def test_a_generator_of_the_users_own_in_numpy_is_told_of():
     def noisy(levels, batch):
         return F.mse_loss(levels.fit(batch[0] + generator.standard_normal()), batch[1]) * levels.up.log.exp()
 
-    with pytest.warns(UserWarning, match=r"loss of level 'fit' is .* at the same point: draw what is random in"):
+    with pytest.warns(UserWarning, match=r"loss of level 'fit' is .* at the same point: draw random numbers in"):
         Engine(bilevel(linear(), noisy, [(X, Y)])).hypergradient("up")
 
 

@@ -102,7 +102,7 @@ def test_a_reference_takes_all_rows():
 
 
 def test_a_batch_without_rows_is_named():
-    with pytest.raises(DataError, match=r"has no rows to take a part of: set levels\.fit\.solve_share to 1"):
+    with pytest.raises(DataError, match=r"has no rows to take a share of: set levels\.fit\.solve_share to 1"):
         first_rows((torch.tensor(1.0), None), 0.5, "fit")
 
 

@@ -77,7 +77,7 @@ def test_all_arms_make_the_same_number_of_pretraining_updates():
     study = planned("steps=5", "levels.finetune.steps=3")
     assert [(arm.name, arm.steps, arm.updates) for arm in study.arms] == [("random", 15, 30), ("sampled", 5, 30)]
     assert equal_updates([2, 6], 5) == [15, 5]
-    with pytest.raises(SettingError, match="steps: got 5; expected a number whose 3 times is divisible by 2"):
+    with pytest.raises(SettingError, match=r"steps: got 5; expected a number N with 3 \* N divisible by 2"):
         equal_updates([2, 3], 5)
 
 
