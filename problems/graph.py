@@ -231,7 +231,7 @@ class Graph:
             count = sum(parameter.numel() for parameter in problem.variables().values())
             updates = "1 update" if problem.steps == 1 else f"{problem.steps} updates"
             often = "top level" if name == self.top else f"{updates} per update of the next level up"
-            through = ", ".join(self.passes(name)) or "no level: it is the plain gradient"
+            through = ", ".join(self.passes(name)) or "no other level: a plain gradient"
             solver = "" if problem.solver is None or name == self.top else str(problem.solver)
             parameters = f"{count:,} parameter{'s' * (count != 1)}"
             yield name, parameters, often, _listed(self.reads[name]), through, solver

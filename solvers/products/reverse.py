@@ -17,7 +17,7 @@ from multilevel.solvers.vectors import Tensors
 
 
 class ReverseProducts(Products):
-    """Reverse over reverse: exact. The gradient's graph is built once and serves every product of a solve.
+    """Reverse over reverse: exact. The gradient's graph is built once for all products of a solve.
 
     Examples:
         The level of ``LowerLevel``'s example, H = diag(1, 2, 4):
@@ -75,7 +75,7 @@ class ReverseProducts(Products):
         )
 
     def _differentiate(self, leaves: dict[Key, Tensor], direction: Tensors) -> dict[Key, Tensor]:
-        """Derivative of <dg/dp, direction> in ``leaves``, averaged over the parts of the batch."""
+        """The derivative of <dg/dp, direction> in ``leaves``, averaged over the parts of the batch."""
         with self.explained():
             slopes = (dict(zip(self._parameters, slopes, strict=True)) for slopes in self._built())
             product = mean((pulled(part, direction, leaves, keep=True) for part in slopes), leaves, len(self._built()))
@@ -83,7 +83,7 @@ class ReverseProducts(Products):
         return product
 
     def _transposed(self, direction: Tensors, read_direction: Mapping[str, Tensors]) -> dict[str, Tensor]:
-        """d/dp of <dg/dp, v> + <dg/dr, w>: a separate graph, as it needs the gradient in the levels read."""
+        """d/dp of <dg/dp, v> + <dg/dr, w>: uses a separate graph, since it needs the gradient in the levels read."""
         leaves = {**keyed({"": self._parameters}), **keyed(self._reads)}
         vectors = {**keyed({"": direction}), **keyed(read_direction)}
 
@@ -112,11 +112,11 @@ class ReverseProducts(Products):
 
 
 def differentiable_twice(loss: Tensor) -> Tensor:
-    """``loss``, unless it was computed by a Function marked ``once_differentiable``: torch takes some second
-    derivatives of those for 0 silently.
+    """Return ``loss`` unless it was computed by a Function marked ``once_differentiable``, whose second derivatives
+    torch may silently set to 0.
 
     Raises:
-        ProductError: it names the Function.
+        ProductError: the message names the Function.
     """
     for node in nodes(loss):
         function: Any = getattr(type(node), "_forward_cls", None)

@@ -163,7 +163,7 @@ FORWARD_REFUSES = [hooked, retained, detached_in_place, gradient_norm, sharpness
 @pytest.mark.parametrize("loss", FORWARD_REFUSES, ids=lambda loss: loss.__name__)
 @pytest.mark.parametrize("solver", [Identity(product="forward"), Dense(damping=1.0, product="forward")], ids=str)
 def test_forward_products_are_refused_where_a_loss_needs_a_graph(loss, solver):
-    with pytest.raises(ProductError, match=r"solver\.product=reverse works where it has a second derivative"):
+    with pytest.raises(ProductError, match=r"solver\.product=reverse works if it has a second derivative"):
         engine_of(CASES[loss.__name__], solver).hypergradient("up")
 
 
