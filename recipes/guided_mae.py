@@ -95,9 +95,9 @@ class ModelSettings:
         config = read_config(checkpoint)
         for name, theirs in SIZES.items():
             own, size = getattr(self, name), getattr(config, theirs)
-            require(f"model.{name}", own, own in (0, size), f"{size}, the size of {checkpoint} (or 0, or no model=...)")
+            require(f"model.{name}", own, own in (0, size), f"{size}, as in {checkpoint} (or 0, or no model=...)")
             setattr(self, name, size)
-        expected = f"{config.num_channels}, the number of init={checkpoint}"
+        expected = f"{config.num_channels}, as in init={checkpoint}"
         require("data.channels", channels, channels == config.num_channels, expected)
         sizes = " ".join(f"model.{name}={value}" for name, value in self.sizes().items())
         return f"starting from {checkpoint}: {sizes}"
