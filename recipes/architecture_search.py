@@ -57,7 +57,7 @@ class ArchitectureSearchSettings(RunSettings):
     """Settings of ``recipe=architecture_search``.
 
     Args:
-        nodes: of the cell, after its input; each keeps two edges.
+        nodes: nodes of the cell after its input; each keeps two edges.
         width: channels of a node.
         random_cells: number of random cells of each kind to compare with.
     """

@@ -58,9 +58,9 @@ class DistillationSettings(RunSettings):
 
     Args:
         images_per_class: learned images of each class.
-        width: of the classifier's hidden layer; 0: a linear classifier.
-        penalty: of its squared weights.
-        other_width: of the hidden layer of another classifier, to test the learned images on.
+        width: width of the classifier's hidden layer; 0: a linear classifier.
+        penalty: penalty on its squared weights.
+        other_width: width of the hidden layer of another classifier, to test the learned images on.
     """
 
     data: DataSettings
@@ -131,7 +131,7 @@ class Distillation(Recipe):
         return accuracy(classifier, *self.test)
 
     def _random_images(self, draw: int) -> tuple[Tensor, Tensor]:
-        """As many real images of each class as are learned."""
+        """Real images, as many per class as are learned."""
         (images, labels), count = self.real, self.settings.images_per_class
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(draw))
         which = some_of_each_class(labels, order, count)

@@ -64,13 +64,13 @@ class ModelSettings:
 
     Args:
         patch_size: height and width of a patch, in pixels; it divides data.image_size.
-        width: of the encoder's tokens, a multiple of 4 and of the heads.
+        width: width of the encoder's tokens, a multiple of 4 and of the heads.
         depth: number of the encoder's blocks.
-        heads: of the encoder's attention.
-        decoder_width: of the decoder's tokens, a multiple of 4 and of its heads.
+        heads: number of the encoder's attention heads.
+        decoder_width: width of the decoder's tokens, a multiple of 4 and of its heads.
         decoder_depth: number of the decoder's blocks.
-        decoder_heads: of the decoder's attention.
-        learning_rate: of pretraining, suited to the size; the default of levels.pretrain.learning_rate.
+        decoder_heads: number of the decoder's attention heads.
+        learning_rate: learning rate of pretraining, suited to the size; the default of levels.pretrain.learning_rate.
     """
 
     patch_size: Count
@@ -111,9 +111,9 @@ class MaskSettings:
         policy: guided by the downstream task: sampled, topk (published), stratified (some patches of every rank) or
             weighted (random masks, weighted losses); adversarial, which raises the reconstruction loss; without a
             masking network: random (a plain masked autoencoder), block, attention or variance.
-        options: of the policy, as in mask.policy=attention mask.options={hint:0.1}.
+        options: options of the policy, as in mask.policy=attention mask.options={hint:0.1}.
         ratio: share of the patches to hide.
-        weights: of the hidden patches' losses: normalized to sum to 1 in each image, or raw (published).
+        weights: weights of the hidden patches' losses: normalized to sum to 1 in each image, or raw (published).
         gradient: how a hypergradient reaches the masking network: weights (of the losses; published), visibility
             (through the encoder's input, straight-through, with uniform weights), or both.
         guidance: share of the images with masks from the policy; the others get random masks. Values below 1 counteract

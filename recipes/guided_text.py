@@ -45,9 +45,9 @@ class LanguageModelSettings:
     """Sizes of the encoder, a transformer.
 
     Args:
-        width: of a token.
+        width: width of a token.
         depth: number of its blocks.
-        heads: of the attention; must divide the width.
+        heads: number of attention heads; must divide the width.
     """
 
     width: Count

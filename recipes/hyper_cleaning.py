@@ -46,7 +46,7 @@ class HyperCleaningSettings(RunSettings):
 
     Args:
         noise: share of the training samples with a label replaced by a random other label.
-        width: of the classifier's hidden layer; 0: a linear classifier, as published.
+        width: width of the classifier's hidden layer; 0: a linear classifier, as published.
     """
 
     data: DataSettings

@@ -73,7 +73,7 @@ class MamlSettings(RunSettings):
         tasks_per_step: tasks in a batch.
         shots: samples to adapt to, per class if there are classes.
         queries: samples to evaluate on.
-        width: of the two hidden layers.
+        width: width of the two hidden layers.
         proximal: weight of the distance from the shared parameters; None: 0 for unrolled solvers, 2 for all others.
     """
 

@@ -46,8 +46,8 @@ class MetaLossWeightingSettings(RunSettings):
     """Settings of ``recipe=meta_loss_weighting``.
 
     Args:
-        labels_per_class: of the training images; other images have no label for the main task.
-        width: of the network's hidden layers.
+        labels_per_class: labelled training images per class; other images have no label for the main task.
+        width: width of the network's hidden layers.
         repeats: networks with different initial weights to evaluate each weighting with.
     """
 

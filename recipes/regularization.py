@@ -55,7 +55,7 @@ class RegularizationSettings(RunSettings):
 
     Args:
         noise_inputs: standard normal inputs appended to the pixels of each image.
-        initial_penalty: of every weight.
+        initial_penalty: initial penalty of every weight.
     """
 
     data: DataSettings

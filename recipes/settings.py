@@ -38,7 +38,7 @@ class LevelSettings:
         steps: updates per update of the next level up.
         optimizer: adamw, adam or sgd.
         learning_rate: the peak value, after the warmup.
-        weight_decay: of matrices; biases, norm parameters and other vectors have none.
+        weight_decay: weight decay of matrices; biases, norm parameters and other vectors have none.
         schedule: cosine (to 0 at the last update) or constant.
         warmup: share of the updates over which the learning rate rises, 0 to 1.
         clip_norm: largest norm of the gradient of an update; None does not clip.
@@ -84,20 +84,20 @@ class RunSettings:
     """Settings of every run; a recipe's settings are a subclass.
 
     Args:
-        recipe: its name.
-        solver: of every level without its own, ``{"name": ..., option: ...}``.
+        recipe: name of the recipe.
+        solver: solver of every level without its own, ``{"name": ..., option: ...}``.
         steps: updates of the top level.
-        seed: of the initial weights and all later randomness.
+        seed: seed of the initial weights and all later randomness.
         device: auto, or a name for torch.device.
         precision: float32 or bf16.
         threads: CPU threads per operation in training; None: chosen for the recipe.
         output: the run folder; None generates a name.
-        approximate: see ``Graph``.
+        approximate: whether to omit the response of inner levels where a solver cannot include it, see ``Graph``.
         diagnose: steps between comparisons of the top level's hypergradient with a reference; 0: none.
         checkpoint: how often to write checkpoints.
         max_skipped: consecutive updates of a level that may be skipped because its loss or hypergradient is not finite.
         compile: whether to compile calls on levels in updates where possible.
-        check: see ``Engine``.
+        check: whether to compare the products of each level's first hypergradient with another form, see ``Engine``.
         reuse: kept for compatibility; no effect.
         loggers: additional loggers for the metrics of every step.
         objective: path of the number in summary.json that a sweeper minimizes; None: the top level's last loss.

@@ -52,7 +52,7 @@ class TrilevelSettings(RunSettings):
     """Settings of ``recipe=trilevel_adversarial``.
 
     Args:
-        penalty: of the adversary, for half a squared distance; images have values of mean 0 and deviation 1.
+        penalty: the adversary's penalty on half the squared distance; images have values of mean 0 and deviation 1.
         radius: largest distance of perturbations for robust accuracy.
         start: the initial weight decay.
     """

@@ -6,9 +6,9 @@ RUN/evaluation-NAME.json for another data set. multilevel train takes the same s
 a run.
 
   multilevel evaluate RUN evaluation.protocols=[linear_probe,finetune] evaluation.finetune.epochs=50
-  multilevel evaluate RUN evaluation.labels=[0.01,0.1,1.0]             few labels: fitted to shares of them
-  multilevel evaluate RUN data=cifar100 data.path=DIR                  another set: its images are brought to the size
-                                                                       and channels that the encoder takes, and
+  multilevel evaluate RUN evaluation.labels=[0.01,0.1,1.0]             few labels: fits to shares of them
+  multilevel evaluate RUN data=cifar100 data.path=DIR                  another data set: its images are converted to
+                                                                       the size and channels of the encoder, and
                                                                        normalized by their own statistics
   multilevel evaluate RUN data=folder data.path=DIR data.name=NAME     writes evaluation-NAME.json
 """
@@ -74,7 +74,7 @@ def run_folder(command: str, words: Sequence[str]) -> RunFolder:
 def evaluation_config(stored: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, bool]:
     """The configuration to evaluate a run with, and whether that is on another data set.
 
-    ``data=NAME`` replaces the run's whole group ``data``. Its images are brought to the shape that the encoder takes,
+    ``data=NAME`` replaces the run's whole group ``data``. Its images are resized to the shape that the encoder takes,
     and normalized by the statistics of their own training images.
 
     Args:

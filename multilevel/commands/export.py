@@ -1,4 +1,4 @@
-"""multilevel export RUN [SETTING=VALUE ...]: a folder that transformers or onnxruntime loads
+"""multilevel export RUN [SETTING=VALUE ...]: write a folder that transformers or onnxruntime loads
 
 Writes a run's model into one folder, atomically: configuration, weights, image processor, model card (README.md), and
 features of a sample of the training images for multilevel monitor. If the run's data has moved, data.path=DIR and the

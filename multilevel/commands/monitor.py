@@ -1,5 +1,4 @@
-"""multilevel monitor EXPORT FILE ... [SETTING=VALUE ...]: measure how far new images have drifted from the training
-images
+"""multilevel monitor EXPORT FILE ... [SETTING=VALUE ...]: measure the drift of new images from the training images
 
 Measures how far new images (files or folders) have drifted from the training images in the exported encoder's features.
 Writes monitor.json and, next to it, monitor.png.

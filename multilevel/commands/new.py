@@ -9,7 +9,7 @@ how to use it.
   MULTILEVEL_PATH=. multilevel train solver=my_solver
 
 MULTILEVEL_PATH lists folders, separated as in PATH, whose recipes/, levels/ and solvers/ (and recipes/config/GROUP/)
-every command then finds beside the project's own. docs/extending.md goes through it step by step.
+every command then finds in addition to the project's own. docs/extending.md explains each step.
 """
 
 from __future__ import annotations

@@ -86,15 +86,15 @@ class Comparison:
     """A comparison, as the command line describes it.
 
     Args:
-        solvers: names; by default all of this project.
-        products: forms of product to try each solver with; empty takes each solver's own.
-        precisions: to try each with; empty takes the recipe's.
+        solvers: names of the solvers; by default all of this project.
+        products: forms of products to try each solver with; empty takes each solver's own.
+        precisions: precisions to try each with; empty takes the recipe's.
         shares: shares of each batch for the solves, to try each with; empty takes the recipe's.
         options: ``{solver: {setting: value}}``.
         warmup: outer steps before the comparison.
-        damping: of the system, the same for every solver; the default makes guided_mae's definite.
+        damping: damping of the system, the same for every solver; the default makes guided_mae's system definite.
         rounds: timed repetitions of each solve.
-        iterations: largest number for the reference's MINRES.
+        iterations: largest number of MINRES iterations of the reference.
         resume: the run whose checkpoint to compare at, or None.
         settings: all other overrides, for the recipe.
     """

@@ -25,7 +25,7 @@ DERIVED = {"derived": True}
 
 @dataclass
 class NoSettings:
-    """A command without settings of its own."""
+    """A command without settings."""
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ class StudySettings:
     Args:
         policies: mask policies to compare; None: random and the recipe's own.
         baseline: the policy that the others are compared with; None: the first.
-        seeds: their number or a list: seeds=5 or seeds=0,3,7. The comparison pairs arms by seed. None: 0 to 4, or the
-            seeds of a resumed study.
+        seeds: number of seeds or a list of them: seeds=5 or seeds=0,3,7. The comparison pairs arms by seed. None: 0 to
+            4, or the seeds of a resumed study.
         labels: shares of the labels that the evaluation uses.
         guidance: values of ``mask.guidance`` for additional arms of each learned policy.
         arms: additional arms by name, with the settings of each.

@@ -17,7 +17,7 @@ class CommonSettings:
     """Settings of every evaluation.
 
     Args:
-        protocols: names; None takes the task's own.
+        protocols: names of the protocols; None takes the task's own.
         labels: shares of the labelled training images; every protocol is fitted to each. Smaller shares are subsets of
             larger ones.
         split: the split to score on: test or validation.
@@ -26,7 +26,7 @@ class CommonSettings:
         max_images: largest number of labelled training images to fit to, drawn by class; None takes all.
         neighbours: number of neighbours in the nearest-neighbour vote.
         batch_size: images to encode together.
-        seed: of all draws, of the split that chooses the probe's regularization, and of trained modules.
+        seed: seed of all draws, of the split that chooses the probe's regularization, and of trained modules.
     """
 
     protocols: list[Annotated[str, OneOf(*PROTOCOLS)]] | None = None

@@ -33,18 +33,18 @@ class Finetune(EvaluationProtocol):
         tasks' targets cannot be mixed.
 
     Args:
-        epochs: over the images to fit to.
+        epochs: passes over the images to fit to.
         least_updates: smallest number of updates; few images are repeated more often.
         batch_size: images in a batch.
-        learning_rate: for 256 images; times batch_size / 256. The paper's value for a ViT-B; smaller encoders need
-            more.
-        weight_decay: of matrices.
-        layer_decay: of the learning rate, from each layer to the one below.
+        learning_rate: learning rate for 256 images, scaled by batch_size / 256. The paper's value for a ViT-B; smaller
+            encoders need more.
+        weight_decay: weight decay of matrices.
+        layer_decay: factor of the learning rate from each layer to the one below.
         warmup: share of the updates over which the learning rate rises.
-        label_smoothing: see ``Mixing``, as for mixup and cutmix.
-        mixup: 0 is off.
-        cutmix: 0 is off.
-        drop_path: rate of the last layer; it rises linearly from 0 at the first.
+        label_smoothing: amount of label smoothing, see ``Mixing``.
+        mixup: strength of mixup, see ``Mixing``; 0 is off.
+        cutmix: strength of cutmix, see ``Mixing``; 0 is off.
+        drop_path: drop path rate of the last layer; it rises linearly from 0 at the first.
     """
 
     title = "finetuning"

@@ -19,11 +19,11 @@ class Head(EvaluationProtocol):
     augmentation.
 
     Args:
-        epochs: over the images to fit to.
+        epochs: passes over the images to fit to.
         least_updates: smallest number of updates; few images are repeated more often.
         batch_size: images in a batch.
         learning_rate: the peak value.
-        weight_decay: of all parameters.
+        weight_decay: weight decay of all parameters.
         warmup: share of the updates over which the learning rate rises.
     """
 

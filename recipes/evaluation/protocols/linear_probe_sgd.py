@@ -28,10 +28,10 @@ class LinearProbeSGD(EvaluationProtocol):
         class token; crops keep ``data.crop_scale`` of the area, since small images have little to spare.
 
     Args:
-        epochs: over the images to fit to.
+        epochs: passes over the images to fit to.
         least_updates: smallest number of updates; few images are repeated more often.
         batch_size: images in a batch.
-        learning_rate: for 256 images; times batch_size / 256.
+        learning_rate: learning rate for 256 images, scaled by batch_size / 256.
         optimizer: sgd or lars, with momentum 0.9.
         warmup: share of the updates over which the learning rate rises.
     """
