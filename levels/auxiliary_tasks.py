@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from multilevel.problems import Problem
 from multilevel.problems.levels import Levels
 
-#: Which way an image has been turned (Gidaris et al. 2018), what is in the half of its pixels that is hidden, and a
-#: label drawn at random for each image, which cannot be learned but by heart.
+#: The rotation of an image (Gidaris et al. 2018), the hidden half of its pixels, and a
+#: random label for each image, which can only be memorized.
 AUXILIARY_TASKS = ("rotation", "hidden_pixels", "random_labels")
 TURNS = 4
 

@@ -18,7 +18,7 @@ class Finetune(Problem):
     Batches are (images [B, C, H, W], targets of the task).
 
     Args:
-        task: what the head learns.
+        task: the task of the head.
         pretrain: name of the level that holds the encoder.
         through_encoder: whether hypergradients pass from this level to the encoder. If not, the head is still trained,
             and the encoder counts as a constant.

@@ -1,4 +1,4 @@
-"""Hides patches that are hard to reconstruct, as a masking network learns."""
+"""Hides patches that a masking network has learned are hard to reconstruct."""
 
 from multilevel.levels.masks.sampled import Sampled
 

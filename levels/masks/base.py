@@ -89,7 +89,7 @@ class MaskPolicy(ABC):
     A policy's options are the keyword arguments of its constructor. Random numbers come from torch's generators.
 
     Attributes:
-        learns_from: what trains the masking network: ``downstream`` (the loss of the downstream task falls),
+        learns_from: source of the masking network's gradient: ``downstream`` (the loss of the downstream task falls),
             ``reconstruction`` (the reconstruction loss rises), or None without a masking network.
 
     Examples:

@@ -42,8 +42,8 @@ class FromBetty(Problem):
     ``training_step`` sees them however it reads a module.
 
     Args:
-        problem: whose loss, module, optimizer, scheduler, loaders and Config are taken.
-        peers: all problems, this one included.
+        problem: provides the loss, module, optimizer, scheduler, loaders and Config.
+        peers: all problems, including this one.
         steps: updates for each update of the next level up.
         solver: how hypergradients pass through it.
     """
@@ -128,7 +128,7 @@ def from_betty(
         problems: instances, with the names that they use for each other. Modules stay on their device.
         dependencies: ``{"u2l": {upper: [lower, ...]}, "l2u": {lower: [upper, ...]}}``.
         solvers: by problem name, to override the solver in the problem's Config.
-        approximate: see ``Graph``; Betty behaves like True where levels below another one read each other.
+        approximate: see ``Graph``; Betty behaves like True if levels below another level read each other.
 
     Raises:
         BettyError: the problem uses a feature of Betty that graphs lack, ``dependencies`` lacks a dependency of the

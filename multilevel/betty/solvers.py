@@ -21,7 +21,7 @@ class BettyMissingError(BettyError, ImportError):
 
 @dataclass
 class BettySolver:
-    """How Betty passes a hypergradient through a level; the fields are those of its ``Config``, and
+    """How Betty passes a hypergradient through a level; the fields are those of its ``Config``.
 
     Args:
         held: Betty's evaluations of the loss replay the draws and dropout of the level's last update and leave buffers

@@ -44,7 +44,7 @@ class Request:
         model: the exported model.
         folder: its folder.
         files: the images, without duplicates.
-        output: as typed.
+        output: the typed output.
         batch_size: images at a time.
     """
 

@@ -125,5 +125,5 @@ def in_words(report: Mapping[str, Any]) -> str:
 
 
 def _shares(chances: np.ndarray) -> np.ndarray:
-    """For each class, the share of images that it is the most probable class of [classes]."""
+    """For each class, the share of images with this class as the most probable [classes]."""
     return np.bincount(chances.argmax(1), minlength=chances.shape[1]) / len(chances)

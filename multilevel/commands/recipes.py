@@ -45,7 +45,7 @@ def summary(recipe: type[Recipe]) -> str:
 
 
 def page() -> str:
-    """docs/recipes.md.
+    """Generate docs/recipes.md.
 
     Raises:
         ValueError: a docstring lacks ``Follows:`` or ``Result:``.

@@ -50,7 +50,7 @@ from multilevel.solvers import SOLVERS, MultilevelError, SettingError
 from multilevel.solvers.products import ProductName
 from multilevel.solvers.ranges import AtLeast, Below, Count, OneOf, PositiveShare
 
-#: Starts processes, where the platform can as forks of one that has already imported everything, which takes seconds.
+#: Starts processes, if possible as forks of a process that has already imported everything, which takes seconds.
 PROCESSES: Any = multiprocessing.get_context(
     "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 )

@@ -116,7 +116,7 @@ def measure_task(task: dict[str, Any]) -> dict[str, Any]:
     into the file ``task["output"]``.
 
     Args:
-        task: as ``multilevel.compare.command`` writes it: ``point`` (a file of ``store_point``), ``name`` (a solver, or
+        task: written by ``multilevel.compare.command``: ``point`` (a file of ``store_point``), ``name`` (a solver, or
             ``reference``), ``damping``, ``rounds``, and the settings of the row.
     """
     point, name = Path(task["point"]), task["name"]

@@ -20,7 +20,7 @@ class ComparisonTable:
     """The cost and accuracy of every solver's hypergradient, most exact first.
 
     Args:
-        result: what ``compare.json`` holds.
+        result: the contents of ``compare.json``.
     """
 
     result: dict[str, Any]

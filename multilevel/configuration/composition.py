@@ -156,7 +156,7 @@ def with_groups(config: DictConfig, overrides: Sequence[str], groups: Sequence[s
     Args:
         config: the stored one.
         overrides: of the command line.
-        groups: those that may be replaced.
+        groups: groups that may be replaced.
 
     Returns:
         The configuration, and the remaining overrides: those of groups that are not replaced.

@@ -19,7 +19,7 @@ def new_loggers(names: Sequence[str], folder: Path, config: Mapping[str, Any]) -
     """Create loggers by name: one of this package, or ``MODULE.CLASS`` for any importable class.
 
     Args:
-        names: as in configuration.
+        names: the names in configuration.
         folder: the run's.
         config: all its settings, nested.
 

@@ -99,7 +99,7 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, loggers: Sequence[
     """Train to the last step, evaluate, draw, and write the summary.
 
     Args:
-        recipe: whose graph the engine trains.
+        recipe: its graph is trained by the engine.
         engine: already at the step to continue from.
         folder: of the run.
         loggers: named in the settings.

@@ -32,7 +32,7 @@ class Figures:
     """Draws the figures that a result has data for.
 
     Args:
-        result: as in study.json.
+        result: the contents of study.json.
         folder: of the study.
     """
 

@@ -32,7 +32,7 @@ def draw_scores(path: Path, arms: Mapping[str, Mapping[str, Any]], references: V
         path: the PNG to write.
         arms: ``{arm: {mean, interval, values}}``, shares of 1.
         references: values to draw as horizontal lines, such as the untrained encoder's mean.
-        label: what the score is.
+        label: name of the score.
     """
     figure = new_figure(_width(len(arms)), 4.2)
     axis = figure.subplots()
@@ -97,7 +97,7 @@ def draw_over(
         path: the PNG to write.
         panels: ``{title: {arm: [(setting's value, {mean, interval}), ...]}}``.
         label: the setting; its axis is logarithmic where its values are above 0 and span more than a factor of 5.
-        score: what the score is.
+        score: name of the score.
     """
     figure = new_figure(5.6 * len(panels), 4.0)
     for axis, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):

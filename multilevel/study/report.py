@@ -28,7 +28,7 @@ def write_report(result: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw the pictures and write report.html.
 
     Args:
-        result: as in study.json.
+        result: the contents of study.json.
         folder: of the study.
 
     Returns:

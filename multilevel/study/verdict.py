@@ -17,7 +17,7 @@ def sentence(comparison: Comparison, arm: str, baseline: str, score: str, minimu
     Args:
         comparison: of the arm with the baseline.
         arm, baseline: their names.
-        score: what was measured, such as "linear probe accuracy".
+        score: name of the score, such as "linear probe accuracy".
         minimum_effect: the smallest worthwhile difference.
         cost: a clause that says how much longer it took.
     """

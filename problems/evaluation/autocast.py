@@ -47,7 +47,7 @@ class AutocastState:
 
 
 class AutocastAttention(TorchFunctionMode):
-    """Makes attention compute under autocast combined with torch.func as under autocast without it.
+    """Makes attention under autocast and torch.func compute the same as under only autocast.
 
     Within a torch.func transform, autocast also casts between the steps of the plain attention kernel, whose backward
     pass then meets mismatched dtypes (torch 2.6 to 2.13).

@@ -44,7 +44,7 @@ class Part:
 
     Attributes:
         batch: the batch, on the module's device.
-        draws: what the level's ``draw`` returned for it.
+        draws: the result of the level's ``draw`` for the batch.
         state: the generators' state at the start of the loss.
         generators: the states at the start of the loss of the user's own ``torch.Generator`` objects that it uses.
     """

@@ -80,7 +80,7 @@ class Images(ABC):
     """Images of equal size.
 
     Args:
-        source: where the images are read from.
+        source: source of the images.
         image_size: height and width.
         channels: 1 or 3.
         fit: see ``to_square``.

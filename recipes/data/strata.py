@@ -25,7 +25,7 @@ def cut_share(
         rows: int64 array ``[R]``, the rows to split.
         share: share of every class to cut off; 0 cuts nothing.
         keep: smallest number of images of a class that must stay.
-        random: what draws the images.
+        random: generator that draws the images.
 
     Returns:
         Two sorted int64 arrays: the rows that stay and the rows that are cut off.
@@ -55,7 +55,7 @@ def limit_rows(labels: np.ndarray, rows: np.ndarray, limit: int | None, random: 
         labels: int64 array ``[N]``, the labels of the whole data set.
         rows: int64 array ``[R]``, the rows to draw from.
         limit: number of rows to draw; ``None`` or more than ``R`` keeps all.
-        random: what draws the images.
+        random: generator that draws the images.
 
     Returns:
         A sorted int64 array.

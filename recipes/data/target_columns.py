@@ -23,7 +23,7 @@ def read_lists(table: Any, column: str, names: Names | None, name: str) -> tuple
         table: a ``datasets.Dataset``.
         column: its column of lists.
         names: the classes of the training split, ``None`` while reading that one.
-        name: what the table is called in messages.
+        name: the table's name in messages.
 
     Raises:
         DataError: the training split lacks a class, or there is no class at all.
@@ -47,7 +47,7 @@ def read_boxes(table: Any, column: str, names: Names | None, name: str) -> tuple
         table: a ``datasets.Dataset``.
         column: its column of boxes.
         names: the classes of the training split, ``None`` while reading that one.
-        name: what the table is called in messages.
+        name: the table's name in messages.
 
     Raises:
         DataError: a row without exactly one class per box, a box without exactly 4 numbers, or a class that the

@@ -90,7 +90,7 @@ def read_parquet(path: Path, settings: DataSettings, targets: type[Targets] = La
     Args:
         path: a folder, or one parquet file that holds the training images.
         settings: the names of splits and columns are read.
-        targets: what a task learns of each image.
+        targets: the kind of targets that the task learns.
 
     Raises:
         SettingError: a split or column does not exist.

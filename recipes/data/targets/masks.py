@@ -25,7 +25,7 @@ def class_numbers(mask: Image.Image, mask_classes: str, label: int) -> np.ndarra
         label: of the image.
 
     Raises:
-        ValueError: ``values`` with colours or values beyond 255.
+        ValueError: with ``values``, the mask has colours or values beyond 255.
     """
     if mask_classes == "values":
         values = np.asarray(mask)

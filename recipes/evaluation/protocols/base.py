@@ -27,8 +27,8 @@ class Candidate:
 
     Args:
         name: its name in scores.
-        features: for protocols on frozen features.
-        module: of which finetuning trains a copy; None skips such protocols, as for raw pixels.
+        features: computes frozen features.
+        module: copied and trained by finetuning; None skips such protocols, as for raw pixels.
     """
 
     name: str
