@@ -1,4 +1,4 @@
-"""Concrete levels, each one file."""
+"""Concrete levels, one file each."""
 
 from multilevel.solvers.extensions import extend
 from multilevel.solvers.extras import needing

@@ -1,4 +1,4 @@
-"""Level: let the masking network make reconstruction hard."""
+"""Level: train the masking network to make reconstruction hard."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from multilevel.problems.levels import Levels
 
 
 class AdversarialMask(Problem):
-    """Minus the reconstruction loss of the hidden patches, weighted by the masking network's probabilities.
+    """The negative reconstruction loss of the hidden patches, weighted by the masking network's probabilities.
 
-    The weights sum to 1 in each image. The patches' losses are constants, so that the gradient is a direct one:
-    probabilities rise where the autoencoder fails (after ADIOS, Shi et al. 2022, whose soft masks let the gradient pass
-    through the encoder instead). Batches are (images [B, C, H, W], targets, which are not used).
+    The weights sum to 1 in each image. The patches' losses are constants, so the gradient is direct: probabilities rise
+    where the autoencoder fails (after ADIOS, Shi et al. 2022, whose soft masks let the gradient pass through the
+    encoder instead). Batches are (images [B, C, H, W], unused targets).
 
     Args:
         policy: chooses the hidden patches.
-        entropy_bonus: times the entropy of each image's probabilities (0 to 1) is taken from the loss.
+        entropy_bonus: weight of the entropy of each image's probabilities (0 to 1), which is subtracted from the loss.
         pretrain: name of the level that holds the autoencoder.
     """
 

@@ -14,7 +14,7 @@ from multilevel.problems.levels import Levels
 
 
 class Perturbations(nn.Module):
-    """A perturbation of each of N samples, initially 0: sample numbers int64 [B] to [B, ...].
+    """A perturbation of each of N samples, initially 0: sample indices int64 [B] to [B, ...].
 
     Args:
         inputs: the samples [N, ...].
@@ -29,15 +29,15 @@ class Perturbations(nn.Module):
 
 
 class Adversary(Problem):
-    """Raises the classifier's loss at a price; its sum over samples.
+    """Raises the classifier's loss minus a penalty on the perturbation; summed over samples.
 
-    Each sample's perturbation d maximizes ``cross_entropy(x + d) - penalty / 2 |d|^2``, which is strongly concave where
-    the penalty is above the curvature of the cross-entropy (Sinha et al. 2018). Batches are (inputs
-    [B, ...], classes int64 [B], which samples int64 [B]).
+    Each sample's perturbation d maximizes ``cross_entropy(x + d) - penalty / 2 |d|^2``, which is strongly concave if
+    the penalty exceeds the curvature of the cross-entropy (Sinha et al. 2018). Batches are (inputs [B, ...], classes
+    int64 [B], which samples int64 [B]).
 
     Args:
         penalty: of squared distance, above 0.
-        classifier: name of the level that holds it; this one's module is ``Perturbations``.
+        classifier: name of the level that holds the classifier; this level's module is ``Perturbations``.
     """
 
     def __init__(self, *arguments: Any, penalty: float, classifier: str, **keywords: Any) -> None:
@@ -53,14 +53,14 @@ class Adversary(Problem):
 
 
 class RobustClassification(Problem):
-    """Mean cross-entropy of a linear classifier on perturbed inputs, and half its squared weights times their decay.
+    """Mean cross-entropy of a linear classifier on perturbed inputs, plus half the decay times its squared weights.
 
     Batches are (inputs [B, ...], classes int64 [B], which samples int64 [B]).
 
     Args:
-        adversary: name of the level that holds ``Perturbations``; None leaves the inputs as they are.
-        decay: name of the level that holds it, a ``Positive`` number, or the decay itself. This level's module is a
-            ``LinearClassifier``.
+        adversary: name of the level that holds ``Perturbations``; None leaves the inputs unchanged.
+        decay: name of the level that holds the decay, a ``Positive`` number, or the decay itself. This level's module
+            is a ``LinearClassifier``.
     """
 
     def __init__(self, *arguments: Any, adversary: str | None, decay: str | float, **keywords: Any) -> None:
@@ -77,14 +77,14 @@ class RobustClassification(Problem):
 
 
 class RobustSelection(Problem):
-    """Mean cross-entropy on unperturbed inputs plus that on perturbed ones.
+    """Mean cross-entropy on unperturbed inputs plus mean cross-entropy on perturbed inputs.
 
     Batches are (inputs [B, ...], classes int64 [B], which samples int64 [B]).
 
     Args:
-        classifier: name of the level that holds it.
-        adversary: name of the level that holds ``Perturbations``; this one's module is the decay,
-            a ``Positive`` number.
+        classifier: name of the level that holds the classifier.
+        adversary: name of the level that holds ``Perturbations``; this level's module is the decay, a ``Positive``
+            number.
     """
 
     def __init__(self, *arguments: Any, classifier: str, adversary: str, **keywords: Any) -> None:
@@ -104,7 +104,7 @@ def selection_losses(
     classes: Tensor,
     samples: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy on a batch's unperturbed inputs, and on perturbed ones."""
+    """Mean cross-entropy on a batch's unperturbed inputs, and on its perturbed inputs."""
     clean = F.cross_entropy(classifier(inputs), classes)
     return clean, F.cross_entropy(classifier(inputs + perturbations(samples)), classes)
 
@@ -123,8 +123,8 @@ class LinearClassifier(nn.Module):
 
     @torch.no_grad()
     def distances(self, inputs: Tensor, classes: Tensor) -> Tensor:
-        """Euclidean distance of each input [N, ...] of a class (int64 [N]) to where another class wins,
-        [N]; not above 0 where one does."""
+        """Euclidean distance [N] from each input [N, ...] of a class (int64 [N]) to the nearest region of another
+        class; not above 0 if the input is misclassified."""
         logits, weight = self(inputs), self.linear.weight
         margins = logits.gather(1, classes[:, None]) - logits
         lengths = (weight[classes][:, None] - weight).norm(dim=2)

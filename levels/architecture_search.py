@@ -14,14 +14,14 @@ from multilevel.problems.levels import Levels
 
 OPERATIONS = ("none", "skip", "max_pool", "avg_pool", "conv", "dilated_conv")
 CONVOLUTIONS = OPERATIONS[-2:]
-#: Operations on each edge of a cell, by the nodes (from, to) that the edge joins; a mixture of them where several.
+#: Operations on each edge of a cell, by the nodes (from, to) that the edge joins; several form a mixture.
 Cell = dict[tuple[int, int], tuple[str, ...]]
 
 
 class MixedClassification(Classification):
-    """Cross-entropy of a ``CellNetwork`` whose operations another level's ``Mixture`` weights.
+    """Cross-entropy of a ``CellNetwork`` whose operations are weighted by another level's ``Mixture``.
 
-    Batches are (inputs [B, C, H, W], classes int64 [B]). One of the two is this level's module.
+    Batches are (inputs [B, C, H, W], classes int64 [B]). This level's module is one of the two.
 
     Args:
         network: name of the level that holds the network.
@@ -51,11 +51,11 @@ class Mixture(nn.Module):
 class CellNetwork(nn.Module):
     """A classifier of images: a convolution of 1 x 1, a cell, the mean over pixels, a linear layer.
 
-    In a cell, node 0 is its input, and each later node the sum over edges from earlier ones; the output is all later
-    nodes, one after the other.
+    Node 0 of a cell is its input, and each later node sums over edges from earlier ones; the output concatenates all
+    later nodes.
 
     Args:
-        cell: its edges; a mixture of operations needs weights when the network is called.
+        cell: its edges; a mixture of operations needs weights in the call.
         channels: of the images.
         width: channels of a node.
         classes: of the images.
@@ -75,7 +75,7 @@ class CellNetwork(nn.Module):
 
         Args:
             images: the batch.
-            mixture: weights of the operations [edges, operations]; None adds those of an edge up.
+            mixture: weights of the operations [edges, operations]; None sums the operations of an edge.
         """
         nodes = [self.stem(images)]
         for node in range(1, self.nodes + 1):
@@ -90,15 +90,15 @@ class CellNetwork(nn.Module):
 
 
 class Zero(nn.Module):
-    """0 whatever the input [B, C, H, W]: no edge."""
+    """Returns 0 for any input [B, C, H, W]: no edge."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         return torch.zeros_like(inputs)
 
 
 def operation(name: str, width: int) -> nn.Module:
-    """One of ``OPERATIONS``, [B, width, H, W] to the same shape; all but none and skip end in a normalization without
-    parameters, as in DARTS."""
+    """One of ``OPERATIONS``, [B, width, H, W] to the same shape; all except none and skip end in a normalization
+    without parameters, as in DARTS."""
     normalized = nn.BatchNorm2d(width, affine=False)
     match name:
         case "none":
@@ -115,13 +115,13 @@ def operation(name: str, width: int) -> nn.Module:
 
 
 def mixed_cell(nodes: int) -> Cell:
-    """Every operation on every edge between an input and so many nodes."""
+    """A cell with every operation on every edge between its input and ``nodes`` nodes."""
     return dict.fromkeys(combinations(range(nodes + 1), 2), OPERATIONS)
 
 
 def chosen_cell(mixture: Tensor, cell: Cell, inputs: int = 2) -> Cell:
-    """The strongest operation of each edge, and of the edges into a node the strongest ``inputs`` (Liu et al. 2019,
-    section 2.4): ``none`` is left out of both.
+    """The strongest operation of each edge, and the ``inputs`` strongest edges into each node (Liu et al. 2019, section
+    2.4); both ignore ``none``.
 
     Args:
         mixture: weights [edges, operations].
@@ -137,7 +137,7 @@ def chosen_cell(mixture: Tensor, cell: Cell, inputs: int = 2) -> Cell:
 
 
 def random_cell(nodes: int, generator: torch.Generator, operations: Sequence[str] = OPERATIONS[1:]) -> Cell:
-    """A cell with as many edges as a chosen one; edges and operations are drawn uniformly at random."""
+    """A cell with as many edges as a chosen one, with edges and operations drawn uniformly at random."""
     cell = mixed_cell(nodes)
     edges = chosen_cell(torch.rand(len(cell), len(OPERATIONS), generator=generator), cell)
     drawn = torch.randint(len(operations), (len(edges),), generator=generator).tolist()

@@ -1,4 +1,4 @@
-"""Levels: learn a main task with few labels, and auxiliary tasks whose losses another level weighs."""
+"""Levels: learn a main task with few labels, and auxiliary tasks with learned loss weights."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from multilevel.problems import Problem
 from multilevel.problems.levels import Levels
 
-#: Which way an image has been turned (Gidaris et al. 2018), what is in the half of its pixels that is hidden, and a
-#: label drawn at random for each image, which cannot be learned but by heart.
+#: The rotation of an image (Gidaris et al. 2018), the hidden half of its pixels, and a
+#: random label for each image, which can only be memorized.
 AUXILIARY_TASKS = ("rotation", "hidden_pixels", "random_labels")
 TURNS = 4
 
@@ -46,7 +46,7 @@ class MultiTaskNetwork(nn.Module):
 
 
 class AuxiliaryLearning(Problem):
-    """The main task's cross-entropy, and the sum of the auxiliary losses times their weights.
+    """The main task's cross-entropy, plus the weighted sum of the auxiliary losses.
 
     Batches are (images [B, C, H, W], random labels int64 [B], labelled images [B, C, H, W], classes int64 [B]).
 
@@ -60,13 +60,13 @@ class AuxiliaryLearning(Problem):
         self.weights = weights
 
     def draw(self, levels: Levels, batch: Any) -> dict[str, Tensor]:
-        """How often each image is turned by 90 degrees, int64 [B], and which pixels are hidden, bool [B, C, H, W]."""
+        """Draw the number of 90-degree turns of each image, int64 [B], and the hidden pixels, bool [B, C, H, W]."""
         images = batch[0]
         turns = torch.randint(TURNS, (len(images),), device=images.device)
         return {"turns": turns, "hidden": torch.rand_like(images) < 0.5}
 
     def outputs(self, levels: Levels, batch: Any, draws: Any) -> list[Tensor]:
-        """Logits of the main task, then the outputs of the auxiliary ones."""
+        """Logits of the main task, then the outputs of the auxiliary tasks."""
         images, _, labelled, _ = batch
         visible = images.masked_fill(draws["hidden"], 0.0)
         return getattr(levels, self.name).outputs([labelled, rotated(images, draws["turns"]), visible, images])
@@ -86,6 +86,6 @@ class AuxiliaryLearning(Problem):
 
 
 def rotated(images: Tensor, turns: Tensor) -> Tensor:
-    """Square images [B, C, H, H], each turned by 90 degrees as often as ``turns`` (int64 [B], 0 to 3) says."""
+    """Square images [B, C, H, H], each rotated by 90 degrees ``turns`` times (int64 [B], 0 to 3)."""
     ways = torch.stack([images.rot90(count, (2, 3)) for count in range(TURNS)])
     return ways[turns, torch.arange(len(images), device=images.device)]

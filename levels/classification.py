@@ -1,4 +1,4 @@
-"""Levels: classify, with samples of equal weight, or of weights that another level learns."""
+"""Levels: classification with equal sample weights, or with weights that another level learns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Classification(Problem):
     """Cross-entropy of a classifier. Batches are (inputs [B, ...], classes int64 [B], ...).
 
     Args:
-        classifier: name of the level that holds it; None: this one.
+        classifier: name of the level that holds the classifier; None: this level.
     """
 
     def __init__(self, *arguments: Any, classifier: str | None = None, **keywords: Any) -> None:
@@ -33,12 +33,12 @@ class Classification(Problem):
 
 
 class WeightedClassification(Classification):
-    """Cross-entropy in which another level gives each sample a weight.
+    """Cross-entropy with a weight for each sample from another level.
 
-    Batches are (inputs [B, ...], classes int64 [B], which samples int64 [B]).
+    Batches are (inputs [B, ...], classes int64 [B], sample indices int64 [B]).
 
     Args:
-        weights: name of the level whose module maps which samples they are [B] to their weights [B].
+        weights: name of the level whose module maps sample indices [B] to weights [B].
     """
 
     def __init__(self, *arguments: Any, weights: str, **keywords: Any) -> None:
@@ -51,15 +51,16 @@ class WeightedClassification(Classification):
 
 
 def multilayer_perceptron(inputs: int, width: int, classes: int) -> nn.Sequential:
-    """A classifier of inputs [B, ...] with one hidden layer; without one, a linear one, where ``width`` is 0."""
+    """A classifier of inputs [B, ...] with one hidden layer, or a linear classifier if ``width`` is 0."""
     hidden = [nn.Linear(inputs, width), nn.GELU()] if width else []
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(width or inputs, classes))
 
 
 def accuracy(classifier: nn.Module, inputs: Tensor, classes: Tensor) -> float:
-    """Share of the inputs [N, ...] that a classifier assigns to their class (int64 [N]).
+    """The share of inputs [N, ...] that a classifier assigns to their classes (int64 [N]).
 
-    It is called as it stands, on its own device; with dropout and similar layers call ``eval`` before.
+    The classifier is called in its current mode on its own device; call ``eval`` first if it has dropout or similar
+    layers.
     """
     device = next(classifier.parameters()).device
     with torch.no_grad():

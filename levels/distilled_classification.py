@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from multilevel.levels.classification import Classification, multilayer_perceptron
 from multilevel.problems.levels import Levels
 
-ITERATIONS = 100  # of L-BFGS, at most
+ITERATIONS = 100  # of L-BFGS at most
 
 
 class LearnedImages(nn.Module):
-    """Images that are parameters: called without arguments, [N, C, H, W].
+    """Images as parameters; a call without arguments returns them, [N, C, H, W].
 
     Args:
         images: initial values, [N, C, H, W].
-        classes: of each image, int64 [N]; they are fixed.
+        classes: of each image, int64 [N]; fixed.
     """
 
     classes: Tensor
@@ -35,7 +35,7 @@ class LearnedImages(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A linear classifier of images [B, ...], or one with a hidden layer; see ``multilayer_perceptron``."""
+    """A classifier of images [B, ...], linear or with a hidden layer; see ``multilayer_perceptron``."""
 
     def __init__(self, inputs: int, width: int, classes: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Classifier(nn.Module):
 
 
 class DistilledClassification(Classification):
-    """``penalized_loss`` of a ``Classifier`` on all the images of another level, a ``LearnedImages``; without batches.
+    """``penalized_loss`` of a ``Classifier`` on all images of another level's ``LearnedImages``, without batches.
 
     Args:
         images: the level's name.
@@ -72,19 +72,19 @@ class DistilledClassification(Classification):
 
 
 def penalized_loss(logits: Tensor, classes: Tensor, weights: Sequence[Tensor], penalty: float) -> Tensor:
-    """Cross-entropy, and half the sum of squared weights times a penalty, biases included.
+    """Cross-entropy plus half the penalty times the sum of squared weights, including biases.
 
-    Where the penalty is above 0, a linear classifier has one minimum, wherever its training starts, and no singular
-    Hessian, even where its cross-entropy is 0 to rounding.
+    With a penalty above 0, a linear classifier has a unique minimum and no singular Hessian, even where its
+    cross-entropy rounds to 0.
     """
     squares = torch.stack([weight.square().sum() for weight in weights])
     return F.cross_entropy(logits, classes) + penalty / 2 * squares.sum()
 
 
 def fit_classifier(classifier: Classifier, images: Tensor, classes: Tensor, penalty: float) -> None:
-    """Train to the minimum of ``penalized_loss`` on images [N, ...], by L-BFGS on all of them at once.
+    """Train to the minimum of ``penalized_loss`` on images [N, ...] by full-batch L-BFGS.
 
-    A classifier with a hidden layer ends at a minimum near its initial weights.
+    A classifier with a hidden layer reaches a minimum near its initial weights.
     """
     device = next(classifier.parameters()).device
     images, classes = images.to(device), classes.to(device)

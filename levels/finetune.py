@@ -18,10 +18,10 @@ class Finetune(Problem):
     Batches are (images [B, C, H, W], targets of the task).
 
     Args:
-        task: what the head learns.
+        task: the task of the head.
         pretrain: name of the level that holds the encoder.
-        through_encoder: let hypergradients pass from this level on to the encoder; without it the head is
-            trained all the same, and the encoder counts as a constant.
+        through_encoder: whether hypergradients pass from this level to the encoder. If not, the head is still trained,
+            and the encoder counts as a constant.
     """
 
     def __init__(

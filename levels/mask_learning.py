@@ -1,4 +1,4 @@
-"""Level: let the masking network lower the downstream task's loss on held-out labelled data."""
+"""Level: train the masking network to lower the downstream task's loss on held-out labelled data."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from multilevel.problems.levels import Levels
 class MaskLearning(Problem):
     """The task's loss of the finetuned head on data that neither the head nor the encoder was trained on.
 
-    Its module, the masking network, enters only through the entropy bonus: the rest of its gradient is the response
-    of the levels below.
+    Its module, the masking network, enters directly only through the entropy bonus; the rest of its gradient is the
+    response of the levels below.
 
     Args:
-        task: what the head has learned.
-        entropy_bonus: times the entropy of each image's probabilities (0 to 1) is taken from the loss.
+        task: the task of the head.
+        entropy_bonus: weight of the entropy of each image's probabilities (0 to 1), which is subtracted from the loss.
         pretrain: name of the level that holds the encoder.
         finetune: name of the level that holds the head.
     """

@@ -1,4 +1,4 @@
-"""Level: pretrain an encoder by reconstructing hidden patches, or hidden words."""
+"""Level: pretrain an encoder by reconstructing hidden patches or hidden words."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ Guidance = Annotated[float, AtLeast(0), AtMost(1)]
 class MaskedPretrain(Problem):
     """Reconstruction loss of hidden patches.
 
-    Where the masking network learns from the downstream task, its probabilities enter the loss, so that hypergradients
-    reach it: as weights of the hidden patches' losses (as published), or through what is visible. Elsewhere the loss is
-    the plain mean over hidden patches. Batches are (images [B, C, H, W], targets, which are not used).
+    If the masking network learns from the downstream task, its probabilities enter the loss so that hypergradients
+    reach it: as weights of the hidden patches' losses (as published), or through the visible patches. Otherwise the
+    loss is the plain mean over hidden patches. Batches are (images [B, C, H, W], unused targets).
 
     Args:
-        module: a MaskedAutoencoder; or a MaskedLanguageModel, whose words take the place of patches, and texts int64
-            [B, L] that of images.
+        module: a MaskedAutoencoder; or a MaskedLanguageModel, with words instead of patches and texts int64 [B, L]
+            instead of images.
         policy: chooses the hidden patches.
-        weights: raw (the probabilities, as published; the loss can then be lowered through only the probabilities)
-            or normalized (they sum to 1 in each image).
+        weights: raw (the probabilities, as published; the loss can then fall through the probabilities without better
+            reconstruction) or normalized (they sum to 1 in each image).
         gradient: how the loss depends on the probabilities: weights; visibility (straight-through: the token of a
             patch enters the encoder multiplied by a gate of value 1 whose derivative is that of 1 - probability, and
             the weights are uniform); or both.
-        guidance: share of the images whose masks are the policy's; the others' are random, with uniform weights.
+        guidance: share of the images with masks from the policy; the others get random masks, with uniform weights.
         mask: name of the level that holds the masking network; used by policies that have one.
 
     Raises:
@@ -67,11 +67,11 @@ class MaskedPretrain(Problem):
         self._gated = downstream and gradient in ("visibility", "both")
 
     def draw(self, levels: Levels, batch: Any) -> dict[str, Any]:
-        """``scores`` [B, L]: the patches with the largest are hidden; ``guided`` bool [B]: whose are the policy's;
-        ``statistics`` of the masks, see ``mask_statistics``, where there is a masking network."""
+        """Draw ``scores`` [B, L], whose largest mark the hidden patches; ``guided`` bool [B], the images masked by the
+        policy; and with a masking network the ``statistics`` of the masks, see ``mask_statistics``."""
         view = MaskView.of(levels, batch[0], self.name, self.mask)
         scores = self.policy.scores(view)
-        # Batches are in random order: the first images are any. The random part makes the share exact on average.
+        # Batches are shuffled, so the first images are a random choice. A random part makes the share exact on average.
         position = torch.arange(len(scores), device=scores.device)
         guided = position + torch.rand((), device=scores.device, dtype=torch.float64) < self.guidance * len(scores)
         scores = torch.where(guided[:, None], scores, torch.rand_like(scores))
@@ -100,7 +100,7 @@ class MaskedPretrain(Problem):
             return plain, draws["statistics"]
         log_probabilities = logsigmoid(getattr(levels, self.mask)(images))
         log_weights = torch.where(draws["guided"][:, None], log_probabilities, 0.0)
-        if self.weights == "normalized":  # in the logarithm: all of an image's probabilities may be below float32's
+        if self.weights == "normalized":  # in the logarithm: an image's probabilities may all underflow float32
             weights = log_weights.masked_fill(hidden == 0, -torch.inf).softmax(1) / len(images)
         else:
             weights = log_weights.exp() * hidden / hidden.sum()

@@ -1,4 +1,4 @@
-"""Levels: adapt shared parameters to each of some tasks, and learn the parameters to adapt."""
+"""Levels: adapt shared parameters to several tasks, and learn the parameters to start from."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from multilevel.problems.levels import Levels
 
 
 class Tasks(NamedTuple):
-    """T tasks of one size: what each is adapted to (``support``, S samples), and what it is judged by (``query``, Q).
+    """T tasks of equal size: samples to adapt to (``support``, S) and samples to evaluate on (``query``, Q).
 
-    Inputs are float [T, S, ...] and [T, Q, ...]; targets are float of the predictions' shapes, or classes int64
-    [T, S] and [T, Q].
+    Inputs are float [T, S, ...] and [T, Q, ...]; targets are float with the predictions' shapes, or classes int64 [T,
+    S] and [T, Q].
     """
 
     support_inputs: Tensor
@@ -31,15 +31,15 @@ Error = Callable[[Tensor, Tensor], Tensor]
 
 
 class SharedNetwork(nn.Module):
-    """A network whose parameters are the starting point of every task."""
+    """A network whose parameters every task starts from."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, offsets: Sequence[Tensor], inputs: Tensor) -> Tensor:
-        """Each task's predictions [T, N, ...] for its inputs [T, N, ...], each parameter [...] of the network moved by
-        the task's offset, one of [T, ...]."""
+        """Each task's predictions [T, N, ...] for its inputs [T, N, ...], with the task's offsets, [T, ...] for each
+        parameter [...], added to the network's parameters."""
         shared = dict(self.network.named_parameters())
 
         def predictions(offsets: Sequence[Tensor], task_inputs: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class SharedNetwork(nn.Module):
 
 
 class TaskOffsets(nn.Module):
-    """The offset of each of T tasks for every parameter of a network, initially 0; and the number of rounds."""
+    """The offsets of T tasks for every parameter of a network, initially 0, and the number of rounds so far."""
 
     round: Tensor
 
@@ -68,16 +68,16 @@ class TaskOffsets(nn.Module):
 
 
 class Adaptation(Problem):
-    """Each task's error on its support set, with a penalty on how far it moves; its sum over the tasks.
+    """Each task's error on its support set plus a proximal penalty, summed over the tasks.
 
-    Every round has other tasks, and they start at the shared parameters. The penalty is that of iMAML (Rajeswaran et
-    al. 2019, equation 4); without it, gradient descent of this level is the inner loop of MAML (Finn et al. 2017).
+    Every round has new tasks, which start at the shared parameters. The penalty is that of iMAML (Rajeswaran et al.
+    2019, equation 4); without it, gradient descent of this level is the inner loop of MAML (Finn et al. 2017).
 
     Args:
-        tasks: the tasks of a round, by its number.
+        tasks: maps the number of a round to its tasks.
         error: of predictions.
         proximal: weight of half the squared distance from the shared parameters.
-        shared: name of the level that holds a ``SharedNetwork``; this one's module is ``TaskOffsets``.
+        shared: name of the level that holds a ``SharedNetwork``; this level's module is ``TaskOffsets``.
     """
 
     def __init__(
@@ -116,9 +116,9 @@ class MetaLearning(Problem):
     """Mean error of adapted tasks on their query sets.
 
     Args:
-        tasks: those of the level below, by its round.
+        tasks: the same as for the level below, by its round.
         error: of predictions.
-        adaptation: name of the level that holds ``TaskOffsets``; this one's module is a ``SharedNetwork``.
+        adaptation: name of the level that holds ``TaskOffsets``; this level's module is a ``SharedNetwork``.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class MetaLearning(Problem):
 
 
 class PooledLearning(Problem):
-    """Mean error of one network on all samples of all tasks, none adapted: no meta-learning. A batch is a round."""
+    """Mean error of one network on all samples of all tasks without adaptation, as a baseline. A batch is a round."""
 
     def __init__(self, *arguments: Any, tasks: Callable[[int], Tasks], error: Error, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -152,7 +152,7 @@ class PooledLearning(Problem):
 
 
 def mean_error(predictions: Tensor, targets: Tensor, error: Error) -> Tensor:
-    """Over tasks and samples: predictions [T, N, ...], targets [T, N, ...]."""
+    """Mean error over tasks and samples of predictions [T, N, ...] against targets [T, N, ...]."""
     return error(predictions.flatten(0, 1), targets.flatten(0, 1))
 
 
@@ -172,7 +172,7 @@ def adapt(
     error: Error,
     proximal: float,
 ) -> None:
-    """Update the offsets of other tasks than a graph's as ``Adaptation`` does, so many times."""
+    """Adapt to tasks outside the graph with ``steps`` updates of their offsets, as ``Adaptation`` does."""
     for _ in range(steps):
         loss = support_loss(network(offsets(), tasks.support_inputs), offsets(), tasks, error, proximal)
         slopes = torch.autograd.grad(loss, list(offsets.parameters()))

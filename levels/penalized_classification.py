@@ -1,4 +1,4 @@
-"""Levels: linear classification with an L2 penalty for each weight, which another level learns."""
+"""Levels: linear classification with a learned L2 penalty for each weight."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from multilevel.problems.levels import Levels
 
 
 class PenalizedClassification(Classification):
-    """Cross-entropy of a linear classifier, and half the sum of its squared weights times their penalties.
+    """Cross-entropy of a linear classifier, plus half the sum of its squared weights times their penalties.
 
-    The module is an ``nn.Linear``, whose bias has no penalty; batches are (inputs [B, inputs], classes int64 [B]).
+    The module is an ``nn.Linear``; its bias has no penalty; batches are (inputs [B, inputs], classes int64 [B]).
 
     Args:
         penalties: name of the level whose module gives the penalties [classes, inputs].
@@ -27,7 +27,7 @@ class PenalizedClassification(Classification):
         self.penalties = penalties
 
     def outputs(self, levels: Levels, batch: Any, draws: Any) -> Any:
-        """The logits [B, classes] and the weights [classes, inputs]: the loss is convex in both."""
+        """The logits [B, classes] and the weights [classes, inputs]; the loss is convex in both."""
         classifier = getattr(levels, self.classifier)
         return [classifier(batch[0]), classifier.weight]
 
@@ -43,13 +43,13 @@ def penalty(weights: Tensor, penalties: Tensor) -> Tensor:
 
 
 def fit_penalized(inputs: Tensor, classes: Tensor, penalties: Tensor, tolerance: float = 1e-4) -> tuple[nn.Linear, int]:
-    """The linear classifier of least loss under given penalties, by L-BFGS (scipy's) in float64 on the CPU.
+    """Fit the linear classifier of least loss for given penalties, by scipy's L-BFGS in float64 on the CPU.
 
     Args:
         inputs: [N, inputs].
-        classes: int64 [N], all of 0 to the number of classes less 1.
+        classes: int64 [N], from 0 to the number of classes minus 1.
         penalties: [classes, inputs], above 0.
-        tolerance: largest entry of the gradient at the end.
+        tolerance: largest entry of the final gradient.
 
     Returns:
         The classifier, float64, and the number of evaluations of the loss and its gradient.
@@ -67,7 +67,7 @@ def fit_penalized(inputs: Tensor, classes: Tensor, penalties: Tensor, tolerance:
     start = torch.zeros(sum(parameter.numel() for parameter in parameters), dtype=torch.float64)
     options = {"gtol": tolerance, "ftol": 0.0, "maxiter": 10_000, "maxfun": 10_000}
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # of so small products two threads make one that takes seven times as long
+    torch.set_num_threads(1)  # two threads make such small products seven times slower
     try:
         minimum = minimize(loss_and_gradient, start.numpy(), jac=True, method="L-BFGS-B", options=options)
     finally:

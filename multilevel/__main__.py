@@ -31,7 +31,7 @@ def _run(words: list[str]) -> int:
         return 0
     command, arguments = words[0], words[1:]
     if command not in COMMANDS:
-        raise MultilevelError(f"there is no command {command!r}; the commands are {', '.join(COMMANDS)}")
+        raise MultilevelError(f"unknown command {command!r}; the commands are {', '.join(COMMANDS)}")
     with needing("recipes", f"multilevel {command}"):
         if "--help" in arguments or "-h" in arguments:
             help_for = importlib.import_module("multilevel.commands.help").help_for
@@ -39,7 +39,7 @@ def _run(words: list[str]) -> int:
             return 0
         check_folders()
         if launched() and command != "train":
-            raise MultilevelError(f"torchrun can only start multilevel train; run multilevel {command} without it")
+            raise MultilevelError(f"torchrun works only with multilevel train; run multilevel {command} without it")
         return importlib.import_module(f"multilevel.{COMMANDS[command]}").main(arguments)
 
 

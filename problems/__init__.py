@@ -1,4 +1,4 @@
-"""The abstractions: Problem (a level), Graph (who reads whom), Engine (the schedule of updates)."""
+"""The abstractions: Problem (a level), Graph (which level reads which), Engine (the schedule of updates)."""
 
 from multilevel.problems.callbacks import Callback, Update
 from multilevel.problems.checkpoint import Checkpointing, load_checkpoint, load_weights, save_checkpoint

@@ -1,4 +1,4 @@
-"""A level's batches: restarted when they end, peeked at, and found again after a resume."""
+"""A level's batches, which restart when they end, allow looking ahead, and resume at a stored position."""
 
 from __future__ import annotations
 
@@ -24,25 +24,24 @@ from multilevel.solvers import DataError
 
 
 class Batches:
-    """The batches of one level, in an order that depends on (seed, level, epoch) and on nothing else.
+    """The batches of one level, in an order that depends only on (seed, level, epoch).
 
-    Whatever the data draws from global generators (a DataLoader's shuffling, an augmentation) comes from a
-    separate stream, so that the data neither moves nor follows the randomness of the losses, and a position
-    is enough to resume. Data with an ``iterate_from(position)`` method is asked for the rest of an epoch;
-    other data is iterated up to it.
+    Draws of the data from global generators (a DataLoader's shuffling, an augmentation) come from a separate stream, so
+    data and losses do not affect each other's randomness, and a position is enough to resume. Data with a method
+    ``iterate_from(position)`` resumes through it; other data is iterated up to the position.
 
-    With several ranks each takes its share of every batch, without overlap: data with a method
-    ``batch_share(rank, count)`` is asked for it; of other data each tensor is cut along its first dimension, which
-    must be that of the samples.
+    With several ranks, each takes its share of every batch without overlap: through the data's method
+    ``batch_share(rank, count)`` if there is one, else by slicing each tensor along its first dimension, which must be
+    the samples'.
 
     Args:
         level: the level's name.
-        data: any iterable of batches; None gives None as every batch.
-        device: where tensors in a batch are moved.
+        data: any iterable of batches; with None every batch is None.
+        device: device for the tensors in a batch.
         seed: of the stream.
 
     Attributes:
-        waited: seconds that were spent on waiting for batches so far.
+        waited: seconds spent waiting for batches so far.
     """
 
     def __init__(self, level: str, data: Iterable[Any] | None, device: torch.device, seed: int = 0) -> None:
@@ -50,7 +49,7 @@ class Batches:
         several = replicas.count() > 1
         if several and _is_sharded(data):
             raise DataError(
-                f"the data of level {level!r} has a DistributedSampler, and would be shared out twice: leave it out"
+                f"the data of level {level!r} has a DistributedSampler, and would be split twice: leave it out"
             )
         share = getattr(data, "batch_share", None) if several else None
         self.data: Any = data if share is None else share(replicas.rank(), replicas.count())
@@ -60,16 +59,16 @@ class Batches:
         self.restart(seed)
 
     def restart(self, seed: int, epoch: int = 0, position: int = 0) -> None:
-        """Go to a position of an epoch of the stream of ``seed``; an iterator as data stays where it is."""
+        """Go to a position in an epoch of the stream of ``seed``; data that is an iterator stays where it is."""
         self.seed, self.epoch, self.position = seed, epoch, position
         if isinstance(self.data, Iterator) and hasattr(self, "_iterator"):
             return
         self._iterator: Iterator[Any] | None = None
-        self._stream: RandomState | None = None  # of what the data draws in this epoch
+        self._stream: RandomState | None = None  # for the data's draws in this epoch
         self._peeked: list[Any] = []
 
     def peek(self) -> Any:
-        """The next batch, which stays the next."""
+        """Return the next batch without consuming it."""
         if not self._peeked:
             start = perf_counter()
             self._peeked = [self._fetch()]
@@ -77,17 +76,17 @@ class Batches:
         return self._peeked[0]
 
     def ahead(self, count: int) -> list[Any]:
-        """The next ``count`` batches, fewer where the epoch ends; they stay the next."""
+        """Return the next ``count`` batches, or fewer at the end of the epoch, without consuming them."""
         self.peek()
         while len(self._peeked) < count and self._iterator is not None and (batch := self._advance()) is not _END:
             self._peeked.append(self._placed(batch))
         return self._peeked[:count]
 
     def next(self) -> Any:
-        """The next batch.
+        """Return the next batch.
 
         Raises:
-            DataError: the data is empty, or an iterator that has ended and cannot start again.
+            DataError: the data is empty, or an exhausted iterator that cannot restart.
         """
         batch = self.peek()
         self._peeked.pop(0)
@@ -111,7 +110,7 @@ class Batches:
             self._start_epoch()
             batch = self._advance()
         if batch is _END:
-            raise DataError(f"the data of level {self.level!r} is empty, or an iterator that cannot start again")
+            raise DataError(f"the data of level {self.level!r} is empty, or an iterator that cannot restart")
         return self._placed(batch)
 
     def _placed(self, batch: Any) -> Any:
@@ -119,7 +118,7 @@ class Batches:
 
     def _start_epoch(self) -> None:
         assert self.data is not None
-        if type(self.data) in (list, tuple):  # iterating over these draws nothing
+        if type(self.data) in (list, tuple):  # iterating over these types draws no random numbers
             self._stream = None
             self._iterator = islice(iter(self.data), self.position, None)
             return
@@ -145,7 +144,7 @@ _END = object()
 
 
 def _is_sharded(data: Any) -> bool:
-    """Whether a DataLoader gives each rank its own samples already."""
+    """Whether a DataLoader already gives each rank its own samples."""
     samplers = (getattr(data, "sampler", None), getattr(getattr(data, "batch_sampler", None), "sampler", None))
     return any(isinstance(sampler, DistributedSampler) for sampler in samplers)
 
@@ -154,7 +153,8 @@ def own_share(batch: Any, level: str) -> Any:
     """This rank's rows of every tensor of a batch.
 
     Raises:
-        DataError: rows that the ranks cannot share evenly, or something other than tensors of one length.
+        DataError: the ranks cannot share the rows evenly, or the batch holds something other than tensors of equal
+            length.
     """
     length, ranks = _rows(batch, level, "give the data a method batch_share(rank, count)"), replicas.count()
     count, remainder = divmod(length, ranks)
@@ -167,17 +167,17 @@ def first_rows(batch: Any, share: float, level: str) -> Any:
     """The first rows, at least one, of every tensor of a batch.
 
     Raises:
-        DataError: something other than tensors of one length.
+        DataError: the batch holds something other than tensors of equal length.
     """
     remedy = f"set levels.{level}.solve_share to 1"
     length = _rows(batch, level, remedy)
     if length == 0:
-        raise DataError(f"a batch of level {level!r} has no rows to take a part of: {remedy}")
+        raise DataError(f"a batch of level {level!r} has no rows to take a share of: {remedy}")
     return _cut(batch, 0, max(1, round(share * length)))
 
 
 def _rows(batch: Any, level: str, remedy: str) -> int:
-    """How many rows all tensors of a batch have; None and tensors without a dimension are for all samples."""
+    """The number of rows of every tensor in a batch; None and tensors without dimensions apply to all samples."""
     leaves: list[Any] = []
     _map_leaves(leaves.append, batch)
     for leaf in leaves:
@@ -192,19 +192,19 @@ def _rows(batch: Any, level: str, remedy: str) -> int:
 
 
 def _cut(batch: Any, start: int, count: int) -> Any:
-    """Rows of every tensor that has rows."""
+    """Slice the rows of every tensor that has rows."""
     return map_tensors(lambda tensor: tensor[start:][:count] if tensor.ndim > 0 else tensor, batch)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Move every tensor of a batch; anything else stays as it is."""
+    """Move every tensor of a batch; everything else stays unchanged."""
     return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch)
 
 
 def fresh(batch: Any, tensors: bool = False, listed: list[Tensor] | None = None) -> Any:
-    """A batch that a loss may pop from and write to: containers and arrays are copied, with ``tensors`` tensors too.
+    """Copy a batch so that a loss may modify it: copies containers and arrays, and with ``tensors`` also tensors.
 
-    ``listed`` receives every tensor of the result, once.
+    Every tensor of the result is appended to ``listed`` once.
 
     >>> batch = {"x": torch.ones(2)}
     >>> _ = fresh(batch).pop("x")
@@ -224,16 +224,15 @@ def fresh(batch: Any, tensors: bool = False, listed: list[Tensor] | None = None)
 
 
 def versions(tensors: Iterable[Tensor]) -> list[int]:
-    """How often each tensor has been written to; 0 for those of inference mode, which do not count it."""
+    """How often each tensor has been written to; 0 for inference tensors, which do not count writes."""
     return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
 def map_tensors(function: Callable[[Any], Any], batch: Any, arrays: bool = False) -> Any:
-    """A copy of a batch with ``function`` of every tensor in its place; the types of all containers stay.
+    """Copy a batch, replacing every tensor with ``function`` of it; container types are kept.
 
-    Tensors are found in tuples, lists, mappings and dataclasses of any kind, nested, and in the attributes of other
-    objects that hold one directly. A tensor that is there twice is still one tensor afterwards. With ``arrays``
-    numpy's arrays are mapped as well.
+    Tensors are found in nested tuples, lists, mappings and dataclasses, and in the direct attributes of other objects.
+    A tensor that occurs twice is still one tensor afterwards. With ``arrays``, numpy arrays are mapped too.
 
     >>> map_tensors(torch.neg, {"x": [torch.tensor(1), "a name"]})
     {'x': [tensor(-1), 'a name']}
@@ -256,9 +255,10 @@ def map_tensors(function: Callable[[Any], Any], batch: Any, arrays: bool = False
 
 
 def _map_leaves(function: Callable[[Any], Any], batch: Any) -> Any:
-    """``map_tensors`` with ``function`` of whatever is no container; of an object's own attributes, of tensors."""
+    """``map_tensors`` for a ``function`` of everything that is not a container; among an object's attributes, only of
+    tensors."""
 
-    def copied(value: Any) -> Any:  # pytree leaves here what is of no type that it knows
+    def copied(value: Any) -> Any:  # pytree treats unknown types as leaves
         if not _is_container(value):
             return function(value)
         result = _with_items(function, value)
@@ -266,7 +266,7 @@ def _map_leaves(function: Callable[[Any], Any], batch: Any) -> Any:
         for name in declared:
             object.__setattr__(result, name, _map_leaves(function, getattr(value, name)))  # it may be frozen
         attributes = getattr(value, "__dict__", {})
-        if attributes is value:  # a dict whose items are its attributes
+        if attributes is value:  # a dict with its items as attributes
             object.__setattr__(result, "__dict__", result)
             return result
         for name, item in attributes.items():
@@ -286,7 +286,7 @@ def _map_leaves(function: Callable[[Any], Any], batch: Any) -> Any:
 
 
 def _with_items(function: Callable[[Any], Any], value: Any) -> Any:
-    """A copy of a container with ``function`` of the leaves of its items."""
+    """Copy a container, applying ``function`` to the leaves of its items."""
     if isinstance(value, tuple):
         return tuple.__new__(type(value), [_map_leaves(function, item) for item in value])
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Levels that are solved together, and the order in which an adjoint pass goes through them."""
+"""Groups levels that are solved together, and orders them for an adjoint pass."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from graphlib import TopologicalSorter
 
 @dataclass(frozen=True)
 class LevelBlock:
-    """A level, and those below it that read it and that it reads: their response is part of its own gradient.
+    """A level together with the levels below it that read each other with it, whose response is part of its gradient.
 
     Attributes:
         name: the level.
-        inner: the blocks within, in the order in which they are solved; empty where its gradient is the plain one.
+        inner: the blocks inside, in the order in which they are solved; empty if the level's gradient is the plain one.
     """
 
     name: str
@@ -21,19 +21,19 @@ class LevelBlock:
 
     @property
     def levels(self) -> tuple[str, ...]:
-        """All its levels, in the order in which they are solved; its own last."""
+        """All levels of the block in the order in which they are solved, ending with its own."""
         return (*(level for block in self.inner for level in block.levels), self.name)
 
 
 def ordered(levels: Sequence[str], reads: Mapping[str, Sequence[str]]) -> tuple[LevelBlock, ...]:
-    """Blocks of ``levels`` (bottom first), each after every one that reads a level of it.
+    """The blocks of ``levels`` (bottom first), each after every block that reads a level of it.
 
-    Levels that read each other in a cycle are one block: that of the highest of them.
+    Levels that read each other in a cycle form one block, that of the highest level.
     """
     edges = {level: [target for target in reads[level] if target in levels] for level in levels}
     reached = {level: {level} | reachable(level, edges, set(levels)) for level in levels}
     cycles = [[peer for peer in levels if peer in reached[level] and level in reached[peer]] for level in levels]
-    members = {cycle[-1]: cycle for cycle in cycles}  # each cycle once, by its highest level
+    members = {cycle[-1]: cycle for cycle in cycles}  # each cycle once, at its highest level
     readers = {
         top: {reader for reader in members if reader not in cycle and top in reached[reader]}
         for top, cycle in members.items()
@@ -43,7 +43,7 @@ def ordered(levels: Sequence[str], reads: Mapping[str, Sequence[str]]) -> tuple[
 
 
 def reachable(start: str, edges: Mapping[str, Sequence[str]], within: set[str]) -> set[str]:
-    """Levels of ``within`` that ``start`` reaches by edges between levels of ``within``."""
+    """The levels of ``within`` that ``start`` reaches by edges inside ``within``."""
     reached: set[str] = set()
     waiting = [start]
     while waiting:

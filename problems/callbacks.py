@@ -1,4 +1,4 @@
-"""Callbacks: how a level's losses and metrics reach the screen, the event log and pictures."""
+"""Callbacks, which pass a level's losses and metrics to the screen, the event log and pictures."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from multilevel.solvers import SolveReport
 
 @dataclass(frozen=True)
 class Update:
-    """One real update of one level.
+    """One update of one level.
 
     Attributes:
         level: its name.
-        step: updates of the top level done before it.
-        loss: its loss before the update.
-        metrics: further values that its loss reported.
-        gradient_norm: norm of the hypergradient, before clipping.
-        solves: report of the solve of each level that the hypergradient went through.
-        cosine: between this hypergradient and the level's last one; None at the first, and for plain gradients.
+        step: earlier updates of the top level.
+        loss: the loss before the update.
+        metrics: additional values that the loss reported.
+        gradient_norm: norm of the hypergradient before clipping.
+        solves: report of each solve for the hypergradient, by level.
+        cosine: cosine between this hypergradient and the level's previous one; None for the first, and for plain
+            gradients.
     """
 
     level: str
@@ -35,7 +36,7 @@ class Update:
 class Callback:
     """Override what you need; every method does nothing by default.
 
-    ``engine`` is the ``Engine`` that trains.
+    ``engine`` is the training ``Engine``.
 
     Examples:
         >>> class Print(Callback):
@@ -47,19 +48,19 @@ class Callback:
     """
 
     def on_start(self, engine: Any, steps: int) -> None:
-        """Before the first of ``steps`` steps."""
+        """Called before the first of ``steps`` steps."""
 
     def on_update(self, engine: Any, update: Update) -> None:
-        """After each update of any level."""
+        """Called after each update of any level."""
 
     def on_skip(self, engine: Any, level: str, reason: str) -> None:
-        """After an update of a level that could not be made: its loss or its hypergradient was not finite."""
+        """Called after a skipped update of a level: its loss or hypergradient was not finite."""
 
     def on_notice(self, engine: Any, notice: str) -> None:
-        """After the updates of a step, for each line that those who train should see; each is told once."""
+        """Called after the updates of a step for each line that the user should see; each line comes only once."""
 
     def on_step(self, engine: Any) -> None:
-        """After each update of the top level."""
+        """Called after each update of the top level."""
 
     def on_end(self, engine: Any) -> None:
-        """After the last step."""
+        """Called after the last step."""

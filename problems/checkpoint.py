@@ -1,8 +1,8 @@
-"""Checkpoints: written completely or not at all, verified when read, and never unpickled.
+"""Checkpoints, which are written atomically, verified on reading, and never unpickled.
 
-A checkpoint folder holds the newest two, each a folder ``step-N``: ``weights.safetensors`` (``LEVEL.PARAMETER``),
-``state.safetensors`` (the tensors of optimizers and generators), ``state.json`` (everything else) and ``digests.json``
-(the SHA-256 of each of these files).
+A checkpoint folder holds the newest two checkpoints, each a folder ``step-N``: ``weights.safetensors``
+(``LEVEL.PARAMETER``), ``state.safetensors`` (the tensors of optimizers and generators), ``state.json`` (everything
+else) and ``digests.json`` (the SHA-256 of each of these files).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from multilevel.problems.graph import Graph, check_match
 
 WEIGHTS, STATE, STRUCTURE = "weights.safetensors", "state.safetensors", "state.json"
 DIGESTS = "digests.json"
-KEPT = 2  # one to go back to, should the disk lose the newest
+KEPT = 2  # the older one is a fallback if the disk loses the newest
 
 
 class Checkpointing(Callback):
     """Saves a checkpoint every ``every`` steps, and after the last one.
 
-    While updates of a level are skipped it waits for the next successful one, so that earlier checkpoints are kept.
+    While updates of a level are skipped, it waits for the next successful update, which keeps earlier checkpoints.
 
     Args:
         folder: the checkpoint folder.
@@ -70,16 +70,16 @@ class Checkpointing(Callback):
 
 
 def save_checkpoint(engine: Engine, folder: Path) -> Path:
-    """Save all that the engine needs to continue from here, and remove all checkpoints but the newest ``KEPT``.
+    """Save everything that the engine needs to continue, and remove all checkpoints except the newest ``KEPT``.
 
-    With several ranks all of them must call this; rank 0 writes.
+    With several ranks, all must call this; rank 0 writes.
 
     Returns:
         The folder of the new checkpoint.
 
     Raises:
-        CheckpointError: an optimizer or a scheduler holds something other than numbers, text or tensors, or the disk
-            cannot take it. Earlier checkpoints are kept then.
+        CheckpointError: an optimizer or a scheduler holds something other than numbers, text or tensors, or the
+            checkpoint cannot be written. Earlier checkpoints are then kept.
 
     Examples:
         >>> engine.run(steps=2)  # the engine of Engine's example
@@ -113,10 +113,10 @@ def load_checkpoint(engine: Engine, folder: Path) -> list[str]:
     """Restore an engine from the newest intact checkpoint of a folder.
 
     Returns:
-        One line for each newer checkpoint, with its damage.
+        One line for each damaged newer checkpoint.
 
     Raises:
-        CheckpointError: there is none, or it is of another graph; the engine is then unchanged.
+        CheckpointError: there is no checkpoint, or it belongs to another graph; the engine is then unchanged.
 
     Examples:
         >>> _ = save_checkpoint(engine, folder)  # the engine of Engine's example, at step 0
@@ -139,12 +139,12 @@ def load_checkpoint(engine: Engine, folder: Path) -> list[str]:
         engine.load_state_dict(state)
     except CheckpointError:
         raise
-    except Exception as error:  # whoever edited it can have made torch raise anything
+    except Exception as error:  # an edited file can make torch raise any error
         engine.load_state_dict(before)
         raise CheckpointError(_damage(newest / STRUCTURE, _reason(error))) from error
     steps = sorted(set(replicas.gather(engine.step)))
     if len(steps) > 1:
-        raise CheckpointError(f"the ranks found checkpoints of steps {steps}: {folder} must be one folder for all")
+        raise CheckpointError(f"the ranks found checkpoints of steps {steps}: {folder} must be the same for all")
     return damaged
 
 
@@ -154,13 +154,13 @@ def load_weights(graph: Graph, folder: Path, only: str | None = None) -> list[st
     Args:
         graph: the graph to load into.
         folder: the checkpoint folder.
-        only: load only this level, from a checkpoint that may lack the others; None loads all.
+        only: load only this level, so the checkpoint may lack others; None loads all.
 
     Returns:
-        One line for each newer checkpoint, with its damage.
+        One line for each damaged newer checkpoint.
 
     Raises:
-        CheckpointError: there is none, or it is of another graph; nothing is changed then.
+        CheckpointError: there is no checkpoint, or it belongs to another graph; nothing is then changed.
 
     Examples:
         >>> _ = save_checkpoint(engine, folder)  # the engine of Engine's example
@@ -174,7 +174,7 @@ def load_weights(graph: Graph, folder: Path, only: str | None = None) -> list[st
 
 
 def take_weights(graph: Graph, checkpoint: Path, only: str | None = None) -> None:
-    """``load_weights`` from one checkpoint's own folder, as ``newest_intact`` gives it."""
+    """``load_weights`` from a single checkpoint's folder, which ``newest_intact`` returns."""
     weights = _read_weights(checkpoint)
     problems = graph.problems
     if only is not None:
@@ -186,10 +186,10 @@ def take_weights(graph: Graph, checkpoint: Path, only: str | None = None) -> Non
 
 
 def newest_intact(folder: Path, files: Sequence[str] = (WEIGHTS, STATE, STRUCTURE)) -> tuple[Path, list[str]]:
-    """The folder of the newest checkpoint whose ``files`` are what was written, and what is wrong with newer ones.
+    """The folder of the newest checkpoint with intact ``files``, and the damage to newer ones.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no intact checkpoint.
     """
     damaged: list[str] = []
     for path in _checkpoints(folder):
@@ -201,7 +201,7 @@ def newest_intact(folder: Path, files: Sequence[str] = (WEIGHTS, STATE, STRUCTUR
 
 
 def write_digests(checkpoint: Path) -> None:
-    """Write down the SHA-256 of each file of a checkpoint."""
+    """Write the SHA-256 of each file of a checkpoint."""
     digests = {path.name: _digest(path) for path in sorted(checkpoint.iterdir()) if path.name != DIGESTS}
     (checkpoint / DIGESTS).write_text(json.dumps(digests))
 
@@ -209,7 +209,7 @@ def write_digests(checkpoint: Path) -> None:
 def _write(
     target: Path, partial: Path, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor], structure: Any
 ) -> None:
-    """A checkpoint's folder, which is there whole or not at all."""
+    """Write a checkpoint's folder atomically."""
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
@@ -228,7 +228,7 @@ def _write(
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """The newest first."""
+    """The checkpoints, newest first."""
     names = (path for path in (folder.iterdir() if folder.is_dir() else ()) if path.name.startswith("step-"))
     return sorted((path for path in names if path.name[5:].isdecimal()), key=_step, reverse=True)
 
@@ -238,7 +238,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def _problem(checkpoint: Path, files: Sequence[str]) -> str | None:
-    """The damage to a checkpoint; None where its files are as written, or it is older than digests."""
+    """The damage to a checkpoint; None if its files are intact, or it predates digests."""
     try:
         digests = json.loads((checkpoint / DIGESTS).read_text())
     except FileNotFoundError:
@@ -297,7 +297,7 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU: the format takes no tensors that share memory, as tied weights do."""
+    """Copies on the CPU, since the format rejects tensors that share memory, such as tied weights."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
@@ -326,7 +326,7 @@ def _reason(error: Exception) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Have the disk hold a file, or a folder's entries, before anything that relies on it."""
+    """Flush a file, or a folder's entries, to the disk before anything relies on it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

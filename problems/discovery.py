@@ -1,4 +1,4 @@
-"""Levels that a loss is the first to read at a later update."""
+"""Discovers levels that a loss first reads at a later update."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from multilevel.problems.hypergradient import Gradients, differentiable_variable
 
 
 class Discovery:
-    """Evaluates the losses of updates, and adds to the graph's ``reads`` what they turn out to depend on.
+    """Evaluates the losses of updates, and adds newly found dependencies to the graph's ``reads``.
 
     Args:
         graph: the levels.
@@ -20,22 +20,22 @@ class Discovery:
     def __init__(self, graph: Graph, evaluator: Evaluator) -> None:
         self._graph = graph
         self._evaluator = evaluator
-        #: Of each level, the levels that its loss uses without being known to depend on them.
+        #: For each level, the levels that its loss uses without a known dependency.
         self._used: dict[str, set[str]] = {name: set() for name in graph.names}
         self._seen: set[str] = set()
 
     def evaluate(
         self, name: str, part: RecordedBatch, inputs: Gradients, observed: bool
     ) -> tuple[Evaluation, Gradients]:
-        """The loss of an update of a level, and what it is to be differentiated in: more than ``inputs`` where it reads
+        """The loss of a level's update, and the variables to differentiate it in: more than ``inputs`` if it reads
         another level for the first time.
 
-        A level that the loss uses enters as what could be differentiated: the graph of the loss then tells whether it
-        depends on it. The generators must be at ``part.state``.
+        A level that the loss uses enters with gradients enabled, so that the loss's graph shows whether it depends on
+        the level. The generators must be at ``part.state``.
 
         Raises:
-            ReadsError: the level's ``reads`` is pinned, to fewer.
-            GraphError: the loss uses a level's parameters beside ``levels``.
+            ReadsError: the level's ``reads`` is pinned to fewer levels.
+            GraphError: the loss uses a level's parameters other than through ``levels``.
         """
         used, graph = self._used[name], self._graph
         while True:

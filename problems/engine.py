@@ -1,4 +1,4 @@
-"""Engine: the schedule of updates, each along its level's own hypergradient."""
+"""Engine: runs the schedule of updates, each along its level's hypergradient."""
 
 from __future__ import annotations
 
@@ -38,19 +38,18 @@ class Engine:
 
     Args:
         graph: the levels.
-        seed: of every draw, of dropout, and of the order of the data; global generators are
-            left alone.
+        seed: of every draw, of dropout, and of the order of the data; global generators are not touched.
         precision: float32 (the parameters' own dtype) or bf16 (autocast).
         callbacks: called for every update.
-        max_skipped: consecutive updates of a level that may be skipped for a loss or hypergradient that is not finite.
+        max_skipped: consecutive updates of a level that may be skipped because its loss or hypergradient is not finite.
         compile: compile the calls on levels in updates where possible, see ``Compilation``: True, or a backend of
             torch.compile. Solves and reference computations are not compiled.
-        check: compare the products of each level's first hypergradient with products formed in another way, and
-            report a difference above 5%.
+        check: compare the products of each level's first hypergradient with products formed another way, and report a
+            difference above 5%.
 
     Attributes:
         step: updates of the top level so far.
-        updates: takes the levels' updates.
+        updates: performs the levels' updates.
         histories: of each level, what is kept of its updates.
         recorded_steps: updates of every level to record, where a solver does not ask for more.
 
@@ -85,28 +84,28 @@ class Engine:
         self.histories = self.updates.histories
         self.recorded_steps = 0
         self._stopping = False
-        self._updated_now: set[str] = set()  # levels with an update in the step that is under way
+        self._updated_now: set[str] = set()  # levels updated in the current step
         for batches in graph.batches.values():
             batches.restart(seed)
         modules = [problem.module for problem in graph.problems.values()]
         replicas.broadcast(tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
-        _ = graph.reads  # a graph that does not fit together is refused here, before any work
+        _ = graph.reads  # rejects an inconsistent graph before any work
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Of each level, the updates in a row that were skipped last."""
+        """For each level, the number of consecutive updates skipped most recently."""
         return {name: history.skipped for name, history in self.histories.items()}
 
     @differentiating()
     def run(self, steps: int) -> None:
-        """Update the top level ``steps`` times, and each level below it on the schedule of ``Problem.steps``.
+        """Update the top level ``steps`` times, and the levels below it on the schedule of ``Problem.steps``.
 
-        Ends earlier if ``stop`` is called.
+        Ends early if ``stop`` is called.
 
         Raises:
             GraphError: a level has no optimizer.
             LossError: a loss is not a scalar.
-            DivergedError: more than ``max_skipped`` updates in a row of a level would have had to be skipped.
+            DivergedError: more than ``max_skipped`` consecutive updates of a level would have been skipped.
         """
         for problem in self.graph.problems.values():
             if problem.optimizer is None:
@@ -129,17 +128,17 @@ class Engine:
             callback.on_end(self)
 
     def stop(self) -> None:
-        """Have ``run`` end after the current step; may be called from a callback or a signal handler."""
+        """Make ``run`` end after the current step; may be called from a callback or a signal handler."""
         self._stopping = True
 
     def hypergradient(self, name: str) -> dict[str, Tensor]:
         """The hypergradient of a level at the current point, from the records of the last updates.
 
         Before a level's first update, its record is its first batch, which is not consumed, and the seed. Nothing is
-        updated; weights, buffers, optimizer state and random state stay the same bit for bit.
+        updated: weights, buffers, optimizer state and random state stay bit for bit the same.
 
         Returns:
-            For each variable of the level, by name, a tensor of its shape; 0 where its loss does not use it.
+            For each variable of the level, by name, a tensor of its shape; 0 for variables that its loss does not use.
         """
         return dict(self.solve_hypergradient(name).values)
 
@@ -148,21 +147,21 @@ class Engine:
     def solve_hypergradient(
         self, name: str, solvers: Mapping[str, Solver] | None = None, precision: str | None = None, whole: bool = False
     ) -> Hypergradient:
-        """``hypergradient`` with the reports of its solves, optionally with other solvers or in another precision.
+        """``hypergradient`` and the reports of its solves, optionally with other solvers or in another precision.
 
         Args:
             name: the level.
-            solvers: for the levels that the hypergradient goes through; None takes each level's own.
-            precision: float32, bf16 or float64, in which everything is evaluated; None takes the engine's.
+            solvers: for the levels that the hypergradient passes through; None takes each level's own.
+            precision: of all evaluations: float32, bf16 or float64; None takes the engine's.
             whole: use whole batches and ignore ``solve_share``.
 
         Raises:
-            GraphError: there is no such level.
-            SolveError: the solver is strict and failed, or cannot solve a level of this kind.
+            GraphError: the level does not exist.
+            SolveError: a strict solver failed, or a solver cannot handle this kind of level.
             NotFiniteError: a loss or the hypergradient is not finite.
         """
         if name not in self.graph.problems:
-            raise GraphError(f"there is no level {name!r}; the levels are {', '.join(self.graph.names)}")
+            raise GraphError(f"unknown level {name!r}; the levels are {', '.join(self.graph.names)}")
         evaluator = Evaluator(self.graph.problems, precision) if precision else self.evaluator
         record = self.updates.record_of(name)
         inputs = differentiable_variables(evaluator, differentiated(self.graph, name))
@@ -180,10 +179,11 @@ class Engine:
         return hypergradient
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole state, for a later engine to continue with the same result: nested dicts of numbers and tensors.
+        """The whole state as nested dicts of numbers and tensors, from which a later engine continues with the same
+        result.
 
-        The records of the last updates are left out: the next step renews them before it uses them. With several
-        ranks, all of them must ask for it together, and get the same.
+        It omits the records of the last updates, which the next step renews before using them. With several ranks, all
+        must call this together, and get the same state.
         """
         random, *later_ranks = replicas.gather(self.updates.random.state_dict())
         return {
@@ -204,7 +204,8 @@ class Engine:
         """Restore a state from ``state_dict``, on any number of ranks; ranks without a saved state are reseeded.
 
         Raises:
-            CheckpointError: it is of other levels, or of modules with other parameters; nothing is changed then.
+            CheckpointError: the state belongs to other levels, or to modules with other parameters; nothing is then
+                changed.
         """
         self.graph.load_state_dict(state["levels"])
         self.step = state["step"]
@@ -216,37 +217,38 @@ class Engine:
         for name, history in self.histories.items():
             history.record = None
             history.updates.clear()
-            # Not in older checkpoints.
+            # Missing from older checkpoints.
             history.solutions = state.get("starts", {}).get(name, {})
             history.hypergradient = state.get("last", {}).get(name)
             history.skipped = state.get("skipped", {}).get(name, 0)
 
     def records(self) -> dict[str, Any]:
-        """What the last updates used, for ``load_records``: solves at this very point need it, training does not."""
+        """The records of the last updates, for ``load_records``: solves at the same point need them, training does
+        not."""
         return {
             "records": {name: self.updates.record_of(name) for name in self.graph.names},
             "steps": {name: list(history.updates) for name, history in self.histories.items() if history.updates},
         }
 
     def load_records(self, records: Mapping[str, Any]) -> None:
-        """Take over what ``records`` of an engine at the same point gave."""
+        """Load the ``records`` of an engine at the same point."""
         for name, history in self.histories.items():
             steps = records["steps"].get(name, ())
             history.record = records["records"].get(name)
             history.updates = deque(steps, maxlen=len(steps))
 
     def recorded_bytes(self, count: int) -> int:
-        """Memory of the parameters and optimizer state of each level's last ``count`` recorded updates."""
+        """The memory of the parameters and optimizer states of each level's last ``count`` recorded updates."""
         latest = (islice(reversed(history.updates), count) for history in self.histories.values())
         return sum(update.bytes for update in chain.from_iterable(latest))
 
     def _descend(self, index: int) -> None:
-        """Update the level of this index once, after the updates of the levels below it that this one asks for."""
+        """Update the level at this index once, after the scheduled updates of the levels below it."""
         if index > 0:
             below = self.graph.problems[self.graph.names[index - 1]]
             if below.starts_anew:
                 below.begin()
-                self.histories[below.name].updates.clear()  # an unrolled solver does not go back beyond its start
+                self.histories[below.name].updates.clear()  # an unrolled solver does not go back before this start
             for _ in range(below.steps):
                 self._descend(index - 1)
         self._update(self.graph.problems[self.graph.names[index]])
@@ -261,8 +263,8 @@ class Engine:
                 warnings.warn(notice, stacklevel=1)
 
     def _update(self, problem: Problem) -> None:
-        """One update of a level, or none where its loss or hypergradient is not finite, or would go through a level
-        that has had no update in this step."""
+        """Update a level, or skip the update if its loss or hypergradient is not finite, or passes through a level
+        without an update in this step."""
         name, history = problem.name, self.histories[problem.name]
         missing = [level for level in self.graph.passes(name) if level not in self._updated_now]
         if missing:
@@ -285,7 +287,7 @@ class Engine:
                     callback.on_update(self, update)
 
     def _skip(self, problem: Problem, reason: str) -> None:
-        """Leave a level as it is. Too many of these in a row end the run."""
+        """Skip an update of a level. Too many consecutive skips end the run."""
         count = self.histories[problem.name].skipped = self.histories[problem.name].skipped + 1
         for callback in self.callbacks:
             callback.on_skip(self, problem.name, reason)
@@ -294,4 +296,4 @@ class Engine:
             solvers = {level: self.graph.problems[level].solver for level in self.graph.passes(problem.name)}
             through = "".join(f", solver of {level!r}: {solver}" for level, solver in solvers.items())
             updates = f"{count} update{'s' * (count > 1)} in a row of level {problem.name!r}"
-            raise DivergedError(f"{updates} had to be skipped, the last one because {reason}{through}")
+            raise DivergedError(f"{updates} were skipped, the last one because {reason}{through}")

@@ -1,4 +1,4 @@
-"""Graph: which level reads which, found by evaluating each loss once."""
+"""Graph: finds which level reads which by evaluating each loss once."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from multilevel.solvers.autograd_graph import leaves
 from multilevel.solvers.differentiation import differentiating
 from multilevel.solvers.vectors import Tensors
 
-#: Batches looked at for a level that the first ones would leave without a gradient.
+#: Batches to try for a level that the first batches would leave without a gradient.
 LOOK_AHEAD = 16
 
 
 class Graph:
-    """The levels of a multilevel problem, bottom level first.
+    """The levels of a multilevel problem.
 
     Args:
-        problems: at least one level. A level is above those listed before it: their parameters respond to its own
-            if their losses read it. Levels that do not depend on each other may be listed in any order; the last
-            one is the top level.
-        approximate: if levels read each other and a solver cannot include the response of the inner ones in the
-            outer one's Hessian, leave that response out instead of raising an error.
+        problems: at least one level, bottom level first. A level is above those listed before it, whose parameters
+            respond to its own if their losses read it. Levels that do not depend on each other may be listed in any
+            order; the last is the top level.
+        approximate: if levels read each other and a solver cannot include the response of the inner ones in the outer
+            one's Hessian, omit that response instead of raising an error.
 
     Raises:
-        GraphError: no level, two of the same name, two that share a parameter, or a lazy module that its level's loss
-            does not initialize on the first batch (which is not consumed).
+        GraphError: there is no level, two levels share a name or a parameter, or a level's loss does not initialize a
+            lazy module on its first batch (which is not consumed).
 
     Examples:
-        A target above the weight of ``Problem``'s example, which the weight should bring to 3:
+        An upper level for ``Problem``'s example: a target that should bring the weight to 3:
 
         >>> class Aim(Problem):
         ...     def loss(self, levels, batch, draws):
@@ -58,19 +58,19 @@ class Graph:
         if not problems:
             raise GraphError("a graph needs at least one level")
         self.approximate = approximate
-        self._used: set[str] = set()  # levels whose parameters another level's loss uses in whatever way
+        self._used: set[str] = set()  # levels whose parameters another level's loss uses in any way
         self.problems: dict[str, Problem] = {}
         owners: dict[int, str] = {}
         for problem in problems:
             if problem.name in self.problems:
-                raise GraphError(f"two levels are called {problem.name!r}: every level needs its own name")
+                raise GraphError(f"two levels are named {problem.name!r}: every level needs its own name")
             self.problems[problem.name] = problem
             for name, parameter in problem.module.named_parameters():
                 owner = owners.setdefault(id(parameter), problem.name)
                 if owner != problem.name:
                     raise GraphError(
                         f"levels {owner!r} and {problem.name!r} share the parameter {name!r}: "
-                        "let one own it and the other read it through levels.NAME"
+                        "let one own it, and read it in the other through levels.NAME"
                     )
         self.batches = {
             name: Batches(name, problem.data, module_device(problem.module)) for name, problem in self.problems.items()
@@ -95,7 +95,7 @@ class Graph:
         Raises:
             ReadsError: a pinned ``reads`` leaves out a level that the loss reads.
             NestedChainError: levels read each other, and a solver cannot treat that exactly.
-            GraphError: a level that could never move, or a loss that uses parameters beside ``levels``.
+            GraphError: a level could never change, or a loss uses parameters other than through ``levels``.
         """
         evaluator = Evaluator(self.problems)
         try:
@@ -109,7 +109,7 @@ class Graph:
         return self.__dict__["reads"]
 
     def _read(self, evaluator: Evaluator, count: int) -> list[str]:
-        """Find ``reads`` on so many batches of each level; returns the levels that nothing would move."""
+        """Find ``reads`` on ``count`` batches of each level. Returns the levels that nothing would change."""
         self._used.clear()
         sources = {name: self._discover(evaluator, name, self.batches[name].ahead(count)) for name in self.names}
         reads = {name: self._in_order(sources[name] - {name}) for name in self.names}
@@ -117,7 +117,7 @@ class Graph:
             if problem.reads is not None:
                 unknown = [level for level in problem.reads if level not in self.problems]
                 if unknown:
-                    raise ReadsError(f"level {name!r} is pinned to read {unknown[0]!r}, and there is no such level")
+                    raise ReadsError(f"level {name!r} is pinned to read {unknown[0]!r}, which is not a level")
                 _check_pinned(problem, reads[name])
                 reads[name] = self._in_order(problem.reads)
         self._set_reads(reads)
@@ -128,17 +128,17 @@ class Graph:
         ]
 
     def extend_reads(self, evaluator: Evaluator, name: str, loss: Tensor, values: Mapping[str, Tensors]) -> bool:
-        """Whether a loss depends on more levels than known; they belong to its ``reads`` from now on.
+        """Whether a loss depends on more levels than known, which are added to its ``reads``.
 
         Args:
-            evaluator: that has evaluated it.
+            evaluator: that evaluated the loss.
             name: the level.
             loss: its loss.
-            values: what was substituted.
+            values: the substituted values.
 
         Raises:
-            ReadsError: ``reads`` is pinned to fewer.
-            GraphError: the loss uses a level's parameters beside ``levels``.
+            ReadsError: ``reads`` is pinned to fewer levels.
+            GraphError: the loss uses a level's parameters other than through ``levels``.
         """
         known = self.reads[name]
         more = set().union(*replicas.gather(_reached(evaluator, name, loss, values))) - {name, *known}
@@ -150,7 +150,7 @@ class Graph:
         return True
 
     def _set_reads(self, reads: dict[str, tuple[str, ...]]) -> None:
-        """Hold what the losses read, and work out anew what each hypergradient goes through."""
+        """Store what the losses read, and recompute the levels that each hypergradient passes through."""
         self.__dict__["reads"] = reads
         self._blocks.clear()
         self._passes.clear()
@@ -159,17 +159,17 @@ class Graph:
         return tuple(level for level in self.names if level in levels)
 
     def passes(self, name: str) -> tuple[str, ...]:
-        """The levels that the hypergradient of ``name`` goes through, in the order in which they are solved.
+        """The levels that the hypergradient of ``name`` passes through, in the order in which they are solved.
 
-        These are the levels below it that it depends on and that depend on it. Each comes after all of them that
-        read it, and after those below it that it reads and that read it.
+        These are the levels below it that it depends on and that depend on it. Each comes after the levels among them
+        that read it, and after levels below it that it reads and that read it.
         """
         if name not in self._passes:
             self._passes[name] = tuple(level for block in self.blocks(name) for level in block.levels)
         return self._passes[name]
 
     def blocks(self, name: str) -> tuple[LevelBlock, ...]:
-        """The levels of ``passes``, each with those whose response is part of its own gradient."""
+        """The levels of ``passes``, each with the levels whose response is part of its own gradient."""
         if name not in self._blocks:
             below = set(self.names[: self.names.index(name)])
             readers = {level: [reader for reader in self.names if level in self.reads[reader]] for level in self.names}
@@ -178,7 +178,7 @@ class Graph:
         return self._blocks[name]
 
     def treats_exactly(self, block: LevelBlock) -> bool:
-        """Whether the block's solvers can solve with its total gradient; without inner levels, any can."""
+        """Whether the block's solvers can solve with its total gradient; without inner levels, every solver can."""
         solvers = [self.problems[level].solver for level in block.levels]
         return not block.inner or all(solver is not None and solver.nests for solver in solvers)
 
@@ -198,7 +198,8 @@ class Graph:
         """Restore a state from ``state_dict``.
 
         Raises:
-            CheckpointError: it is of other levels, or of modules with other parameters; nothing is changed then.
+            CheckpointError: the state belongs to other levels, or to modules with other parameters; nothing is then
+                changed.
         """
         check_match({name: level["module"] for name, level in state.items()}, self.problems)
         for name, problem in self.problems.items():
@@ -210,7 +211,7 @@ class Graph:
             self.batches[name].load_state_dict(state[name]["data"])
 
     def describe(self) -> str:
-        """The levels, top first: who reads whom, how often each is updated, what its hypergradient goes through."""
+        """Describe the levels, top first: which it reads, its updates, and the path of its hypergradient."""
         lines = []
         for name, parameters, often, reads, through, solver in self._facts():
             ending = f"; solver {solver}" if solver else ""
@@ -223,20 +224,20 @@ class Graph:
         return html_table(header, self._facts())
 
     def _facts(self) -> Iterator[tuple[str, str, str, str, str, str]]:
-        """For each level, top first: name, parameters, how often it is updated, whom it reads, what its hypergradient
-        goes through, and its solver."""
+        """For each level, top first: name, parameters, update frequency, levels it reads, levels its hypergradient
+        passes through, and solver."""
         for name in reversed(self.names):
             problem = self.problems[name]
             count = sum(parameter.numel() for parameter in problem.variables().values())
             updates = "1 update" if problem.steps == 1 else f"{problem.steps} updates"
-            often = "top level" if name == self.top else f"{updates} for each one of the next level up"
-            through = ", ".join(self.passes(name)) or "nothing: its plain gradient"
+            often = "top level" if name == self.top else f"{updates} per update of the next level up"
+            through = ", ".join(self.passes(name)) or "no other level: a plain gradient"
             solver = "" if problem.solver is None or name == self.top else str(problem.solver)
             parameters = f"{count:,} parameter{'s' * (count != 1)}"
             yield name, parameters, often, _listed(self.reads[name]), through, solver
 
     def _discover(self, evaluator: Evaluator, name: str, batches: Iterable[Any]) -> set[str]:
-        """The levels, its own included, that a level's loss depends on for these batches."""
+        """The levels, including its own, that a level's loss depends on for these batches."""
         sources: set[str] = set()
         for batch in batches:
             values = {
@@ -248,7 +249,7 @@ class Graph:
                 evaluation = evaluator.evaluate(name, part, values, watched)
             self._used |= evaluation.used
             sources |= _reached(evaluator, name, evaluation.loss, values)
-        sources = sources.union(*replicas.gather(sources))  # a loss may not use all of them on every share of the data
+        sources = sources.union(*replicas.gather(sources))  # losses on other shares of the data may use other levels
         if not sources:
             raise GraphError(f"the loss of level {name!r} depends on no level's parameters")
         return sources
@@ -261,14 +262,14 @@ class Graph:
                         self.problems[level].solver = default_solver()
                 if not self.approximate and not self.treats_exactly(block):
                     raise NestedChainError(
-                        f"levels {_listed(block.levels)} read each other below {name!r}: take solvers of the "
-                        "Hessian (dense, conjugate_gradient, minres, neumann, nystrom, identity), which treat that "
-                        "exactly; approximate=true leaves the inner levels' response out of the outer one's Hessian"
+                        f"levels {_listed(block.levels)} read each other below {name!r}: use solvers of the Hessian "
+                        "(dense, conjugate_gradient, minres, neumann, nystrom, identity), which treat this exactly; "
+                        "approximate=true omits the inner levels' response from the outer level's Hessian"
                     )
 
 
 def _reached(evaluator: Evaluator, name: str, loss: Tensor, values: Mapping[str, Tensors]) -> set[str]:
-    """The levels on whose substituted ``values`` a loss depends; GraphError for parameters that are beside them."""
+    """The levels on whose substituted ``values`` a loss depends; GraphError for parameters used in any other way."""
     substituted = {id(value): level for level, tensors in values.items() for value in tensors.values()}
     parameters = evaluator.modules.raw()
     reached = set()
@@ -278,21 +279,21 @@ def _reached(evaluator: Evaluator, name: str, loss: Tensor, values: Mapping[str,
         elif is_marked(leaf):
             raise GraphError(
                 f"the loss of level {name!r} uses parameters kept from an earlier evaluation (in a list that it, or a "
-                "module, made once), and would not be differentiated in them: list parameters anew at every call"
+                "module, made once), so it would not be differentiated in them: build such lists in every call"
             )
         elif id(leaf) in parameters:
             level, parameter = parameters[id(leaf)]
             raise GraphError(
-                f"the loss of level {name!r} uses the parameter {parameter!r} of level {level!r} that was kept "
-                "outside the loss (or left on a module by a hook), which would be treated as a constant: read it "
-                f"through levels.{level}"
+                f"the loss of level {name!r} uses the parameter {parameter!r} of level {level!r} that was stored "
+                "outside the loss (or on a module by a hook), which would be treated as a constant: read it through "
+                f"levels.{level}"
             )
     return reached
 
 
 def _refuse_or_warn(problems: Mapping[str, Problem], name: str, used: Collection[str]) -> None:
-    """Raise GraphError for a level that nothing would move, and that something is made to depend on: a loss that uses
-    it, a level that starts anew, an optimizer's setting. One that nothing uses at all is a warning."""
+    """Raise GraphError for a level that nothing would change although something depends on it: a loss that uses it, a
+    level that restarts, an optimizer's setting. Warn about a level that nothing uses."""
     parameter_ids = {id(parameter) for parameter in problems[name].module.parameters()}
     settings = [
         value
@@ -305,16 +306,16 @@ def _refuse_or_warn(problems: Mapping[str, Problem], name: str, used: Collection
     anew = any(problem.starts_anew for problem in problems.values())
     if name in used or anew or any(id(leaf) in parameter_ids for value in settings for leaf in (value, *leaves(value))):
         raise GraphError(
-            f"level {name!r} could never move: its loss does not depend on its own parameters, and no level listed "
+            f"level {name!r} could never change: its loss does not depend on its own parameters, and no level listed "
             f"before it that it depends on reads them. List levels bottom first, and use levels.{name} in such a "
-            "level's loss (state_dict, a copy in begin and a learning rate carry no gradient); reads=[...] pins what "
-            "the first batches do not show"
+            "level's loss (state_dict, a copy in begin and a learning rate carry no gradient); reads=[...] pins "
+            "dependencies that the first batches do not show"
         )
-    warnings.warn(f"level {name!r} will never move: no loss depends on its parameters", stacklevel=2)
+    warnings.warn(f"level {name!r} will never change: no loss depends on its parameters", stacklevel=2)
 
 
 def _check_pinned(problem: Problem, reads: tuple[str, ...]) -> None:
-    """Raise ReadsError for levels that a loss reads and ``reads`` leaves out."""
+    """Raise ReadsError for levels that a loss reads and ``reads`` omits."""
     if problem.reads is not None and not set(reads) <= set(problem.reads):
         raise ReadsError(
             f"level {problem.name!r} is pinned to read {_listed(problem.reads)}, but its loss reads {_listed(reads)}"
@@ -332,7 +333,7 @@ def check_match(weights: Mapping[str, Mapping[str, Tensor]], problems: Mapping[s
     for key in [*present, *saved]:
         if saved.get(key) != present.get(key):
             raise CheckpointError(
-                f"the checkpoint is of another recipe: {key} has shape {saved.get(key, 'none')} in it, "
+                f"the checkpoint belongs to another recipe: {key} has shape {saved.get(key, 'none')} in it, "
                 f"and {present.get(key, 'none')} here"
             )
 

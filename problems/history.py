@@ -1,4 +1,4 @@
-"""What an engine keeps of the updates of a level."""
+"""The part of a level's updates that an engine keeps."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from multilevel.solvers.vectors import Tensors
 
 @dataclass
 class LevelHistory:
-    """What later updates and solves use of a level's earlier updates.
+    """The data of a level's earlier updates that later updates and solves use.
 
     Attributes:
-        record: what the last update used; None before the first.
-        updates: the last ones of this step of the top level, for solvers that go through updates; empty elsewhere.
-        solutions: of the levels that the last hypergradient went through, where their solver starts from them.
-        hypergradient: the last one that went through other levels; None before the first.
-        products: which products solves at the level take, where that is left to them.
-        skipped: updates in a row that were skipped last.
+        record: of the last update; None before the first.
+        updates: the last updates in this step of the top level, for solvers that differentiate updates; otherwise
+            empty.
+        solutions: of the levels that the last hypergradient passed through, if their solvers start from them.
+        hypergradient: the last one that passed through other levels; None before the first.
+        products: the choice of products for solves at the level, if left to them.
+        skipped: number of consecutive updates skipped most recently.
     """
 
     record: RecordedBatches | None = None

@@ -1,4 +1,4 @@
-"""Tables as notebooks show them."""
+"""HTML tables for notebooks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from html import escape
 
 
 def html_table(header: Sequence[str], rows: Iterable[Sequence[object]], notes: Iterable[str] = ()) -> str:
-    """An HTML table; a row with fewer cells than the header has its last one over the rest. Notes stand below."""
+    """An HTML table with notes below it. In a row with fewer cells than the header, the last cell spans the rest."""
 
     def cells(row: Sequence[object]) -> str:
         columns = len(header) - len(row) + 1

@@ -1,4 +1,4 @@
-"""The hypergradient of a level: its direct gradient, and one adjoint pass over the levels below it."""
+"""Computes the hypergradient of a level: its direct gradient, and one adjoint pass over the levels below it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from multilevel.solvers.update_rules import KINDS, UpdateRule, known
 from multilevel.solvers.vectors import Tensors, zeros_like
 
 Gradients = dict[str, dict[str, Tensor]]
-#: By (level, variable); None where the loss does not depend on it.
+#: By (level, variable); None if the loss does not depend on the variable.
 Total = dict[tuple[str, str], Tensor | None]
 
 
 def differentiated(graph: Graph, name: str) -> tuple[str, ...]:
-    """The levels in whose variables the loss of ``name`` is differentiated: its own, and those it responds through."""
+    """The levels in whose variables the loss of ``name`` is differentiated: its own, and those that its hypergradient
+    passes through."""
     return (name, *(level for level in graph.passes(name) if level in graph.reads[name]))
 
 
@@ -41,7 +42,7 @@ def differentiable_variables(evaluator: Evaluator, levels: Iterable[str]) -> Gra
 
 
 def averaged_over_ranks(total: Total, like: Gradients) -> Total:
-    """The mean over ranks of a gradient in ``like``; None where nothing depends on a variable on any of them."""
+    """The mean over ranks of a gradient in ``like``; None for variables that nothing depends on on any rank."""
     if replicas.count() == 1:
         return total
     leaves = keyed(like)
@@ -50,7 +51,8 @@ def averaged_over_ranks(total: Total, like: Gradients) -> Total:
 
 
 def mean_values(values: list[tuple[float, dict[str, float]]]) -> tuple[float, dict[str, float]]:
-    """Mean loss and metrics over the parts of a batch and over ranks; a metric that some lack, over the others."""
+    """Mean loss and metrics over the parts of a batch and over ranks; a metric that some lack is averaged over the
+    others."""
     losses: list[float] = []
     numbers: dict[str, list[float]] = {}
     for loss, metrics in chain.from_iterable(replicas.gather(values)):
@@ -62,12 +64,12 @@ def mean_values(values: list[tuple[float, dict[str, float]]]) -> tuple[float, di
 
 @dataclass(frozen=True)
 class Hypergradient:
-    """A hypergradient and how it came about.
+    """A hypergradient and its solves.
 
     Attributes:
         values: by variable of the level, tensors of its shapes.
-        reports: of the solve of each level that it went through.
-        solutions: of the levels whose solver keeps one for the next solve.
+        reports: of the solve of each level that it passed through.
+        solutions: of the levels whose solver keeps its solution for the next solve.
     """
 
     values: Tensors
@@ -86,22 +88,22 @@ def adjoint_pass(
     solvers: Mapping[str, Solver],
     observe: Callable[[str, Tensors], None] | None = None,
 ) -> Hypergradient:
-    """Add to the direct gradient of ``name`` what comes through the levels below it.
+    """Add the contributions through the levels below ``name`` to its direct gradient.
 
-    The adjoint pass: every level p below keeps a cotangent a_p that starts at the direct gradient in its
-    variables; it is solved once, after every level that reads it, and hands on its contributions. Levels that read
-    each other are solved together, see ``NestedSystem``.
+    The adjoint pass: every level p below keeps a cotangent a_p that starts at the direct gradient in its variables; it
+    is solved once, after every level that reads it, and passes on its contributions. Levels that read each other are
+    solved together, see ``NestedSystem``.
 
     Args:
         graph: the levels.
         evaluator: evaluates their losses.
-        records: for every level passed, what its last update used.
-        name: the level whose hypergradient it is.
+        records: the last update's record of every level passed.
+        name: the level of the hypergradient.
         direct: the direct gradient of its loss for each level of ``differentiated``.
         histories: of every level.
         starts: of each level, the last solution where its solver starts from it.
         solvers: of the levels passed.
-        observe: told of each level solved at, and of the cotangent that has arrived there.
+        observe: called with each solved level and the cotangent that arrived there.
     """
     cotangents = dict(direct)
     reports: dict[str, SolveReport] = {}
@@ -114,8 +116,8 @@ def adjoint_pass(
         if count and optimizer is not None and not known(optimizer):
             replaced = ", whose step was replaced" if type(optimizer) in KINDS else ""
             raise SolveError(
-                f"level {level!r}: an unrolled solver goes through updates of SGD, Adam or AdamW themselves; it "
-                f"is trained with {type(optimizer).__name__}{replaced}"
+                f"level {level!r}: an unrolled solver differentiates plain SGD, Adam or AdamW updates; the level is "
+                f"trained with {type(optimizer).__name__}{replaced}"
             )
         updates = list(histories[level].updates)[-count:] if count else []
         choice = histories[level].products
@@ -160,7 +162,7 @@ def lower_level(
     start: Tensors | None = None,
     choice: ProductChoice | None = None,
 ) -> LowerLevel:
-    """A level as its solver sees it, at the current point, with its recorded batch, draws and generator state."""
+    """The solver's view of a level at the current point, with its recorded batch, draws and generator state."""
     problem, parameters, predictions = evaluator.problems[level], evaluator.detached(level), None
     if problem.declares_outputs:
         predictions = [_prediction(evaluator, level, evaluator.to_precision(part)) for part in record]
@@ -179,10 +181,10 @@ def lower_level(
 
 
 def recorded_steps(evaluator: Evaluator, level: str, updates: Sequence[RecordedUpdate]) -> list[Step]:
-    """A level's last updates as its solver goes through them.
+    """A level's last updates, for its solver to differentiate.
 
     Raises:
-        SolveError: something was done to the level's parameters that cannot be gone through.
+        SolveError: the level's parameters were changed in a way that cannot be differentiated.
     """
     starts = [update.step.parameters for update in updates[1:]]
     for update, start in zip(updates, [*starts, evaluator.problems[level].variables()], strict=False):
@@ -200,14 +202,14 @@ def recorded_steps(evaluator: Evaluator, level: str, updates: Sequence[RecordedU
 def recorded_losses(
     evaluator: Evaluator, record: RecordedBatches, level: str, buffers: Sequence[Values] | None = None
 ) -> list[Callable[..., Tensor]]:
-    """The level's objective on each part of a record, a function of (parameters, parameters of each level read).
+    """The level's objective on each part of a record, as a function of (parameters, parameters of each level read).
 
-    With ``buffers``, of the level and of those read for each part, these are in place of the levels' own.
+    With ``buffers``, for each part of the level and the levels read, these replace the levels' own.
     """
     sign = evaluator.problems[level].sign
 
     def loss(part: RecordedBatch, start: Values, parameters: Tensors, reads: Values) -> Tensor:
-        # a loss may write to its buffers, as running statistics are
+        # a loss may write to its buffers, such as running statistics
         copies = {name: {key: buffer.clone() for key, buffer in tensors.items()} for name, tensors in start.items()}
         variables = {level: parameters, **reads}
         substituted = {name: {**variables.get(name, {}), **copies.get(name, {})} for name in {**copies, **variables}}

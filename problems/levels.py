@@ -1,4 +1,4 @@
-"""The levels as a loss sees them: their modules."""
+"""The levels as a loss sees them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Levels:
     """``levels.NAME`` and ``levels["NAME"]`` are that level's module, evaluated at the engine's values.
 
     While a loss is evaluated, the modules hold the tensors that the engine substitutes for their parameters and
-    buffers, so a loss may read a level in any way in which it can read a module.
+    buffers, so a loss may read a level like any module.
 
     Args:
         modules: of every level, by name.
@@ -27,10 +27,10 @@ class Levels:
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self._modules = dict(modules)
         whole = {name: module for name, module in modules.items() if not isinstance(module, ParameterModule)}
-        vars(self).update(whole)  # plain attributes: a loss reads them all the time
+        vars(self).update(whole)  # plain attributes, since losses read them often
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_modules":  # not there yet, while a copy is being made
+        if name == "_modules":  # does not exist yet during a copy
             raise AttributeError(name)
         return self._of(name, AttributeError)
 
@@ -49,6 +49,6 @@ class Levels:
 
     def _of(self, name: str, error: type[Exception]) -> Any:
         if name not in self._modules:
-            raise error(f"there is no level {name!r}; the levels are {', '.join(self._modules)}")
+            raise error(f"unknown level {name!r}; the levels are {', '.join(self._modules)}")
         module = self._modules[name]
         return module.value if isinstance(module, ParameterModule) else module

@@ -1,4 +1,5 @@
-"""Levels that read each other: the outer one's gradient is total, the inner ones' response included."""
+"""Solves levels that read each other, with the outer level's total gradient, which includes the inner levels'
+response."""
 
 from __future__ import annotations
 
@@ -29,23 +30,24 @@ Values = dict[str, Tensor]
 class NestedSystem:
     """A block of levels that read each other, as one implicit equation.
 
-    The outer level p is stationary in its total loss, each inner block B responding. With a multiplier nu_B for each
-    inner block, and z_B the variables of B (its multipliers included), that is a stationary point of the Lagrangian
+    The outer level p is stationary in its total loss, to which each inner block B responds. With a multiplier nu_B for
+    each inner block, and z_B the variables of B (its multipliers included), this is a stationary point of the
+    Lagrangian
 
         L(z) = g_p - sum over B of <dL_B / dz_B, nu_B>,    z = (p, all z_B, all nu_B),
 
     so the block's cotangent a is answered by ``K x = a`` with K the Hessian of L (third derivatives of the losses
     included), and its contribution to a level r read is ``- d/dr <dL/dz, x>``. ``K x = a`` is solved by elimination:
-    the inner blocks with their own solvers, then p, with its own, on the total Hessian that remains.
+    the inner blocks with their own solvers, then p with its own solver on the remaining total Hessian.
 
     Args:
         block: the levels.
-        lowers: each of them.
+        lowers: each level as its solver sees it.
         evaluator: of their losses.
-        read_levels: the levels read outside the block that are being differentiated.
+        read_levels: the levels read outside the block to differentiate in.
         records: of the last updates.
-        solvers: of the levels; each must nest.
-        values: every variable of a block that contains this one; None for the outermost.
+        solvers: of the levels; each must support nesting.
+        values: every variable of an enclosing block; None for the outermost block.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class NestedSystem:
 
     @property
     def keys(self) -> list[str]:
-        """The names of z: this level's variables, then those of the inner blocks, then the multipliers."""
+        """The names of z: this level's variables, then the inner blocks' variables, then the multipliers."""
         return [*self.own_keys, *self.inner_keys]
 
     @property
@@ -89,7 +91,8 @@ class NestedSystem:
         return [*keys, *map(self._multiplier, keys)]
 
     def respond(self, cotangents: Mapping[str, Tensors]) -> tuple[dict[str, dict[str, Tensor]], dict[str, SolveReport]]:
-        """Contributions to the levels read, from cotangents of the block's levels, and a report for each level."""
+        """Compute the contributions to the levels read from cotangents of the block's levels, and a report for each
+        level."""
         right_hand_side = zeros_like({key: self.values[key] for key in self.keys})
         for level, tensors in cotangents.items():
             right_hand_side |= {f"{level}/{name}": tensor for name, tensor in tensors.items()}
@@ -100,8 +103,8 @@ class NestedSystem:
         return contributions, {system.block.name: system.report() for system in self._all()}
 
     def report(self) -> SolveReport:
-        """A report on the level's solves: their total cost, and how the worst of them went."""
-        if not self.solved:  # every right-hand side was 0
+        """A report on the level's solves: their total cost, and the outcome of the worst."""
+        if not self.solved:  # all right-hand sides were 0
             return SolveReport(self.evaluations, residual=0.0, converged=True)
         worst = max(self.solved, key=badness)
         outcomes = {solve.converged for solve in self.solved}
@@ -127,7 +130,7 @@ class NestedSystem:
         return grad(lambda moved: self.lagrangian({**values, **moved}, reads))(variables)
 
     def solve(self, right_hand_side: Values) -> Values:
-        """The x with ``K x = a``: by the level's own solver where nothing is nested in it, else by elimination."""
+        """The x with ``K x = a``: by the level's own solver if nothing is nested in it, else by elimination."""
         products = self._products()
         if not self.inner:
             return self._solve_own(products, right_hand_side)
@@ -142,7 +145,8 @@ class NestedSystem:
         return scaled({**inner, **x}, scale)
 
     def _solve_own(self, products: Products, right_hand_side: Values) -> Values:
-        """Solve for the level's own variables with the total Hessian, what is within having responded."""
+        """Solve for the level's own variables with the total Hessian, which includes the response of the inner
+        levels."""
         assert isinstance(self.solver, ImplicitSolver)
         variables = {key: self.values[key] for key in self.own_keys}
 
@@ -166,7 +170,7 @@ class NestedSystem:
     def _solve_inner(self, products: Products, right_hand_side: Values) -> Values:
         """Solve the rows and columns of K that belong to the inner blocks and multipliers; 0 for the level's own."""
         direction = zeros_like({key: self.values[key] for key in self.keys})
-        for system in reversed(self.inner):  # the inner variables: each block after those that it reads
+        for system in reversed(self.inner):  # the inner variables, each block after the blocks that it reads
             image = products.hessian(direction)
             rows = {key: self._multiplier(key) for key in system.keys}
             residual = {key: right_hand_side[row] - image[row] for key, row in rows.items()}
@@ -217,23 +221,24 @@ MULTIPLIER = "~"
 
 
 def normalized(right_hand_side: Values) -> tuple[Values, float]:
-    """A right-hand side over its scale, for solves and products to see numbers of about 1; and the scale, 0 for 0."""
+    """A right-hand side divided by its scale, so that solves and products see numbers of about 1, and the scale (0 for
+    0)."""
     scale = scale_of(right_hand_side)
     return scaled(right_hand_side, 1 / scale if scale else 1.0), scale
 
 
 def badness(solve: SolveReport) -> tuple[bool, float]:
-    """A key that orders solves by how badly they went; the second number is the residual, nan the worst."""
+    """A key that orders solves from best to worst; the second number is the residual, with nan as the worst."""
     residual = -1.0 if solve.residual is None else solve.residual
     return solve.failed, math.inf if math.isnan(residual) else residual
 
 
 @contextmanager
 def explaining_errors() -> Iterator[None]:
-    """Within the block an operator that lacks a second or third derivative is named, and gradients are recorded.
+    """Within the block, gradients are recorded, and errors name an operator that lacks a second or third derivative.
 
     Raises:
-        ProductError: there is such an operator.
+        ProductError: an operator lacks such a derivative.
     """
     try:
         with differentiating():
@@ -243,6 +248,6 @@ def explaining_errors() -> Iterator[None]:
         if operator is None:
             raise
         raise ProductError(
-            f"{operator} lacks a higher derivative, and levels that read each other need second and third ones: "
-            "approximate=true needs none"
+            f"{operator} lacks a higher derivative, but levels that read each other need second and third "
+            "derivatives: approximate=true needs none"
         ) from error

@@ -1,4 +1,4 @@
-"""A bare parameter as a level."""
+"""Wraps a bare parameter as a level."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 class ParameterModule(nn.Module):
-    """Holds the parameter that a level consists of; ``levels.NAME`` is the tensor itself.
+    """Holds a level's only parameter; ``levels.NAME`` is the tensor itself.
 
     Args:
         value: the parameter, of any shape; its name in the level is ``value``.

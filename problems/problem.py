@@ -21,39 +21,40 @@ LossValue = Tensor | tuple[Tensor, Mapping[str, Any]]
 
 
 class Problem:
-    """One level of a multilevel problem: its parameters, its loss, and how it is updated.
+    """One level of a multilevel problem: its parameters, its loss, and its updates.
 
     Args:
         name: the level's name in losses (``levels.NAME``); a Python identifier that begins with a letter.
         module: holds the level's parameters. The level's variables are those that require a gradient and are in the
-            optimizer (without an optimizer, all that require a gradient); no two levels share any. The graph
-            initializes lazy modules by their loss on its first batch. For a bare nn.Parameter, ``levels.NAME`` is the
-            tensor, and hypergradients call it "value".
+            optimizer (without an optimizer, all that require a gradient); levels share no variables. The graph
+            initializes lazy modules by evaluating their loss on its first batch. For a bare nn.Parameter,
+            ``levels.NAME`` is the tensor, and hypergradients call it "value".
         optimizer: any torch optimizer over this module's parameters whose ``step`` needs no closure; its parameter
             groups are kept. Hooks on parameters (``register_hook``, ``register_post_accumulate_grad_hook``) see the
             hypergradient of an update once, before clipping.
         data: any iterable of batches, restarted when it ends; None if the loss needs no batch. Tensors in a batch
             (tuples, lists, mappings, dataclasses, nested) are moved to the module's device.
-        steps: updates of this level for each update of the next level up.
-        solver: how a hypergradient passes through this level; None takes the default if a level above depends on it.
-        reads: names of the levels that the loss reads, to pin them; None finds them.
+        steps: updates of this level per update of the next level up.
+        solver: how a hypergradient passes through this level; None takes the default solver if a level above depends on
+            this level.
+        reads: names of the levels that the loss reads, to pin them; None detects them.
         scheduler: learning rate scheduler, stepped after every update of this level. One whose ``step`` needs
             ``metrics``, such as ReduceLROnPlateau, gets the mean loss of the update.
-        clip_norm: largest norm of an update's gradient, over all parameters; None does not clip.
-        accumulate: number of batches that one update averages over.
-        solve_share: share of the rows of each batch that the solves at this level evaluate its loss on, with other
-            draws: less time and memory, and a noisier hypergradient. Its updates take all rows.
+        clip_norm: largest gradient norm of an update over all parameters; None does not clip.
+        accumulate: number of batches to average over in one update.
+        solve_share: share of each batch's rows for the solves at this level, with separate draws: less time and memory,
+            and a noisier hypergradient. Updates use all rows.
 
     Raises:
-        SettingError: steps, clip_norm, accumulate or solve_share out of range, or a solve_share with a solver that
+        SettingError: steps, clip_norm, accumulate or solve_share out of range, or solve_share with a solver that
             differentiates whole updates.
         GraphError: no loss, a name that is not an identifier, an optimizer over parameters outside the module, an
-            optimizer that maximizes in only some groups, an optimizer or a scheduler whose step needs arguments that
-            it does not get, complex parameters, an embedding with max_norm or sparse gradients, or a module that
-            something else shards or replicates over ranks.
+            optimizer that maximizes in only some groups, an optimizer or a scheduler whose step needs arguments that it
+            does not get, complex parameters, an embedding with max_norm or sparse gradients, or a module that is
+            already sharded or replicated over ranks.
 
     Examples:
-        A weight that follows a target, which another level holds:
+        A weight that follows a target held by another level:
 
         >>> class Follow(Problem):
         ...     def loss(self, levels, batch, draws):
@@ -99,22 +100,22 @@ class Problem:
         self.steps = steps
         self.solver = solver
         self.reads = None if reads is None else tuple(reads)
-        # What evaluations of the loss have shown of it; None: there has been none.
+        # Found in evaluations of the loss; None before the first.
         self.writes_to_batch: bool | None = None
         self.takes_gradients = False  # in parameters, by itself
-        self.moving: set[str] = set()  # parameters that a forward pass writes to
+        self.moving: set[str] = set()  # parameters that forward passes write to
         self.scheduler = scheduler
         self.clip_norm = clip_norm
         self.accumulate = accumulate
         self.check_share(solve_share, solver)
         self.solve_share = solve_share
         self._parts = list(self.module.modules())
-        self._found: tuple[list[Any], dict[str, nn.Parameter]] = ([], {})  # variables, and what they were found in
+        self._found: tuple[list[Any], dict[str, nn.Parameter]] = ([], {})  # variables, and the state that gave them
         check_whole(name, self.module)
         if optimizer is not None and len({bool(group.get("maximize")) for group in optimizer.param_groups}) > 1:
             raise GraphError(
                 f"level {name!r}: its optimizer maximizes in some parameter groups and minimizes in others; a level "
-                "has one objective: negate the terms in its loss instead"
+                "has only one objective: negate terms in its loss instead"
             )
         parameter_ids = {id(parameter) for parameter in self.module.parameters()}
         if optimizer is not None and not {id(parameter) for parameter in self._optimized()} <= parameter_ids:
@@ -123,14 +124,14 @@ class Problem:
         _check_steps(self)
 
     def begin(self) -> None:
-        """Called before the updates of this level that precede each update of the next level up.
+        """Called before this level's updates for each update of the next level up.
 
-        A level that starts from scratch every time, as in meta-learning, resets its variables and its optimizer here.
+        A level that restarts every time, as in meta-learning, resets its variables and its optimizer here.
         """
 
     @property
     def starts_anew(self) -> bool:
-        """Whether it defines ``begin``."""
+        """Whether the level defines ``begin``."""
         return type(self).begin is not Problem.begin
 
     def loss(self, levels: Levels, batch: Any, draws: Any) -> LossValue:
@@ -143,9 +144,9 @@ class Problem:
         return self.criterion(self.outputs(levels, batch, draws), levels, batch, draws)
 
     def outputs(self, levels: Levels, batch: Any, draws: Any) -> Any:
-        """The level's outputs: a tensor or a list of them. With ``criterion``, they make up the loss.
+        """The level's outputs: a tensor or a list of tensors. ``criterion`` turns them into the loss.
 
-        A level that defines both can be solved with Gauss-Newton curvature.
+        A level that defines both supports Gauss-Newton curvature.
         """
         raise NotImplementedError
 
@@ -155,12 +156,12 @@ class Problem:
 
     @property
     def sign(self) -> int:
-        """-1 if the optimizer maximizes, so that the level minimizes minus its loss; else 1."""
+        """-1 if the optimizer maximizes, so that the level minimizes its negated loss; else 1."""
         return -1 if maximizes(self.optimizer) else 1
 
     @property
     def declares_outputs(self) -> bool:
-        """Whether the loss is made up of ``outputs`` and ``criterion``."""
+        """Whether the loss consists of ``outputs`` and ``criterion``."""
         return type(self).outputs is not Problem.outputs and type(self).loss is Problem.loss
 
     def draw(self, levels: Levels, batch: Any) -> Any:
@@ -180,7 +181,8 @@ class Problem:
         return dict(self._found[1])
 
     def _state(self) -> list[Any]:
-        """What the variables depend on: submodules, parameters and their flags, and what the optimizer holds."""
+        """The state that the variables depend on: submodules, parameters and their flags, and the optimizer's
+        contents."""
         state: list[Any] = []
         for part in self._parts:
             state += map(id, part._modules.values())
@@ -206,11 +208,11 @@ class Problem:
         }
 
     def check_share(self, share: float, solver: Solver | None) -> None:
-        """Raise SettingError if solves by ``solver`` cannot take this share of each batch."""
+        """Raise SettingError if ``solver`` cannot work on this share of each batch."""
         setting = f"levels.{self.name}.solve_share"
         check_value(setting, share, PositiveShare)
         if share < 1 and solver is not None:
-            remedy = f"1, as {type(solver).__name__} differentiates whole updates"
+            remedy = f"1, since {type(solver).__name__} differentiates whole updates"
             require(setting, share, not solver.recorded_steps, remedy)
 
     def _optimized(self) -> list[Tensor]:
@@ -219,16 +221,17 @@ class Problem:
 
 
 def check_whole(name: str, module: nn.Module) -> None:
-    """Raise GraphError for a module that another engine spreads over ranks.
+    """Raise GraphError for a module that is already distributed over ranks.
 
-    Losses are evaluated at substituted parameters: the shards of ``fully_shard`` would be gathered by their own hooks,
-    whatever stands in their place, and ``DistributedDataParallel`` would average gradients that are averaged already.
+    Losses are evaluated at substituted parameters: the hooks of ``fully_shard`` would gather shards even when they are
+    substituted, and ``DistributedDataParallel`` would average gradients a second time.
     """
-    sharding = sys.modules.get("torch.distributed.tensor")  # half a second to import; whoever shards has imported it
+    sharding = sys.modules.get("torch.distributed.tensor")  # half a second to import; sharding has imported it
     if sharding is not None and any(isinstance(parameter, sharding.DTensor) for parameter in module.parameters()):
         raise GraphError(
-            f"level {name!r}: its parameters are sharded (fully_shard), and losses cannot be evaluated at other values "
-            "of shards; pass the whole module: under torchrun every rank holds all of it and averages derivatives"
+            f"level {name!r}: its parameters are sharded (fully_shard), and a loss cannot be evaluated at other "
+            "values of shards; pass the whole module: under torchrun every rank holds all of it and averages "
+            "derivatives"
         )
     if isinstance(module, nn.parallel.DistributedDataParallel):
         raise GraphError(f"level {name!r}: pass the module itself, not DistributedDataParallel: the engine averages")
@@ -241,50 +244,51 @@ def required_arguments(stepper: Any) -> list[str]:
         >>> required_arguments(torch.optim.LBFGS([torch.zeros(1, requires_grad=True)]))
         ['closure']
     """
-    _, *arguments = inspect.signature(type(stepper).step).parameters.values()  # a scheduler hides its optimizer's own
+    _, *arguments = inspect.signature(type(stepper).step).parameters.values()  # a scheduler hides its optimizer's step
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     required = [argument for argument in arguments if argument.default is argument.empty]
     return [argument.name for argument in required if argument.kind not in variadic]
 
 
 def _check_steps(problem: Problem) -> None:
-    """Raise GraphError where the optimizer's or the scheduler's step needs what an update does not give it."""
+    """Raise GraphError if the step of the optimizer or the scheduler needs arguments that an update does not
+    provide."""
     if problem.optimizer is not None and (missing := required_arguments(problem.optimizer)):
         raise GraphError(
-            f"level {problem.name!r}: the step of {type(problem.optimizer).__name__} needs {', '.join(missing)}, and "
+            f"level {problem.name!r}: the step of {type(problem.optimizer).__name__} needs {', '.join(missing)}, but "
             "an update has only one gradient: use an optimizer whose step needs no arguments, such as Adam"
         )
     if problem.scheduler is not None and (missing := required_arguments(problem.scheduler)) not in ([], ["metrics"]):
         raise GraphError(
             f"level {problem.name!r}: the step of {type(problem.scheduler).__name__} needs {', '.join(missing)}: use "
-            "a scheduler whose step needs no arguments, or only metrics, which is the update's loss"
+            "a scheduler whose step needs no arguments, or only metrics, which gets the update's loss"
         )
 
 
 def _check_gradients(problem: Problem) -> None:
-    """Raise GraphError for a module whose gradients no solver takes, or that writes to its own parameters."""
+    """Raise GraphError for a module with gradients that no solver supports, or that writes to its own parameters."""
     variables = problem.variables()
     for key, parameter in variables.items():
         if parameter.dtype.is_complex:
             raise GraphError(
-                f"level {problem.name!r}: the parameter {key!r} is complex: make torch.view_as_real of it the "
-                "parameter, and take torch.view_as_complex of that in the loss"
+                f"level {problem.name!r}: the parameter {key!r} is complex: use torch.view_as_real of it as the "
+                "parameter, and torch.view_as_complex of that in the loss"
             )
     for key, part in problem.module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
             raise GraphError(
-                f"level {problem.name!r}: the module {key or type(part).__name__!r} is compiled by TorchScript, and "
-                "cannot be evaluated at other parameters: pass the nn.Module that it was made from"
+                f"level {problem.name!r}: the module {key or type(part).__name__!r} is compiled by TorchScript, so it "
+                "cannot be evaluated at other parameters: pass the original nn.Module"
             )
         if not isinstance(part, nn.Embedding | nn.EmbeddingBag):
             continue
         if part.max_norm is not None:
             raise GraphError(
-                f"level {problem.name!r}: the embedding {key!r} has max_norm, which writes to its weights whenever it "
-                "is evaluated; divide by the norm in the loss instead"
+                f"level {problem.name!r}: the embedding {key!r} has max_norm, which writes to its weights in every "
+                "evaluation; divide by the norm in the loss instead"
             )
         if part.sparse and any(parameter is part.weight for parameter in variables.values()):
             raise GraphError(
-                f"level {problem.name!r}: the embedding {key!r} has sparse gradients; set its sparse to False, since "
+                f"level {problem.name!r}: the embedding {key!r} has sparse gradients; set sparse=False, since "
                 "gradients are dense here"
             )

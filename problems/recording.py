@@ -1,4 +1,4 @@
-"""Records the updates of a level that an unrolled solver goes through: what they started from, and what was done."""
+"""Records a level's updates for unrolled solvers: their starting points and their operations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from multilevel.solvers.vectors import Tensors
 
 @dataclass(frozen=True)
 class RecordedUpdate:
-    """The start of an update, and everything that changed it: see ``Step``.
+    """An update's starting point and everything that changed it; see ``Step``.
 
     Attributes:
         record: the parts of its batch, which stand for the losses on them.
@@ -50,23 +50,23 @@ class RecordedUpdate:
         return sum(tensor.numel() * tensor.element_size() for tensors in groups for tensor in tensors.values())
 
     def __getstate__(self) -> dict[str, Any]:
-        """A graph of autograd cannot be stored."""
+        """Refuse to store what hooks and callbacks did, since an autograd graph cannot be pickled."""
         state = dict(self.__dict__)
         if self.step.before is not None or self.step.after:
-            why = "what hooks and callbacks did in an update is not stored with it"
+            why = "the changes by hooks and callbacks in an update were not stored with it"
             step = replace(self.step, before=None, after=())
             state |= {"step": step, "hook_tensors": {}, "unfollowed": self.unfollowed or why}
         return state
 
 
 def recorded_count(problem: Problem, least: int = 0) -> int:
-    """How many of a level's last updates to record: what its solver goes through, or ``least`` where that is more."""
+    """The number of a level's last updates to record: as many as its solver differentiates, but at least ``least``."""
     count = max(least, 0 if problem.solver is None else problem.solver.recorded_steps)
     return count if count and known(problem.optimizer) else 0
 
 
 def buffers_of(graph: Graph, problem: Problem, before: Sequence[Values]) -> Values:
-    """Copies of the buffers of a level and of those it reads; what is as in the last of ``before`` is shared."""
+    """Copy the buffers of a level and of the levels it reads; buffers equal to the last of ``before`` are shared."""
     return {
         level: copied(dict(graph.problems[level].module.named_buffers()), before[-1][level] if before else {})
         for level in (problem.name, *graph.reads[problem.name])
@@ -74,12 +74,12 @@ def buffers_of(graph: Graph, problem: Problem, before: Sequence[Values]) -> Valu
 
 
 def reads_of(graph: Graph, problem: Problem) -> dict[str, dict[str, Tensor]]:
-    """The variables of the levels that a level reads, the tensors themselves."""
+    """The variables (not copies) of the levels that a level reads."""
     return {level: dict(graph.problems[level].variables()) for level in graph.reads[problem.name]}
 
 
 def copied(tensors: Tensors, like: Tensors) -> dict[str, Tensor]:
-    """Copies of tensors, detached; those of ``like`` where they are the same to the last bit."""
+    """Detached copies of tensors, or the tensors of ``like`` that are bit for bit equal."""
     return {
         name: like[name] if name in like and identical(like[name], tensor) else tensor.detach().clone()
         for name, tensor in tensors.items()
@@ -98,15 +98,15 @@ def recorded_step(
     earlier: Sequence[RecordedUpdate],
     loss: float,
 ) -> RecordedUpdate:
-    """Let the optimizer, and the scheduler, take their step along the gradient that is set, and record it.
+    """Let the optimizer and the scheduler take their step along the current gradient, and record it.
 
     Args:
         graph: the levels.
-        problem: the level; its optimizer is one that is ``known``.
+        problem: the level; its optimizer is ``known``.
         record: the parts of the update's batch.
-        buffers: that each part started from.
-        earlier: the updates before, for what has not changed since the last to be shared with it.
-        loss: of the update, for schedulers that ask for it.
+        buffers: at the start of each part.
+        earlier: the earlier updates, to share unchanged tensors with.
+        loss: of the update, for schedulers that need it.
     """
     last, reads = earlier[-1] if earlier else None, reads_of(graph, problem)
     start = copied(problem.variables(), last.end if last else {})
@@ -120,20 +120,20 @@ def recorded_step(
 
 
 class Hooks:
-    """Follows the hooks of an optimizer in a step, and takes its rule between those before and those after it.
+    """Tracks an optimizer's hooks in a step, and takes its update rule between the hooks before and after the step.
 
     Args:
         problem: the level.
-        start: its parameters before the step.
+        start: the level's parameters before the step.
         reads: variables of the levels read.
-        hook_tensors: of the update before.
+        hook_tensors: of the previous update.
 
     Attributes:
-        hook_tensors: after this one.
-        rule: the optimizer's update, as the hooks left it.
-        before: what they did to parameters, gradient and state before it; None: nothing.
-        after: what they did to parameters and state after it.
-        unfollowed: why that cannot be differentiated; empty where it can.
+        hook_tensors: after this update.
+        rule: the optimizer's update rule, as the hooks left it.
+        before: the changes by hooks to parameters, gradient and state before the update; None: no change.
+        after: the changes by hooks to parameters and state after the update.
+        unfollowed: why the changes cannot be differentiated; empty if they can.
     """
 
     rule: UpdateRule
@@ -152,7 +152,7 @@ class Hooks:
 
     @contextmanager
     def followed(self) -> Iterator[None]:
-        """The block in which the optimizer takes its step."""
+        """A block for the optimizer's step."""
         handles = [
             self.optimizer.register_step_pre_hook(self._between),
             self.optimizer.register_step_post_hook(self._afterwards),
@@ -207,12 +207,12 @@ class Hooks:
 def followed(
     graph: Graph, problem: Problem, steps: deque[RecordedUpdate] | None
 ) -> Iterator[Callable[[], AbstractContextManager[Any]]]:
-    """Follow callbacks that are told of an update, each in its own block, and add what they do to its record.
+    """Track callbacks on an update, each in its own block, and add their changes to the update's record.
 
     Args:
         graph: the levels.
         problem: the level updated.
-        steps: its recorded updates; None where they are not recorded.
+        steps: its recorded updates; None without recording.
     """
     if not steps:
         yield nullcontext
@@ -233,7 +233,7 @@ def followed(
 
 
 def slots_of(problem: Problem) -> Keyed:
-    """Parameters, gradient and optimizer state of a level as they are now, the tensors themselves."""
+    """The current parameters, gradients and optimizer state of a level (not copies)."""
     assert problem.optimizer is not None
     variables = problem.variables()
     gradient = {name: variable.grad for name, variable in variables.items() if variable.grad is not None}

@@ -1,4 +1,4 @@
-"""The hypergradient that others are compared with."""
+"""Computes a reference hypergradient to compare others with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from multilevel.problems.hypergradient import Hypergradient
 from multilevel.solvers import Dense, Minres, Solver
 from multilevel.solvers.vectors import Tensors, flatten
 
-#: A residual above this is no reference.
+#: With a residual above this, a result cannot serve as a reference.
 LARGEST_RESIDUAL = 1e-6
 DENSE_LIMIT = 1000
 
@@ -25,7 +25,7 @@ class ReferenceHypergradient:
     Attributes:
         values: by variable of the level.
         solver: of each level passed.
-        residual: the largest of those levels.
+        residual: the largest residual of these levels.
     """
 
     values: Tensors
@@ -34,20 +34,20 @@ class ReferenceHypergradient:
 
     @property
     def usable(self) -> bool:
-        """Whether it is exact enough for errors against it to mean something."""
+        """Whether the reference is exact enough for errors against it to be meaningful."""
         return self.residual <= LARGEST_RESIDUAL
 
 
 def reference_hypergradient(
     engine: Engine, name: str, dampings: Mapping[str, float], iterations: int = 1000
 ) -> ReferenceHypergradient:
-    """The hypergradient of a level in float64: dense solves where a level has few parameters, MINRES elsewhere.
+    """The hypergradient of a level in float64: dense solves at levels with few parameters, MINRES at others.
 
     Args:
-        engine: at the point; nothing of it is changed.
+        engine: at the current point; unchanged.
         name: the level.
-        dampings: of each level passed, added to its Hessian as the solvers compared with do.
-        iterations: most of MINRES at each level.
+        dampings: of each level passed, added to its Hessian as in the compared solvers.
+        iterations: largest number of MINRES iterations at each level.
     """
     solvers: dict[str, Solver] = {}
     for level in engine.graph.passes(name):
@@ -63,13 +63,13 @@ def reference_hypergradient(
 
 
 def largest_residual(hypergradient: Hypergradient) -> float | None:
-    """Over the levels passed; None where none was measured."""
+    """The largest residual over the levels passed; None if none was measured."""
     residuals = [report.residual for report in hypergradient.reports.values() if report.residual is not None]
     return max(residuals) if residuals else None
 
 
 def agreement(hypergradient: Tensors, reference: Tensors) -> tuple[float, float]:
-    """Relative error and cosine of a hypergradient against a reference."""
+    """The relative error and cosine of a hypergradient against a reference."""
     vector, expected = (
         flatten({key: values[key] for key in reference}).double().cpu() for values in (hypergradient, reference)
     )

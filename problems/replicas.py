@@ -1,9 +1,9 @@
-"""Data parallelism: every rank has a replica of the levels and a share of each batch; derivatives are averaged.
+"""Data parallelism: every rank has a replica of the levels and a share of each batch, and derivatives are averaged.
 
-The ranks are those of torch.distributed's default process group; without one there is a single rank, and nothing here
-communicates. The loss that is trained on is the mean of the ranks' losses, so what depends on a share of the data
-(losses, outputs) differs by rank, and what does not (parameters, cotangents, hypergradients) is the same on all.
-Every rank must make the same evaluations in the same order.
+The ranks are those of torch.distributed's default process group; without one there is a single rank and no
+communication. The training loss is the mean of the ranks' losses, so values that depend on a share of the data (losses,
+outputs) differ by rank, and others (parameters, cotangents, hypergradients) are the same on all ranks. Every rank must
+make the same evaluations in the same order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from multilevel.solvers import MultilevelError
 from multilevel.solvers.vectors import Tensors
 
 _AVAILABLE = dist.is_available()
-BUCKET = 2**23  # numbers that one message carries: enough for its latency not to matter, little beside a model
+BUCKET = 2**23  # numbers in one message: enough to hide its latency, few compared with a model
 
 
 class Form(NamedTuple):
@@ -41,17 +41,17 @@ def forms(tensors: Iterable[Tensor]) -> list[Form]:
 
 
 def count() -> int:
-    """How many ranks there are."""
+    """The number of ranks."""
     return dist.get_world_size() if _AVAILABLE and dist.GroupMember.WORLD is not None else 1
 
 
 def rank() -> int:
-    """Which one this process is, from 0."""
+    """The rank of this process, from 0."""
     return dist.get_rank() if count() > 1 else 0
 
 
 def rank_seed(text: str, first: int) -> int:
-    """A seed of this rank's own, for what differs by rank: ``first`` on rank 0, one derived from ``text`` on others."""
+    """A rank-specific seed: ``first`` on rank 0, a seed derived from ``text`` on the others."""
     return first if rank() == 0 else zlib.crc32(f"{text}/rank/{rank()}".encode())
 
 
@@ -71,11 +71,11 @@ def mean(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def mean_present(tensors: Sequence[Tensor | None], like: Sequence[Form]) -> list[Tensor | None]:
-    """``mean`` of tensors that may be missing: None where one is missing on every rank, 0 where only on this one.
+    """``mean`` of tensors that may be missing: None if a tensor is missing on every rank; if only here, it counts as 0.
 
     Args:
-        tensors: of the forms of ``like``.
-        like: shapes and dtypes of the missing ones.
+        tensors: with the forms of ``like``.
+        like: shapes and dtypes of missing tensors.
     """
     if count() == 1:
         return list(tensors)
@@ -87,7 +87,7 @@ def mean_present(tensors: Sequence[Tensor | None], like: Sequence[Form]) -> list
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Give every rank rank 0's values, in place."""
+    """Copy rank 0's values to every rank, in place."""
     if count() == 1:
         return
     for tensor in tensors:
@@ -98,7 +98,7 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """Every rank's value, which is pickled, by rank."""
+    """Every rank's value, by rank; values are pickled."""
     if count() == 1:
         return [value]
     values: list[Any] = [None] * count()
@@ -108,10 +108,10 @@ def gather(value: Any) -> list[Any]:
 
 
 def spread(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
-    """The results of tasks that need no other rank, each done by one of them, in order.
+    """The results, in order, of independent tasks that are distributed over the ranks.
 
     Raises:
-        MultilevelError: the first of those that tasks raised, on every rank.
+        MultilevelError: on every rank, the first error that a task raised.
     """
     if count() == 1:
         return [task() for task in tasks]
@@ -131,11 +131,11 @@ def spread(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
 
 
 def averaging(parameters: Tensors) -> dict[str, Tensor]:
-    """Parameters, the same on every rank, as a loss on this rank's share of the data is to take them.
+    """Prepare parameters, which are equal on all ranks, for a loss on this rank's share of the data.
 
-    A derivative of that loss in ``parameters``, of any order and in either mode, is then that of the mean loss: in
-    reverse mode the ranks' gradients are averaged where they arrive at the parameters, all of them in one message; a
-    cotangent or tangent that comes from outside is the same on every rank and stays what it is.
+    Derivatives of that loss in ``parameters``, of any order and in either mode, are then those of the mean loss. In
+    reverse mode the ranks' gradients are averaged on arrival at the parameters, all in one message; a cotangent or
+    tangent from outside is the same on every rank and stays unchanged.
     """
     if count() == 1 or not parameters:
         return dict(parameters)
@@ -143,7 +143,7 @@ def averaging(parameters: Tensors) -> dict[str, Tensor]:
 
 
 class _Replicated(torch.autograd.Function):
-    """Identity; the gradients that arrive are averaged over ranks."""
+    """Identity whose incoming gradients are averaged over ranks."""
 
     @staticmethod
     def forward(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -158,7 +158,7 @@ class _Replicated(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         if not torch._C._are_functorch_transforms_active():
             return tuple(mean_present(gradients, ctx.forms))
-        # torch.func has no gradient that is missing, and no tensor whose numbers could be looked at
+        # torch.func has no missing gradients, and no tensors with readable values
         return tuple(_Averaged.apply(*_filled(gradients, ctx.forms)))
 
     @staticmethod
@@ -171,8 +171,8 @@ class _Replicated(torch.autograd.Function):
 
 
 class _Averaged(torch.autograd.Function):
-    """The mean over ranks. What is derived from it is the same on every rank, and so are the cotangents that arrive:
-    each rank keeps its own term, whose gradient ``_Replicated`` averages."""
+    """The mean over ranks. Its consumers are the same on every rank, and so are incoming cotangents: each rank keeps
+    its own term, and ``_Replicated`` averages the gradients."""
 
     @staticmethod
     def forward(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -197,12 +197,12 @@ class _Averaged(torch.autograd.Function):
 
 
 def _filled(tensors: Sequence[Tensor | None], forms: Sequence[Form]) -> list[Tensor]:
-    """0 in place of what is missing."""
+    """Replace missing tensors with 0."""
     return [form.zeros() if tensor is None else tensor for tensor, form in zip(tensors, forms, strict=True)]
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Positions of tensors that travel together: of one dtype and device, up to ``BUCKET`` numbers or one tensor."""
+    """Indices of tensors to send together: one dtype and device, up to ``BUCKET`` numbers or a single tensor."""
     groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for index, tensor in enumerate(tensors):
         groups.setdefault((tensor.dtype, tensor.device), []).append(index)

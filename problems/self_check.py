@@ -1,4 +1,4 @@
-"""The products of a hypergradient, compared once with products that are formed in another way."""
+"""Compares a hypergradient's products once with products formed another way."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from multilevel.solvers.products import PRODUCTS, AutomaticProducts, Products, d
 from multilevel.solvers.products.stop_gradients import HeldLosses
 from multilevel.solvers.vectors import Tensors, flatten, norm, scaled, shifted, total_norm, unflatten
 
-#: Relative difference above which two ways of forming a product are said to differ.
+#: Relative difference above which two forms of a product count as different.
 TOLERANCE = 0.05
-#: Roundings of a gradient that go unnoticed in a product: its error is about so many, over the radius.
+#: Roundings of a gradient that go unnoticed in a product: its error is about this many, divided by the radius.
 ROUNDINGS = 20.0
 
-#: Spreads of a product under moves of a few roundings, beyond which a difference is none of rounding.
+#: A difference beyond this many spreads of a product under perturbations of a few roundings is not due to rounding.
 UNLIKELY = 5.0
 
 EXACT = ("forward", "reverse")
@@ -46,10 +46,10 @@ DIFFERENCES = "finite_difference"
 
 
 class SelfCheck:
-    """The comparisons of a run.
+    """Makes the comparisons of a run.
 
     Attributes:
-        names: of the levels whose hypergradient has been compared.
+        names: of the levels with compared hypergradients.
     """
 
     def __init__(self) -> None:
@@ -66,17 +66,17 @@ class SelfCheck:
         cotangent: Tensors,
         choice: ProductChoice,
     ) -> str:
-        """``check_products`` for a level that a hypergradient goes through, in float32 where the run is coarser.
+        """``check_products`` for a level that a hypergradient passes through, in at least float32.
 
-        Empty as well where nothing has arrived at the level, and where something has been said of it before.
+        Also empty if no cotangent arrived at the level, or if the level was reported before.
 
         Args:
             graph: the levels.
-            evaluator: whose solve is checked.
-            name: the level whose hypergradient it is.
-            level: the one that it goes through.
+            evaluator: of the checked solve.
+            name: the level of the hypergradient's level.
+            level: the level that it passes through.
             record: of that level's last update.
-            cotangent: what has arrived there.
+            cotangent: the cotangent at that level.
             choice: the products that solves at that level have taken.
         """
         if not any(tensor.any() for tensor in cotangent.values()):
@@ -96,16 +96,18 @@ class SelfCheck:
 
 
 def check_products(level: str, solver: Solver, lower: LowerLevel, cotangent: Tensors) -> str:
-    """A line where a solver's products differ by more than 5% from others; empty where they agree or are mere noise.
+    """Return a line if a solver's products differ by more than 5% from another form; empty if they agree or are only
+    noise.
 
-    Exact products are compared with finite differences, and with the other exact form where these do not agree and
-    every operator has it; finite differences and ``first_order`` with an exact form. All along the cotangent.
+    Exact products are compared with finite differences, and on disagreement also with the other exact form if every
+    operator supports it; finite differences and ``first_order`` are compared with an exact form. All products are along
+    the cotangent.
 
     Args:
-        level: whose solver it is.
-        solver: of the level; one whose products are not known is not checked.
+        level: name of the level.
+        solver: of the level; a solver with unknown products is not checked.
         lower: the level.
-        cotangent: what arrives at it.
+        cotangent: the cotangent at the level.
     """
     solver, _ = solver.resolved(lower)
     used = _form_of(solver, lower)
@@ -120,7 +122,7 @@ def check_products(level: str, solver: Solver, lower: LowerLevel, cotangent: Ten
         for form in check.other_forms:
             try:
                 line = check.difference(kind, form)
-            except Exception as error:  # a check ends no run
+            except Exception as error:  # a failed check must not end the run
                 reason = reason or _in_one_line(error).partition(f": {PRODUCTS[form].remedy}")[0]
                 continue
             if line:
@@ -132,7 +134,7 @@ def check_products(level: str, solver: Solver, lower: LowerLevel, cotangent: Ten
 
 
 def _form_of(solver: Solver, lower: LowerLevel) -> str | None:
-    """How a solver forms products."""
+    """The form of a solver's products."""
     if isinstance(solver, FirstOrder):
         return "finite_difference"
     product = getattr(solver, "product", None)
@@ -140,22 +142,22 @@ def _form_of(solver: Solver, lower: LowerLevel) -> str | None:
 
 
 def _in_one_line(error: Exception) -> str:
-    """An error in one line."""
+    """Describe an error in one line."""
     if isinstance(error, MultilevelError):
         return str(error)
     if is_out_of_memory(error):
-        return "memory ran out; training goes on"
+        return "out of memory; training continues"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 @dataclass
 class _Check:
-    """Products of a solver beside those formed in other ways.
+    """Compares products of a solver with other forms.
 
     Attributes:
         level: its name.
         solver: its solver.
-        used: how the solver forms products.
+        used: the form of the solver's products.
         lower: the level.
         direction: of the products.
     """
@@ -171,18 +173,18 @@ class _Check:
         return [form for form in (*EXACT[::-1], DIFFERENCES) if form != self.used]
 
     def replay(self) -> str:
-        """What to say of a loss that differs from one evaluation at a point to the next; empty where it does not."""
+        """Report a loss that differs between two evaluations at the same point; empty if they agree."""
         for loss in self.lower.losses:
             first, second = (loss(self.lower.parameters, self.lower.reads).item() for _ in range(2))
             if abs(first - second) > self._eps() ** 0.5 * max(abs(first), abs(second)):
                 return (
                     f"the loss of level {self.level!r} is {first:.6g}, then {second:.6g} at the same point: draw "
-                    "what is random in Problem.draw, or from the global generator of torch, numpy or random"
+                    "random numbers in Problem.draw, or from the global generator of torch, numpy or random"
                 )
         return ""
 
     def difference(self, kind: str, form: str) -> str:
-        """A line on products of one kind that differ when formed in another way; empty where they agree."""
+        """Report products of one kind that differ from another form; empty if they agree."""
         used = self.used
         first = self._product(kind, used)
         if self._agrees_with_differences(kind, form, first):
@@ -211,15 +213,15 @@ class _Check:
                 return ""
             if confirmed is not None:
                 verb = "agree" if confirmed else "do not agree"
-                differ = f"{differ}; differences taken in another way {verb} with {DIFFERENCES}"
+                differ = f"{differ}; differences taken another way {verb} with {DIFFERENCES}"
                 return f"{differ}, {right if confirmed and used == DIFFERENCES else wrong}"
         return (
-            f"{differ}, and nothing tells which is right: compare reverse, forward and finite_difference in a small "
+            f"{differ}, and it is unclear which is right: compare reverse, forward and finite_difference on a small "
             "problem in float64"
         )
 
     def _agrees_with_differences(self, kind: str, form: str, product: Tensor) -> bool:
-        """Whether differences confirm an exact product, at less memory than the other exact form would take."""
+        """Whether finite differences confirm an exact product, which takes less memory than the other exact form."""
         if {self.used, form} != set(EXACT):
             return False
         try:
@@ -228,7 +230,7 @@ class _Check:
             return False
 
     def _third(self, kind: str, form: str) -> tuple[str, Tensor] | None:
-        """Products formed in the way that is left, and which it is; None where there is none."""
+        """Products in the remaining form, and its name; None if there is no other form."""
         for name in self.other_forms:
             if name != form:
                 try:
@@ -238,7 +240,7 @@ class _Check:
         return None
 
     def _setting(self, product: str) -> str:
-        """The setting with which the level's solver, or the one most like it, forms products in a certain way."""
+        """The setting that makes the level's solver, or the most similar solver, form products in a given way."""
         prefix = f"levels.{self.level}.solver"
         like = {FirstOrder: "neumann", FiniteDifference: "identity"}.get(type(self.solver))
         return f"{prefix}={like} {prefix}.product={product}" if like else f"{prefix}.product={product}"
@@ -254,14 +256,14 @@ class _Check:
         return flatten(keyed(products.mixed(self.direction)))  # type: ignore[arg-type]
 
     def _is_steady(self, kind: str) -> bool:
-        """Whether finite differences hardly depend on their radius."""
+        """Whether finite differences barely depend on their radius."""
         first, second = (self._product(kind, DIFFERENCES, factor) for factor in (0.5, 2.0))
         return _distance(first, second) <= TOLERANCE
 
     def _moves_unseen(self) -> bool | None:
-        """Whether the loss changes with its parameters by what its gradient leaves out; None where rounding hides it.
+        """Whether the loss changes with its parameters in ways that its gradient misses; None if rounding hides it.
 
-        Finite differences move what leaves torch unseen, and differ from right exact products by that.
+        Finite differences include values that leave torch unnoticed, so they then differ from correct exact products.
         """
         losses = HeldLosses(self.lower)
         gradient = losses.gradient(self.lower.parameters, self.lower.reads)
@@ -283,9 +285,9 @@ class _Check:
         return False if max(error, rounding) < size / 100 else None
 
     def _confirmed(self, kind: str, differences: Tensor, exact: Tensor) -> bool | None:
-        """Whether differences taken in another way agree with finite differences; None where they hardly tell.
+        """Whether differences taken another way agree with finite differences; None if that is inconclusive.
 
-        They do not where the loss moves by what its gradient leaves out, which right exact products leave out too.
+        They disagree if the loss changes in ways that its gradient misses, which correct exact products miss too.
         """
         if self._moves_unseen():
             return False
@@ -298,9 +300,9 @@ class _Check:
         return distance <= TOLERANCE
 
     def _curvature(self, across: Tensor) -> tuple[float, float]:
-        """Second difference of the loss itself along the direction and another one [N], and its rounding."""
+        """The second difference of the loss along the direction and another direction [N], and its rounding error."""
         ways = (self.direction, unflatten(across, self.lower.parameters))
-        radius = self._radius() * self._arithmetic_eps ** (-1 / 12)  # eps^(1/4): best for second differences
+        radius = self._radius() * self._arithmetic_eps ** (-1 / 12)  # eps^(1/4) is optimal for second differences
         steps = [radius / norm(way) for way in ways]
         losses = HeldLosses(self.lower)
 
@@ -315,8 +317,8 @@ class _Check:
         return sum(values.values()) / area, ROUNDINGS * self._arithmetic_eps * max(map(abs, values.values())) / area
 
     def _exchanged(self, across: Tensor) -> tuple[float, float]:
-        """Difference of the gradient in the parameters, along the direction, as what is read moves along another one
-        [M]; and its rounding."""
+        """The difference of the parameters' gradient along the direction as the levels read move along another
+        direction [M], and its rounding error."""
         reads: Tensors = keyed(self.lower.reads)  # type: ignore[assignment]
         radius = getattr(self.solver, "radius", None) or default_radius(reads, self.lower.arithmetic)
         losses = HeldLosses(self.lower)
@@ -334,7 +336,7 @@ class _Check:
         return torch.finfo(self.lower.arithmetic).eps
 
     def _is_noise(self, kind: str, form: str, first: Tensor, second: Tensor) -> bool:
-        """Whether rounding can explain a difference, by used and other: the products are below its traces."""
+        """Whether rounding can explain a difference between both forms because their products are below its level."""
         largest = max(first.norm().item(), second.norm().item())
         if TOLERANCE * largest < self._rounding_of_gradient(kind, DIFFERENCES in (self.used, form)):
             return True
@@ -343,7 +345,7 @@ class _Check:
         return max(smallest, (first - second).norm().item()) <= spread
 
     def _rounding_of_gradient(self, kind: str, differences: bool) -> float:
-        """Norm of what the rounding of a gradient without cancellations leaves in a product."""
+        """The norm of the error in a product from the rounding of a gradient without cancellation."""
         parameters = detached_leaves(self.lower.parameters)
         reads = {name: detached_leaves(tensors) for name, tensors in self.lower.reads.items()}
         leaves: Mapping[object, Tensor] = parameters if kind == "hessian" else keyed(reads)  # type: ignore[assignment]
@@ -354,7 +356,8 @@ class _Check:
         return ROUNDINGS * self._eps() * slope * norm(self.direction) / max(radius, 1e-12)
 
     def _spread(self, kind: str, form: str, product: Tensor) -> float:
-        """How far a product moves as the parameters move by a few roundings: where terms cancel, by all that it is."""
+        """The change of a product as the parameters move by a few roundings; with cancellation, it can be as large as
+        the product."""
         moves = (scaled(self.lower.parameters, 1 + sign * 8 * self._eps()) for sign in (1, -1))
         return max((self._product(kind, form, moved=moved) - product).norm().item() for moved in moves)
 
@@ -363,12 +366,12 @@ class _Check:
 
 
 def _distance(first: Tensor, second: Tensor) -> float:
-    """Norm of the difference, relative to the larger of the two."""
+    """The norm of the difference relative to the larger of the two."""
     largest = max(first.norm().item(), second.norm().item())
     return (first - second).norm().item() / largest if largest else 0.0
 
 
 def _why(form: str) -> str:
     if form == DIFFERENCES:
-        return "the loss is not smooth over the radius, or changes by what torch does not see"
+        return "the loss is not smooth over the radius, or changes in ways that torch does not see"
     return "an operator of the loss has a wrong derivative"

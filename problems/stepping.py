@@ -1,4 +1,4 @@
-"""The step of a level's optimizer along a hypergradient."""
+"""Steps a level's optimizer along a hypergradient."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from multilevel.solvers.vectors import scalar_values, total_norm
 
 
 def set_gradient(problem: Problem, gradient: dict[str, Tensor]) -> float:
-    """Have the optimizer step along ``gradient``, as hooks of the parameters change it, clipped after them.
+    """Set ``gradient`` for the optimizer's step, after the parameters' hooks and then clipping.
 
     Returns:
-        The norm before it is clipped, of what hooks have left in ``.grad``.
+        The norm of ``.grad`` after the hooks and before clipping.
 
     Raises:
         NotFiniteError: the norm is not finite.
-        GraphError: a gradient is sparse, or a hook changes one of a level whose solver goes through its updates.
+        GraphError: a gradient is sparse, or a hook changes a gradient although the level's solver differentiates
+            updates.
     """
     assert problem.optimizer is not None
     parameters = problem.variables()
@@ -31,7 +32,7 @@ def set_gradient(problem: Problem, gradient: dict[str, Tensor]) -> float:
         if key not in hooked:
             parameters[key].grad = value
     if hooked:
-        # A hook may step an optimizer of its own; one on the tensor itself may mend what is not finite.
+        # A hook may step its own optimizer; a hook on the tensor itself may repair values that are not finite.
         unmended = [value for key, value in gradient.items() if not parameters[key]._backward_hooks]
         _check_norm(problem, math.hypot(*scalar_values([value.norm() for value in unmended])))
         leaves = {key: parameters[key] for key in hooked}
@@ -47,7 +48,7 @@ def set_gradient(problem: Problem, gradient: dict[str, Tensor]) -> float:
 
 
 def take_step(problem: Problem, loss: float) -> None:
-    """Let the optimizer, and the scheduler, take their step after an update whose mean loss was ``loss``."""
+    """Let the optimizer and the scheduler take their step after an update with mean loss ``loss``."""
     assert problem.optimizer is not None
     problem.optimizer.step()
     _clear(problem.optimizer)
@@ -56,7 +57,7 @@ def take_step(problem: Problem, loss: float) -> None:
 
 
 def _clear(optimizer: torch.optim.Optimizer) -> None:
-    """``optimizer.zero_grad()``, which torch wraps in twenty calls of its own."""
+    """Equivalent to ``optimizer.zero_grad()``, which torch wraps in twenty calls."""
     if type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
         optimizer.zero_grad(set_to_none=True)
         return
@@ -70,7 +71,7 @@ def _has_hooks(parameter: Tensor) -> bool:
 
 
 def _check_followed(problem: Problem, leaves: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> None:
-    """Raise GraphError where the level's solver would go through an update that hooks have changed."""
+    """Raise GraphError if the level's solver would differentiate an update that hooks have changed."""
     if problem.solver is None or not problem.solver.recorded_steps:
         return
     for key, leaf in leaves.items():
@@ -93,14 +94,15 @@ def _check_norm(problem: Problem, norm: float) -> None:
 
 
 def _writable(problem: Problem, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that clipping may write to: autograd gives ``a + b`` one gradient for both, ``a.sum()`` one number."""
+    """Tensors that clipping may write to, since autograd shares one gradient in ``a + b`` and expands one number in
+    ``a.sum()``."""
     writable: dict[str, Tensor] = {}
     storages: set[int] = set()
     for key, value in gradient.items():
         if value.layout != torch.strided:
             raise GraphError(
                 f"level {problem.name!r}: the gradient of the parameter {key!r} is sparse; set sparse=False where its "
-                "loss looks up rows of it"
+                "loss looks up its rows"
             )
         storage = value.untyped_storage()
         shared = storage.data_ptr() in storages or storage.nbytes() < value.numel() * value.element_size()

@@ -1,4 +1,4 @@
-"""Follows what a user's code does to tensors in place, so that autograd can go through it afterwards."""
+"""Tracks in-place changes by user code, so that autograd can differentiate them afterwards."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from multilevel.solvers.stages import Key, Keyed, Stage
 
-#: What takes numbers out of torch, beyond what can be followed.
+#: Methods that take values out of torch, where they cannot be tracked.
 TAKING = frozenset("item tolist numpy __float__ __complex__ __array__ __dlpack__".split())
-#: Operators whose results are constants, whatever tensors they take.
+#: Operators with constant results, whatever their input.
 CONSTANT = tuple(
     "rand normal bernoulli uniform exponential cauchy log_normal geometric new_ empty zeros ones full".split()
 )
 
 
 class NotFollowedError(Exception):
-    """A change cannot be differentiated; the text says why."""
+    """A change cannot be differentiated; the message says why."""
 
 
 class Tracker(TorchDispatchMode):
-    """Within its block every operator runs as it is, and again on shadows of what it takes, which autograd records.
+    """Within its block, every operator runs normally, and again on shadows of its inputs, which autograd records.
 
     A shadow belongs to a storage, so that views, ``.data`` and ``.detach()`` of a tensor share it: hooks that write to
-    ``.data`` or under no_grad mean to change a value, not to cut a derivative. Nothing that the user's code sees is
-    another tensor than without: results, generators and weights are the same to the last bit. (A function of
-    torch.compile runs as it was written, which is what torch does under any such mode.)
+    ``.data`` or under no_grad mean to change a value, not to cut a derivative. The user's code sees the same tensors as
+    without tracking: results, generators and weights are equal bit for bit. (A torch.compile function runs as written,
+    as torch does under any such mode.)
 
     Args:
-        slots: the tensors followed; keys ("hook", ...) are those of an earlier tracker's ``hook_tensors``.
-        snapshots: of those whose changes beyond torch's operators (through numpy, say) are to be noticed, their values.
+        slots: the tracked tensors; keys ("hook", ...) belong to an earlier tracker's ``hook_tensors``.
+        snapshots: values of the tensors in which to detect changes outside torch's operators (such as through numpy).
 
     Attributes:
-        hook_tensors: tensors beyond the slots that depend on them and outlive the block, as a hook's own averages do.
+        hook_tensors: other tensors that depend on the slots and outlive the block, such as a hook's own averages.
     """
 
     def __init__(self, slots: Mapping[Key, Tensor], snapshots: Mapping[Key, Tensor]) -> None:
         super().__init__()
-        self.reason = ""  # why it stopped following
-        # Aliases: the user's code may put other data into the tensors themselves.
+        self.reason = ""  # why tracking stopped
+        # Aliases, since the user's code may replace the tensors' data.
         self.slots = {key: tensor.detach() for key, tensor in slots.items() if storage_of(tensor) is not None}
         self.snapshots = snapshots
         self.hook_tensors = {key: tensor for key, tensor in self.slots.items() if key[0] == "hook"}
@@ -56,11 +56,11 @@ class Tracker(TorchDispatchMode):
         for key, tensor in self.slots.items():
             self._at.setdefault(storage_of(tensor), []).append(key)
         self._leaves: Keyed = {}
-        #: Of each storage followed, itself, kept from being taken again, and its shadow: all its numbers in a row.
+        #: For each tracked storage, itself (kept alive to prevent reuse) and its shadow, a flat tensor of its values.
         self._shadows: dict[int | None, tuple[StorageWeakRef, Tensor]] = {}
-        self._most = 256  # shadows before those of freed storages are dropped
+        self._most = 256  # number of shadows before those of freed storages are dropped
         self._written: set[int | None] = set()
-        self._taken = False  # a number has left torch within this block
+        self._taken = False  # whether a value has left torch within this block
         self._paused = False
         self._watcher = Watcher(self)
 
@@ -94,15 +94,15 @@ class Tracker(TorchDispatchMode):
         return storage in self._at or storage in self._shadows
 
     def take(self, tensor: Any) -> None:
-        """A number of ``tensor`` leaves torch."""
+        """Note that a value of ``tensor`` leaves torch."""
         if isinstance(tensor, Tensor) and not self._paused and self.follows(tensor):
             self._taken = True
 
     def stage(self, ends: Mapping[Key, Tensor]) -> Stage | None:
-        """The change that the blocks made, ``ends`` being the tensors in the slots now; None where they made none.
+        """The change made in the blocks, with the current tensors of the slots in ``ends``; None without a change.
 
         Raises:
-            NotFollowedError: they changed something, in a way that could not be followed.
+            NotFollowedError: a change could not be tracked.
         """
         ends = {**ends, **self.hook_tensors}
         homes = {key: storage_of(slot) for key, slot in self.slots.items()}
@@ -122,7 +122,7 @@ class Tracker(TorchDispatchMode):
         return Stage(self._leaves, outputs) if outputs else None
 
     def _keep_alive(self, known: set[int | None]) -> Keyed:
-        """Add to ``hook_tensors`` what is still there; returns its shadows."""
+        """Add tensors that are still alive to ``hook_tensors``. Returns their shadows."""
         outputs: Keyed = {}
         for storage, (reference, flat) in self._shadows.items():
             if flat.requires_grad and storage not in self._at and storage not in known and not reference.expired():
@@ -132,7 +132,7 @@ class Tracker(TorchDispatchMode):
         return outputs
 
     def _prepare(self, tensor: Tensor, written: bool) -> None:
-        """Make the shadow of a slot that is used, and of a constant that is about to be written to."""
+        """Create shadows of used slots, and of constants before they are written to."""
         storage = storage_of(tensor)
         if storage is None or storage in self._shadows:
             return
@@ -154,13 +154,13 @@ class Tracker(TorchDispatchMode):
         results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
         results = [tensor for tensor in results if not self.follows(tensor)]
         if not results and not written:
-            return  # a view, or a result without derivative
+            return  # a view, or a result without a derivative
         for tensor in written:
             storage = storage_of(tensor)
             if self._taken and storage in self._at:
                 raise NotFollowedError(
-                    "a number was taken out of a tensor (item(), float(), numpy()) before the change, which may depend "
-                    "on it: keep it a tensor, or read it afterwards"
+                    "a number was taken out of a tensor (item(), float(), numpy()) before the change, which may "
+                    "depend on it: keep it as a tensor, or read it afterwards"
                 )
             self._written.add(storage)
         constant = function._schema.name.partition("::")[2].startswith(CONSTANT)
@@ -182,14 +182,14 @@ class Tracker(TorchDispatchMode):
                     self._keep(tensor, put(whole(tensor) if entry is None else entry[1], shadow, tensor))
 
     def _again(self, function: OpOverload, arguments: Any, keywords: Any, written: Sequence[Tensor]) -> Any:
-        """The operator on the shadows."""
+        """Run the operator on the shadows."""
 
         def substitute(tensor: Tensor) -> Tensor:
             if self.follows(tensor):
                 return self._view(tensor)
             return tensor.detach().clone() if is_in(tensor, written) else settled(tensor)
 
-        if "out" in function._overloadname.split("_"):  # has no derivative where its twin without it has
+        if "out" in function._overloadname.split("_"):  # the out= overload lacks the derivative of its twin
             outs = {argument.name for argument in function._schema.arguments if argument.is_out}
             taken = {name: value for name, value in keywords.items() if name not in outs}
             result = function.overloadpacket(
@@ -220,17 +220,17 @@ class Tracker(TorchDispatchMode):
 
     @contextmanager
     def _explained(self, function: Any) -> Iterator[None]:
-        """The user's code goes on, whatever goes wrong here."""
+        """Within the block, an error stops the tracking but not the user's code."""
         try:
             yield
         except NotFollowedError as error:
             self.reason = str(error)
         except Exception as error:
-            self.reason = f"{function} could not be followed ({' '.join(str(error).split())[:120]})"
+            self.reason = f"{function} could not be tracked ({' '.join(str(error).split())[:120]})"
 
 
 class Watcher(TorchFunctionMode):
-    """Tells a tracker of numbers that leave torch."""
+    """Notifies a tracker of values that leave torch."""
 
     def __init__(self, tracker: Tracker) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ class Watcher(TorchFunctionMode):
 
 @contextmanager
 def untracked() -> Iterator[None]:
-    """Within the block, within that of a tracker, nothing is followed."""
+    """Within the block, a surrounding tracker tracks nothing."""
     tracker = _get_current_dispatch_mode()
     if not isinstance(tracker, Tracker):
         yield
@@ -262,8 +262,8 @@ def untracked() -> Iterator[None]:
 
 @contextmanager
 def recording() -> Iterator[None]:
-    """Within the block, in a dispatch mode and whatever the user's code has turned off, autograd records; what it saves
-    may be written to."""
+    """Within the block, autograd records in a dispatch mode, even if the user's code has turned it off, and saved
+    tensors may be written to."""
     with (
         torch.inference_mode(False),
         torch._C._PreserveDispatchKeyGuard(),
@@ -277,7 +277,7 @@ def recording() -> Iterator[None]:
 
 
 def storage_of(tensor: Tensor) -> int | None:
-    """An identifier of a tensor's storage; None where the tensor has none."""
+    """An identifier of a tensor's storage; None if it has none."""
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else None
 
 
@@ -294,18 +294,18 @@ def written_by(function: Any, arguments: Sequence[Any], keywords: Mapping[str, A
 
 
 def settled(tensor: Tensor) -> Tensor:
-    """A constant that autograd takes."""
+    """A constant that autograd accepts."""
     return tensor.clone() if tensor.is_inference() else tensor.detach()
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A copy of all numbers of a tensor's storage, in a row."""
+    """A flat copy of all values in a tensor's storage."""
     count = tensor.untyped_storage().nbytes() // tensor.element_size()
     return settled(tensor).as_strided((count,), (1,), 0).clone()
 
 
 def put(flat: Tensor, value: Tensor, target: Tensor) -> Tensor:
-    """``flat`` with ``value`` where ``place`` lies in its storage."""
+    """``flat`` with ``value`` written at the position of ``place`` in its storage."""
     result = flat.clone()  # torch's as_strided_scatter has a wrong derivative in ``flat``
     result.as_strided(target.shape, target.stride(), target.storage_offset()).copy_(value)
     return result
@@ -316,7 +316,7 @@ def is_in(tensor: Any, tensors: Sequence[Tensor]) -> bool:
 
 
 def close(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors differ only by rounding."""
+    """Whether two tensors differ by no more than rounding."""
     if first.shape != second.shape or first.dtype != second.dtype:
         return False
     size = second.detach().abs().max().item() if second.numel() else 0.0

@@ -1,4 +1,4 @@
-"""One update of one level, from its batch to its optimizer's step."""
+"""Performs one update of one level, from its batch to its optimizer's step."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ from multilevel.solvers.vectors import Tensors, flatten
 
 
 class Updates:
-    """Takes updates of the levels of a graph, each along the level's own hypergradient.
+    """Performs updates of a graph's levels, each along the level's hypergradient.
 
     Args:
         graph: the levels.
         evaluator: of their losses.
-        random: the generators that all draws start from.
-        check: compare the products of each level's first hypergradient, see ``SelfCheck``; what differs is a line in
-            ``evaluator.notices``.
+        random: the initial state of the generators for all draws.
+        check: compare the products of each level's first hypergradient, see ``SelfCheck``; a difference
+            becomes a line in ``evaluator.notices``.
 
     Attributes:
         histories: of each level.
@@ -69,17 +69,17 @@ class Updates:
         Args:
             problem: the level.
             step: updates of the top level so far.
-            observed: whether anyone is told of the update; its metrics and its cosine are left out otherwise.
+            observed: whether callbacks receive the update; otherwise its metrics and its cosine are omitted.
             recorded_steps: last updates of the level to record, where its solver does not ask for more.
 
         Raises:
-            NotFiniteError: its loss or its hypergradient is not; nothing but batches, buffers and the record of what
-                the update used has changed then.
-            CotangentError: what arrives at a level below is not.
+            NotFiniteError: its loss or its hypergradient is not finite; then only batches, buffers and the update's
+                record have changed.
+            CotangentError: the cotangent at a level below is not finite.
         """
         name, history = problem.name, self.histories[problem.name]
         ranks, recorded = replicas.count(), recorded_count(problem, recorded_steps)
-        observed = observed or ranks > 1  # any rank may be the one that tells
+        observed = observed or ranks > 1  # any rank may have callbacks
         inputs = differentiable_variables(self.evaluator, differentiated(self.graph, name))
         parts: list[RecordedBatch] = []
         buffers: list[Values] = []
@@ -136,10 +136,11 @@ class Updates:
 
         Args:
             name: the level.
-            direct: of its loss.
+            direct: the direct gradient of its loss.
             evaluator: of the losses.
-            solvers: of the levels that it goes through; None takes their own.
-            whole: take whole batches, whatever ``solve_share`` says.
+            solvers: of the levels that the hypergradient passes through; None takes their
+                own.
+            whole: use whole batches regardless of ``solve_share``.
         """
         graph, histories = self.graph, self.histories
         passes = graph.passes(name)
@@ -162,10 +163,10 @@ class Updates:
             with as_written():
                 return adjoint_pass(graph, evaluator, records, name, direct, histories, starts, solvers, observe)
         except torch.linalg.LinAlgError as error:
-            raise NotFiniteError(f"a solve for level {name!r} met numbers that are not finite: {error}") from error
+            raise NotFiniteError(f"a solve for level {name!r} met values that are not finite: {error}") from error
 
     def record_of(self, name: str) -> RecordedBatches:
-        """What a level's last update used; before the first, its first batch, which is not consumed."""
+        """The record of a level's last update; before the first, its first batch, which is not consumed."""
         record = self.histories[name].record
         if record is not None:
             return record
@@ -173,15 +174,15 @@ class Updates:
             return (self.evaluator.record(name, self.graph.batches[name].peek()),)
 
     def _solved_record(self, name: str) -> RecordedBatches:
-        """The record that solves at a level use."""
+        """The record for solves at a level."""
         record, share = self.record_of(name), self.graph.problems[name].solve_share
         if share == 1:
             return record
-        with record[0].state.active():  # whoever solves at this point draws the same
+        with record[0].state.active():  # every solve at this point draws the same
             return tuple(self.evaluator.record(name, first_rows(part.batch, share, name)) for part in record)
 
     def _step(self, problem: Problem, count: int, buffers: list[Values], loss: float) -> None:
-        """Take the optimizer's step, as one of the last ``count`` to be recorded; 0: none is."""
+        """Take the optimizer's step and record it among the last ``count`` steps; 0 records nothing."""
         if not count:
             take_step(problem, loss)
             return
@@ -193,7 +194,7 @@ class Updates:
 
 
 def _used(name: str, values: Tensors, direct: Total) -> dict[str, Tensor]:
-    """A hypergradient without the variables that nothing depends on: their optimizer is to leave them alone."""
+    """A hypergradient without the variables that nothing depends on, which the optimizer must not touch."""
     unused = [key for key in values if direct[name, key] is None]
     if not unused:
         return dict(values)
@@ -205,5 +206,5 @@ def _used(name: str, values: Tensors, direct: Total) -> dict[str, Tensor]:
 
 
 def cosine(before: Tensors, after: Tensors) -> float:
-    """Of the angle between two hypergradients."""
+    """The cosine between two hypergradients."""
     return torch.nn.functional.cosine_similarity(flatten(before), flatten(after), dim=0).item()

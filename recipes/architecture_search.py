@@ -1,15 +1,15 @@
 """Recipe: choose the operations of a convolutional cell by gradient descent (DARTS).
 
 Follows: Liu et al. 2019, "DARTS: Differentiable Architecture Search": CIFAR-10, test error 2.76% (second order) and
-3.00% (first). ``solver=unrolled`` through one update is its second order, with exact products where the paper takes
-finite differences, and through an update of Adam where the paper takes one of SGD. The cell is one of three nodes with
-one input, on images of 8 x 8, and is not stacked.
+3.00% (first). ``solver=unrolled`` through one update is its second order, but with exact products instead of finite
+differences and with an Adam update instead of SGD. The cell has three nodes and one input, sees images of 8 x 8, and is
+not stacked.
 
 Result: ``multilevel train recipe=architecture_search`` (digits, seed 0) chooses five convolutions, four dilated: test
-accuracy 96.8% (mean of three trainings), 72.1% by random cells (mean of six), but 96.5% by random cells of
-only convolutions: it learns that these are the operations to take, and no better arrangement of them. No skip
-connection is chosen: no collapse to them (Zela et al. 2020, Chu et al. 2020) within these 250 steps. With
-``steps=1000 evaluate=false`` one edge of five is one, and their mean weight rises from 0.076 to 0.116.
+accuracy 96.8% (mean of three trainings), against 72.1% for random cells (mean of six) but 96.5% for random cells of
+only convolutions: it learns to choose convolutions, but no better arrangement of them. It chooses no skip connection,
+so it does not collapse to them (Zela et al. 2020, Chu et al. 2020) within these 250 steps. With ``steps=1000
+evaluate=false`` one edge of five is a skip connection, and their mean weight rises from 0.076 to 0.116.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from multilevel.recipes.data.tensors import batches, tensors
 from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
 from multilevel.solvers.ranges import AtLeast, Count
 
-REPEATS = 3  # trainings of the chosen cell, from other weights
+REPEATS = 3  # trainings of the chosen cell, from different weights
 
 
 @dataclass(kw_only=True)
@@ -57,9 +57,9 @@ class ArchitectureSearchSettings(RunSettings):
     """Settings of ``recipe=architecture_search``.
 
     Args:
-        nodes: of the cell, after its input; each keeps two edges.
+        nodes: nodes of the cell after its input; each keeps two edges.
         width: channels of a node.
-        random_cells: of each kind that the chosen cell is compared with.
+        random_cells: number of random cells of each kind to compare with.
     """
 
     data: DataSettings
@@ -71,7 +71,7 @@ class ArchitectureSearchSettings(RunSettings):
 
 class ArchitectureSearch(Recipe):
     """The level ``weights`` trains a network in which every edge of a cell is a mixture of operations; the level
-    ``architecture`` updates the mixtures so that the loss on held-out images falls."""
+    ``architecture`` updates the mixtures to lower the loss on held-out images."""
 
     settings_class: ClassVar[type[RunSettings]] = ArchitectureSearchSettings
     settings: ArchitectureSearchSettings
@@ -97,8 +97,8 @@ class ArchitectureSearch(Recipe):
         )
 
     def findings(self) -> dict[str, Any]:
-        """The cell chosen, how much weight each operation has in the mixture, the share of chosen edges that are skip
-        connections (1 in 5 of random ones), and the test accuracy of the cell trained from new weights, beside that of
+        """The chosen cell, the weight of each operation in the mixture, the share of chosen edges that are skip
+        connections (1 in 5 for random edges), and the test accuracy of the cell trained from new weights, next to
         random cells with as many edges, of all operations and of only convolutions."""
         mixture = self.mixture().detach().cpu()
         cell = chosen_cell(mixture, self.cell)
@@ -111,7 +111,7 @@ class ArchitectureSearch(Recipe):
         return findings
 
     def _compared(self, cell: Cell) -> dict[str, dict[str, float]]:
-        """Test accuracy of a cell trained from several weights, and of random ones from one each."""
+        """Test accuracy of a cell trained from several initial weights, and of random cells trained once each."""
         generator, settings = torch.Generator().manual_seed(self.settings.seed), self.settings
         scores = {"chosen cell": [self._test_accuracy(cell, seed) for seed in range(REPEATS)]}
         for name, operations in (("random cells", OPERATIONS[1:]), ("random convolutions", CONVOLUTIONS)):
@@ -123,7 +123,7 @@ class ArchitectureSearch(Recipe):
         }
 
     def _test_accuracy(self, cell: Cell, seed: int) -> float:
-        """The accuracy of a cell trained on all training images, for as many updates as the recipe's."""
+        """The test accuracy of a cell trained on all training images, for as many updates as the recipe's."""
         settings, network = self.settings, self._new_network(cell, seed)
         inputs, labels = (torch.cat(parts) for parts in zip(self.training, self.held_out, strict=True))
         data = batches(inputs, labels, size=settings.data.batch_size)
@@ -137,7 +137,7 @@ class ArchitectureSearch(Recipe):
 
 
 def _described(cell: Cell) -> dict[str, str]:
-    """Node by node, the operations on its edges and where those start."""
+    """Describe, node by node, the operations on its edges and where the edges start."""
     nodes = sorted({end for _, end in cell})
     return {
         f"node {node}": " + ".join(f"{name}({start})" for (start, end), (name,) in cell.items() if end == node)

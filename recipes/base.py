@@ -1,4 +1,4 @@
-"""The base class of recipes, and the recipes by name."""
+"""The base class of recipes, and the lookup of recipes by name."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from multilevel.solvers.registry import chosen, discover
 
 
 class Recipe(ABC):
-    """Wires levels into a graph, from settings; one file of this package, and one of ``config/recipe``.
+    """Wires levels into a graph, from settings. A recipe is one file of this package and one of ``config/recipe``.
 
     Attributes:
-        settings_class: the dataclass of its settings, whose values are in its configuration file.
+        settings_class: the dataclass of its settings; its configuration file has their values.
         settings: the settings of this recipe.
         device: where it computes.
         graph: the levels.
-        one_thread: whether its operations are so small that more than one CPU thread would slow them down.
-        notes: lines for the screen on what was chosen where settings leave it open.
+        one_thread: whether its operations are so small that more than one CPU thread slows them down.
+        notes: lines for the screen about choices that settings left open.
     """
 
     settings_class: ClassVar[type[RunSettings]]
@@ -45,15 +45,15 @@ class Recipe(ABC):
             settings: an instance of ``settings_class``.
 
         Raises:
-            SettingError: a setting that cannot work.
-            DataError: data that cannot be used.
+            SettingError: an unusable setting.
+            DataError: unusable data.
         """
         settings.validate()
         self.settings = settings
         self.device = chosen_device(settings.device)
 
     def update_arguments(self, name: str, module: nn.Module) -> dict[str, Any]:
-        """Arguments of a level's Problem from the settings: everything but its data.
+        """Arguments for a level's Problem from the settings: everything except its data.
 
         Args:
             name: the level, one of ``settings.levels``.
@@ -66,11 +66,11 @@ class Recipe(ABC):
         return level_arguments(vars(settings.levels), settings.solver, name, module, settings.steps)
 
     def write_pictures(self, folder: Path) -> list[Path]:
-        """Draw pictures of what the levels have learned so far. Returns the files written."""
+        """Draw pictures of the levels' current state. Returns the files written."""
         return []
 
     def findings(self) -> dict[str, Any]:
-        """Further results for the screen and the summary, by name: numbers, text, or tables of them.
+        """Additional results for the screen and the summary, by name: numbers, text, or tables of these.
 
         If ``settings.evaluate`` is set, this may train baselines to compare with. Called on all ranks.
         """
@@ -78,14 +78,14 @@ class Recipe(ABC):
 
 
 def recipe_classes() -> dict[str, type[Recipe]]:
-    """Every recipe by the name of its file, which is its name in configuration."""
+    """Every recipe by its name in configuration, which is the name of its file."""
     return discover(importlib.import_module("multilevel.recipes"), Recipe)  # type: ignore[type-abstract]
 
 
 def recipe_class(name: str, setting: str = "recipe") -> type[Recipe]:
-    """A recipe by its name.
+    """Look up a recipe by its name.
 
     Raises:
-        SettingError: there is no such recipe; ``setting`` is named in the message.
+        SettingError: the recipe does not exist; the message names ``setting``.
     """
     return chosen(setting, recipe_classes(), name)

@@ -1,4 +1,4 @@
-"""The base class of recipes that train an encoder of images, to evaluate and to export."""
+"""The base class of recipes that train an image encoder, to evaluate and export."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class EncoderRecipe(Recipe):
     """A recipe that trains a masked autoencoder.
 
     Attributes:
-        encoder_level: the level whose module ``evaluate`` evaluates; it reads the weights of no other level.
+        encoder_level: the level whose module ``evaluate`` evaluates; it reads no other level's weights.
         images_per_step: images in the batches of all updates of one step.
     """
 
@@ -23,18 +23,18 @@ class EncoderRecipe(Recipe):
 
     @abstractmethod
     def evaluate(self) -> list[Score] | None:
-        """Score the encoder on the split that ``settings.evaluation`` names; None without labels.
+        """Score the encoder on the split set in ``settings.evaluation``; None without labels.
 
         Raises:
             DataError: no images to score, or an encoder whose features are not finite.
-            SettingError: too few images for two classes, or a protocol that the labels do not suit.
+            SettingError: too few images for two classes, or a protocol that does not suit the labels.
         """
 
     @abstractmethod
     def trained_model(self) -> TrainedModel:
-        """The autoencoder and its classifier, for an export."""
+        """The autoencoder and its classifier, for export."""
 
 
 def images_per_step(recipe: Recipe) -> int | None:
-    """Images in the batches of one step; None of a recipe that trains no encoder."""
+    """Images in the batches of one step; None for a recipe that trains no encoder."""
     return recipe.images_per_step if isinstance(recipe, EncoderRecipe) else None

@@ -1,4 +1,4 @@
-"""Few-shot tasks that are generated: sinusoids to regress, and classes to tell apart."""
+"""Generates few-shot tasks: regression of sinusoids, and classification."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from multilevel.levels.meta_learning import Tasks
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSizes:
-    """How many tasks there are in a round, and how large they are.
+    """The number of tasks in a round, and their sizes.
 
     Args:
         tasks: T.
-        shots: support samples; of each class, where there are classes.
-        queries: query samples, in the same form.
+        shots: support samples, per class if there are classes.
+        queries: query samples, in the same way.
     """
 
     tasks: int
@@ -48,14 +48,14 @@ class Sinusoids:
 
 @dataclass(frozen=True)
 class ClassTasks:
-    """Tell a combination of classes apart, in a random order, from ``shots`` samples of each.
+    """Classification tasks: tell apart a combination of classes, in random order, from ``shots`` samples of each.
 
     Args:
-        sizes: of the tasks; a task has as many times these samples as it has classes.
-        key: with a round's number, what its tasks depend on.
+        sizes: of the tasks, per class.
+        key: determines the tasks, together with a round's number.
         inputs: [N, ...].
         labels: int64 [N].
-        combinations: int64 [C, ways], the classes that a task may have; in it they are numbered from 0.
+        combinations: int64 [C, ways], the class combinations of tasks; a task numbers its classes from 0.
     """
 
     sizes: TaskSizes
@@ -71,7 +71,7 @@ class ClassTasks:
         return _divided(self.inputs[rows], targets, sizes.shots * ways)
 
     def _rows(self, generator: torch.Generator) -> Tensor:
-        """The samples of one task: a row of each class in turn, [(shots + queries) * ways]."""
+        """The sample rows of one task, alternating between classes: [(shots + queries) * ways]."""
         count = self.sizes.shots + self.sizes.queries
         classes = self.combinations[torch.randint(len(self.combinations), (), generator=generator)]
         order = torch.randperm(len(classes), generator=generator)
@@ -82,7 +82,7 @@ class ClassTasks:
 
 
 def held_out_combinations(classes: int, ways: int, share: float = 0.2) -> tuple[Tensor, Tensor]:
-    """All combinations of ``ways`` of so many classes, int64 [C, ways]: those to learn from, and a share held out."""
+    """Split all combinations of ``ways`` classes, int64 [C, ways], into those to learn from and a held-out share."""
     every = torch.combinations(torch.arange(classes), ways)
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))
     count = round(share * len(every))

@@ -1,10 +1,10 @@
-"""Recipe: a masked autoencoder whose masks are learned from the downstream task, pretrain -> finetune -> mask.
+"""Recipe: a masked autoencoder that learns its masks from the downstream task, pretrain -> finetune -> mask.
 
 Follows: MLO-MAE, "Downstream Task Guided Masking Learning in Masked Autoencoders Using Multi-Level Optimization" (TMLR
 2025); its settings are ``experiment=cifar10_paper``, ``cifar100_paper`` and ``imagenet_paper``.
 
-Result: ``multilevel train``: 92.2% of the digits by a linear probe, 86.6% from an untrained encoder (seed 0). Whether
-guided masks pay, at scales of minutes to hours: docs/results.md.
+Result: ``multilevel train``: a linear probe reaches 92.2% on the digits, against 86.6% with an untrained encoder (seed
+0). docs/results.md shows whether guided masks pay, at scales of minutes to hours.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ from multilevel.solvers.registry import build
 
 PATHS = ("both", "direct")
 PICTURED = 8
-#: Numbers in a batch's tokens up to which a second CPU thread costs more than it does (docs/performance.md).
+#: Up to this many token elements per batch, a second CPU thread costs more than it saves (docs/performance.md).
 SMALL = 2**17
 
 
 @dataclass(kw_only=True)
 class ModelSettings:
-    """Sizes of the autoencoder: a vision transformer, and the decoder that pretraining needs; 0: the checkpoint's.
+    """Sizes of the autoencoder: a vision transformer, and the decoder for pretraining; 0 takes the checkpoint's.
 
     Args:
         patch_size: height and width of a patch, in pixels; it divides data.image_size.
-        width: of the encoder's tokens, a multiple of 4 and of the heads.
-        depth: the encoder's blocks.
-        heads: of the encoder's attention.
-        decoder_width: of the decoder's tokens, a multiple of 4 and of its heads.
-        decoder_depth: the decoder's blocks.
-        decoder_heads: of the decoder's attention.
-        learning_rate: of pretraining, which suits the size; levels.pretrain.learning_rate takes it by default.
+        width: width of the encoder's tokens, a multiple of 4 and of the heads.
+        depth: number of the encoder's blocks.
+        heads: number of the encoder's attention heads.
+        decoder_width: width of the decoder's tokens, a multiple of 4 and of its heads.
+        decoder_depth: number of the decoder's blocks.
+        decoder_heads: number of the decoder's attention heads.
+        learning_rate: learning rate of pretraining, suited to the size; the default of levels.pretrain.learning_rate.
     """
 
     patch_size: Count
@@ -69,23 +69,21 @@ class ModelSettings:
     learning_rate: float
 
     def sizes(self) -> dict[str, int]:
-        """Every setting but the learning rate."""
+        """Every setting except the learning rate."""
         return {name: value for name, value in vars(self).items() if name != "learning_rate"}
 
     def take_from(self, checkpoint: str, channels: int) -> str:
-        """Take sizes that are 0 from a released autoencoder; returns all of them in words.
+        """Take sizes of 0 from a released autoencoder. Returns all sizes in words.
 
         Raises:
-            SettingError: no such checkpoint, or a size that differs from its own.
+            SettingError: the checkpoint does not exist, or a size differs from its own.
         """
         config = read_config(checkpoint)
         for name, theirs in SIZES.items():
             value, size = getattr(self, name), getattr(config, theirs)
-            require(
-                f"model.{name}", value, value in (0, size), f"{size}, as {checkpoint} has it (or 0, or no model=...)"
-            )
+            require(f"model.{name}", value, value in (0, size), f"{size}, as in {checkpoint} (or 0, or no model=...)")
             setattr(self, name, size)
-        expected = f"{config.num_channels}, as init={checkpoint} has it"
+        expected = f"{config.num_channels}, as in init={checkpoint}"
         require("data.channels", channels, channels == config.num_channels, expected)
         sizes = " ".join(f"model.{name}={value}" for name, value in self.sizes().items())
         return f"starting from {checkpoint}: {sizes}"
@@ -93,22 +91,22 @@ class ModelSettings:
 
 @dataclass(kw_only=True)
 class MaskSettings:
-    """Which patches are hidden, how many, and how a hypergradient reaches the masking network.
+    """The choice and share of hidden patches, and the path of hypergradients to the masking network.
 
     Args:
-        policy: guided by the downstream task: sampled, topk (the published one), stratified (some patches of every
-            rank) or weighted (random masks, weighted losses); by the reconstruction loss, which the masking network
-            raises: adversarial; without a masking network: random (a plain masked autoencoder), block, attention or
-            variance.
-        options: of the policy, as in mask.policy=attention mask.options={hint:0.1}.
-        ratio: share of the patches that is hidden.
-        weights: of the hidden patches' losses: normalized to sum to 1 in each image, or raw (published).
+        policy: guided by the downstream task: sampled, topk (published), stratified (some patches of every rank) or
+            weighted (random masks, weighted losses); adversarial, which raises the reconstruction loss; without a
+            masking network: random (a plain masked autoencoder), block, attention or variance.
+        options: options of the policy, as in mask.policy=attention mask.options={hint:0.1}.
+        ratio: share of the patches to hide.
+        weights: weights of the hidden patches' losses: normalized to sum to 1 in each image, or raw (published).
         gradient: how a hypergradient reaches the masking network: weights (of the losses; published), visibility
-            (through what the encoder sees, straight-through; the weights are then uniform), or both.
-        guidance: share of the images whose masks are the policy's; the others' are random. Below 1 against collapse to
-            one mask for all images, as are the next two.
-        temperature: the masking network's logits are divided by it.
-        entropy_bonus: times the entropy of each image's probabilities (0 to 1) is taken from the mask level's loss.
+            (through the encoder's input, straight-through, with uniform weights), or both.
+        guidance: share of the images with masks from the policy; the others get random masks. Values below 1 counteract
+            a collapse to one mask for all images, as do the next two settings.
+        temperature: divisor of the masking network's logits.
+        entropy_bonus: weight of the entropy of each image's probabilities (0 to 1), which is subtracted from the mask
+            level's loss.
     """
 
     policy: Annotated[str, OneOf(*POLICIES)]
@@ -121,7 +119,7 @@ class MaskSettings:
     entropy_bonus: NonNegative = 0.0
 
     def check(self, patches: int) -> None:
-        """Raise SettingError for the first setting that cannot work with so many patches."""
+        """Raise SettingError for the first unusable setting for this number of patches."""
         visible = int(patches * (1 - self.ratio))
         expected = f"a share that hides at least one of {patches} patches and leaves at least one"
         require("mask.ratio", self.ratio, 0 < visible < patches, expected)
@@ -145,12 +143,12 @@ class GuidedMaeSettings(RunSettings):
     """Settings of ``recipe=guided_mae``.
 
     Args:
-        checkpointing: compute the transformer blocks' activations again whenever they are differentiated, instead of
-            keeping them: less memory, more time, the same result.
+        checkpointing: recompute the transformer blocks' activations when they are differentiated instead of keeping
+            them: less memory, more time, the same result.
         init: a released autoencoder to start from: a folder or a name on the Hugging Face hub, in transformers' format.
-        task: what finetuning learns, and its options (task.loss, task.metric, task.overlap).
+        task: the task of finetuning, and its options (task.loss, task.metric, task.overlap).
         paths: how the masks reach the finetuned head: both (mask -> pretrain and mask -> finetune -> pretrain) or
-            direct (the first alone).
+            direct (only the first).
     """
 
     data: DataSettings
@@ -164,7 +162,7 @@ class GuidedMaeSettings(RunSettings):
     evaluation: EvaluationSettings
 
     def validate(self) -> None:
-        """Raise SettingError for the first setting that cannot work."""
+        """Raise SettingError for the first unusable setting."""
         super().validate()
         split, share = self.evaluation.split, self.data.validation_share
         usable = split != "validation" or share > 0
@@ -184,7 +182,7 @@ class GuidedMaeSettings(RunSettings):
 
 class GuidedMae(EncoderRecipe):
     """Level 1 pretrains an autoencoder on masked images, level 2 trains a head on its encoder, level 3 updates the
-    masking network so that the head's loss on held-out labelled data falls.
+    masking network to lower the head's loss on held-out labelled data.
 
     With ``mask.policy=adversarial`` level 3 makes reconstruction hard instead; policies without a masking network have
     no level 3. Without labels there is no level 2.
@@ -204,10 +202,10 @@ class GuidedMae(EncoderRecipe):
         self.data = load_data(settings.data, allow_no_mask=not downstream, targets=targets)
         if downstream and not self.data.labelled:
             raise DataError(
-                "the images have no labels, which learning to mask needs: put each class into its own folder, "
+                "learning to mask needs labels, and the images have none: put each class into its own folder, "
                 "or set mask.policy=random to only pretrain"
             )
-        self.task: Any = self._new_task()  # None without labels, where no level needs one
+        self.task: Any = self._new_task()  # None without labels, when no level needs it
         self.modules = self._new_modules()
         learns = self.policy.learns_from is not None
         names = ["pretrain", *(["finetune"] if self.data.labelled else []), *(["mask"] if learns else [])]
@@ -217,7 +215,7 @@ class GuidedMae(EncoderRecipe):
         self.images_per_step = self._count_images()
         self.one_thread = self.numbers_in_a_batch() <= SMALL and self.device.type == "cpu"
         if self.one_thread and settings.threads is None and torch.get_num_threads() > 1:
-            self.notes += ("one CPU thread, since more would slow down operations of this size (threads=N takes N)",)
+            self.notes += ("one CPU thread, since more would slow down operations of this size (threads=N uses N)",)
 
     def write_pictures(self, folder: Path) -> list[Path]:
         data, learns = self.data, self.policy.learns_from is not None
@@ -234,11 +232,12 @@ class GuidedMae(EncoderRecipe):
         return [path]
 
     def findings(self) -> dict[str, Any]:
-        """``signal_auc``: how well the masks separate the patches that show the class, where those are known: ROC AUC
-        of the mean score of each patch, which is the masking network's probability or, without one, the policy's score.
+        """``signal_auc``, if the patches that show the class are known: how well the masks separate them, as the ROC
+        AUC of each patch's mean score. The score is the masking network's probability or, without one, the policy's
+        score.
 
-        Above 0.5 they are hidden more often than others, below 0.5 less often. ``signal_gap``: their mean score less
-        that of the others, which tells a ranking that means something from one of near ties.
+        Above 0.5 these patches are hidden more often than others, below 0.5 less often. ``signal_gap`` is their mean
+        score minus that of the others, which distinguishes a meaningful ranking from near ties.
         """
         signal, learns = self.data.signal_patches, self.policy.learns_from is not None
         if signal is None or len(signal) != self.modules["pretrain"].patches:
@@ -271,7 +270,7 @@ class GuidedMae(EncoderRecipe):
         return TrainedModel(self.modules["pretrain"], head.linear if pooled else None, self.data, self.device)
 
     def _new_task(self) -> Task | None:
-        """The downstream task, where the data has labels for it."""
+        """The downstream task; None without labels for it."""
         data = self.data
         if not data.labelled:
             return None
@@ -289,7 +288,7 @@ class GuidedMae(EncoderRecipe):
             modules: dict[str, nn.Module] = {
                 "pretrain": self._new_autoencoder(**sizes),
                 **({"finetune": self.task.new_head(model.width)} if self.task else {}),
-                # A quarter of the encoder's width: about a hundredth of its parameters, or fewer.
+                # A quarter of the encoder's width, and at most about a hundredth of its parameters.
                 "mask": MaskingNetwork(
                     **sizes,
                     patch_size=model.patch_size,
@@ -341,7 +340,7 @@ class GuidedMae(EncoderRecipe):
         return {"name": name, "module": module, "data": loader, **updates}
 
     def numbers_in_a_batch(self) -> int:
-        """Number of token elements in one batch."""
+        """The number of token elements in one batch."""
         return self.settings.data.batch_size * self.modules["pretrain"].patches * self.settings.model.width
 
     def _count_images(self) -> int:

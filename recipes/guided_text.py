@@ -1,14 +1,14 @@
-"""Recipe: a masked language model whose masks are learned from the downstream task: guided_mae's levels, on text.
+"""Recipe: a masked language model that learns its masks from the downstream task: guided_mae's levels on text.
 
 Follows: the levels of MLO-MAE (see guided_mae), which masks images; for text, the question of the Neural Mask Generator
-(Kang et al., EMNLP 2020), which learns what to mask by reinforcement learning in place of hypergradients, and
-reports that its masks do better than rules on question answering and text classification.
+(Kang et al., EMNLP 2020), which learns masks by reinforcement learning instead of hypergradients, and reports that they
+beat rules on question answering and text classification.
 
 Result: ``multilevel train recipe=guided_text`` (generated texts, a quarter of the words tells the class, 800
-pretraining updates, seed 0): the masking network does not find those words, ROC AUC 0.53 (0.42 to 0.55 with seeds 0 to
-4: by luck); linear probes 90.9% with guided masks, 87.0% with random ones, 74.6% untrained, 97.7% on counts of words.
-Over the five seeds guided masks gain 2.8 points (95% interval -2.5 to +8.0): that is not decided. The levels carry over
-to text; that guidance pays there is not shown.
+pretraining updates, seed 0): the masking network does not find those words, with a ROC AUC of 0.53 (0.42 to 0.55 with
+seeds 0 to 4, which is chance). Linear probes reach 90.9% with guided masks, 87.0% with random masks, 74.6% untrained,
+and 97.7% on word counts. Over the five seeds guided masks gain 2.8 points (95% interval -2.5 to +8.0), which is
+undecided. The levels carry over to text; whether guidance pays there remains open.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class LanguageModelSettings:
     """Sizes of the encoder, a transformer.
 
     Args:
-        width: of a token.
-        depth: of its blocks, how many.
-        heads: of the attention; they divide the width.
+        width: width of a token.
+        depth: number of its blocks.
+        heads: number of attention heads; must divide the width.
     """
 
     width: Count
@@ -66,10 +66,10 @@ class GuidedTextLevels:
 
 @dataclass(kw_only=True)
 class GuidedTextSettings(RunSettings):
-    """Settings of ``recipe=guided_text``; those of the masks are guided_mae's, with words for patches.
+    """Settings of ``recipe=guided_text``; the mask settings are guided_mae's, with words instead of patches.
 
     Args:
-        paths: both (mask -> pretrain and mask -> finetune -> pretrain) or direct (the first alone).
+        paths: both (mask -> pretrain and mask -> finetune -> pretrain) or direct (only the first).
     """
 
     data: TextSettings
@@ -79,7 +79,7 @@ class GuidedTextSettings(RunSettings):
     levels: GuidedTextLevels
 
     def validate(self) -> None:
-        """Raise SettingError for the first setting that cannot work."""
+        """Raise SettingError for the first unusable setting."""
         super().validate()
         model = self.model
         require("model.width", model.width, model.width % model.heads == 0, f"a multiple of model.heads={model.heads}")
@@ -89,7 +89,7 @@ class GuidedTextSettings(RunSettings):
 
 class GuidedText(Recipe):
     """Level 1 pretrains a masked language model, level 2 trains a classifier on its encoder, level 3 updates the
-    masking network so that the classifier's loss on held-out texts falls."""
+    masking network to lower the classifier's loss on held-out texts."""
 
     settings_class: ClassVar[type[RunSettings]] = GuidedTextSettings
     settings: GuidedTextSettings
@@ -124,9 +124,9 @@ class GuidedText(Recipe):
         )
 
     def findings(self) -> dict[str, Any]:
-        """``signal_auc``: how well the masking network's probabilities tell the words that show the class from the
-        others, where those are known: ROC AUC over the words of the test texts. ``signal_gap``: their mean probability
-        less that of the others. ``test_accuracy`` of linear probes of encoders after as many updates."""
+        """``signal_auc``: if the words that show the class are known, how well the masking network's probabilities
+        separate them from the others, as ROC AUC over the words of the test texts. ``signal_gap``: their mean
+        probability minus that of the others. ``test_accuracy``: of linear probes on encoders after as many updates."""
         findings: dict[str, Any] = {}
         words = self.data.test.words
         if self.data.signal is not None:
@@ -146,7 +146,7 @@ class GuidedText(Recipe):
         return findings
 
     def _pretrained(self, policy: MaskPolicy) -> MaskedLanguageModel:
-        """A language model pretrained with the masks of a policy that needs no other level, for as many updates."""
+        """Pretrain a language model for as many updates with a mask policy that needs no other level."""
         settings, model = self.settings, self._new_language_model()
         arguments = self.update_arguments("pretrain", model)
         problem = MaskedPretrain("pretrain", model, policy=policy, data=self._batches(self.data.train), **arguments)
@@ -154,7 +154,7 @@ class GuidedText(Recipe):
         return model
 
     def _probed(self, features: Features) -> float:
-        """Test accuracy of a linear classifier on features of the training texts."""
+        """Test accuracy of a linear classifier fitted to features of the training texts."""
         data = self.data
         predicted = linear_probe(features(data.train), data.train.labels.numpy(), features(data.test), 0)
         return float((predicted == data.test.labels.numpy()).mean())

@@ -1,11 +1,11 @@
-"""Recipe: learn which training labels are wrong, from a few that are right (data hyper-cleaning).
+"""Recipe: learn which training labels are wrong from a few clean ones (data hyper-cleaning).
 
 Follows: Franceschi et al. 2017, "Forward and Reverse Gradient-Based Hyperparameter Optimization", section 5.1: linear
 classifiers of MNIST, half of 5,000 training labels wrong, 5,000 held out: test accuracy 90.1% cleaned, 87.7% without
-cleaning, 90.5% by the oracle that knows the wrong labels.
+cleaning, 90.5% with an oracle that knows the wrong labels.
 
 Result: ``multilevel train recipe=hyper_cleaning`` (digits, half of 863 training labels wrong, 575 held out, seed 0):
-ROC AUC of the weights 0.98; test accuracy 94.7% cleaned, 90.5% without cleaning, 96.9% by the oracle.
+ROC AUC of the weights 0.98; test accuracy 94.7% cleaned, 90.5% without cleaning, 96.9% with the oracle.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class HyperCleaningSettings(RunSettings):
     """Settings of ``recipe=hyper_cleaning``.
 
     Args:
-        noise: share of the training samples whose label is replaced by another, drawn at random.
-        width: of the classifier's hidden layer; 0: a linear classifier, as published.
+        noise: share of the training samples with a label replaced by a random other label.
+        width: width of the classifier's hidden layer; 0: a linear classifier, as published.
     """
 
     data: DataSettings
@@ -51,7 +51,7 @@ class HyperCleaningSettings(RunSettings):
 
 
 class SampleWeights(nn.Module):
-    """A weight between 0 and 1 for each sample, at first 0.5: which samples int64 [B] -> [B]."""
+    """A weight between 0 and 1 for each sample, initially 0.5: sample indices int64 [B] to weights [B]."""
 
     def __init__(self, samples: int) -> None:
         super().__init__()
@@ -62,8 +62,8 @@ class SampleWeights(nn.Module):
 
 
 class HyperCleaning(Recipe):
-    """The level ``classify`` trains on samples of which some have wrong labels, each with its weight; the level
-    ``clean`` updates the weights so that the classifier's loss on samples with right labels falls."""
+    """The level ``classify`` trains on weighted samples, some with wrong labels; the level ``clean`` updates the
+    weights to lower the classifier's loss on samples with right labels."""
 
     settings_class: ClassVar[type[RunSettings]] = HyperCleaningSettings
     settings: HyperCleaningSettings
@@ -91,9 +91,9 @@ class HyperCleaning(Recipe):
         )
 
     def findings(self) -> dict[str, Any]:
-        """How well the weights tell right labels from wrong ones (ROC AUC), and the test accuracy of classifiers
-        trained on the samples with a weight above 0.5, on all, and on those with right labels; each on the held-out
-        ones as well."""
+        """How well the weights separate right from wrong labels (ROC AUC), and the test accuracy of classifiers trained
+        on the samples with a weight above 0.5, on all samples, and on those with right labels, always including the
+        held-out samples."""
         weights = self.weights.logits.detach().cpu()
         findings: dict[str, Any] = {"separation_auc": float(roc_auc_score(~self.wrong, weights))}
         if self.settings.evaluate:
@@ -103,7 +103,7 @@ class HyperCleaning(Recipe):
         return findings
 
     def _trained(self, subset: Tensor) -> nn.Module:
-        """A classifier trained on some of the samples and the held-out ones, for as many updates as the recipe's."""
+        """Train a classifier on some of the samples and the held-out samples, for as many updates as the recipe's."""
         settings, classifier = self.settings, self._new_classifier()
         inputs = torch.cat([self.inputs[subset], self.held_out[0]])
         data = batches(inputs, torch.cat([self.labels[subset], self.held_out[1]]), size=settings.data.batch_size)

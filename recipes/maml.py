@@ -1,18 +1,18 @@
-"""Recipe: few-shot learning, parameters that a few steps of gradient descent adapt to a new task (MAML, iMAML).
+"""Recipe: few-shot learning of parameters that a few steps of gradient descent adapt to a new task (MAML, iMAML).
 
 Follows: Finn et al. 2017, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks" (section 5.1: sinusoids),
 and with implicit gradients Rajeswaran et al. 2019, "Meta-Learning with Implicit Gradients": Omniglot, 5-way 1-shot,
-accuracy of 98.7% by MAML and 99.16% by iMAML with gradient descent (its table 2).
-With ``solver=unrolled`` this is MAML, exactly while ``levels.adapt.steps`` is at most ``solver.steps`` (5) and
-adaptation is plain gradient descent; the published sinusoids take one step. With ``solver=conjugate_gradient`` it is
-iMAML's gradient at the point that gradient descent has come to.
+accuracy of 98.7% by MAML and 99.16% by iMAML with gradient descent (its table 2). With ``solver=unrolled`` this is
+MAML, exactly so if ``levels.adapt.steps`` is at most ``solver.steps`` (5) and adaptation is plain gradient descent; the
+published sinusoids take one step. With ``solver=conjugate_gradient`` it is iMAML's gradient at the point that gradient
+descent reaches.
 
 Result: ``multilevel train recipe=maml`` (seed 0; mean squared error on held-out sinusoids after 5 steps on 10 samples):
-0.32 meta-learned, 1.91 from training on all tasks together, 4.13 from random parameters.
+0.32 meta-learned, 1.91 after training on all tasks together, 4.13 from random parameters.
 ``solver=conjugate_gradient levels.adapt.steps=20 steps=400``: after 20 steps 0.63, 1.49 and 4.12; 229 of its 400 solves
 met negative curvature and were cut short. ``tasks=digits shots=1 levels.adapt.learning_rate=0.1 steps=400`` (wrong
-answers after 5 steps on one image a class): 3.0%, 48% and 25%. With classes held out that training has never seen
-(``tasks=new_digits``, the same) it does not pay: 49%, 47% and 24%; six classes are too few to learn from.
+answers after 5 steps on one image per class): 3.0%, 48% and 25%. On held-out classes (``tasks=new_digits``, otherwise
+the same) it does not pay: 49%, 47% and 24%; six classes are too few to learn from.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ from multilevel.solvers.ranges import Count, NonNegative, OneOf, require
 
 TASKS = ("sinusoids", "digits", "new_digits")
 CLASSES, WAYS = 10, 3
-KNOWN = 6  # classes that ``new_digits`` learns from; it is judged by the other four
-FEWEST = 80  # images of a class, in training and held out
-RATES = (0.1, 0.3, 1.0, 3.0, 10.0)  # times the learning rate: those that every start may choose from
-STEPS = (0, 1, 5, 10, 20)  # of adaptation, after which held-out tasks are judged
+KNOWN = 6  # classes that ``new_digits`` learns from; the other four are for evaluation
+FEWEST = 80  # images per class, in training and held out
+RATES = (0.1, 0.3, 1.0, 3.0, 10.0)  # times the learning rate, for every initialization to choose from
+STEPS = (0, 1, 5, 10, 20)  # of adaptation before held-out tasks are evaluated
 
 
 @dataclass(kw_only=True)
@@ -68,11 +68,12 @@ class MamlSettings(RunSettings):
     """Settings of ``recipe=maml``.
 
     Args:
-        tasks: sinusoids; digits: tell three apart, in other combinations held out; new_digits: other classes held out.
+        tasks: sinusoids; digits: tell three apart, with other combinations held out; new_digits: with other classes
+            held out.
         tasks_per_step: tasks in a batch.
-        shots: samples that a task is adapted to; of each class, where there are classes.
-        queries: samples that it is judged by.
-        width: of the two hidden layers.
+        shots: samples to adapt to, per class if there are classes.
+        queries: samples to evaluate on.
+        width: width of the two hidden layers.
         proximal: weight of the distance from the shared parameters; None: 0 for unrolled solvers, 2 for all others.
     """
 
@@ -89,15 +90,15 @@ class MamlSettings(RunSettings):
         return self.tasks
 
     def validate(self) -> None:
-        """Raise SettingError for the first setting that cannot work."""
+        """Raise SettingError for the first unusable setting."""
         super().validate()
         fits = self.shots + self.queries <= FEWEST
         require("shots", self.shots, self.tasks == "sinusoids" or fits, f"with the queries at most {FEWEST} of a class")
 
 
 class Maml(Recipe):
-    """The level ``adapt`` moves the parameters of the level ``meta`` to fit each of some tasks; ``meta`` updates them
-    so that the adapted ones do well on other samples of their tasks."""
+    """The level ``adapt`` fits the parameters of the level ``meta`` to each of several tasks; ``meta`` updates them so
+    that the adapted parameters do well on other samples of the tasks."""
 
     settings_class: ClassVar[type[RunSettings]] = MamlSettings
     settings: MamlSettings
@@ -119,8 +120,8 @@ class Maml(Recipe):
         self.graph = Graph(lower_level, upper_level)
 
     def findings(self) -> dict[str, Any]:
-        """Error on held-out tasks (mean squared, or share of wrong answers) after steps of adaptation, from the learned
-        parameters, from those of training on all tasks together as often, and from random ones."""
+        """Error on held-out tasks (mean squared, or share of wrong answers) after steps of adaptation from the learned
+        parameters, from parameters trained equally long on all tasks together, and from random parameters."""
         findings: dict[str, Any] = {"held_out_error": {"meta-learned": self._judged(self.network)}}
         if self.settings.evaluate:
             findings["held_out_error"]["pooled"] = self._judged(self._pooled())
@@ -128,7 +129,7 @@ class Maml(Recipe):
         return findings
 
     def _judged(self, network: SharedNetwork) -> dict[str, float]:
-        """By steps; at the rate that is best on training tasks after as many as the recipe's."""
+        """Error by number of steps, at the rate that is best on training tasks after the recipe's number of steps."""
         training, held_out = (self._tasks(split, 200)(-1) for split in ("train", "held_out"))
         rates = [self.settings.levels.adapt.learning_rate * factor for factor in RATES]
         steps = self.settings.levels.adapt.steps
@@ -151,7 +152,7 @@ class Maml(Recipe):
         return (predictions.argmax(1) != targets).float().mean()
 
     def _pooled(self) -> SharedNetwork:
-        """A network trained on the samples of all tasks of a step together, for as many steps as the recipe's."""
+        """Train a network on the samples of all tasks of a step together, for as many steps as the recipe's."""
         settings, network = self.settings, self._new_network()
         tasks, rounds = self._tasks("train", settings.tasks_per_step), range(1, settings.steps + 1)
         arguments = self.update_arguments("meta", network)
@@ -164,11 +165,12 @@ class Maml(Recipe):
         settings = self.settings
         sizes, key = TaskSizes(tasks=count, shots=settings.shots, queries=settings.queries), f"{settings.seed}/{split}"
         tasks = Sinusoids(sizes, key) if settings.tasks == "sinusoids" else self._digit_tasks(sizes, key, split)
-        # a round's tasks are asked for by each of its updates
+        # each update of a round requests the same tasks
         return lru_cache(maxsize=1)(lambda number: to_device(tasks(number), self.device))
 
     def _digit_tasks(self, sizes: TaskSizes, key: str, split: str) -> ClassTasks:
-        """Held-out tasks have images and combinations of classes, or else classes, that training has not seen."""
+        """Tasks of digits. Held-out tasks have images and class combinations, or classes, that training has not
+        seen."""
         data, labels = load_digits(return_X_y=True)
         inputs = torch.tensor((data - data.mean()) / data.std(), dtype=torch.float32)
         combinations = held_out_combinations(CLASSES, WAYS)
@@ -180,7 +182,7 @@ class Maml(Recipe):
         return ClassTasks(sizes, key, inputs[rows], torch.tensor(labels)[rows], combinations[part])
 
     def _new_network(self) -> SharedNetwork:
-        """Two hidden layers, as in the papers' regression."""
+        """A network with two hidden layers, as in the papers' regression."""
         width, digits = self.settings.width, self.settings.tasks != "sinusoids"
         sizes = (64 if digits else 1, width, width, WAYS if digits else 1)
         with RandomState.seeded(self.settings.seed).active():

@@ -1,14 +1,14 @@
-"""Recipe: learn to weigh auxiliary losses for a main task with few labels.
+"""Recipe: learn weights of auxiliary losses for a main task with few labels.
 
-Follows: Navon et al. 2021, "Auxiliary Learning by Implicit Differentiation" (AuxiLearn), which learns how to combine
-auxiliary losses from a held-out part of the labels and finds that it improves on training with fixed combinations; here
-the combination is a weight for each, and its derivative that of the last updates.
+Follows: Navon et al. 2021, "Auxiliary Learning by Implicit Differentiation" (AuxiLearn), which learns from held-out
+labels how to combine auxiliary losses and finds that this beats fixed combinations; here the combination is one weight
+per loss, differentiated through the last updates.
 
-Result: ``multilevel train recipe=meta_loss_weighting`` (digits, 5 labels a class, 144 held out, seed 0): weights of the
-auxiliary losses 2.48 for hidden pixels, 0.41 for rotation, 0.10 for random labels, which can only be learned by heart;
-test accuracy 86.5% with these, 85.1% by the main loss only, 81.2% with equal weights. Trained on the held-out labels
-as well: 93.5%, 91.9% and 91.8%. Over the main loss only the gain varies (87.5% to 81.2% with seed 1, 87.6% to 87.7%
-with seed 2); over equal weights it does not (79.8% and 84.1%).
+Result: ``multilevel train recipe=meta_loss_weighting`` (digits, 5 labels per class, 144 held out, seed 0): the weights
+of the auxiliary losses are 2.48 for hidden pixels, 0.41 for rotation, and 0.10 for random labels, which can only be
+memorized. Test accuracy is 86.5% with these weights, 85.1% with only the main loss, 81.2% with equal weights; trained
+on the held-out labels too, 93.5%, 91.9% and 91.8%. The gain over only the main loss varies (87.5% to 81.2% with seed 1,
+87.6% to 87.7% with seed 2); the gain over equal weights does not (79.8% and 84.1%).
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class MetaLossWeightingSettings(RunSettings):
     """Settings of ``recipe=meta_loss_weighting``.
 
     Args:
-        labels_per_class: of the training images; the others have none for the main task.
-        width: of the network's hidden layers.
-        repeats: networks that each way of weighing is evaluated with, of different initial weights.
+        labels_per_class: labelled training images per class; other images have no label for the main task.
+        width: width of the network's hidden layers.
+        repeats: networks with different initial weights to evaluate each weighting with.
     """
 
     data: DataSettings
@@ -59,8 +59,8 @@ class MetaLossWeightingSettings(RunSettings):
 
 
 class MetaLossWeighting(Recipe):
-    """The level ``learn`` trains a network on few labels and on auxiliary tasks without any; the level ``weigh``
-    updates the weights of the auxiliary losses so that the main task's loss on held-out samples falls."""
+    """The level ``learn`` trains a network on few labels and on auxiliary tasks without labels; the level ``weigh``
+    updates the weights of the auxiliary losses to lower the main task's loss on held-out samples."""
 
     settings_class: ClassVar[type[RunSettings]] = MetaLossWeightingSettings
     settings: MetaLossWeightingSettings
@@ -71,7 +71,7 @@ class MetaLossWeighting(Recipe):
         self.classes = len(data.class_names)
         self.images, labels = tensors(data, data.finetune)
         fewest, per_class = int(torch.bincount(labels, minlength=self.classes).min()), settings.labels_per_class
-        expected = f"at most {fewest}, as many as every class has images"
+        expected = f"at most {fewest}, the size of the smallest class"
         require("labels_per_class", per_class, per_class <= fewest, expected)
         with RandomState.seeded(settings.seed).active():
             self.random_labels = torch.randint(self.classes, labels.shape)
@@ -89,8 +89,8 @@ class MetaLossWeighting(Recipe):
         )
 
     def findings(self) -> dict[str, Any]:
-        """The weights, and the mean test accuracy of new networks trained with them, with the main loss only and with
-        equal weights: on the few labels, and on the held-out ones as well."""
+        """The weights, and the mean test accuracy of new networks trained with them, with only the main loss and with
+        equal weights, on the few labels, and on these and the held-out labels."""
         learned = self.weights().detach()
         findings: dict[str, Any] = {"weights": dict(zip(AUXILIARY_TASKS, learned.tolist(), strict=True))}
         if self.settings.evaluate:
@@ -102,7 +102,7 @@ class MetaLossWeighting(Recipe):
         return findings
 
     def mean_accuracy(self, weights: Tensor, images: Tensor, labels: Tensor) -> float:
-        """On the test images, of networks trained on some labels with fixed weights, for as many updates as the
+        """Mean test accuracy of networks trained on some labels with fixed weights, for as many updates as the
         recipe's."""
         settings, scores = self.settings, []
         for seed in range(settings.seed, settings.seed + settings.repeats):
@@ -114,7 +114,7 @@ class MetaLossWeighting(Recipe):
         return fmean(scores)
 
     def _training(self, images: Tensor, labels: Tensor) -> DataLoader:
-        """Batches of all training images, each with a labelled one; those come round again and again."""
+        """Batches of all training images, each paired with labelled images, which repeat."""
         positions = torch.arange(len(self.images)) % len(labels)
         return batches(
             self.images, self.random_labels, images[positions], labels[positions], size=self.settings.data.batch_size

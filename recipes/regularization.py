@@ -1,15 +1,16 @@
-"""Recipe: learn a penalty for each weight of a logistic regression, more of them than any search can try.
+"""Recipe: learn a penalty for each weight of a logistic regression, which are too many for any search.
 
 Follows: Pedregosa 2016, "Hyperparameter optimization with approximate gradient", which learns one penalty by conjugate
-gradients, and Grazzi et al. 2020, "On the Iteration Complexity of Hypergradient Computation", which learns one for each
-input of a logistic regression of 20 newsgroups; among their hypergradients those by conjugate gradients do best.
+gradients, and Grazzi et al. 2020, "On the Iteration Complexity of Hypergradient Computation", which learns one per
+input of a logistic regression on 20 newsgroups; conjugate gradients give the best hypergradients there.
 
-Result: ``multilevel train recipe=regularization`` (287 digits to train on, 1,151 held out, 64 pixels and 64 inputs of
-noise, 1,290 weights; seed 0): test loss 0.148, test accuracy 95.5%; by a grid search of one penalty at the same cost,
-3,300 gradients of the training loss, 0.304 and 90.3%; by a random search of a penalty for each weight 0.636 and 81.6%;
-by one of two penalties that is told which inputs are noise 0.168 and 94.7%. 1,280 penalties fit the held-out samples
-too well (their loss is 0.086), and refitting to all samples makes up most of the difference: 97.5% under the learned
-penalties, 96.4% under the grid's, 97.8% under the two (seed 1: 96.7%, 96.4%, 98.3%; seed 2: 96.1%, 96.1%, 98.1%).
+Result: ``multilevel train recipe=regularization`` (287 digits to train on, 1,151 held out, 64 pixels and 64 noise
+inputs, 1,290 weights; seed 0): test loss 0.148, test accuracy 95.5%. At the same cost of 3,300 gradients of the
+training loss, a grid search for one penalty reaches 0.304 and 90.3%, a random search for a penalty per weight 0.636 and
+81.6%, and a random search for two penalties that knows which inputs are noise 0.168 and 94.7%. 1,280 penalties overfit
+the held-out samples (with a loss of 0.086 there), and refitting to all samples closes most of the gap: 97.5% with the
+learned penalties, 96.4% with the grid search's, 97.8% with the two (seed 1: 96.7%, 96.4%, 98.3%; seed 2: 96.1%, 96.1%,
+98.1%).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from multilevel.recipes.data.tensors import batches, tensors
 from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
 from multilevel.solvers.ranges import AtLeast, PositiveNumber
 
-SEARCHED = (1e-5, 1.0)  # penalties that the searches compared with draw from, evenly in their logarithm
+SEARCHED = (1e-5, 1.0)  # range of the baseline searches' penalties, uniform in the logarithm
 
 
 @dataclass(kw_only=True)
@@ -53,8 +54,8 @@ class RegularizationSettings(RunSettings):
     """Settings of ``recipe=regularization``.
 
     Args:
-        noise_inputs: standard normal numbers that follow the pixels of each image.
-        initial_penalty: of every weight.
+        noise_inputs: standard normal inputs appended to the pixels of each image.
+        initial_penalty: initial penalty of every weight.
     """
 
     data: DataSettings
@@ -64,8 +65,8 @@ class RegularizationSettings(RunSettings):
 
 
 class Regularization(Recipe):
-    """The level ``classify`` trains a linear classifier of pixels and noise, each weight with its penalty; the level
-    ``regularize`` updates the penalties so that the classifier's loss on held-out samples falls."""
+    """The level ``classify`` trains a linear classifier of pixels and noise with a penalty on each weight; the level
+    ``regularize`` updates the penalties to lower the classifier's loss on held-out samples."""
 
     settings_class: ClassVar[type[RunSettings]] = RegularizationSettings
     settings: RegularizationSettings
@@ -89,8 +90,8 @@ class Regularization(Recipe):
         )
 
     def findings(self) -> dict[str, Any]:
-        """The learned penalties' geometric means, and how well classifiers do that are fitted under them and under the
-        best penalties, by held-out loss, that searches find for at least as many gradients of the training loss."""
+        """The learned penalties' geometric means, and the scores of classifiers fitted with them and with the best
+        penalties, by held-out loss, of searches that cost at least as many gradients of the training loss."""
         learned, noise = self.penalties().detach().cpu(), self.settings.noise_inputs
         kinds = {"pixels": learned[:, : self.inputs - noise], "noise": learned[:, self.inputs - noise :]}
         means = {kind: float(penalties.log().mean().exp()) for kind, penalties in kinds.items() if penalties.numel()}
@@ -103,14 +104,14 @@ class Regularization(Recipe):
         return {"mean_penalty": means, **scores}
 
     def gradients_per_step(self) -> int:
-        """Gradients of the training loss that a step costs, or what takes as long: the updates, the held-out gradient
-        by its share of samples, and what the first solve reports, a product of second derivatives counting twice."""
+        """The cost of a step in gradients of the training loss: the updates, the held-out gradient in proportion to its
+        samples, and the first solve's cost, where a product of second derivatives counts twice."""
         once, spent = type(self)(self.settings), Spent()
         Engine(once.graph, seed=self.settings.seed, callbacks=[spent]).run(1)
         return self.settings.levels.classify.steps + ceil(len(self.held_out[1]) / len(self.training[1])) + spent.total
 
     def _searches(self) -> dict[str, Iterator[Tensor]]:
-        """An endless stream of trials of a search: where in the range searched each penalty is, 0 to 1."""
+        """An endless stream of a search's trials: the position of each penalty in the search range, 0 to 1."""
         generator = torch.Generator().manual_seed(self.settings.seed)
         is_noise = (torch.arange(self.inputs) >= self.inputs - self.settings.noise_inputs).long()
         shape, halving = (self.classes, self.inputs), Halton(1, scramble=False)  # 0, 1/2, 1/4, 3/4, 1/8, ...
@@ -123,7 +124,7 @@ class Regularization(Recipe):
         }
 
     def _searched(self, exponents: Iterator[Tensor], cost: int) -> dict[str, Any]:
-        """Scores of the penalties with the least held-out loss among those tried until the cost is spent."""
+        """The scores of the best penalties by held-out loss among the trials that fit into the budget."""
         spent, tried, (low, high) = 0, [], SEARCHED
         while spent < cost:
             penalties = low * (high / low) ** next(exponents)
@@ -134,7 +135,7 @@ class Regularization(Recipe):
         return self._scores(best) | {"gradients": spent, "penalties_tried": len(tried)}
 
     def _scores(self, penalties: Tensor) -> dict[str, Any]:
-        """Accuracy of the classifier fitted under some penalties, to the training samples and to all."""
+        """Accuracy of the classifier fitted with given penalties to the training samples, and to all samples."""
         classifier, _ = fit_penalized(*self.training, penalties)
         inputs, labels = (torch.cat(pair) for pair in zip(self.training, self.held_out, strict=True))
         refitted, _ = fit_penalized(inputs, labels, penalties)
@@ -147,12 +148,12 @@ class Regularization(Recipe):
         }
 
     def _with_noise(self, images: Tensor) -> Tensor:
-        """Images [N, C, H, W] as vectors, each followed by the noise."""
+        """Flatten images [N, C, H, W] to vectors, and append the noise."""
         return torch.cat([images.flatten(1), torch.randn(len(images), self.settings.noise_inputs)], 1)
 
 
 class Spent(Callback):
-    """Counts the gradients that solves cost."""
+    """Counts the cost of solves in gradients."""
 
     total = 0
 
@@ -161,6 +162,6 @@ class Spent(Callback):
 
 
 def classifier_loss(classifier: nn.Linear, inputs: Tensor, classes: Tensor) -> float:
-    """Mean loss of a classifier that ``fit_penalized`` made, over inputs [N, inputs] of classes int64 [N]."""
+    """Mean loss of a classifier from ``fit_penalized`` over inputs [N, inputs] of classes int64 [N]."""
     with torch.no_grad():
         return float(F.cross_entropy(classifier(inputs.double()), classes))

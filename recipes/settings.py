@@ -1,4 +1,4 @@
-"""The typed settings that every run has, and those of one level."""
+"""The typed settings of every run and of one level."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "sgd": torch.optim.SGD,
 }
-SCHEDULES = {"cosine": "cosine", "constant": "constant_with_warmup"}  # as transformers names them
+SCHEDULES = {"cosine": "cosine", "constant": "constant_with_warmup"}  # names in transformers
 
 
 @dataclass(kw_only=True)
 class LevelSettings:
-    """How one level is updated; see ``multilevel.Problem`` for what is passed on to it.
+    """Settings for the updates of one level; see ``multilevel.Problem``.
 
     Args:
-        steps: updates for each one of the next level up.
+        steps: updates per update of the next level up.
         optimizer: adamw, adam or sgd.
-        learning_rate: the largest, after the warmup.
-        weight_decay: of matrices; biases, norms and other vectors have none.
+        learning_rate: the peak value, after the warmup.
+        weight_decay: weight decay of matrices; biases, norm parameters and other vectors have none.
         schedule: cosine (to 0 at the last update) or constant.
         warmup: share of the updates over which the learning rate rises, 0 to 1.
-        clip_norm: largest norm of the gradient of an update; None leaves it.
-        accumulate: batches that one update averages over.
+        clip_norm: largest norm of the gradient of an update; None does not clip.
+        accumulate: batches to average over in one update.
     """
 
     steps: Count
@@ -61,7 +61,7 @@ class LowerLevelSettings(LevelSettings):
 
     Args:
         solver: ``{"name": ..., option: ...}``; None takes the solver of all levels.
-        solve_share: share of each batch that solves at this level take.
+        solve_share: share of each batch for the solves at this level.
     """
 
     solver: Any
@@ -70,10 +70,10 @@ class LowerLevelSettings(LevelSettings):
 
 @dataclass(kw_only=True)
 class CheckpointSettings:
-    """How often a checkpoint is written.
+    """Settings for checkpoints.
 
     Args:
-        every: steps between two.
+        every: steps between two checkpoints.
     """
 
     every: Count
@@ -81,28 +81,28 @@ class CheckpointSettings:
 
 @dataclass(kw_only=True)
 class RunSettings:
-    """Settings of every run. A recipe's settings are a subclass.
+    """Settings of every run; a recipe's settings are a subclass.
 
     Args:
-        recipe: its name.
-        solver: of every level that names none, ``{"name": ..., option: ...}``.
+        recipe: name of the recipe.
+        solver: solver of every level without its own, ``{"name": ..., option: ...}``.
         steps: updates of the top level.
-        seed: of the initial weights and of everything random after them.
-        device: auto, or what torch.device takes.
+        seed: seed of the initial weights and all later randomness.
+        device: auto, or a name for torch.device.
         precision: float32 or bf16.
-        threads: CPU threads that each operation of training is spread over; None: as suits the recipe.
-        output: the run folder; None makes a name.
-        approximate: see ``Graph``.
+        threads: CPU threads per operation in training; None: chosen for the recipe.
+        output: the run folder; None generates a name.
+        approximate: whether to omit the response of inner levels where a solver cannot include it, see ``Graph``.
         diagnose: steps between comparisons of the top level's hypergradient with a reference; 0: none.
-        checkpoint: how often.
-        max_skipped: updates in a row of a level that may be skipped, as its loss or hypergradient is not finite.
-        compile: whether calls on levels are compiled in updates, where they can be.
-        check: see ``Engine``.
-        reuse: of earlier versions; it changed no number, and has no effect any more.
-        loggers: where else the numbers of every step go.
+        checkpoint: how often to write checkpoints.
+        max_skipped: consecutive updates of a level that may be skipped because its loss or hypergradient is not finite.
+        compile: whether to compile calls on levels in updates where possible.
+        check: whether to compare the products of each level's first hypergradient with another form, see ``Engine``.
+        reuse: kept for compatibility; no effect.
+        loggers: additional loggers for the metrics of every step.
         objective: path of the number in summary.json that a sweeper minimizes; None: the top level's last loss.
         engine: multilevel, or betty (see ``multilevel.betty.BettyEngine``).
-        evaluate: whether a run ends with scores, and with what the recipe compares itself with.
+        evaluate: whether a run ends with an evaluation and the recipe's baselines.
     """
 
     recipe: str
@@ -127,22 +127,22 @@ class RunSettings:
 
     @property
     def data_name(self) -> str | None:
-        """The data set's name; None where the recipe has no choice of it."""
+        """The data set's name; None if the recipe offers no choice."""
         data = getattr(self, "data", None)
         return None if data is None else data.name
 
     def validate(self) -> None:
-        """Raise SettingError for the first setting that cannot work."""
+        """Raise SettingError for the first unusable setting."""
         check(self)
         require("compile", self.compile, self.engine == "multilevel" or not self.compile, "false with engine=betty")
         chosen_device(self.device)
 
 
 def chosen_device(name: str) -> torch.device:
-    """The device that a setting names; auto is a GPU where there is one.
+    """The device for a setting; auto takes a GPU if there is one.
 
     Raises:
-        SettingError: no such device on this machine.
+        SettingError: this machine lacks the device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -150,5 +150,5 @@ def chosen_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise SettingError("device", name, "auto, or a device that this machine has, such as cpu") from error
+        raise SettingError("device", name, "auto, or a device of this machine, such as cpu") from error
     return device

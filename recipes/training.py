@@ -1,4 +1,4 @@
-"""Optimizers, schedules and solvers of a recipe's levels, from their settings."""
+"""Creates the optimizers, schedules and solvers of a recipe's levels from their settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def level_arguments(
 
     Args:
         levels: the levels' settings, bottom level first.
-        solver: that of every level which names none.
+        solver: of every level without its own.
         name: the level.
         module: its module.
         steps: updates of the top level.
@@ -54,7 +54,7 @@ def _optimizer(settings: LevelSettings, module: nn.Module) -> torch.optim.Optimi
         {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
     ]
-    # fused: one pass over each parameter, on the CPU as well
+    # fused: one pass over each parameter, also on the CPU
     return OPTIMIZERS[settings.optimizer](groups, lr=settings.learning_rate, fused=True)  # type: ignore[call-arg]
 
 
@@ -62,6 +62,6 @@ def _solver(setting: str, options: Mapping[str, Any]) -> Solver:
     arguments = {key: value for key, value in options.items() if key != "name"}
     try:
         return build(setting, SOLVERS, options["name"], arguments)
-    except SettingError as error:  # a solver does not know where its settings stand
+    except SettingError as error:  # a solver does not know the full names of its settings
         name = setting + error.setting.removeprefix("solver") if error.setting.startswith("solver.") else error.setting
         raise SettingError(name, error.got, error.expected) from None

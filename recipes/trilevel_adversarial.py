@@ -1,13 +1,13 @@
-"""Recipe: adversarial training whose weight decay is learned: adversary, classifier and hyperparameter, three levels.
+"""Recipe: adversarial training with learned weight decay: adversary, classifier and hyperparameter, three levels.
 
 Follows: the adversary of Sinha et al. 2018, "Certifying Some Distributional Robustness with Principled Adversarial
-Training": a price on squared distance makes its problem strongly concave. The third level, and the
-classifier's total gradient with the adversary's response, are this recipe's own; no published number compares.
+Training": a penalty on squared distance makes its problem strongly concave. The third level, and the classifier's total
+gradient with the adversary's response, are new here, so there is no published number to compare with.
 
 Result: ``multilevel train recipe=trilevel_adversarial`` (digits, linear classifiers, seed 0) learns a decay of 0.0085,
-whose held-out loss of 1.023 is below that of decays fixed at 0.001 (1.028), 0.01 (1.025), 0.1 (1.345) and 1 (3.042).
-Test accuracy, clean and within a distance of 1: 96.4% and 77.4%, as with the best of the fixed decays, 0.01; with the
-same decay and no adversary 96.7% and 71.6%. The most robust of those without an adversary (0.1): 95.0% and 75.8%.
+with a held-out loss of 1.023, below fixed decays of 0.001 (1.028), 0.01 (1.025), 0.1 (1.345) and 1 (3.042). Test
+accuracy, clean and within a distance of 1, is 96.4% and 77.4%, the same as with the best fixed decay, 0.01; with that
+decay and no adversary 96.7% and 71.6%; with the most robust decay without an adversary (0.1) 95.0% and 75.8%.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from multilevel.recipes.data.tensors import tensors
 from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
 from multilevel.solvers.ranges import PositiveNumber
 
-FIXED = (0.001, 0.01, 0.1, 1.0)  # weight decays that the learned one is compared with
+FIXED = (0.001, 0.01, 0.1, 1.0)  # fixed weight decays to compare with
 
 
 @dataclass(kw_only=True)
@@ -52,8 +52,8 @@ class TrilevelSettings(RunSettings):
     """Settings of ``recipe=trilevel_adversarial``.
 
     Args:
-        penalty: of the adversary, for half a squared distance; images have values of mean 0 and deviation 1.
-        radius: largest distance of the perturbations that robust accuracy is about.
+        penalty: the adversary's penalty on half the squared distance; images have values of mean 0 and deviation 1.
+        radius: largest distance of perturbations for robust accuracy.
         start: the initial weight decay.
     """
 
@@ -65,8 +65,8 @@ class TrilevelSettings(RunSettings):
 
 
 class TrilevelAdversarial(Recipe):
-    """The level ``adversary`` perturbs every image so that the classifier's loss rises; ``classify`` trains on the
-    perturbed images, with the weight decay that ``decay`` chooses by the loss on held-out images, clean and perturbed.
+    """The level ``adversary`` perturbs every image to raise the classifier's loss; ``classify`` trains on the perturbed
+    images, with the weight decay that ``decay`` chooses by the loss on held-out images, clean and perturbed.
     """
 
     settings_class: ClassVar[type[RunSettings]] = TrilevelSettings
@@ -89,9 +89,9 @@ class TrilevelAdversarial(Recipe):
         self.graph = Graph(self._adversary(), self._classify("adversary", "decay"), select)
 
     def findings(self) -> dict[str, Any]:
-        """The weight decay learned; what it minimizes, the loss on held-out images, clean and perturbed; and the test
-        accuracy of images as they are, and where no perturbation within the radius may change the answer. Beside it
-        weight decays fixed beforehand, with the adversary and without one."""
+        """The learned weight decay, the loss on clean and perturbed held-out images that it minimizes, and the test
+        accuracy on clean images and under any perturbation within the radius; also for fixed weight decays, with and
+        without the adversary."""
         learned = self.decay().item()
         findings: dict[str, Any] = {"weight_decay": learned, "held_out_loss": {}, "clean_accuracy": {}}
         findings["robust_accuracy"] = {}
@@ -116,7 +116,7 @@ class TrilevelAdversarial(Recipe):
             findings["held_out_loss"][name] = (clean + robust).item()
 
     def _trained(self, decay: float, adversarial: bool) -> Graph:
-        """The levels below, trained for as many updates as the recipe's, their weight decay fixed."""
+        """Train the levels below with fixed weight decay, for as many updates as the recipe's."""
         settings = self.settings
         classify = self._classify("adversary" if adversarial else None, decay)
         graph = Graph(self._adversary(), classify) if adversarial else Graph(classify)
@@ -140,5 +140,5 @@ class TrilevelAdversarial(Recipe):
         )
 
     def _batch(self, samples: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """One batch of all of some samples: the levels are solved together, on the same ones."""
+        """One batch of all given samples, since the levels are solved together on the same samples."""
         return [(self.inputs[samples], self.labels[samples], samples)]

@@ -1,4 +1,4 @@
-"""Hypergradient solvers, one file each; they know torch and nothing of problems, levels or recipes."""
+"""Hypergradient solvers, one file each; they depend only on torch, not on problems, levels or recipes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from multilevel.solvers.linear_system import ImplicitSolver, Solution
 from multilevel.solvers.lower_level import LowerLevel, Prediction, ProductChoice, Step
 from multilevel.solvers.registry import discover
 
-#: Every solver by the name of its file, which is its name in configuration.
+#: Every solver by its name in configuration, which is the name of its file.
 SOLVERS: dict[str, type[Solver]] = discover(sys.modules[__name__], Solver)  # type: ignore[type-abstract]
 
 
 def default_solver() -> Solver:
-    """The solver of a level that others depend on and that names none, in Python as in configuration.
+    """The default solver of a level that others depend on, in Python and in configuration.
 
     Examples:
         >>> default_solver()

@@ -20,19 +20,20 @@ ITERATIVE_LIMIT = 20_000
 
 @dataclass
 class Auto(Solver):
-    """Chooses a solver by the lower level's size, declared outputs and optimizer, and says which and why.
+    """Chooses a solver by the lower level's size, declared outputs and optimizer, and reports the choice and the
+    reason.
 
-    The rule, first match: at most 200 parameters: ``dense``; at most 20,000 and outputs and a criterion declared:
-    ``conjugate_gradient`` with Gauss-Newton curvature, damping 0.01 and a warm start; trained with Adam or AdamW:
-    ``sama``; otherwise ``identity``.
+    The first match applies. At most 200 parameters: ``dense``. At most 20,000, with declared outputs and criterion:
+    ``conjugate_gradient`` with Gauss-Newton curvature, damping 0.01 and a warm start. Trained with Adam or AdamW:
+    ``sama``. Otherwise: ``identity``.
 
     Assumes: the assumptions of the chosen solver.
-    Costs: the cost of that solver; never more than 200 products.
-    Use when: starting on a problem; then compare.
+    Costs: the cost of the chosen solver; never more than 200 products.
+    Use when: starting on a problem, before a comparison.
 
     Args:
-        product: how products are formed, unless the chosen solver needs another way.
-        damping: added to the Hessian's diagonal, >= 0; None: 0.01 for ``conjugate_gradient``, 0 elsewhere.
+        product: how products are formed, unless the chosen solver needs another form.
+        damping: added to the Hessian's diagonal, >= 0; None: 0.01 for ``conjugate_gradient``, 0 for the others.
 
     Examples:
         The level of ``LowerLevel``'s example has three parameters:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def nodes(loss: Tensor) -> Iterator[Any]:
-    """The nodes of a loss's graph, each once.
+    """The nodes of a loss's graph, without duplicates.
 
     >>> import torch
     >>> weight = torch.ones(2, requires_grad=True)
@@ -27,7 +27,7 @@ def nodes(loss: Tensor) -> Iterator[Any]:
 
 
 def leaves(loss: Tensor) -> Iterator[Tensor]:
-    """The leaf tensors that a loss's gradient would arrive at.
+    """The leaf tensors that a loss's gradient would reach.
 
     >>> import torch
     >>> weight = torch.ones(2, requires_grad=True)

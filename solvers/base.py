@@ -25,7 +25,7 @@ class SolveReport:
         products: Hessian-vector and mixed products.
         residual: ``|H x - a| / |a|``, damping included; None if not measured.
         converged: whether the residual met the tolerance; None if the residual was not measured.
-        cause: why it did not converge and which setting to change; empty if it converged.
+        cause: why it did not converge and the setting to change; empty if it converged.
         failed: whether the solve diverged or met negative curvature, and returned its last good iterate.
         choice: the solver or the products that ``auto`` chose, and why; empty for others.
     """
@@ -41,9 +41,9 @@ class SolveReport:
 
 @dataclass(frozen=True)
 class Response:
-    """A solver's result: terms to add to the cotangent of each level read (same names and shapes), and a report.
+    """A solver's result: terms to add to the cotangents of the levels read (same names and shapes), and a report.
 
-    ``solution`` is a start for the next solve; None if the solver keeps nothing.
+    ``solution`` is the starting point of the next solve; None if the solver keeps none.
     """
 
     contributions: Mapping[str, Tensors]
@@ -52,10 +52,10 @@ class Response:
 
 
 def at_unit_scale(respond: Callable[[Any, LowerLevel, Tensors], Response]) -> Callable[..., Response]:
-    """A solver's ``respond`` for a cotangent of any scale, in code that runs without gradients too.
+    """Extends a solver's ``respond`` to cotangents of any scale, and to code that runs without gradients.
 
     The cotangent and the level's start are divided by the power of two at the cotangent's largest absolute value, and
-    the response multiplied by it: exact, and no square within over- or underflows.
+    the response is multiplied by it. This is exact, and avoids over- and underflow of squares.
     """
 
     @wraps(respond)
@@ -77,7 +77,7 @@ def at_unit_scale(respond: Callable[[Any, LowerLevel, Tensors], Response]) -> Ca
 
 
 def scale_of(cotangent: Tensors) -> float:
-    """The power of two by which a cotangent is divided, see ``magnitude``; CotangentError where it is not finite."""
+    """The power of two to divide a cotangent by, see ``magnitude``; CotangentError if it is not finite."""
     scale = magnitude(cotangent)
     if not math.isfinite(scale):
         raise CotangentError(
@@ -87,7 +87,7 @@ def scale_of(cotangent: Tensors) -> float:
 
 
 def no_response(lower: LowerLevel, choice: str = "") -> Response:
-    """Zeros: every solver's answer to a cotangent of 0, or to a level that reads none."""
+    """Zeros: every solver's response to a cotangent of 0, or at a level that reads no other."""
     zeros = {name: zeros_like(tensors) for name, tensors in lower.reads.items()}
     return Response(zeros, SolveReport(residual=0.0, converged=True, choice=choice))
 
@@ -118,38 +118,38 @@ class Solver(ABC):
             cls.respond = at_unit_scale(cls.respond)  # type: ignore[method-assign]
 
     def __post_init__(self) -> None:
-        """Raise SettingError for the first setting out of its declared range."""
+        """Raise SettingError for the first setting outside its declared range."""
         check(self, "solver.")
 
     @property
     def recorded_steps(self) -> int:
-        """Number of the level's last updates that it needs."""
+        """The number of the level's last updates that the solver needs."""
         return 0
 
     @property
     def nests(self) -> bool:
-        """Whether it can solve with the Hessian of a total gradient, which levels that read each other need."""
+        """Whether the solver can solve with the Hessian of a total gradient, which levels that read each other need."""
         return False
 
     def resolved(self, lower: LowerLevel) -> tuple[Solver, str]:
-        """The solver that does the work for this level, and why; itself, unless it chooses among others."""
+        """The solver to use for this level, and the reason; this solver, unless it chooses among others."""
         return self, ""
 
     @abstractmethod
     def respond(self, lower: LowerLevel, cotangent: Tensors) -> Response:
-        """Compute the contribution to each level in ``lower.reads``; nothing in ``lower`` is written to.
+        """Compute the contribution to each level in ``lower.reads``; ``lower`` is not modified.
 
         Args:
-            lower: the level to go through.
+            lower: the level to pass through.
             cotangent: the derivative arriving at the level's parameters, same names and shapes.
 
         Raises:
             CotangentError: the cotangent is not finite.
-            SolveError: the solve failed and the solver is strict; or this is inference mode.
+            SolveError: a strict solver failed, or inference mode is active.
         """
 
     def __str__(self) -> str:
-        """The name, and the settings that differ from their defaults."""
+        """The name, and the settings that differ from the defaults."""
         pairs = ((field, getattr(self, field.name)) for field in fields(self))  # type: ignore[arg-type]
         changed = ", ".join(f"{field.name}={value}" for field, value in pairs if value != field.default)
         return f"{type(self).__name__}({changed})"

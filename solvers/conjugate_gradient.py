@@ -18,11 +18,12 @@ from multilevel.solvers.vectors import Tensors
 class ConjugateGradient(ImplicitSolver):
     """Solves ``(H + damping I) x = a`` by conjugate gradients (Hestenes and Stiefel 1952; Rajeswaran et al. 2019).
 
-    Exact after as many iterations as the Hessian has distinct eigenvalues. Negative curvature ends the solve with
-    the iterate before it.
+    Exact after as many iterations as the Hessian has distinct eigenvalues. Negative curvature ends the solve at the
+    previous iterate.
 
-    Assumes: a positive definite lower Hessian, damping included; or ``curvature=gauss_newton``, never negative.
-    Costs: one Hessian-vector product per iteration, and one more with a warm start.
+    Assumes: a positive definite lower Hessian, damping included; or ``curvature=gauss_newton``, which is never
+        negative.
+    Costs: one Hessian-vector product per iteration, plus one with a warm start.
     Use when: the lower level is near a minimum and accuracy matters; with Gauss-Newton and damping, in deep networks.
 
     Args:
@@ -30,7 +31,7 @@ class ConjugateGradient(ImplicitSolver):
         tolerance: relative residual at which the solve counts as converged.
         curvature: hessian, or gauss_newton (for levels that define outputs and criterion; safe even if the lower loss
             is not convex).
-        warm_start: start from this level's last solution, which training keeps, instead of from 0.
+        warm_start: start from this level's last solution, which training keeps, instead of 0.
 
     Examples:
         The level of ``LowerLevel``'s example, H = diag(1, 2, 4): three distinct eigenvalues, three iterations.
@@ -62,7 +63,7 @@ class ConjugateGradient(ImplicitSolver):
         x, residual, relative = torch.zeros_like(cotangent), cotangent, 1.0
         if self.warm_start and system.start is not None:
             warm = cotangent - system.product(system.start)
-            if warm.norm().item() < scale:  # a start that is worse than 0 is no start
+            if warm.norm().item() < scale:  # discard a start that is worse than 0
                 x, residual, relative = system.start, warm, warm.norm().item() / scale
         if relative <= self.tolerance:
             return Solution(x, relative, True)
@@ -83,8 +84,7 @@ class ConjugateGradient(ImplicitSolver):
             # In exact arithmetic the residual grows by at most the square root of the condition number.
             if not next_squared <= limit:
                 cause = (
-                    "the Hessian is singular along a direction of the solve: raise solver.damping, or take "
-                    "solver=minres"
+                    "the Hessian is singular along a direction of the solve: raise solver.damping, or use solver=minres"
                 )
                 return Solution(x, relative, False, cause, failed=True)
             x = x + length * direction

@@ -1,4 +1,4 @@
-"""The inverse Hessian exactly, by writing the Hessian down."""
+"""The exact inverse Hessian, by forming the Hessian."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from multilevel.solvers.ranges import Count, NonNegative, require
 
 @dataclass
 class Dense(ImplicitSolver):
-    """Forms ``H + damping I`` column by column and solves exactly, in the parameters' precision.
+    """Forms ``H + damping I`` column by column and solves exactly, in the precision of the parameters.
 
-    Half precision is solved in float32. If the matrix is singular (a parameter that the loss does not use), x is the
-    solution of least residual and norm.
+    Half precision is solved in float32. If the matrix is singular (such as for a parameter that the loss does not use),
+    x is the solution of least residual and norm.
 
     Assumes: few parameters; a Hessian of any sign.
     Costs: one Hessian-vector product per parameter, and memory for the square of their number.
     Use when: the lower level has hundreds of parameters (a head, hyperparameters), or as a reference to compare with.
 
     Args:
-        limit: largest number of parameters that it accepts.
+        limit: largest number of parameters to accept.
         tolerance: relative residual at which the solve counts as converged.
 
     Raises:
@@ -42,7 +42,7 @@ class Dense(ImplicitSolver):
     def solve(self, system: LinearSystem) -> Solution:
         cotangent = system.right_hand_side
         count = len(cotangent)
-        remedy = f"at least {count} for a lower level of {count} parameters, or a solver other than dense"
+        remedy = f"at least {count} for a lower level of {count} parameters, or another solver than dense"
         require("solver.limit", self.limit, count <= self.limit, remedy)
         matrix = cotangent.new_empty(count, count)
         unit = torch.zeros_like(cotangent)
@@ -61,13 +61,13 @@ class Dense(ImplicitSolver):
 
 
 def smallest_solution(matrix: Tensor, right_hand_side: Tensor) -> Tensor:
-    """The x [N] of least residual, and of least norm among those, of a symmetric matrix [N, N].
+    """The x [N] of least residual, and then of least norm, for a symmetric matrix [N, N].
 
-    Eigenvalues that are nothing but the rounding of the largest count as 0.
+    Eigenvalues below the rounding error of the largest count as 0.
     """
     values, vectors = torch.linalg.eigh(matrix)
     noise = 4 * len(values) ** 0.5 * torch.finfo(matrix.dtype).eps * values.abs().max()
     if (values.abs() > noise).all():
-        return torch.linalg.solve(matrix, right_hand_side)  # the more accurate, where it is not singular
+        return torch.linalg.solve(matrix, right_hand_side)  # more accurate if the matrix is not singular
     inverse = torch.where(values.abs() > noise, 1 / values, 0.0)
     return vectors @ (inverse * (vectors.T @ right_hand_side))

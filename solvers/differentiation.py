@@ -22,10 +22,10 @@ _HIGHER: ContextVar[bool] = ContextVar("higher derivatives", default=False)
 
 
 class differentiating(ContextDecorator):  # noqa: N801  # a block, like torch.no_grad
-    """Within the block torch records gradients, also where ``torch.no_grad()`` holds around it.
+    """Within the block, torch records gradients, even inside ``torch.no_grad()``.
 
     Raises:
-        SolveError: in inference mode, which nothing within it can leave.
+        SolveError: in inference mode, which cannot be left from inside.
     """
 
     def __enter__(self) -> None:
@@ -40,14 +40,14 @@ class differentiating(ContextDecorator):  # noqa: N801  # a block, like torch.no
             torch.set_grad_enabled(False)
 
     def _recreate_cm(self) -> differentiating:
-        return differentiating()  # a decorated function may be within itself
+        return differentiating()  # a decorated function may call itself
 
 
 class higher_derivatives:  # noqa: N801
-    """Within the block whatever is evaluated can be differentiated twice, and in forward mode.
+    """Within the block, evaluations can be differentiated twice, and in forward mode.
 
-    Nothing may take a compiled function there, as those have only first derivatives; attention takes its plain kernel,
-    as fused ones have no second derivative either, unless ``fused``.
+    Compiled functions must not be used there, since they have only first derivatives. Attention uses its plain kernel,
+    since fused kernels have no second derivative either, unless ``fused``.
     """
 
     def __init__(self, fused: bool = False) -> None:
@@ -64,21 +64,21 @@ class higher_derivatives:  # noqa: N801
         _HIGHER.reset(self._token)
 
 
-#: Whether this is within ``higher_derivatives``.
+#: Whether this code runs within ``higher_derivatives``.
 wants_higher_derivatives = _HIGHER.get
 
 
 def modes_again() -> list[tuple[TorchFunctionMode, TorchFunctionMode]]:
-    """The function modes around here, each with the one that stands for it where this is computed again.
+    """The active function modes, each paired with its replacement in a recomputation.
 
-    A mode that follows what is computed has a method ``again``; the others are what they were.
+    A mode that tracks computations has a method ``again``; other modes stay the same.
     """
     return [(mode, getattr(mode, "again", lambda mode=mode: mode)()) for mode in _get_current_function_mode_stack()]
 
 
 @contextmanager
 def computing_again(modes: Sequence[tuple[TorchFunctionMode, TorchFunctionMode]]) -> Iterator[None]:
-    """Within the block the modes of ``modes_again`` are active, those that are not around it already."""
+    """Within the block, the modes of ``modes_again`` are active, except those that already are."""
     around = _get_current_function_mode_stack()
     with ExitStack() as stack:
         for mode, again in modes:
@@ -88,12 +88,12 @@ def computing_again(modes: Sequence[tuple[TorchFunctionMode, TorchFunctionMode]]
 
 
 def may_have_tangent(tensor: Tensor) -> bool:
-    """Whether a tensor has a tangent of ``forward_ad`` itself, or torch.func wraps it, so that it may have one."""
+    """Whether a tensor has a tangent of ``forward_ad`` itself, or may have one because torch.func wraps it."""
     return is_wrapped(tensor) or forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def writes_in_place(function: Any) -> bool:
-    """Whether a function of torch writes to the values of its first argument.
+    """Whether a torch function writes to the values of its first argument.
 
     >>> writes_in_place(Tensor.mul_), writes_in_place(Tensor.mul), writes_in_place(Tensor.t_)
     (True, False, False)
@@ -102,9 +102,9 @@ def writes_in_place(function: Any) -> bool:
     return name in _WRITING or (name.endswith("_") and not name.endswith("__") and name not in _RESHAPING)
 
 
-#: Functions that write to their first argument, beside those whose names end in an underscore.
+#: Functions that write to their first argument although their names do not end in an underscore.
 _WRITING = frozenset("__setitem__ __iadd__ __isub__ __imul__ __itruediv__ __ipow__".split())
-#: Functions whose names end in one, and that leave values alone.
+#: Functions with names that end in an underscore that do not change values.
 _RESHAPING = frozenset(
     """
     requires_grad_ detach_ share_memory_ resize_ set_ as_strided_

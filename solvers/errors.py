@@ -1,4 +1,4 @@
-"""The named errors of the whole project: the lowest room holds them so that every room can raise them."""
+"""The named errors of the whole project, in the lowest package so that every package can raise them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import torch
 
 
 class MultilevelError(Exception):
-    """Base of every error that a user can cause; its text is one line."""
+    """Base of every error that a user can cause; its message is one line."""
 
 
 class SettingError(MultilevelError, ValueError):
-    """A setting, from the command line or from Python, with a value that cannot work.
+    """A setting, from the command line or Python, has an unusable value.
 
     Args:
         setting: the setting's full name, as a user would type it (``mask.ratio``).
-        got: the value that was given.
-        expected: what would do.
+        got: the given value.
+        expected: a description of usable values.
     """
 
     def __init__(self, setting: str, got: object, expected: str) -> None:
@@ -25,28 +25,28 @@ class SettingError(MultilevelError, ValueError):
         self.expected = expected
 
     def __reduce__(self) -> tuple[type[SettingError], tuple[str, object, str]]:
-        """For another process to have it too, pickled."""
+        """Make the error picklable, for other processes."""
         return type(self), (self.setting, self.got, self.expected)
 
 
 class DataError(MultilevelError):
-    """Data that cannot be used as it is: no images, a broken file, too few of them."""
+    """The data cannot be used: no images, a broken file, or too few images."""
 
 
 class SolveError(MultilevelError):
-    """A solve that failed where ``strict=true`` asks for an error."""
+    """A solve failed, and ``strict=true`` asks for an error."""
 
 
 class CotangentError(SolveError):
-    """A cotangent that is not finite, so that there is nothing to solve for."""
+    """A cotangent is not finite, so it cannot be solved for."""
 
 
 class ProductError(SolveError):
-    """An operator lacks the derivative that a product needs; the text names it and the product that would work."""
+    """An operator lacks the derivative that a product needs; the message names it and a product that works."""
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, which torch says by errors of several kinds."""
+    """Whether an error means out of memory, for which torch raises several types."""
     texts = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(text in str(error) for text in texts)

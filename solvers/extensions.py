@@ -1,4 +1,4 @@
-"""Folders with a user's own recipes, levels and solvers: those that MULTILEVEL_PATH lists extend the packages here."""
+"""Extends the packages with the user's own recipes, levels and solvers from the folders in MULTILEVEL_PATH."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from multilevel.solvers.errors import MultilevelError, SettingError
 
 VARIABLE = "MULTILEVEL_PATH"
 ROOMS = ("recipes", "levels", "solvers")
-HOME = Path(__file__).resolve().parents[1]  # with the project's own rooms in it, in a checkout as in an installation
+HOME = Path(__file__).resolve().parents[1]  # contains the project's packages, in a checkout and in an installation
 
 
 def folders() -> list[Path]:
-    """The folders that MULTILEVEL_PATH lists (separated as in PATH), absolute; each mirrors the project's rooms."""
+    """The folders that MULTILEVEL_PATH lists (separated as in PATH), as absolute paths; each mirrors the project's
+    packages."""
     listed = [Path(folder).resolve() for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder]
     return [folder for folder in dict.fromkeys(listed) if folder != HOME]
 
@@ -31,10 +32,10 @@ def extend(path: MutableSequence[str], package: str) -> None:
 
 
 def load_module(module: str) -> ModuleType:
-    """Import a module of this project or of a user's.
+    """Import a module of this project or of the user's.
 
     Raises:
-        SettingError: a user's file is at fault; the message says where, and Python's own words for it.
+        SettingError: a user's file fails; the message has the location and Python's error.
     """
     try:
         return importlib.import_module(module)
@@ -49,7 +50,7 @@ def load_module(module: str) -> ModuleType:
 
 
 def _users_line(error: Exception) -> str | None:
-    """FILE:LINE, the last one in a user's folders that an error passed through; None where there is none."""
+    """FILE:LINE, the last line in a user's folders in an error's traceback; None if there is none."""
     lines = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
         lines.append((error.filename, error.lineno))
@@ -58,7 +59,7 @@ def _users_line(error: Exception) -> str | None:
 
 
 def check_folders() -> None:
-    """Raise SettingError for a folder that is not there, or a file that would never be found behind another."""
+    """Raise SettingError for a missing folder, or a file that another file hides."""
     searched = [HOME]
     for folder in folders():
         if not folder.is_dir():
@@ -71,7 +72,7 @@ def check_folders() -> None:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Modules and configuration files in a folder's rooms, relative to it."""
+    """The modules and configuration files in a folder's packages, relative to the folder."""
     for room in ROOMS:
         for file in sorted(folder.joinpath(room).rglob("*")):
             if file.suffix in (".py", ".yaml") and file.name != "__init__.py":

@@ -1,4 +1,4 @@
-"""Optional packages: an error that says which extra of ``multilevel`` to install."""
+"""Reports missing optional packages with the extra of ``multilevel`` to install."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from multilevel.solvers.errors import MultilevelError
 
 
 class MissingExtraError(MultilevelError, ModuleNotFoundError):
-    """Packages that only an extra installs are missing; the text names them and the extra."""
+    """Packages of an extra are missing; the message names them and the extra."""
 
 
 @contextmanager
 def needing(extra: str, user: str) -> Iterator[None]:
-    """Turn the failing import of an extra's package into one line.
+    """Turn a failed import of an extra's package into a one-line error.
 
     Args:
         extra: of ``multilevel``, as in ``pip install 'multilevel[recipes]'``.
         user: the command or package that needs it.
 
     Raises:
-        MissingExtraError: a module was not found, and not all packages of the extra are installed.
+        MissingExtraError: a module was not found, and a package of the extra is not installed.
     """
     try:
         yield
@@ -36,7 +36,7 @@ def needing(extra: str, user: str) -> Iterator[None]:
 
 
 def _missing_packages(extra: str) -> list[str]:
-    """The packages of an extra that are not installed; none where ``multilevel`` is not installed itself."""
+    """The packages of an extra that are not installed; none if ``multilevel`` itself is not installed."""
     try:
         declared = [line for line in requires("multilevel") or [] if f'extra == "{extra}"' in line]
     except PackageNotFoundError:

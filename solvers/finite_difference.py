@@ -1,4 +1,4 @@
-"""Identity in place of the inverse Hessian, finite differences in place of second derivatives."""
+"""The identity instead of the inverse Hessian, and finite differences instead of second derivatives."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from multilevel.solvers.ranges import OneOf
 
 @dataclass
 class FiniteDifference(Identity):
-    """``identity`` with its mixed product as a central difference of two gradients: first derivatives only.
+    """``identity`` with the mixed product as a central difference of two gradients, from first derivatives only.
 
     The scheme of DARTS (Liu et al. 2019, equation 8), Betty's ``darts``.
 
     Assumes: as ``identity``; a loss smooth over the radius, which is chosen from the parameters' scale.
-    Costs: two evaluations; keeps only what the levels read need for backward: the least memory of all.
+    Costs: two evaluations; keeps only what the backward pass to the levels read needs, the least memory of all.
     Use when: operators have no second derivative, or to match Betty.
 
     Examples:

@@ -19,23 +19,23 @@ from multilevel.solvers.vectors import Tensors, flatten, unflatten
 
 @dataclass
 class FirstOrder(Solver):
-    """The fully first-order penalty method (F2SA, Kwon et al. 2023): no second derivative at all.
+    """The fully first-order penalty method (F2SA, Kwon et al. 2023), without any second derivative.
 
-    Two copies of the lower parameters descend for ``steps`` steps from the current point p: on the lower loss minus
-    its slope at p, plus and minus ``<a, z> / penalty``, where a is the cotangent. The contribution is half the penalty
-    times the difference of the lower loss's gradients in the levels read: a central difference with an error of
-    O(1 / penalty^2). On a quadratic it equals the Neumann series with as many terms.
+    Two copies of the lower parameters descend for ``steps`` steps from the current point p: on the lower loss minus its
+    slope at p, plus and minus ``<a, z> / penalty``, where a is the cotangent. The contribution is half the penalty
+    times the difference of the lower loss's gradients in the levels read: a central difference with an error of O(1 /
+    penalty^2). On a quadratic it equals the Neumann series with ``steps`` terms.
 
     Assumes: a positive definite lower Hessian, damping included.
     Costs: two evaluations per step, two for the result, two per power iteration; memory for one evaluation.
-    Use when: operators have no second derivative and you need a better solve than the identity.
+    Use when: operators have no second derivative, and a better solve than the identity is needed.
 
     Args:
         steps: number of descent steps, at least 1.
-        step_size: step of the descent; None takes 1 / (estimate of the largest eigenvalue).
+        step_size: step size of the descent; None takes 1 / (estimate of the largest eigenvalue).
         penalty: multiplier of the lower loss, for a cotangent whose largest absolute value is about 1 (others are
-            scaled to it); None takes one that moves the copies by about the radius of a finite difference.
-        power_iterations: iterations of that estimate, at least 1.
+            scaled); None takes a penalty that moves the copies by about the radius of a finite difference.
+        power_iterations: power iterations for that estimate, at least 1.
         damping: weight of ``|z - p|^2 / 2`` in the descent, >= 0.
 
     Examples:
@@ -73,7 +73,7 @@ class FirstOrder(Solver):
             ends.append(moved)
         failed = not max(end.norm().item() for end in ends) < largest
         cause = "the descent diverged: lower solver.step_size or raise solver.damping" if failed else ""
-        if failed:  # the first step is the identity, scaled
+        if failed:  # the first step is the scaled identity
             ends = [-sign * step * scale * right_hand_side for sign in (1, -1)]
         points = [unflatten(start + end, lower.parameters) for end in ends]
         contributions = _difference(losses, lower, points, 2 * scale)
@@ -88,19 +88,20 @@ class FirstOrder(Solver):
         return 1 / (largest_eigenvalue(hessian, cotangent, self.power_iterations) or 1.0)
 
     def _chosen_scale(self, lower: LowerLevel, step: float, cotangent: Tensor) -> float:
-        """1 / penalty such that a first step of descent moves by the radius of a finite difference."""
+        """1 / penalty such that the first descent step moves by the radius of a finite difference."""
         return default_radius(lower.parameters, lower.arithmetic) / (step * cotangent.norm().item())
 
 
 def _difference(
     losses: HeldLosses, lower: LowerLevel, ends: list[dict[str, Tensor]], distance: float
 ) -> dict[str, dict[str, Tensor]]:
-    """Difference of the loss's gradients in the levels read at two values of the parameters, over a distance."""
+    """The difference between the loss's gradients in the levels read at two values of the parameters, divided by a
+    distance."""
     reads = {level: detached_leaves(tensors) for level, tensors in lower.reads.items()}
     leaves, parts = keyed(reads), range(len(lower.losses))
 
     def difference(part: int) -> dict[tuple[str, str], Tensor | None]:
-        # the graph of the first goes before the second one comes
+        # free the first graph before building the second
         ahead = gradients(losses.at(part, ends[0], reads), leaves)
         return less(ahead, gradients(losses.at(part, ends[1], reads), leaves))
 

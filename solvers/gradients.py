@@ -1,6 +1,6 @@
-"""Gradients in named tensors: taken, summed over the parts of a batch, and averaged.
+"""Computes gradients in named tensors, and sums and averages them over the parts of a batch.
 
-None stands for the gradient in a tensor that nothing depends on.
+None is the gradient in a tensor that nothing depends on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Value = TypeVar("Value")
 
 
 def gradients(value: Tensor, leaves: Mapping[Key, Tensor]) -> dict[Key, Tensor | None]:
-    """Derivative of a scalar in each of ``leaves``.
+    """The derivative of a scalar in each of ``leaves``.
 
     >>> leaves = detached_leaves({"used": torch.tensor(3.0), "unused": torch.tensor(1.0)})
     >>> gradients(leaves["used"] ** 2, leaves)
@@ -32,7 +32,7 @@ def gradients(value: Tensor, leaves: Mapping[Key, Tensor]) -> dict[Key, Tensor |
 
 
 def added(total: dict[Key, Tensor | None] | None, term: Mapping[Key, Tensor | None]) -> dict[Key, Tensor | None]:
-    """The sum of two gradients; either may have names that the other lacks."""
+    """The sum of two gradients, whose names may differ."""
     result = dict(total or {})
     for key, value in term.items():
         before = result.get(key)
@@ -41,20 +41,20 @@ def added(total: dict[Key, Tensor | None] | None, term: Mapping[Key, Tensor | No
 
 
 def less(first: Mapping[Key, Tensor | None], second: Mapping[Key, Tensor | None]) -> dict[Key, Tensor | None]:
-    """The first gradient less the second, which has the same names."""
+    """The first gradient minus the second, with the same names."""
     pairs = ((key, value, second[key]) for key, value in first.items())
     return {key: plus if minus is None else -minus if plus is None else plus - minus for key, plus, minus in pairs}
 
 
 def averaged(total: Mapping[Key, Tensor | None], count: int) -> dict[Key, Tensor | None]:
-    """The mean over the ``count`` parts of a batch, from their sum."""
+    """The mean over the ``count`` parts of a batch, given their sum."""
     if count == 1:
         return dict(total)
     return {key: None if value is None else value / count for key, value in total.items()}
 
 
 def filled(values: Mapping[Key, Tensor | None], like: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
-    """0, shaped as in ``like``, in place of None."""
+    """Replace None with zeros shaped as in ``like``."""
     return {key: torch.zeros_like(like[key]) if value is None else value for key, value in values.items()}
 
 
@@ -94,17 +94,17 @@ def pulled(
 
 
 def detached_leaves(tensors: Tensors) -> dict[str, Tensor]:
-    """The tensors, outside any graph and requiring a gradient."""
+    """Detached tensors that require a gradient."""
     return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
 
 
 def keyed(values: Mapping[str, Mapping[str, Value]]) -> dict[tuple[str, str], Value]:
-    """Nested mappings as one, by (level, name)."""
+    """Flatten nested mappings to one, keyed by (level, name)."""
     return {(level, name): value for level, named in values.items() for name, value in named.items()}
 
 
 def grouped(
     values: Mapping[tuple[str, str], Value], like: Mapping[str, Mapping[str, object]]
 ) -> dict[str, dict[str, Value]]:
-    """What ``keyed`` takes apart, of the levels and names of ``like``."""
+    """Invert ``keyed``, with the levels and names of ``like``."""
     return {level: {name: values[level, name] for name in named} for level, named in like.items()}

@@ -1,4 +1,4 @@
-"""The identity in place of the inverse Hessian."""
+"""The identity instead of the inverse Hessian."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from multilevel.solvers.ranges import PositiveNumber
 
 @dataclass
 class Identity(ImplicitSolver):
-    """``x = scale * a``: a scaled identity in place of the inverse Hessian (Luketina et al. 2016).
+    """``x = scale * a``: a scaled identity instead of the inverse Hessian (Luketina et al. 2016).
 
     Assumes: a lower Hessian near a multiple of the identity, or an upper optimizer that uses only the direction.
     Costs: one mixed product; memory for one evaluation.
-    Use when: starting out, or to see what a better solve would add. The default.
+    Use when: starting out, or as a baseline for better solvers. The default.
 
     Args:
-        scale: the multiple, above 0; the inverse of the lower curvature where it is known.
-        measure_residual: spend one more product to report ``|H x - a| / |a|``, which is otherwise unknown.
+        scale: the multiple, above 0; use the inverse of the lower curvature if known.
+        measure_residual: spend one product to report ``|H x - a| / |a|``, which is otherwise unknown.
 
     Examples:
         The level of ``LowerLevel``'s example, H = diag(1, 2, 4): the exact contribution is 1, 1/2, 1/4.
@@ -38,4 +38,4 @@ class Identity(ImplicitSolver):
         x = system.right_hand_side if self.scale == 1 else self.scale * system.right_hand_side
         if not self.measure_residual:
             return Solution(x)
-        return Solution(x, system.residual(x), False, "the identity stands in for the inverse Hessian")
+        return Solution(x, system.residual(x), False, "the identity replaces the inverse Hessian")

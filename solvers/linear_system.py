@@ -1,4 +1,4 @@
-"""Solvers of the linear system of a lower level."""
+"""Solvers for a lower level's linear system."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class LinearSystem:
         product: the damped Hessian (or its substitute) times a vector, [N] -> [N].
         right_hand_side: the cotangent a [N], finite and not 0.
         lower: the level.
-        products: the level's products, for anything else that the solve needs.
+        products: the level's products, for other needs of the solve.
         start: the last solution [N], or None.
     """
 
@@ -47,24 +47,24 @@ class LinearSystem:
     start: Tensor | None = None
 
     def residual(self, x: Tensor) -> float:
-        """``|H x - a| / |a|``, damping included, at the cost of a product."""
+        """``|H x - a| / |a|``, damping included, at the cost of one product."""
         return ((self.product(x) - self.right_hand_side).norm() / self.right_hand_side.norm()).item()
 
 
 @dataclass
 class ImplicitSolver(Solver):
-    """A solver that solves ``(H + damping I) x = a`` in some way and forms one mixed product with x.
+    """A solver that solves ``(H + damping I) x = a`` and forms one mixed product with x.
 
     Args:
-        product: how products are formed: reverse (over reverse; exact), forward (and reverse combined; exact, and
-            no graph of the gradient kept), finite_difference, or auto (the first of forward, reverse and
+        product: how products are formed: reverse (over reverse; exact), forward (forward combined with reverse; exact,
+            and keeps no graph of the gradient), finite_difference, or auto (the first of forward, reverse and
             finite_difference that the loss's operators allow).
         damping: added to the Hessian's diagonal, >= 0.
-        radius: norm of a finite difference's perturbation; None chooses it (see FiniteDifferenceProducts).
-        strict: raise SolveError when a solve fails, instead of using its last good iterate.
+        radius: norm of a finite difference's perturbation; None computes it (see FiniteDifferenceProducts).
+        strict: raise SolveError if a solve fails, instead of using its last good iterate.
 
     Examples:
-        Half of the cotangent as the solution, for the level of ``LowerLevel``'s example:
+        A solver that returns half of the cotangent, on the level of ``LowerLevel``'s example:
 
         >>> class Half(ImplicitSolver):
         ...     def solve(self, system):
@@ -85,7 +85,7 @@ class ImplicitSolver(Solver):
 
     @property
     def keeps_solution(self) -> bool:
-        """Whether the next solve of the level wants this one's solution."""
+        """Whether the level's next solve uses this solution."""
         return False
 
     @abstractmethod
@@ -93,7 +93,7 @@ class ImplicitSolver(Solver):
         """Solve for x [N]."""
 
     def curved(self, products: Products) -> Callable[[Tensors], Tensors]:
-        """The product that stands for the Hessian's in the definition."""
+        """The product that takes the role of the Hessian's."""
         return products.hessian
 
     def respond(self, lower: LowerLevel, cotangent: Tensors) -> Response:
@@ -105,7 +105,7 @@ class ImplicitSolver(Solver):
         return Response(contributions, report_of(solution, products), start)
 
     def system(self, products: Products, curved: Callable[[Tensors], Tensors], right_hand_side: Tensor) -> LinearSystem:
-        """The damped system for a right-hand side, ``curved`` being the undamped product."""
+        """The damped system for a right-hand side; ``curved`` is the undamped product."""
         lower = products.lower
 
         def product(vector: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class ImplicitSolver(Solver):
             return result + self.damping * vector if self.damping else result
 
         def product_in_float16(vector: Tensor) -> Tensor:
-            scale = magnitude({"": vector}) or 1.0  # a direction that the solve has made small would underflow
+            scale = magnitude({"": vector}) or 1.0  # a direction that became small in the solve would underflow
             return product(vector / scale) * scale
 
         narrow = any(tensor.dtype == torch.float16 for tensor in lower.parameters.values())
@@ -121,7 +121,7 @@ class ImplicitSolver(Solver):
         return LinearSystem(multiply, right_hand_side, lower, products, start_of(lower))
 
     def checked(self, system: LinearSystem) -> Solution:
-        """``solve``; a failed solve is an error where the solver is strict."""
+        """Run ``solve``, and raise an error if it fails and the solver is strict."""
         solution = self.solve(system)
         if solution.failed and self.strict:
             raise SolveError(f"the solve failed (strict=true): {solution.cause}")
@@ -129,7 +129,7 @@ class ImplicitSolver(Solver):
 
 
 def start_of(lower: LowerLevel) -> Tensor | None:
-    """The last solution [N]; None where there is none, or it is of other parameters: some were frozen or unfrozen."""
+    """The last solution [N]; None if there is none, or if parameters were frozen or unfrozen since."""
     shapes = {name: tensor.shape for name, tensor in lower.parameters.items()}
     if lower.start is None or {name: tensor.shape for name, tensor in lower.start.items()} != shapes:
         return None

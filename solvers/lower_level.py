@@ -1,4 +1,4 @@
-"""A lower level as its solver sees it."""
+"""The solver's view of a lower level."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Loss = Callable[[Tensors, Mapping[str, Tensors]], Tensor]
 
 @dataclass(frozen=True)
 class Prediction:
-    """A loss in two parts, for Gauss-Newton products: on one part of a batch.
+    """A loss on one part of a batch, split in two for Gauss-Newton products.
 
     Attributes:
-        outputs: (parameters, parameters of each level read) to what the level computes, tensors of any shape.
-        criterion: (outputs, parameters of each level read) to the loss; convex in the outputs.
+        outputs: maps (parameters, parameters of each level read) to the level's outputs, tensors of any shape.
+        criterion: maps (outputs, parameters of each level read) to the loss; convex in the outputs.
 
     Examples:
         Half the squared distance of p to the target r, in two parts:
@@ -41,16 +41,16 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Step:
-    """One recorded update of a lower level: all that it started from.
+    """One recorded update of a lower level, with everything that it depends on.
 
     Attributes:
         losses: the loss on each part of the update's batch.
         parameters: before the update, detached.
-        reads: parameters of every level read at that time.
-        rule: the optimizer's update, with its state before it.
-        ascends: the optimizer maximizes, and ``losses`` are negated: hooks saw minus their gradient.
-        before: what hooks did to parameters, gradient and state before the optimizer's update; None: nothing.
-        after: what hooks and callbacks did to parameters and state after it.
+        reads: parameters of every level read, at that time.
+        rule: the optimizer's update rule, with its state before the update.
+        ascends: whether the optimizer maximizes. ``losses`` are then negated, and hooks saw their negated gradient.
+        before: the changes by hooks to parameters, gradient and state before the optimizer's update; None: no change.
+        after: the changes by hooks and callbacks to parameters and state after the update.
     """
 
     losses: Sequence[Loss]
@@ -62,7 +62,8 @@ class Step:
     after: Sequence[Stage] = ()
 
     def stages(self, gradient: Tensors) -> list[Stage]:
-        """The update's stages in order; they take ``parameters``, the ``gradient`` of the losses, and the state."""
+        """The update's stages in order; their inputs are ``parameters``, the ``gradient`` of the losses, and the
+        state."""
         sign = -1 if self.ascends else 1
 
         def arrive(values: Keyed) -> Keyed:
@@ -89,12 +90,12 @@ class Step:
 
 @dataclass
 class ProductChoice:
-    """The products that a level's loss allows, as solves have found out; kept, it saves later solves the search.
+    """The products that a level's loss allows, kept to spare later solves the search.
 
     Attributes:
         name: forward, reverse or finite_difference.
-        reason: why not the ones before it.
-        detaches: whether the loss is known to detach something, which finite differences hold.
+        reason: why earlier forms were rejected.
+        detaches: whether the loss is known to detach values, which finite differences then hold constant.
     """
 
     name: str = "forward"
@@ -107,24 +108,24 @@ class ProductChoice:
 
 @dataclass(frozen=True)
 class LowerLevel:
-    """A lower level as its solver sees it: a function of its parameters and of those of the levels it reads.
+    """The solver's view of a lower level: a function of its parameters and of the parameters of the levels it reads.
 
     Attributes:
         losses: the level's loss on each part of its last batch; their mean is the objective. Each is called
             with (parameters, parameters of each level read), replays its random draws, and returns a scalar.
         parameters: the trained parameters at the current point, detached.
-        reads: for every level read that is being differentiated, its trained parameters, detached.
-        arithmetic: dtype in which the loss computes (bfloat16 under such an autocast), for finite differences.
-        predictions: the same losses in two parts each; None where the level does not say.
-        rule: the optimizer's next update; None where the level has no optimizer that can be differentiated.
-        steps: the level's last updates, oldest first; as many as the solver asked to have recorded, or fewer.
-        start: the solution of the last solve, where the solver asks for it; None at the first.
-        choice: which products ``product=auto`` takes, kept from solve to solve.
-        name: the level's, to tell it by.
+        reads: the trained parameters, detached, of every level read to differentiate in.
+        arithmetic: dtype of the loss's computation (bfloat16 under such an autocast), for finite differences.
+        predictions: the same losses, split in two; None if the level does not declare this.
+        rule: the optimizer's next update; None if the level has no differentiable optimizer.
+        steps: the level's last updates, oldest first; as many as the solver requested, or fewer.
+        start: the solution of the last solve, if the solver uses it; None at the first.
+        choice: the choice of ``product=auto``, kept between solves.
+        name: the level's name, for messages.
 
     Examples:
         The loss p' H p / 2 - r' p with H = diag(1, 2, 4). Its minimum is H^-1 r, so a cotangent a contributes H^-1 a to
-        r. The examples of the solvers use this level.
+        r. The solvers' examples use this level.
 
         >>> hessian = torch.diag(torch.tensor([1.0, 2.0, 4.0]))
         >>> def loss(parameters, reads):

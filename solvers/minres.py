@@ -1,4 +1,4 @@
-"""The inverse Hessian by MINRES, for Hessians that are not definite."""
+"""The inverse Hessian by MINRES, for indefinite Hessians."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ class Minres(ImplicitSolver):
     Args:
         iterations: largest number of iterations, at least 1.
         tolerance: relative residual at which the solve counts as converged.
-        measure_residual: spend one more product to report the true residual; the recurrence's, which is reported
-            otherwise, is too small if rounding has built up (many iterations, an ill-conditioned Hessian).
+        measure_residual: spend one product to report the true residual. The recurrence's residual, reported otherwise,
+            is too small if rounding errors accumulate (many iterations, an ill-conditioned Hessian).
 
     Examples:
-        The level of ``LowerLevel``'s example with its loss negated: no positive eigenvalue, and the same minimizer.
+        The level of ``LowerLevel``'s example with its loss negated: no positive eigenvalue, and the same stationary
+        point.
 
         >>> concave = replace(lower, losses=[lambda parameters, reads: -loss(parameters, reads)])
         >>> Minres().respond(concave, cotangent).contributions["upper"]["r"]
@@ -70,7 +71,7 @@ class Minres(ImplicitSolver):
             length = (gamma**2 + following.item() ** 2) ** 0.5
             largest = max(largest, length)
             if length <= 100 * torch.finfo(cotangent.dtype).eps * largest:
-                break  # the Hessian is singular along what is left: no x lowers the residual
+                break  # the Hessian is singular along the rest: no x lowers the residual
             cosine, sine = gamma / length, following.item() / length
             older, old = old, (vector - delta * old - epsilon * older) / length
             x = x + cosine * last * old

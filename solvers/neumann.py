@@ -16,16 +16,16 @@ class Neumann(ImplicitSolver):
     """``x = step_size * sum over k < terms of (I - step_size H)^k a`` (Lorraine et al. 2020, algorithm 3).
 
     With every term the residual falls by ``1 - step_size * smallest eigenvalue`` or better. A growing residual means
-    too large a step or negative curvature; the solve then ends with the iterate before.
+    too large a step or negative curvature; the solve then ends at the previous iterate.
 
     Assumes: a positive definite lower Hessian, damping included.
-    Costs: one Hessian-vector product per term, and ``power_iterations`` more if it has to choose the step.
-    Use when: the lower level is well conditioned, or a cheap, smooth improvement over the identity is wanted.
+    Costs: one Hessian-vector product per term, plus ``power_iterations`` if it chooses the step.
+    Use when: the lower level is well conditioned, or for a cheap, smooth improvement over the identity.
 
     Args:
         terms: number of terms, at least 1.
-        step_size: factor of the series, below 2 / (largest eigenvalue); None takes 1 / (its estimate).
-        power_iterations: products spent on that estimate, at least 1.
+        step_size: factor of the series, below 2 / (largest eigenvalue); None takes 1 / (estimate of that eigenvalue).
+        power_iterations: products for that estimate, at least 1.
         tolerance: relative residual at which the series ends early and counts as converged.
 
     Examples:
@@ -70,9 +70,9 @@ class Neumann(ImplicitSolver):
 
 
 def largest_eigenvalue(hessian: Callable[[Tensor], Tensor], start: Tensor, iterations: int) -> float:
-    """Estimate the largest eigenvalue, in absolute value, that ``start`` [N] has a part in, by power iteration.
+    """Estimate by power iteration the largest eigenvalue, in absolute value, with a component in ``start`` [N].
 
-    Started from the right-hand side, the iteration sees what the series will see and needs no random vector.
+    Starting from the right-hand side, the iteration sees the same spectrum as the series and needs no random vector.
     The estimate approaches from below.
     """
     vector, largest = start, 0.0

@@ -16,17 +16,17 @@ class Nystrom(ImplicitSolver):
     """``x = (H_k + damping I)^-1 a``, H_k a rank-k approximation from k products (Hataya and Yamada 2023).
 
     H is sketched along k random orthonormal directions S, ``H_k = H S (S' H S)^-1 S' H``, with a small shift of H that
-    is taken off the eigenvalues again (as in Frangella et al. 2023, algorithm 2.1). Exact where k is at least the
-    rank of H. Without damping, anything outside the sketch counts as 0. A result whose residual is larger than that
-    of x = 0 counts as failed.
+    is subtracted from the eigenvalues again (as in Frangella et al. 2023, algorithm 2.1). Exact if k is at least the
+    rank of H. Without damping, components outside the sketch count as 0. A result with a larger residual than x = 0
+    counts as failed.
 
-    Assumes: a quickly decaying spectrum; damping of about the size of the eigenvalues that the rank leaves out.
+    Assumes: a quickly decaying spectrum; damping of about the size of the eigenvalues beyond the rank.
     Costs: ``rank`` Hessian-vector products at any condition number, one for the residual, memory for ``rank`` vectors.
-    Use when: the Hessian has few large eigenvalues, and you want a solve without inner iterations to tune.
+    Use when: the Hessian has few large eigenvalues, and the solve should need no tuning of inner iterations.
 
     Args:
-        rank: directions of the sketch, at least 1; at most the number of parameters is used.
-        seed: of the directions, which are the same at every solve.
+        rank: directions of the sketch, at least 1; limited to the number of parameters.
+        seed: of the directions, which are the same in every solve.
         tolerance: relative residual at which the solve counts as converged.
 
     Examples:
@@ -65,7 +65,7 @@ class Nystrom(ImplicitSolver):
             core = sketch.T @ damped
             values, rotation = torch.linalg.eigh((core + core.T) / 2)
             return values, sketch @ rotation
-        # The approximation is of the Hessian alone, shifted so that a sketch beyond its rank can be inverted.
+        # This approximates only the Hessian, shifted so that a sketch beyond its rank can be inverted.
         shift = torch.finfo(damped.dtype).eps ** 0.5 * damped.norm()
         image = damped + (shift - self.damping) * sketch
         basis, triangle = torch.linalg.qr(image)

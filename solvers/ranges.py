@@ -1,4 +1,4 @@
-"""Ranges that settings declare, such as ``Annotated[int, AtLeast(1)]``, and the one function that checks them."""
+"""Ranges that settings declare, such as ``Annotated[int, AtLeast(1)]``, and the function that checks them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from multilevel.solvers.errors import SettingError
 
-#: The types of settings: what a value must be an instance of, and its name in messages.
+#: The types of settings: the classes that a value must be an instance of, and the name in messages.
 KINDS: dict[Any, tuple[type, str]] = {
     bool: (bool, "true or false"),
     int: (Integral, "a whole number"),
@@ -24,7 +24,7 @@ KINDS: dict[Any, tuple[type, str]] = {
 
 @dataclass(frozen=True)
 class Bound:
-    """A limit of a number."""
+    """A bound on a number."""
 
     words: str
     compare: Callable[[Any, Any], bool]
@@ -44,7 +44,7 @@ Below = partial(Bound, "below", operator.lt)
 
 
 class OneOf:
-    """The values that a setting may have."""
+    """The allowed values of a setting."""
 
     def __init__(self, *choices: Any) -> None:
         self.choices = choices
@@ -57,7 +57,7 @@ class OneOf:
 
 
 class NotBlank:
-    """Text that has more than spaces."""
+    """Text with more than spaces."""
 
     def holds(self, value: str) -> bool:
         return bool(value.strip())
@@ -79,10 +79,10 @@ def check(settings: Any, prefix: str = "") -> None:
 
     Args:
         settings: the dataclass instance.
-        prefix: of the setting names in messages, such as ``solver.``.
+        prefix: prefix of setting names in messages, such as ``solver.``.
 
     Raises:
-        SettingError: the first value that cannot work.
+        SettingError: the first unusable value.
 
     >>> @dataclass
     ... class Sizes:
@@ -100,7 +100,7 @@ def check(settings: Any, prefix: str = "") -> None:
 
 
 def check_value(setting: str, value: Any, kind: Any) -> None:
-    """Raise SettingError unless a value is of a declared type and in its range.
+    """Raise SettingError unless a value has its declared type and range.
 
     >>> check_value("data.mask_share", 0.2, Annotated[float, AtLeast(0), Below(1)])
     """
@@ -109,20 +109,21 @@ def check_value(setting: str, value: Any, kind: Any) -> None:
 
 
 def require(setting: str, value: Any, usable: bool, remedy: str) -> None:
-    """Raise SettingError unless ``usable``: for what depends on other settings, which a declared range cannot say."""
+    """Raise SettingError unless ``usable``, for conditions that involve other settings, which a declared range cannot
+    express."""
     if not usable:
         raise SettingError(setting, value, remedy)
 
 
 @cache
 def declared(settings_class: Any) -> dict[str, Any]:
-    """The declared type of each field, ranges included."""
+    """The declared type of each field, including ranges."""
     hints = get_type_hints(settings_class, include_extras=True)
     return {field.name: hints[field.name] for field in fields(settings_class)}
 
 
 def expected(kind: Any) -> str:
-    """A declared type in words.
+    """Describe a declared type in words.
 
     >>> expected(Annotated[float | None, Above(0), Below(1)])
     'a share above 0 and below 1, or null'
@@ -142,7 +143,7 @@ def expected(kind: Any) -> str:
 
 
 def choices_of(kind: Any, checks: Iterable[Any] = ()) -> tuple[Any, ...]:
-    """The values that a declared type, or an element of its list, may have; empty where it names none.
+    """The allowed values of a declared type or of its list elements; empty if it names none.
 
     >>> choices_of(list[Annotated[str, OneOf("a", "b")]])
     ('a', 'b')
@@ -154,12 +155,12 @@ def choices_of(kind: Any, checks: Iterable[Any] = ()) -> tuple[Any, ...]:
 
 
 def base_type(kind: Any) -> Any:
-    """A declared type without its ranges and without None."""
+    """A declared type without ranges and None."""
     return _parts(kind)[0]
 
 
 def _parts(kind: Any) -> tuple[Any, tuple[Any, ...], bool]:
-    """A declared type without its ranges and without None, the ranges, and whether None will do."""
+    """A declared type without ranges and None, the ranges, and whether None is allowed."""
     checks, optional = (), False
     while get_origin(kind) in (Annotated, Union, UnionType):
         if get_origin(kind) is Annotated:
@@ -170,7 +171,7 @@ def _parts(kind: Any) -> tuple[Any, tuple[Any, ...], bool]:
 
 
 def _misfits(value: Any, kind: Any) -> Iterator[Any]:
-    """The parts of a value that are not as declared."""
+    """The parts of a value that violate its declaration."""
     kind, checks, optional = _parts(kind)
     if value is None and optional:
         return

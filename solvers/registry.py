@@ -1,4 +1,4 @@
-"""Finds what a package offers by its files, so that a new solver or mask policy costs one new file."""
+"""Discovers the classes in a package's files, so that a new solver or mask policy takes one new file."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Base = TypeVar("Base")
 
 
 def discover(package: ModuleType, base: type[Base]) -> dict[str, type[Base]]:
-    """Concrete subclasses of ``base`` defined in the package's modules, a user's own included (``extensions.extend``),
-    each under its module's name."""
+    """Concrete subclasses of ``base`` defined in the package's modules, including the user's own
+    (``extensions.extend``), each under its module's name."""
     extend(package.__path__, package.__name__)
     classes: dict[str, type[Base]] = {}
     for entry in sorted(pkgutil.iter_modules(package.__path__), key=lambda entry: entry.name):
@@ -28,20 +28,20 @@ def discover(package: ModuleType, base: type[Base]) -> dict[str, type[Base]]:
 
 
 def chosen(setting: str, offers: Mapping[str, type[Base]], name: str) -> type[Base]:
-    """The class that ``offers`` has under ``name``.
+    """The class named ``name`` in ``offers``.
 
     Raises:
-        SettingError: no such name; ``setting`` is named in the message.
+        SettingError: the name does not exist; the message names ``setting``.
     """
     require(setting, name, name in offers, f"one of {', '.join(offers)}")
     return offers[name]
 
 
 def build(setting: str, offers: Mapping[str, type[Base]], name: str, options: Mapping[str, Any]) -> Base:
-    """Construct what ``offers`` has under ``name``.
+    """Construct the class named ``name`` in ``offers``.
 
     Raises:
-        SettingError: no such name, or an option that it does not have; ``setting`` is named in the message.
+        SettingError: the name does not exist, or the class lacks an option; the message names ``setting``.
     """
     kind = chosen(setting, offers, name)
     known = list(inspect.signature(kind).parameters)

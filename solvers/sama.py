@@ -1,4 +1,4 @@
-"""The lower optimizer's adaptive step in place of the inverse Hessian."""
+"""The lower optimizer's adaptive step instead of the inverse Hessian."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from multilevel.solvers.vectors import flatten, unflatten
 
 @dataclass
 class Sama(ImplicitSolver):
-    """``x = D a``, D the derivative of the lower optimizer's next step in its gradient, over its learning rate.
+    """``x = D a``, where D is the derivative of the lower optimizer's next step in its gradient, divided by the
+    learning rate.
 
-    The identity approximation where the lower level's fixed point is that of its optimizer (Choe et al. 2023, SAMA).
-    For Adam and AdamW, D is diagonal; for SGD it is the identity.
+    The identity approximation for the fixed point of the lower level's optimizer (Choe et al. 2023, SAMA). For Adam and
+    AdamW, D is diagonal; for SGD it is the identity.
 
-    Assumes: the same as ``identity``, in the geometry of the lower level's optimizer: SGD, Adam or AdamW.
+    Assumes: the same as ``identity``, in the geometry of the lower level's optimizer (SGD, Adam or AdamW).
     Costs: one evaluation for the gradient, one mixed product.
     Use when: the lower level trains with Adam and the solve must be as cheap as ``identity``.
 
@@ -43,7 +44,7 @@ class Sama(ImplicitSolver):
         lower, cotangent = system.lower, system.right_hand_side
         rule = lower.rule
         if rule is None:
-            raise SolveError("solver=sama needs a lower level trained with SGD, Adam or AdamW; identity takes any")
+            raise SolveError("solver=sama needs a lower level trained with SGD, Adam or AdamW; identity works with any")
         if rule.kind == "sgd":
             return Solution(cotangent)
         gradient = detached_leaves(system.products.gradient())

@@ -1,4 +1,4 @@
-"""Differentiable stages, which a recorded update of a level is a chain of."""
+"""Differentiable stages; a level's recorded update is a chain of them."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def tensors_of_kind(kind: str, values: Mapping[Key, Tensor]) -> dict[str, Tensor
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of an update with the graph from what it takes to what it gives; keys that it does not give pass it by.
+    """A part of an update with the graph from its inputs to its outputs; other keys pass unchanged.
 
     Attributes:
         inputs: leaves that require a gradient.
-        outputs: computed from them; one that does not require a gradient depends on none.
+        outputs: computed from the inputs; an output that does not require a gradient depends on none of them.
     """
 
     inputs: Mapping[Key, Tensor]
@@ -45,7 +45,7 @@ class Stage:
 
     @classmethod
     def of(cls, function: Callable[[Keyed], Keyed], point: Mapping[Key, Tensor]) -> Stage:
-        """``function`` evaluated at a point."""
+        """Evaluate ``function`` at a point."""
         leaves = {key: tensor.detach().requires_grad_() for key, tensor in point.items()}
         with torch.enable_grad():
             return cls(leaves, function(leaves))
@@ -55,7 +55,7 @@ class Stage:
         return {**before, **{key: tensor.detach() for key, tensor in self.outputs.items()}}
 
     def pull(self, cotangents: Mapping[Key, Tensor]) -> Keyed:
-        """Cotangents before the stage, from those after it; a key that is missing has a cotangent of 0."""
+        """Map cotangents after the stage to cotangents before it; a missing key has a cotangent of 0."""
         result = {key: cotangent for key, cotangent in cotangents.items() if key not in self.outputs}
         arriving = {key: tensor for key, tensor in self.outputs.items() if key in cotangents}
         for key, cotangent in pulled(arriving, cotangents, self.inputs, keep=True).items():
@@ -64,7 +64,7 @@ class Stage:
         return result
 
     def push(self, tangents: Mapping[Key, Tensor]) -> Keyed:
-        """Tangents after the stage, from those before it; a key that is missing has a tangent of 0."""
+        """Map tangents before the stage to tangents after it; a missing key has a tangent of 0."""
         result = {key: tangent for key, tangent in tangents.items() if key not in self.outputs}
         cotangents, transposed = self._transposed
         arriving = {key: tensor for key, tensor in transposed.items() if key in tangents}
@@ -73,7 +73,8 @@ class Stage:
 
     @cached_property
     def _transposed(self) -> tuple[Keyed, Keyed]:
-        """Cotangents of 0 and what they pull back to: linear in them, so its derivative in them pushes tangents."""
+        """Zero cotangents and their pullback, which is linear in them, so that its derivative pushes tangents
+        forward."""
         outputs = {key: tensor for key, tensor in self.outputs.items() if tensor.requires_grad}
         cotangents = {key: torch.zeros_like(tensor, requires_grad=True) for key, tensor in outputs.items()}
         with torch.enable_grad():

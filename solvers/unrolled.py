@@ -16,13 +16,13 @@ from multilevel.solvers.vectors import Tensors, zeros_like
 
 @dataclass
 class UnrolledSolver(Solver):
-    """Differentiates the last updates of the lower level instead of its minimum.
+    """Differentiates the lower level's last updates instead of its minimum.
 
     Args:
-        steps: updates to differentiate, at least 1: the last ones since the top level's last update, or all if there
-            were fewer.
+        steps: updates to differentiate, at least 1: the last since the top level's last update, or all if there were
+            fewer.
         product: how the products of each update are formed: reverse, forward or finite_difference.
-        radius: norm of a finite difference's perturbation; None chooses it.
+        radius: norm of a finite difference's perturbation; None computes it.
     """
 
     steps: Count = 5
@@ -40,7 +40,7 @@ class UnrolledSolver(Solver):
 
     @abstractmethod
     def through(self, lower: LowerLevel, cotangent: Tensors) -> Response:
-        """``respond`` for a level with recorded steps and a cotangent that is not 0."""
+        """``respond`` for a level with recorded steps and a nonzero cotangent."""
 
     def products_of(self, step: Step, lower: LowerLevel) -> Products:
         reads = {level: step.reads[level] for level in lower.reads}
@@ -50,15 +50,15 @@ class UnrolledSolver(Solver):
 
 @dataclass
 class Unrolled(UnrolledSolver):
-    """The derivative of the lower parameters as their last ``steps`` updates made them (Franceschi et al. 2017;
-    truncated: Shaban et al. 2019).
+    """The derivative of the lower parameters through their last ``steps`` updates (Franceschi et al. 2017; truncated:
+    Shaban et al. 2019).
 
-    Each update is recorded with its starting point, so that updates are differentiated one at a time and memory holds
-    the activations of only one. Differentiates SGD (momentum, Nesterov, weight decay), Adam (amsgrad) and AdamW,
+    Each update is recorded with its starting point, so updates are differentiated one by one and memory holds the
+    activations of only one update. Differentiates SGD (momentum, Nesterov, weight decay), Adam (amsgrad) and AdamW,
     gradient clipping, the optimizer's state, and changes of gradient and weights by hooks and ``Callback.on_update``.
 
-    Assumes: nothing about the lower Hessian, but that the recorded updates are those that matter. A level that reads
-        levels below it counts as having read their last values at every update.
+    Assumes: nothing about the lower Hessian, but that only the recorded updates matter. A level that reads levels below
+        it is treated as if it had read their last values in every update.
     Costs: one evaluation, Hessian-vector product and mixed product per update; memory for ``steps`` copies of
         parameters and optimizer state.
     Use when: the lower level is far from its minimum, or its optimizer's path is part of the problem (MAML).
@@ -87,7 +87,7 @@ class Unrolled(UnrolledSolver):
             curved, mixed = products.hessian(pulled), products.mixed(pulled)
             for level, tensors in total.items():
                 for name, value in tensors.items():
-                    # what hooks and callbacks took of the level read, beside what the loss took
+                    # the dependence of hooks and callbacks on the level read, in addition to the loss's
                     taken = cotangents.get(("reads", level, name), 0)
                     tensors[name] = value + mixed[level][name] + taken
             carried = {key: tensor for key, tensor in cotangents.items() if key[0] in ("state", "hook")}

@@ -15,21 +15,22 @@ from multilevel.solvers.vectors import Tensors, flatten, zeros_like
 
 @dataclass
 class UnrolledForward(UnrolledSolver):
-    """The result of ``unrolled``, carried forward from the oldest update: one tangent for each upper parameter
+    """The result of ``unrolled``, computed forward from the oldest update with one tangent per upper parameter
     (Franceschi et al. 2017).
 
     Assumes: few parameters in the levels that the lower level reads.
-    Costs: one product per update and upper parameter; no reverse sweep, memory for one tangent of parameters and state.
-    Use when: there are a handful of hyperparameters and many updates.
+    Costs: one product per update and upper parameter; memory for one tangent of parameters and state, without a reverse
+        pass.
+    Use when: there are few hyperparameters and many updates.
 
     Args:
-        limit: largest number of upper parameters that it accepts.
+        limit: largest number of upper parameters to accept.
 
     Raises:
         SettingError: the levels read have more parameters than the limit.
 
     Examples:
-        The level of ``LowerLevel``'s example after two SGD updates at rate 1/4: what ``unrolled`` gives.
+        The level of ``LowerLevel``'s example after two SGD updates at rate 1/4: the same as ``unrolled``.
 
         >>> p = torch.zeros(3, requires_grad=True)
         >>> rule = UpdateRule.of(torch.optim.SGD([p], lr=0.25), {"p": p})
@@ -46,7 +47,7 @@ class UnrolledForward(UnrolledSolver):
         require("solver.limit", self.limit, count <= self.limit, remedy)
         steps = lower.steps[-self.steps :]
         spent = [self.products_of(step, lower) for step in steps]
-        # Evaluated plainly: a product's own gradient may keep its graph.
+        # Evaluated separately, since a product's own gradient may keep its graph.
         stages = [step.stages(Products.gradient(products)) for step, products in zip(steps, spent, strict=True)]
         total = {level: zeros_like(tensors) for level, tensors in lower.reads.items()}
         for level, tensors in total.items():

@@ -1,4 +1,4 @@
-"""Optimizers' updates as functions that can be differentiated: SGD, Adam and AdamW."""
+"""The updates of SGD, Adam and AdamW as differentiable functions."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ STATE = {"sgd": ("momentum_buffer",), "adam": ADAM_STATE, "adamw": ADAM_STATE}
 
 @dataclass(frozen=True)
 class UpdateRule:
-    """One update of a torch optimizer at a point of its training, as a pure function.
+    """One update of a torch optimizer at the current point, as a pure function.
 
     Attributes:
         kind: sgd (momentum, dampening, Nesterov, weight decay), adam or adamw (amsgrad, decoupled weight decay).
-        settings: of each parameter's group: lr, betas, weight_decay, ...; a parameter without any stands still.
-            With maximize=True the gradients taken are those of the negated loss.
-        state: of each parameter, tensors of its shape; empty before its first update.
-        steps: updates that each parameter has had, as the optimizer holds them.
-        clip_norm: largest norm of the whole gradient; None leaves it.
+        settings: of each parameter's group: lr, betas, weight_decay, ...; a parameter without settings does not change.
+            With maximize=True, gradients are those of the negated loss.
+        state: for each parameter, tensors of its shape; empty before the first update.
+        steps: number of updates of each parameter, in the optimizer's format.
+        clip_norm: largest norm of the whole gradient; None does not clip.
     """
 
     kind: str
@@ -46,7 +46,7 @@ class UpdateRule:
     def of(
         cls, optimizer: torch.optim.Optimizer | None, variables: Mapping[str, Tensor], clip_norm: float | None = None
     ) -> UpdateRule | None:
-        """The next update of an optimizer over ``variables``; None where it is of another kind or variant."""
+        """The next update of an optimizer over ``variables``; None for other kinds or variants of optimizers."""
         if not known(optimizer):
             return None
         assert optimizer is not None
@@ -66,13 +66,14 @@ class UpdateRule:
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """Updates that each parameter has had."""
+        """The number of updates of each parameter."""
         tensors = {name: step for name, step in self.steps.items() if isinstance(step, Tensor)}
         read = dict(zip(tensors, scalar_values(list(tensors.values())), strict=True))
         return {name: int(read.get(name, step)) for name, step in self.steps.items()}
 
     def recorded(self, moving: set[str]) -> UpdateRule:
-        """The update of only the parameters ``moving``, with a state that the optimizer does not write to."""
+        """The update of only the parameters ``moving``, with a copy of the state that the optimizer does not write
+        to."""
         state = {name: {key: value.clone() for key, value in slots.items()} for name, slots in self.state.items()}
         # A scheduler changes a tensor's learning rate in place.
         settings = {
@@ -83,7 +84,7 @@ class UpdateRule:
         return replace(self, state=state, settings=settings, steps=self.counts)
 
     def clipped(self, gradients: Tensors) -> dict[str, Tensor]:
-        """Gradients scaled to ``clip_norm`` where they are longer, as ``clip_grad_norm_`` scales them."""
+        """Scale longer gradients to ``clip_norm``, like ``clip_grad_norm_``."""
         if self.clip_norm is None:
             return dict(gradients)
         length = torch.cat([gradient.reshape(-1) for gradient in gradients.values()]).norm()
@@ -91,7 +92,7 @@ class UpdateRule:
         return {name: factor * gradient for name, gradient in gradients.items()}
 
     def update(self, parameters: Tensors, gradients: Tensors, state: State) -> tuple[dict[str, Tensor], State]:
-        """Parameters and state after the optimizer's step along ``gradients``, clipped or changed before.
+        """Parameters and state after the optimizer's step along ``gradients``, which may have been clipped or changed.
 
         Differentiable in all three arguments (same names and shapes).
         """
@@ -113,8 +114,8 @@ class UpdateRule:
 
 
 def known(optimizer: torch.optim.Optimizer | None) -> bool:
-    """Whether an optimizer has an ``UpdateRule``: one of ``KINDS`` itself, as a subclass or another ``step`` may do
-    anything. A scheduler's wrapper around ``step`` changes nothing."""
+    """Whether an optimizer has an ``UpdateRule``: only the exact types in ``KINDS``, since a subclass or a replaced
+    ``step`` may do anything. A scheduler's wrapper around ``step`` is harmless."""
     if optimizer is None or type(optimizer) not in KINDS:
         return False
     step, plain = getattr(optimizer.step, "__func__", optimizer.step), type(optimizer).step
@@ -155,7 +156,7 @@ def _adam(
     if settings.get("amsgrad"):
         largest = torch.maximum(state["max_exp_avg_sq"], square) if "max_exp_avg_sq" in state else square
         updated_state["max_exp_avg_sq"] = largest
-    # Here alone the rule departs from torch.optim, in its derivative: the root's slope is infinite at 0, where a
+    # Only here the rule differs from torch.optim, in its derivative: the root's slope is infinite at 0, where a
     # gradient has always been 0; it counts as 0 there, as what autograd makes of the infinite one is nan.
     positive = largest > 0
     root = torch.where(positive, largest, 1.0).sqrt() * positive / (1 - second ** (count + 1)) ** 0.5

@@ -1,4 +1,4 @@
-"""A level's parameters as one vector and back, so that solvers read like the textbook."""
+"""Converts a level's parameters to one vector and back, so that solvers read like the textbook."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Tensors = Mapping[str, Tensor]
 def flatten(tensors: Tensors) -> Tensor:
     """Concatenate named tensors into one vector of shape [N], in the mapping's order; half precision becomes float32.
 
-    Sums over N terms need the digits, and torch has no linear algebra in half precision.
+    Sums over N terms need the precision, and torch has no linear algebra in half precision.
     """
     vector = torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
     return vector.float() if vector.dtype in (torch.float16, torch.bfloat16) else vector
@@ -36,14 +36,14 @@ def shifted(tensors: Tensors, direction: Tensors, scale: float) -> dict[str, Ten
 
 
 def scaled(tensors: Tensors, factor: float) -> dict[str, Tensor]:
-    """``factor * tensors``, name by name; the tensors themselves where the factor is 1."""
+    """``factor * tensors``, name by name; the same tensors if the factor is 1."""
     return dict(tensors) if factor == 1 else {name: tensor * factor for name, tensor in tensors.items()}
 
 
 def magnitude(tensors: Tensors) -> float:
-    """The power of two at or below the largest absolute value; 0 where all are 0, inf or nan where one is.
+    """The power of two at or below the largest absolute value; 0 if all are 0, inf or nan if any value is.
 
-    Multiplying by it or its inverse is exact: it is cut off where the narrowest dtype would lose either.
+    Multiplying by it or its inverse is exact: it is clamped to what the narrowest dtype can represent.
     """
     nonempty = [tensor for tensor in tensors.values() if tensor.numel()]
     if not nonempty:
@@ -57,7 +57,7 @@ def magnitude(tensors: Tensors) -> float:
 
 
 def scalar_values(tensors: Sequence[Tensor]) -> list[Any]:
-    """The values of tensors of one element, with one wait for the device for each dtype among them.
+    """The values of one-element tensors, with one device synchronization per dtype.
 
     >>> scalar_values([torch.tensor(0.5), torch.tensor([2]), torch.tensor(1.5)])
     [0.5, 2, 1.5]
@@ -76,12 +76,12 @@ def scalar_values(tensors: Sequence[Tensor]) -> list[Any]:
 
 
 def zeros_like(tensors: Tensors) -> dict[str, Tensor]:
-    """A zero for every tensor, same names and shapes."""
+    """Zeros with the same names and shapes."""
     return {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
 
 
 def norm(tensors: Tensors) -> float:
-    """Euclidean norm of all tensors together."""
+    """The Euclidean norm of all tensors together."""
     return total_norm(list(tensors.values())).item()
 
 

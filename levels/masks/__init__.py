@@ -1,4 +1,4 @@
-"""Mask policies, one file each: which patches of an image are hidden."""
+"""Mask policies, one file each; a policy chooses the hidden patches of an image."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Patches that a masking network finds hard to reconstruct."""
+"""Hides patches that a masking network has learned are hard to reconstruct."""
 
 from multilevel.levels.masks.sampled import Sampled
 
 
 class Adversarial(Sampled):
-    """Sampled with the probabilities of a masking network that maximizes the reconstruction loss.
+    """Samples patches with the probabilities of a masking network that maximizes the reconstruction loss.
 
-    After ADIOS (Shi et al. 2022), with hard masks of a fixed ratio instead of its soft ones.
+    After ADIOS (Shi et al. 2022), with hard masks of a fixed ratio instead of soft masks.
 
     Examples:
         The view of ``MaskView``'s example, whose masking network prefers patches 0 and 2:

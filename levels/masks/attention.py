@@ -1,4 +1,4 @@
-"""Patches that the encoder attends to most."""
+"""Hides the patches that the encoder attends to most."""
 
 from typing import Annotated
 
@@ -10,11 +10,11 @@ from multilevel.solvers.ranges import AtLeast, Below, check_value
 
 
 class Attention(MaskPolicy):
-    """AttMask (Kakogeorgiou et al. 2022), by the current encoder's own attention: no teacher is kept.
+    """AttMask (Kakogeorgiou et al. 2022), with the current encoder's own attention instead of a teacher's.
 
     Args:
-        hint: share of the patches that is drawn from the ones to hide and shown instead (AttMask-Hint);
-            the patches next in attention are hidden instead. 0 hides the most attended ones (AttMask-High).
+        hint: share of the patches to hide that are drawn at random and shown instead (AttMask-Hint); the patches next
+            in attention are hidden in their place. 0 hides the most attended patches (AttMask-High).
 
     Raises:
         SettingError: a hint outside 0 to 1.

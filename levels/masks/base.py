@@ -1,4 +1,4 @@
-"""Mask policies: their interface, and the view of the images that they choose by."""
+"""The interface of mask policies, and the view of the images that they see."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 class MaskView:
-    """A batch as a mask policy sees it; the masking network and the encoder run only when it asks.
+    """A batch as a mask policy sees it; the masking network and the encoder run only on demand.
 
     Args:
         images: [B, C, H, W], normalized.
         patches: L, in a square.
-        hidden: patches of each image that will be hidden.
+        hidden: number of patches to hide in each image.
         logits: computes the masking network's logits [B, L].
         attention: computes the attention [B, L] of the encoder's class token to each patch.
 
@@ -47,10 +47,10 @@ class MaskView:
 
     @classmethod
     def of(cls, levels: Any, images: Tensor, pretrain: str = "pretrain", mask: str = "mask") -> MaskView:
-        """The view of images [B, C, H, W].
+        """Create the view of images [B, C, H, W].
 
         Args:
-            levels: has the autoencoder (or a handle on it) and the masking network as attributes.
+            levels: object with the autoencoder (or a handle on it) and the masking network as attributes.
             images: normalized.
             pretrain: name of the autoencoder's level.
             mask: name of the masking network's.
@@ -66,7 +66,7 @@ class MaskView:
 
     @property
     def side(self) -> int:
-        """Patches in a row, and in a column."""
+        """The number of patches per row and per column."""
         return isqrt(self.patches)
 
     @cached_property
@@ -89,8 +89,8 @@ class MaskPolicy(ABC):
     A policy's options are the keyword arguments of its constructor. Random numbers come from torch's generators.
 
     Attributes:
-        learns_from: what trains the masking network: ``downstream`` (the loss of the downstream task falls),
-            ``reconstruction`` (the reconstruction loss rises), or None: there is no masking network.
+        learns_from: source of the masking network's gradient: ``downstream`` (the loss of the downstream task falls),
+            ``reconstruction`` (the reconstruction loss rises), or None without a masking network.
 
     Examples:
         A policy that hides the first patches of the view in ``MaskView``'s example:

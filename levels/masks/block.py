@@ -1,4 +1,4 @@
-"""Contiguous blocks of patches."""
+"""Hides contiguous blocks of patches."""
 
 import math
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 from multilevel.levels.masks.base import MaskPolicy, MaskView
 
-BLOCKS = 64  # drawn for each image; the first few hide enough
+BLOCKS = 64  # drawn for each image; the first few suffice
 SMALLEST, LARGEST = 0.08, 0.4  # share of the patches in a block; BEiT: at least 16 of 196, at most all that are due
-LONGEST = 1 / 0.3  # a block is at most this much wider than high, or higher than wide
+LONGEST = 1 / 0.3  # largest ratio of a block's sides
 
 
 class Block(MaskPolicy):
-    """Rectangles hidden one after the other until the mask ratio is reached (BEiT, Bao et al. 2022, algorithm 1).
+    """Hides rectangles one by one until the mask ratio is reached (BEiT, Bao et al. 2022, algorithm 1).
 
-    Exactly the mask ratio is hidden: the last rectangle is cut to the rows still needed, and a part of a row.
+    Exactly the mask ratio is hidden: the last rectangle is cut to the rows still needed and part of a row.
 
     Examples:
         Half of four patches: two that share an edge, never a diagonal.
@@ -37,7 +37,7 @@ class Block(MaskPolicy):
         rows = _covered(((side - height + 1) * draws[2]).floor(), height, side)
         columns = _covered(((side - width + 1) * draws[3]).floor(), width, side)
         inside = (rows[..., :, None] & columns[..., None, :]).flatten(2)  # [B, BLOCKS, L]
-        # The earlier its first block, the higher a patch scores; a patch in none scores below all others.
+        # The earlier its first block, the higher a patch scores; a patch in no block scores below all others.
         first = torch.where(inside.any(1), BLOCKS - inside.int().argmax(1), 0)
         within = torch.arange(view.patches, device=device) / view.patches
         downwards = torch.rand(count, 1, device=device) < 0.5
@@ -45,6 +45,6 @@ class Block(MaskPolicy):
 
 
 def _covered(start: Tensor, length: Tensor, side: int) -> Tensor:
-    """Which of ``side`` positions lie in a range: start and length [...] to bool [..., side]."""
+    """Marks the ``side`` positions that lie in a range: start and length [...] to bool [..., side]."""
     position = torch.arange(side, device=start.device)
     return (position >= start[..., None]) & (position < (start + length)[..., None])

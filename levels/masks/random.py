@@ -1,4 +1,4 @@
-"""Every patch with the same probability: the plain masked autoencoder."""
+"""Hides every patch with the same probability, as in the plain masked autoencoder."""
 
 from typing import ClassVar
 

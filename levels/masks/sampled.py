@@ -1,4 +1,4 @@
-"""Patches sampled with the masking network's probabilities."""
+"""Hides patches sampled with the masking network's probabilities."""
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid

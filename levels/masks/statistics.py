@@ -1,4 +1,4 @@
-"""Whether a masking network has collapsed: how alike its probabilities and its masks are."""
+"""Measures how similar a masking network's probabilities and masks are, to detect a collapse."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ def mask_statistics(probabilities: Tensor, hidden: Tensor, counted: Tensor) -> d
     Args:
         probabilities: [B, L] of hiding each patch, above 0.
         hidden: bool [B, L], the masks, each with the same number of patches.
-        counted: bool [B], images that take part.
+        counted: bool [B], the images to count.
 
     Returns:
-        - ``entropy_over_patches``: of each image's probabilities, normalized to sum to 1; mean over images. As a share
-          of log L: 1 means that every patch is equally likely to be hidden.
-        - ``entropy_over_images``: of each patch's probabilities, normalized too; mean over patches. As a share of
-          the logarithm of the number of images: 1 means the same probabilities for every image.
-        - ``never_hidden``: share of patches that no image hides.
-        - ``overlap``: share of the hidden patches that two different images have in common, mean over pairs: the
-          mask ratio where masks are random, 1 where all are the same.
-        - ``excess_overlap``: (overlap - ratio) / (1 - ratio), 0 where masks are random.
+        - ``entropy_over_patches``: entropy of each image's probabilities, normalized to sum to 1, as a share of log L;
+        mean over images. 1 means that every patch is equally likely to be hidden.
+        - ``entropy_over_images``: entropy of each patch's probabilities over images, also normalized, as a share of the
+        logarithm of the number of images; mean over patches. 1 means the same probabilities for every image.
+        - ``never_hidden``: share of patches that are hidden in no image.
+        - ``overlap``: share of the hidden patches that two images have in common, mean over pairs: the mask ratio for
+        random masks, 1 for identical masks.
+        - ``excess_overlap``: (overlap - ratio) / (1 - ratio), 0 for random masks.
 
-        With fewer than two images that take part, ``entropy_over_images`` and the overlaps are 0.
+        With fewer than two counted images, ``entropy_over_images`` and the overlaps are 0.
 
     Examples:
         Two images with the same probabilities and the same mask, of half of two patches:
@@ -56,7 +56,7 @@ def mask_statistics(probabilities: Tensor, hidden: Tensor, counted: Tensor) -> d
 
 
 def normalized_entropy(probabilities: Tensor) -> Tensor:
-    """Entropy of each image's probabilities [B, L], normalized to sum to 1, as a share of log L: a mean, 0 to 1.
+    """Mean entropy of the images' probabilities [B, L], normalized to sum to 1, as a share of log L: 0 to 1.
 
     Examples:
         >>> normalized_entropy(torch.tensor([[0.5, 0.5, 0.5, 0.5]]))

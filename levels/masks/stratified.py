@@ -1,4 +1,4 @@
-"""Patches from every rank of the masking network's probabilities, so that no kind of patch is hidden entirely."""
+"""Hides patches from every rank of the masking network's probabilities, so that no kind of patch is hidden entirely."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ from multilevel.levels.masks.base import MaskPolicy, MaskView
 
 
 class Stratified(MaskPolicy):
-    """Cuts the patches, ordered by probability, into as many runs as patches stay visible, and shows one of each run.
+    """Cuts the patches, ordered by probability, into one run per visible patch, and shows one patch of each run.
 
-    Every patch is hidden as often as by random masks; the masking network chooses which are hidden together.
-    Patches that it ranks alike are never all hidden and never all visible.
+    Every patch is hidden as often as with random masks; the masking network chooses which patches are hidden together.
+    Patches with similar ranks are never all hidden and never all visible.
 
     Examples:
         One of patches 0 and 2, which the network of ``MaskView``'s example prefers, and one of 1 and 3:

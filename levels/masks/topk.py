@@ -1,4 +1,4 @@
-"""The patches that the masking network would hide first."""
+"""Hides the patches with the highest probabilities of the masking network."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from multilevel.levels.masks.base import MaskPolicy, MaskView
 
 
 class TopK(MaskPolicy):
-    """The most probable patches, without randomness: the policy published with MLO-MAE.
+    """The most probable patches, without randomness; the published policy of MLO-MAE.
 
     Examples:
         The view of ``MaskView``'s example, whose masking network prefers patches 0 and 2:

@@ -1,4 +1,4 @@
-"""Patches with contrast: informative ones, without a network."""
+"""Hides patches with contrast, which tend to be informative, without a network."""
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ SMALLEST = 1e-6  # of normalized pixels: a flat patch can be hidden too
 
 
 class Variance(MaskPolicy):
-    """Patches drawn without replacement, in proportion to the variance of their pixels (over channels as well).
+    """Patches drawn without replacement, in proportion to the variance of their pixels (including channels).
 
     Examples:
         The last of four patches has contrast, the others are flat:

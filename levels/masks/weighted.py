@@ -1,12 +1,12 @@
-"""Random masks: the masking network only weights the losses of the hidden patches."""
+"""Hides random patches; the masking network only weights their losses."""
 
 from multilevel.levels.masks.random import Random
 
 
 class Weighted(Random):
-    """Uniformly random patches; the downstream task only teaches how much the loss of each counts.
+    """Uniformly random patches; the downstream task teaches only the weight of each patch's loss.
 
-    Compared with the other guided policies it separates the effect of the weights from that of the masks.
+    A comparison with the other guided policies separates the effect of the weights from that of the masks.
 
     Examples:
         >>> Weighted().scores(view).shape, Weighted.learns_from

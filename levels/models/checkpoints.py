@@ -1,4 +1,4 @@
-"""Autoencoders that were pretrained elsewhere, in transformers' format."""
+"""Loads autoencoders that were pretrained elsewhere, in transformers' format."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_config(name: str) -> ViTMAEConfig:
         name: a folder, or a name on the hub.
 
     Raises:
-        SettingError: ``init``: it cannot be loaded, or is of another kind of model.
+        SettingError: ``init`` cannot be loaded, or is another kind of model.
     """
     with _explained(name):
         config = AutoConfig.from_pretrained(name)
@@ -35,18 +35,18 @@ def read_config(name: str) -> ViTMAEConfig:
 
 
 def load_autoencoder(name: str, image_size: int, mask_ratio: float) -> ViTMAEForPreTraining:
-    """A checkpoint's weights, in float32, positions fixed (loaded by itself, transformers 5.23 would train them).
+    """Load a checkpoint's weights in float32 with fixed positions (transformers 5.23 would train them).
 
-    Positions are the checkpoint's own. For images of another size they are computed again: the fixed
-    sine-cosine ones of the MAE paper (He et al. 2022), for the number of patches that these images have.
+    Positions are the checkpoint's own. For images of another size they are replaced by the fixed sine-cosine positions
+    of the MAE paper (He et al. 2022) for the new number of patches.
 
     Args:
         name: a folder, or a name on the hub.
-        image_size: pixels a side of the images to come.
+        image_size: pixels per side of the images to train on.
         mask_ratio: share of the patches that will be hidden.
 
     Raises:
-        SettingError: ``init``: it cannot be loaded, is of another kind of model, or lacks weights (only an encoder).
+        SettingError: ``init`` cannot be loaded, is another kind of model, or lacks weights (only an encoder).
     """
     read_config(name)
     with _explained(name):
@@ -61,14 +61,14 @@ def load_autoencoder(name: str, image_size: int, mask_ratio: float) -> ViTMAEFor
     weights = mae.state_dict()
     if mae.config.image_size != image_size:
         weights = {key: value for key, value in weights.items() if key not in POSITIONS}
-    resized.load_state_dict(weights, strict=False)  # all but, perhaps, the positions: none are missing in it
+    resized.load_state_dict(weights, strict=False)  # complete, except perhaps for the positions
     return resized
 
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """transformers' errors in one line, without its warnings and bars of progress in loading."""
-    hub = getLogger("huggingface_hub")  # repeats the error at each of its tries
+    """Within the block, transformers' errors take one line, without its warnings and progress bars."""
+    hub = getLogger("huggingface_hub")  # repeats the error for each attempt
     before, hub_before = logging.get_verbosity(), hub.level
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -23,7 +23,7 @@ SIZES = {
 
 
 class MaskedAutoencoder(nn.Module):
-    """ViTMAEForPreTraining (He et al. 2022) with the masking order given, and its encoder on all patches.
+    """ViTMAEForPreTraining (He et al. 2022) with a given masking order, and its encoder applied to all patches.
 
     Args:
         mae: the model; its configuration holds the sizes and the mask ratio.
@@ -39,7 +39,7 @@ class MaskedAutoencoder(nn.Module):
 
     @classmethod
     def of_size(cls, *, image_size: int, channels: int, mask_ratio: float, **sizes: int) -> MaskedAutoencoder:
-        """A freshly initialized model; feed-forward layers are 4 times as wide as their block.
+        """A freshly initialized model; its feed-forward layers are 4 times as wide as their blocks.
 
         Args:
             image_size: pixels a side.
@@ -62,7 +62,7 @@ class MaskedAutoencoder(nn.Module):
         return cls(mae)
 
     def rematerialize_blocks(self) -> None:
-        """Have every transformer block recompute its activations when it is differentiated; call it once."""
+        """Make every transformer block recompute its activations when it is differentiated; call this once."""
         for block in (*self.mae.vit.layers, *self.mae.decoder.decoder_layers):
             rematerialize(block)
 
@@ -72,7 +72,7 @@ class MaskedAutoencoder(nn.Module):
         Args:
             images: [B, C, H, W], normalized.
             scores: [B, L], L patches in row-major order.
-            gate: [B, L], factor of each patch's token before it enters the encoder; None leaves the tokens unchanged.
+            gate: [B, L], factor for each patch's token before the encoder; None leaves the tokens unchanged.
 
         Returns:
             Predicted pixels [B, L, patch * patch * C] and the mask [B, L], 1 where hidden.
@@ -94,21 +94,21 @@ class MaskedAutoencoder(nn.Module):
         return (at_least_float32(prediction) - self.targets(images)).square().mean(-1)
 
     def features(self, images: Tensor) -> Tensor:
-        """The encoder on all patches, averaged over them: [B, C, H, W] to [B, width].
+        """The encoder's output on all patches, averaged over patches: [B, C, H, W] to [B, width].
 
         The same computation as transformers' ViTModel with these parameters.
         """
         return self.encode(images)[:, 1:].mean(1)
 
     def encode(self, images: Tensor) -> Tensor:
-        """The encoder's tokens on all patches, class token first: [B, C, H, W] to [B, 1 + L, width]."""
+        """The encoder's tokens for all patches, class token first: [B, C, H, W] to [B, 1 + L, width]."""
         vit = self.mae.vit
         return vit.layernorm(self._through(vit.layers, self._with_class_token(self._embed(images))))
 
     def class_attention(self, images: Tensor) -> Tensor:
-        """How much the last layer's class token attends to each patch, all patches seen: [B, C, H, W] to [B, L].
+        """Attention of the last layer's class token to each patch, with all patches visible: [B, C, H, W] to [B, L].
 
-        The mean over heads; with the class token's attention to itself, which is left out, it sums to 1.
+        The mean over heads. It sums to 1 together with the class token's attention to itself, which is left out.
         """
         layers = self.mae.vit.layers
         tokens = self._through(layers[:-1], self._with_class_token(self._embed(images)))
@@ -120,7 +120,7 @@ class MaskedAutoencoder(nn.Module):
         return weights[:, :, 0, 1:].mean(1)
 
     def _embed(self, images: Tensor) -> Tensor:
-        """Patches with their positions: [B, C, H, W] to [B, L, width]."""
+        """Embed patches and their positions: [B, C, H, W] to [B, L, width]."""
         embeddings = self.mae.vit.embeddings
         return embeddings.patch_embeddings(images) + embeddings.position_embeddings[:, 1:]
 
@@ -137,10 +137,10 @@ class MaskedAutoencoder(nn.Module):
 
 
 def initialize_weights(mae: ViTMAEForPreTraining) -> None:
-    """Initial weights as in the MAE paper's code: fixed sine-cosine positions, Xavier-uniform linear layers.
+    """Initialize weights as in the MAE paper's code: fixed sine-cosine positions, Xavier-uniform linear layers.
 
-    transformers 5.23 by itself leaves every position embedding at 0: it takes the embeddings for initialized once
-    their projection is, and clears the decoder's positions after having set them.
+    transformers 5.23 leaves every position embedding at 0: it considers the embeddings initialized once their
+    projection is, and clears the decoder's positions after setting them.
     """
     for module in mae.modules():
         if isinstance(module, nn.Linear):
@@ -152,12 +152,12 @@ def initialize_weights(mae: ViTMAEForPreTraining) -> None:
 
 
 class MaskingNetwork(nn.Module):
-    """A logit for each patch of being hidden, from the patch, its place and the image as a whole.
+    """Computes a logit for hiding each patch from the patch, its position and the whole image.
 
     Args:
-        image_size: pixels a side.
+        image_size: pixels per side.
         channels: of the images.
-        patch_size: pixels a side.
+        patch_size: pixels per side.
         width: of the patch embeddings.
         temperature: divisor of the logits; above 1 the probabilities are closer to each other.
     """

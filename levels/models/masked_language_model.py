@@ -10,23 +10,24 @@ from transformers import BertConfig, BertForMaskedLM
 from multilevel.levels.models.attention import use_attention
 from multilevel.problems.evaluation.precision import at_least_float32
 
-#: Numbers of the tokens that are no words; words follow.
+#: Numbers of the special tokens; words follow.
 PADDING, CLASS, MASK, UNKNOWN = range(4)
 SPECIAL = 4
 
 
 class MaskedLanguageModel(nn.Module):
-    """BertForMaskedLM (Devlin et al. 2019) with the hidden words given, in the terms of ``MaskedAutoencoder``: what is
-    a patch there is a word here. A hidden word is always replaced by the mask token; there is no dropout, and the
-    output layer has separate weights (not those of the embeddings).
+    """BertForMaskedLM (Devlin et al. 2019) with given hidden words and the interface of ``MaskedAutoencoder``, where a
+    word takes the role of a patch. A hidden word is always replaced by the mask token; there is no dropout, and the
+    output layer does not share weights with the embeddings.
 
     Args:
         words: of the vocabulary, special tokens included.
-        length: L, words of a text; shorter ones end in padding, which is never hidden nor attended to.
+        length: L, words per text; shorter texts end in padding, which is neither hidden nor attended to.
         width: of the encoder.
-        depth: its transformer blocks.
-        heads: of each block's attention.
-        mask_ratio: share of a text's words that is hidden; at least one is, and one is not, where there are two.
+        depth: number of transformer blocks.
+        heads: attention heads of each block.
+        mask_ratio: share of a text's words to hide; at least one is hidden, and with two or more words at least one
+            stays visible.
     """
 
     def __init__(self, words: int, length: int, width: int, depth: int, heads: int, mask_ratio: float) -> None:
@@ -55,7 +56,7 @@ class MaskedLanguageModel(nn.Module):
         Args:
             words: int64 [B, L].
             scores: [B, L].
-            gate: [B, L], factor of each word's embedding before it enters; None leaves the embeddings unchanged.
+            gate: [B, L], factor for each word's embedding before the encoder; None leaves the embeddings unchanged.
 
         Returns:
             Logits [B, L, words of the vocabulary] and the mask [B, L], 1 where hidden.
@@ -72,11 +73,11 @@ class MaskedLanguageModel(nn.Module):
         return F.cross_entropy(at_least_float32(prediction).transpose(1, 2), words, reduction="none")
 
     def features(self, words: Tensor) -> Tensor:
-        """The encoder with all words seen, averaged over them: int64 [B, L] to [B, width]."""
+        """The encoder's output with all words visible, averaged over words: int64 [B, L] to [B, width]."""
         return self.encode(words)[:, 1:].mean(1)
 
     def encode(self, words: Tensor) -> Tensor:
-        """The encoder's tokens with all words seen, class token first: int64 [B, L] to [B, 1 + L, width].
+        """The encoder's tokens with all words visible, class token first: int64 [B, L] to [B, 1 + L, width].
 
         Padding gets the mean of the words' tokens, so that a mean over all positions is a mean over words.
         """
@@ -87,7 +88,7 @@ class MaskedLanguageModel(nn.Module):
         return torch.cat([first, torch.where(is_word, tokens, mean)], dim=1)
 
     def _through(self, embedded: Tensor, words: Tensor) -> Tensor:
-        """The encoder on embedded words [B, L, width], its class token before them: [B, 1 + L, width]."""
+        """Apply the encoder to embedded words [B, L, width] after its class token: [B, 1 + L, width]."""
         bert = self.bert.bert
         first = bert.embeddings.word_embeddings.weight[CLASS].expand(len(words), 1, -1)
         tokens = bert.embeddings(inputs_embeds=torch.cat([first, embedded], dim=1))
@@ -97,12 +98,12 @@ class MaskedLanguageModel(nn.Module):
         return tokens
 
     def _count_hidden(self, words: Tensor) -> Tensor:
-        """Number of words that are hidden out of this many."""
+        """The number of words to hide out of ``words``."""
         return (self.mask_ratio * words).round().clamp(min=1).minimum((words - 1).clamp(min=1)).long()
 
 
 class WordMaskingNetwork(nn.Module):
-    """A logit for each word of being hidden, from the word, its place and the text as a whole.
+    """Computes a logit for hiding each word from the word, its position and the whole text.
 
     Args:
         words: of the vocabulary, special tokens included.
@@ -120,7 +121,7 @@ class WordMaskingNetwork(nn.Module):
         self.logit = nn.Linear(width, 1)
 
     def forward(self, words: Tensor) -> Tensor:
-        """int64 [B, L] to logits [B, L]; those of padding are meaningless."""
+        """int64 [B, L] to logits [B, L]; the logits of padding are meaningless."""
         embedded, is_word = F.gelu(self.embed(words) + self.position), (words != PADDING)[..., None]
         context = ((embedded * is_word).sum(1, keepdim=True) / is_word.sum(1, keepdim=True)).expand_as(embedded)
         mixed = F.gelu(self.mix(torch.cat([embedded, context], dim=-1)))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Positive(nn.Module):
-    """Numbers above 0, held by their logarithms: called without arguments, it gives them in the shape they began with.
+    """Numbers above 0, stored as logarithms; a call without arguments returns them in their initial shape.
 
     Args:
         initial: the initial numbers, float [...].

@@ -20,10 +20,10 @@ def average_precision(
     """Average precision over the classes that have boxes.
 
     Args:
-        detections: of each image, [M, 6] of left, top, right, bottom in pixels, class, score.
+        detections: for each image, [M, 6] of left, top, right, bottom in pixels, class, score.
         targets: boxes [N, K, 5] of left, top, right, bottom, class, rows of -1 after the last.
         class_names: by number.
-        image_size: pixels a side.
+        image_size: pixels per side.
 
     Returns:
         ``average_precision`` (mean over overlaps 0.5, 0.55, ... 0.95) and ``average_precision_50`` (overlap 0.5).

@@ -16,8 +16,8 @@ class TaskData:
     Args:
         class_names: the classes, by number.
         counts: of each class in the labelled training images: images, pixels of masks, or boxes.
-        image_size: pixels a side; 0 where there are no images.
-        patch_size: pixels a side; 0 where there are no images.
+        image_size: pixels per side; 0 without images.
+        patch_size: pixels per side; 0 without images.
     """
 
     class_names: tuple[str, ...]
@@ -35,13 +35,14 @@ class Task(ABC):
         data: the data that the task is for.
 
     Attributes:
-        targets: what the data must give for each image. ``labels``: int64 [B]; ``multilabels``: float32
-            [B, classes] of 0 and 1; ``mask``: int64 [B, H, W], 255 where a pixel does not count; ``boxes``: float32
-            [B, K, 5] of left, top, right, bottom in pixels, and class, rows of -1 after the last box.
-        headline: the metric that says in one number how good outputs are; higher is better.
-        metric_names: what ``metrics`` returns.
-        protocols: by which encoders are evaluated, where ``evaluation.protocols`` names none.
-        soft_targets: whether it is a classification whose criterion also takes probabilities [B, classes] as targets.
+        targets: kind of targets that the data must provide for each image. ``labels``: int64 [B]; ``multilabels``:
+            float32 [B, classes] of 0 and 1; ``mask``: int64 [B, H, W], 255 for pixels to ignore; ``boxes``: float32 [B,
+            K, 5] of left, top, right, bottom in pixels, and class, rows of -1 after the last box.
+        headline: the metric that summarizes the quality of outputs in one number; higher is better.
+        metric_names: the keys of the dictionary that ``metrics`` returns.
+        protocols: default protocols if ``evaluation.protocols`` names none.
+        soft_targets: whether the criterion also accepts probabilities [B, classes] as targets, as some classifications
+            do.
     """
 
     targets: ClassVar[str] = "labels"
@@ -55,13 +56,13 @@ class Task(ABC):
 
     @abstractmethod
     def new_head(self, width: int) -> nn.Module:
-        """A module from tokens [B, 1 + L, width], class token first and L patches in row-major order, to outputs
-        [B, ...]."""
+        """Create a module that maps tokens [B, 1 + L, width], class token first and L patches in row-major order, to
+        outputs [B, ...]."""
 
     @abstractmethod
     def criterion(self, outputs: Tensor, targets: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, a scalar convex in the outputs, and metrics of the batch."""
+        """The loss, a scalar convex in the outputs, and the metrics of the batch."""
 
     @abstractmethod
     def metrics(self, outputs: Tensor, targets: Any) -> dict[str, float]:
-        """The task's metrics of the outputs for a whole split, on the CPU; ``headline`` among them."""
+        """The task's metrics of the outputs for a whole split on the CPU, including ``headline``."""

@@ -1,4 +1,4 @@
-"""Overlaps of boxes, and non-maximum suppression."""
+"""Overlaps of boxes and non-maximum suppression."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def overlaps(first: Tensor, second: Tensor) -> Tensor:
 
 
 def non_maximum_suppression(boxes: Tensor, scores: Tensor, overlap: float) -> Tensor:
-    """The boxes that no better kept one overlaps by more than ``overlap``, the best first.
+    """Keep the boxes that overlap no better kept box by more than ``overlap``, best first.
 
     Args:
         boxes: [N, 4] of left, top, right, bottom.
         scores: [N].
-        overlap: an intersection over union.
+        overlap: largest allowed intersection over union.
 
     Returns:
-        Their numbers, int64 [M].
+        The indices of the kept boxes, int64 [M].
     """
     order = scores.argsort(descending=True, stable=True)
     conflicts = (overlaps(boxes[order], boxes[order]) > overlap).tolist()

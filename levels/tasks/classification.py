@@ -33,9 +33,10 @@ class ClassificationTask(Task):
 
     Args:
         data: see ``TaskData``.
-        loss: cross_entropy; or balanced_cross_entropy, each image weighted inversely to its class's training images.
-        metric: the headline: accuracy, balanced_accuracy (mean recall of the classes) or macro_f1; None takes
-            accuracy, or balanced_accuracy where the loss is balanced.
+        loss: cross_entropy, or balanced_cross_entropy, which weights each image inversely to the training images of its
+            class.
+        metric: the headline: accuracy, balanced_accuracy (mean recall of the classes) or macro_f1; None takes accuracy,
+            or balanced_accuracy if the loss is balanced.
 
     Raises:
         SettingError: an unknown loss or metric.

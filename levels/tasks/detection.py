@@ -1,4 +1,4 @@
-"""Task: boxes around things, and the class of each."""
+"""Task: boxes around objects, with a class for each box."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from multilevel.problems.evaluation.precision import at_least_float32
 from multilevel.solvers import SettingError
 from multilevel.solvers.ranges import AtLeast, AtMost, check_value
 
-MOST_FOUND = 100  # detections of an image, those of COCO's protocol
-_PRIOR = 0.01  # probability of a box in a patch at the start (Lin et al. 2017, "Focal Loss", section 4.1)
+MOST_FOUND = 100  # detections per image, as in COCO's protocol
+_PRIOR = 0.01  # initial probability of a box in a patch (Lin et al. 2017, "Focal Loss", section 4.1)
 
 
 class PatchBoxes(nn.Module):
@@ -36,19 +36,19 @@ class PatchBoxes(nn.Module):
 
 
 class Detection(Task):
-    """A dense head: every patch answers for the box whose center it contains (YOLO, Redmon et al. 2016).
+    """A dense head in which every patch predicts the box whose center it contains (YOLO, Redmon et al. 2016).
 
     Outputs [B, L, 4 + classes]: the box's center relative to the patch's, in patches, the logarithms of its width and
-    height in patches (R-CNN, Girshick et al. 2014, appendix C), and a logit of objectness for each class (one binary
-    classifier a class: FCOS, Tian et al. 2019). Targets are boxes float32 [B, K, 5], see ``Task``; of several whose
-    centers share a patch the smallest counts.
+    height in patches (R-CNN, Girshick et al. 2014, appendix C), and an objectness logit for each class (one binary
+    classifier per class: FCOS, Tian et al. 2019). Targets are boxes float32 [B, K, 5], see ``Task``; if several centers
+    share a patch, the smallest box counts.
 
     The loss of an image is the sum over patches of the binary cross-entropy of objectness, and over its boxes
     of the smooth L1 distance (Girshick 2015) of the four numbers.
 
     Args:
         data: see ``TaskData``.
-        overlap: of two detections of a class whose intersection over union is larger, the less probable is dropped.
+        overlap: if two detections of a class have a larger intersection over union, the less probable one is dropped.
 
     Raises:
         SettingError: an overlap outside 0 to 1, or pycocotools is not installed.
@@ -79,7 +79,7 @@ class Detection(Task):
         return objectness + distance, {"objectness_loss": objectness.detach(), "box_loss": distance.detach()}
 
     def encode(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """The right outputs for boxes [B, K, 5]: numbers [B, L, 4], objects bool [B, L, classes]."""
+        """The target outputs for boxes [B, K, 5]: box numbers [B, L, 4], objects bool [B, L, classes]."""
         grid = boxes[..., :4] / self.data.patch_size
         center, size = (grid[..., :2] + grid[..., 2:]) / 2, grid[..., 2:] - grid[..., :2]
         column, row = center.floor().clamp(0, self.side - 1).unbind(-1)
@@ -88,7 +88,7 @@ class Detection(Task):
         area = size.prod(-1, keepdim=True).where(inside, math.inf)
         chosen = area.argmin(1)  # [B, L]
         middle = torch.stack([patch % self.side, patch // self.side], 1) + 0.5
-        smallest = 1 / self.data.patch_size  # a pixel: thinner boxes are drawn as wide
+        smallest = 1 / self.data.patch_size  # one pixel, the smallest width of a box
         numbers = [taken(center, chosen) - middle, taken(size, chosen).clamp(min=smallest).log()]
         classes = torch.arange(len(self.data.class_names), device=boxes.device)
         objects = (taken(boxes[..., 4:], chosen) == classes) & inside.any(1)[..., None]
@@ -103,7 +103,7 @@ class Detection(Task):
         return corners.clamp(0, self.data.image_size)
 
     def detections(self, outputs: Tensor) -> list[Tensor]:
-        """The boxes in each image: [M, 6] of left, top, right, bottom, class, probability, the best first.
+        """The boxes detected in each image: [M, 6] of left, top, right, bottom, class, probability, best first.
 
         Args:
             outputs: [B, L, 4 + classes].
@@ -130,5 +130,5 @@ class Detection(Task):
 
 
 def taken(values: Tensor, chosen: Tensor) -> Tensor:
-    """The rows [B, L, N] of values [B, K, N] that chosen [B, L] names."""
+    """The rows [B, L, N] of values [B, K, N] at indices chosen [B, L]."""
     return values.gather(1, chosen[..., None].expand(-1, -1, values.shape[-1]))

@@ -1,4 +1,4 @@
-"""Cross-entropy, plain and balanced between classes."""
+"""Cross-entropy, plain or balanced between classes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from multilevel.problems.evaluation.precision import at_least_float32
 from multilevel.solvers.ranges import OneOf
 
 LossName = Annotated[str, OneOf("cross_entropy", "balanced_cross_entropy")]
-IGNORED = 255  # the usual mark of pixels that do not count, as in Pascal VOC
+IGNORED = 255  # the usual label of ignored pixels, as in Pascal VOC
 
 
 def class_weights(counts: Sequence[int]) -> Tensor:
-    """Weights inverse to the counts, of mean 1 over the classes that occur: float64 [classes]; others have 0."""
+    """Weights inverse to the counts, with mean 1 over the classes that occur and 0 for the others: float64
+    [classes]."""
     occurrences = torch.tensor(counts, dtype=torch.float64)
     present = occurrences > 0
     inverse = torch.where(present, 1 / occurrences.clamp(min=1), 0.0)
@@ -25,11 +26,11 @@ def class_weights(counts: Sequence[int]) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-    """Mean cross-entropy, weighted by the target's class where weights are given; 0 where nothing counts.
+    """Mean cross-entropy, optionally weighted by the target's class; 0 if every target is ignored.
 
     Args:
         logits: [B, classes, ...].
-        targets: int64 [B, ...], 255 where a pixel does not count.
+        targets: int64 [B, ...], 255 for pixels to ignore.
         weights: [classes], on the CPU.
     """
     logits = at_least_float32(logits)

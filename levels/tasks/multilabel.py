@@ -14,7 +14,7 @@ from multilevel.solvers import DataError
 
 
 class Multilabel(Task):
-    """Binary cross-entropy of each class; outputs are logits [B, classes], targets float32 [B, classes] of 0 and 1."""
+    """Binary cross-entropy for each class; outputs are logits [B, classes], targets float32 [B, classes] of 0 and 1."""
 
     targets = "multilabels"
     headline = "mean_average_precision"
@@ -29,9 +29,9 @@ class Multilabel(Task):
         return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype)), {"label_accuracy": accuracy}
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """mean_average_precision and macro_f1 (a class is predicted where its probability is above one half).
+        """mean_average_precision and macro_f1 (a class is predicted if its probability exceeds one half).
 
-        Both are means over the classes that an image of the split has.
+        Both are means over the classes that occur in the split.
 
         Raises:
             DataError: no image has a class.

@@ -12,7 +12,7 @@ from multilevel.problems.evaluation.precision import at_least_float32
 from multilevel.solvers import DataError
 from multilevel.solvers.ranges import check_value
 
-_TOGETHER = 64  # images whose logits are brought to the size of their masks at once
+_TOGETHER = 64  # images whose logits are resized to their masks at once
 
 
 class PatchLinear(nn.Module):
@@ -28,14 +28,15 @@ class PatchLinear(nn.Module):
 
 
 class Segmentation(Task):
-    """Cross-entropy of every pixel, whose logits are those of the patches, interpolated bilinearly.
+    """Cross-entropy of every pixel, with bilinearly interpolated logits of the patches.
 
-    The linear decoder of Segmenter (Strudel et al. 2021, section 3.2). Outputs are logits of the patches
-    [B, classes, rows, columns], targets masks int64 [B, H, W]: class 0 is the background, 255 does not count.
+    The linear decoder of Segmenter (Strudel et al. 2021, section 3.2). Outputs are logits of the patches [B, classes,
+    rows, columns], targets masks int64 [B, H, W]: class 0 is the background, 255 is ignored.
 
     Args:
         data: see ``TaskData``.
-        loss: cross_entropy; or balanced_cross_entropy, each pixel weighted inversely to its class's training pixels.
+        loss: cross_entropy, or balanced_cross_entropy, which weights each pixel inversely to the training pixels of its
+            class.
 
     Raises:
         SettingError: an unknown loss.
@@ -59,24 +60,24 @@ class Segmentation(Task):
             predicted, marked = logits.argmax(1) > 0, (targets > 0) & (targets != IGNORED)
             together = ((predicted | marked) & (targets != IGNORED)).sum()
             iou = (predicted & marked).sum() / together.clamp(min=1)
-        # of a batch without any defect, found or marked, nothing is wrong
+        # a batch without any predicted or marked defect is correct
         return cross_entropy(logits, targets, self.weights), {"defect_iou": torch.where(together > 0, iou, 1.0)}
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
         """mean_iou, defect_iou (everything but the background as one class), pixel_accuracy.
 
-        Intersection over union of a class counts pixels of the whole split (Everingham et al. 2010, section 4.2);
-        the mean is over the classes that the training masks or the split have.
+        The intersection over union of a class counts pixels of the whole split (Everingham et al. 2010, section 4.2);
+        the mean is over the classes in the training masks or the split.
 
         Raises:
-            DataError: a mask with a class that no training mask has a number for, or no pixel that counts.
+            DataError: a mask has a class beyond those of the training masks, or every pixel is ignored.
         """
         classes = len(self.data.class_names)
         confusion = torch.zeros(classes, classes, dtype=torch.int64)
         for batch, masks in zip(outputs.split(_TOGETHER), targets.split(_TOGETHER), strict=True):
             confusion += confusion_matrix(pixel_logits(batch, masks).argmax(1), masks, classes)
         if not confusion.sum():
-            raise DataError("no pixel of the split's masks counts: intersection over union is not defined")
+            raise DataError("every pixel of the split's masks is ignored: intersection over union is not defined")
         union = confusion.sum(0) + confusion.sum(1) - confusion.diag()
         known = ((torch.tensor(self.data.counts) > 0) | (confusion.sum(1) > 0)) & (union > 0)
         missed_or_found = confusion.sum() - confusion[0, 0]
@@ -95,14 +96,14 @@ def pixel_logits(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def confusion_matrix(predicted: Tensor, masks: Tensor, classes: int) -> Tensor:
-    """Number of pixels of each class (row) predicted as each class (column): int64 [classes, classes].
+    """The number of pixels of each class (row) predicted as each class (column): int64 [classes, classes].
 
     Raises:
-        DataError: a mask with a class number beyond the last.
+        DataError: a mask has a class number beyond the last class.
     """
     counted = masks != IGNORED
     largest = int(masks.where(counted, 0).max())
     if largest >= classes:
-        raise DataError(f"a mask has the class number {largest}; those of the training images end at {classes - 1}")
+        raise DataError(f"a mask has the class number {largest}; the training images have numbers up to {classes - 1}")
     pairs = masks[counted] * classes + predicted[counted]
     return torch.bincount(pairs, minlength=classes**2).view(classes, classes)

@@ -18,7 +18,7 @@ from multilevel.solvers import DataError, Solver
 
 Dependencies = Mapping[str, Mapping[Any, Sequence[Any]]]
 
-#: What Betty calls, and nothing here does; with what would do.
+#: Hooks that Betty calls and this project does not, each with a replacement.
 HOOKS = {
     "param_groups": "give the optimizer its parameter groups, which are kept here",
     "custom_optimizer_step": "give an optimizer with that step",
@@ -27,25 +27,25 @@ HOOKS = {
     "on_inner_loop_start": "a multilevel.Callback with on_step can do it",
     "epoch_callback": "a multilevel.Callback can do it",
 }
-#: Settings of Betty's Config that say something else than their default here.
+#: Settings of Betty's Config that must keep their defaults here, each with a replacement.
 SETTINGS = {
     "precision": ("fp32", 'Engine(graph, precision="bf16") is for all levels'),
     "warmup_steps": (0, "first run an Engine of a Graph of only this problem"),
-    "first_order": (True, "False leaves the hypergradient out on Betty"),
+    "first_order": (True, "False drops the hypergradient on Betty"),
 }
 
 
 class FromBetty(Problem):
     """A problem of Betty as a level: its ``training_step`` is the loss.
 
-    While it is evaluated, the modules of all problems hold the parameters and buffers that the engine substitutes, so
+    During an evaluation the modules of all problems hold the parameters and buffers that the engine substitutes, so
     ``training_step`` sees them however it reads a module.
 
     Args:
-        problem: whose loss, module, optimizer, scheduler, loaders and Config are taken.
-        peers: all problems, this one included.
-        steps: updates for each one of the next level up.
-        solver: how a hypergradient passes through it.
+        problem: provides the loss, module, optimizer, scheduler, loaders and Config.
+        peers: all problems, including this one.
+        steps: updates for each update of the next level up.
+        solver: how hypergradients pass through it.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class FromBetty(Problem):
         if trained != optimized:
             raise BettyError(
                 f"problem {problem.name!r}: its optimizer holds {len(optimized)} parameters that are not frozen, "
-                f"trainable_parameters {len(trained)}; Betty trains the latter: give the optimizer these"
+                f"trainable_parameters {len(trained)}; Betty trains the latter: give the optimizer exactly these"
             )
 
     def loss(self, levels: Levels, batch: Any, draws: Any) -> LossValue:
@@ -81,8 +81,8 @@ class FromBetty(Problem):
 
 
 class Loaded:
-    """A problem's batches as Betty hands them to ``training_step``: a dict, or a tuple; of several loaders, a tuple of
-    these, each loader started again when it ends.
+    """A problem's batches as Betty passes them to ``training_step``: a dict or a tuple; with several loaders, a tuple
+    of these. Each loader restarts when it ends.
 
     Args:
         problem: with loaders, or with a ``get_batch``.
@@ -119,20 +119,20 @@ def from_betty(
     solvers: Mapping[str, Solver] | None = None,
     approximate: bool = False,
 ) -> Graph:
-    """The graph of a multilevel problem written for Betty, with solvers equal to those of its Configs.
+    """The graph of a multilevel problem written for Betty, with solvers that match its Configs.
 
-    Every ``training_step`` is used as it is: ``self(...)``, ``self.other(...)``, ``self.other.module.weight`` and
-    ``self.trainable_parameters()`` see the values that the engine substitutes. What it draws is replayed.
+    Every ``training_step`` is used unchanged: ``self(...)``, ``self.other(...)``, ``self.other.module.weight`` and
+    ``self.trainable_parameters()`` see the values that the engine substitutes. Its random draws are replayed.
 
     Args:
-        problems: instances, with the names by which they call each other. Modules stay on their device.
+        problems: instances, with the names that they use for each other. Modules stay on their device.
         dependencies: ``{"u2l": {upper: [lower, ...]}, "l2u": {lower: [upper, ...]}}``.
-        solvers: by name, instead of the solver in the problem's Config.
-        approximate: see ``Graph``; True where levels read each other below another one is what Betty does.
+        solvers: by problem name, to override the solver in the problem's Config.
+        approximate: see ``Graph``; Betty behaves like True if levels below another level read each other.
 
     Raises:
-        BettyError: something that Betty does and a graph does not, a dependency of the losses that
-            ``dependencies`` lacks, or a schedule that a graph cannot have.
+        BettyError: the problem uses a feature of Betty that graphs lack, ``dependencies`` lacks a dependency of the
+            losses, or the schedule cannot be expressed as a graph.
 
     Examples:
         >>> from betty.configs import Config
@@ -160,14 +160,14 @@ def from_betty(
 
 
 def _prepare(problem: ImplicitProblem, peers: Sequence[ImplicitProblem]) -> None:
-    """Prepare a problem as Betty's engine does before it starts; BettyError where a level cannot do the same."""
+    """Prepare a problem as Betty's engine does before it starts; BettyError if a level cannot do the same."""
     for hook, remedy in HOOKS.items():
         if callable(getattr(problem, hook, None)):
-            raise BettyError(f"problem {problem.name!r} has {hook}, which levels do not support: {remedy}")
+            raise BettyError(f"problem {problem.name!r} has {hook}, which a level does not call: {remedy}")
     for setting, (expected, remedy) in SETTINGS.items():
         got = getattr(problem.config, setting)
         if got != expected:
-            raise BettyError(f"problem {problem.name!r}: Config({setting}={got!r}) means nothing for a level: {remedy}")
+            raise BettyError(f"problem {problem.name!r}: Config({setting}={got!r}) has no effect on a level: {remedy}")
     for part in ("train_data_loader", "module", "optimizer", "scheduler"):
         configure = getattr(problem, f"configure_{part}", None)
         if configure is not None and getattr(problem, part) is None:
@@ -185,14 +185,14 @@ def _prepare(problem: ImplicitProblem, peers: Sequence[ImplicitProblem]) -> None
 def _schedule(
     problems: Sequence[ImplicitProblem], up: Mapping[Any, Sequence[Any]]
 ) -> tuple[list[ImplicitProblem], dict[Any, int]]:
-    """The problems, bottom first, and how often each is updated for one update of the top."""
+    """The problems, bottom first, and the updates of each per update of the top."""
     sorter = TopologicalSorter({problem: [low for low in problems if problem in up[low]] for problem in problems})
     order = list(sorter.static_order())
     updates: dict[Any, int] = {}
     for problem in reversed(order):
         above = [updates[high] for high in up[problem]]
         updates[problem] = max(above) * problem.config.unroll_steps if above else 1
-    order.sort(key=lambda problem: -updates[problem])  # stable: who is below stays below
+    order.sort(key=lambda problem: -updates[problem])  # stable: a lower problem stays below
     for low, high in pairwise(order):
         if high not in up[low] and updates[low] != updates[high]:
             raise BettyError(
@@ -203,7 +203,7 @@ def _schedule(
 
 
 def _check_reads(graph: Graph, dependencies: Dependencies) -> None:
-    """BettyError for a dependency between losses that Betty would not have known of."""
+    """Raise BettyError for a dependency between losses that ``dependencies`` hides from Betty."""
     known = {(low.name, high.name) for high, lows in dependencies["u2l"].items() for low in lows}
     known |= {(high.name, low.name) for low, highs in dependencies["l2u"].items() for high in highs}
     for name in graph.names:
@@ -211,8 +211,8 @@ def _check_reads(graph: Graph, dependencies: Dependencies) -> None:
             if (name, target) not in known:
                 edge = "l2u" if graph.names.index(target) < graph.names.index(name) else "u2l"
                 raise BettyError(
-                    f"the loss of problem {name!r} depends on {target!r}, which dependencies leave out, so Betty would "
-                    f"leave it out of the hypergradient: add it to {edge!r}, or detach it in training_step"
+                    f"the loss of problem {name!r} depends on {target!r}, which dependencies omit, so Betty would omit "
+                    f"it from the hypergradient: add it to {edge!r}, or detach it in training_step"
                 )
 
 

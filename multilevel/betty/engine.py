@@ -1,4 +1,4 @@
-"""Betty's engine as an engine of a graph: its problems, schedule, optimizers and hypergradients."""
+"""Runs a graph on Betty's engine, with its problems, schedule, optimizers and hypergradients."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from multilevel.solvers import MultilevelError, Solver, SolveReport
 class BettyEngine(Engine):
     """Runs a graph on Betty 0.2.1: its engine calls the levels, forms the hypergradients and takes the steps.
 
-    Losses are evaluated here, so that batches, draws and checkpoints are those of ``Engine``; see ``BettySolver.held``.
-    The levels' optimizers and schedulers become those that Betty makes from them, their state kept. What remains is
-    Betty's: weights that it perturbs come back up to rounding, and nothing is skipped: an update that is not finite
+    Losses are evaluated here, so batches, draws and checkpoints are the same as with ``Engine``; see
+    ``BettySolver.held``. Betty rebuilds the levels' optimizers and schedulers; their state is kept. Everything else is
+    Betty's: it restores perturbed weights only up to rounding, and it skips no update, so an update that is not finite
     ends the run at the next loss.
 
     Args:
         graph: the levels.
-        solver: of every level; None takes Betty's counterpart of each level's solver.
+        solver: for every level; None takes Betty's counterpart of each level's solver.
         seed: as for ``Engine``.
         precision: as for ``Engine``.
         callbacks: as for ``Engine``.
 
     Raises:
-        SettingError: a level's solver, accumulate or solve_share that Betty has no counterpart of.
+        SettingError: Betty has no counterpart of a level's solver, accumulate or solve_share.
         BettyError: Betty refuses the graph, or would not treat it as one multilevel problem.
     """
 
@@ -62,7 +62,7 @@ class BettyEngine(Engine):
             self._betty = BettyOwnEngine(list(self.levels.values()), EngineConfig(), self._dependencies())
 
     def next_part(self, name: str) -> RecordedBatch:
-        """The next batch of a level with its draws, recorded as what its update uses."""
+        """The next batch of a level with its draws, recorded for its update."""
         batch = self.graph.batches[name].next()
         with self.updates.random.active():
             part = self.evaluator.record(name, batch)
@@ -105,13 +105,13 @@ class BettyEngine(Engine):
         precision: str | None = None,
         whole: bool = False,
     ) -> Hypergradient:
-        """The hypergradient by Betty; if solvers or a precision are given, that of ``Engine``.
+        """The hypergradient computed by Betty, or by ``Engine`` if solvers or a precision are given.
 
-        Betty's perturbations of weights, and what it moves with ``held=False``, are undone: nothing has changed.
+        Betty's perturbations of weights, and anything it changes with ``held=False``, are undone afterwards.
 
         Raises:
             GraphError: there is no such level.
-            BettyError: Betty refuses; the text says why.
+            BettyError: Betty refuses; the message says why.
         """
         if solvers is not None or precision is not None or name not in self.levels:
             return super().solve_hypergradient(name, solvers, precision, whole)
@@ -130,19 +130,19 @@ class BettyEngine(Engine):
         return Hypergradient(values, self._reports(name), {})
 
     def _descend(self, index: int, last: bool = False) -> None:
-        """One update of the top level, after as many of those below as Betty's schedule makes."""
+        """One update of the top level, after the updates of lower levels that Betty's schedule makes."""
         updates = 1
         for name, above in zip(self.graph.names, self.graph.names[1:], strict=False):
             if name not in self.graph.reads[above]:
                 raise BettyError(
-                    f"level {above!r} does not read {name!r}, the next level below it: Betty's schedule goes from a "
-                    "level to those that read it, so it would differ"
+                    f"level {above!r} does not read {name!r}, the next level below it: Betty schedules a level by the "
+                    "levels that read it, so its schedule would differ"
                 )
             updates *= self.graph.problems[name].steps
         for name, problem in self.graph.problems.items():
             if problem.starts_anew:
                 raise BettyError(
-                    f"level {name!r} starts anew for every update of the next level up, which Betty cannot do"
+                    f"level {name!r} restarts before every update of the next level up, which Betty cannot do"
                 )
         with self._explained("a step"):
             for _ in range(updates):
@@ -150,7 +150,7 @@ class BettyEngine(Engine):
                 self._betty.train_step()
 
     def _reports(self, name: str) -> dict[str, SolveReport]:
-        """The cost of the solves of a hypergradient: Betty solves a level once for each path through it."""
+        """The cost of a hypergradient's solves: Betty solves a level once for each path through it."""
         paths = self.levels[name].paths
         reports = {}
         for level in self.graph.passes(name):
@@ -163,7 +163,7 @@ class BettyEngine(Engine):
         return reports
 
     def _dependencies(self) -> dict[str, dict[BettyLevel, list[BettyLevel]]]:
-        """Who constrains whom, in Betty's form."""
+        """The dependencies between levels, in Betty's format."""
         names, reads = self.graph.names, self.graph.reads
         down = {name: [low for low in self.graph.passes(name) if name in reads[low]] for name in names}
         up = {name: [high for high in names[names.index(name) + 1 :] if name in reads[high]] for name in names}
@@ -174,7 +174,7 @@ class BettyEngine(Engine):
 
     @contextmanager
     def _unchanged(self) -> Iterator[None]:
-        """After the block weights, buffers and generators are bit for bit what they were."""
+        """Restore weights, buffers and generators bit for bit after the block."""
         modules = [problem.module for problem in self.graph.problems.values()]
         tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         before, random = [tensor.detach().clone() for tensor in tensors], self.updates.random
@@ -188,7 +188,7 @@ class BettyEngine(Engine):
 
     @contextmanager
     def _explained(self, task: str) -> Iterator[None]:
-        """Within the block an error of Betty, not one of a loss, becomes one line."""
+        """Within the block, turn an error of Betty (but not of a loss) into one line."""
         try:
             yield
         except MultilevelError:
@@ -200,7 +200,7 @@ class BettyEngine(Engine):
             raise BettyError(f"Betty cannot do {task}: {type(error).__name__}: {text}{self._cause(text)}") from error
 
     def _cause(self, text: str) -> str:
-        """The cause of an error of torch within Betty."""
+        """Explain an error that torch raises inside Betty."""
         if "not have been used" in text:
             return " (its cg and neumann need a loss whose gradient depends on every parameter of the level)"
         frozen = [
@@ -214,9 +214,9 @@ class BettyEngine(Engine):
 
 
 def _check(graph: Graph) -> None:
-    """Raise for anything that Betty would silently do in another way."""
+    """Raise for anything that Betty would silently do differently."""
     if replicas.count() > 1:
-        raise BettyError("Betty runs in one process here; several ranks take engine=multilevel")
+        raise BettyError("Betty runs in only one process here; use engine=multilevel for several ranks")
     for name, problem in graph.problems.items():
         for setting in ("accumulate", "solve_share"):
             if getattr(problem, setting) != 1:
@@ -228,16 +228,16 @@ def _check(graph: Graph) -> None:
             for higher in (target for target in graph.reads[level] if target in passes and target in above):
                 readers = {reader for reader in (name, *passes) if level in graph.reads[reader]} - {level, higher}
                 if readers or not graph.approximate:
-                    remedy = "" if readers else "; Graph(..., approximate=True) says that this is what you want"
+                    remedy = "" if readers else "; Graph(..., approximate=True) accepts this"
                     raise BettyError(
-                        f"level {level!r} reads {higher!r} above it, below {name!r}: Betty only goes down from "
-                        f"level to level and leaves that part out of the hypergradient{remedy}"
+                        f"level {level!r} reads {higher!r} above it, below {name!r}: Betty only follows paths "
+                        f"downwards and omits this part of the hypergradient{remedy}"
                     )
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Betty describes every problem on standard output."""
+    """Silence Betty, which describes every problem on standard output."""
     logger = get_logger()
     level = logger.level
     logger.setLevel(logging.WARNING)

@@ -34,7 +34,7 @@ class Bridge(Protocol):
         """The loss of a level."""
 
     def report_update(self, level: BettyLevel, loss: float) -> None:
-        """An update has been made."""
+        """Report an update."""
 
 
 class BettyLevel(ImplicitProblem):
@@ -54,12 +54,12 @@ class BettyLevel(ImplicitProblem):
             retain_graph=retain_graph,
             **solver.config(),
         )
-        # Betty makes every name an attribute of the other problems, which have attributes of their own.
+        # Betty makes every name an attribute of the other problems, where it must not clash.
         super().__init__(f"level_{level.name}", config, level.module, level.optimizer, level.scheduler)
         self.bridge = bridge
         self.level = level
         self.solver = solver
-        self.fresh = False  # whether the next evaluation of the loss is that of an update
+        self.fresh = False  # whether the next evaluation of the loss belongs to an update
         self.metrics: Mapping[str, float] = {}
         self.norm = 0.0
 
@@ -72,15 +72,15 @@ class BettyLevel(ImplicitProblem):
         return self.bridge.evaluate(self, batch, fresh)
 
     def trainable_parameters(self) -> list[Tensor]:
-        """All but the frozen ones, which Betty by itself differentiates as well."""
+        """All parameters except frozen ones, which Betty would differentiate too."""
         return list(self.level.variables().values())
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Keeps Betty from dropping the optimizer's groups."""
+        """The optimizer's groups, which Betty would drop."""
         return [dict(group) for group in self.optimizer.param_groups]
 
     def patch_module(self) -> None:
-        """The module stays where it is; Betty would take it to a GPU."""
+        """Leave the module where it is; Betty would move it to a GPU."""
 
     def patch_optimizer(self) -> None:
         if self.level.optimizer is None:

@@ -12,20 +12,21 @@ BETTY_COMMAND = "pip install --no-deps --ignore-requires-python betty-ml==0.2.1"
 
 
 class BettyError(MultilevelError):
-    """Betty cannot do what is asked of it, or nothing here does what is asked of Betty."""
+    """Betty cannot do what this project asks for, or the reverse."""
 
 
 class BettyMissingError(BettyError, ImportError):
-    """betty-ml is not installed; the text has the command."""
+    """betty-ml is not installed; the message has the command that installs it."""
 
 
 @dataclass
 class BettySolver:
-    """How Betty passes a hypergradient through a level; the fields are those of its ``Config``, and
+    """How Betty passes a hypergradient through a level; the fields are those of its ``Config``.
 
     Args:
-        held: Betty's evaluations of the loss replay the draws and dropout of the level's last update and leave
-            buffers as they are, like those here; False: each draws again and moves running statistics, Betty's way.
+        held: Betty's evaluations of the loss replay the draws and dropout of the level's last update and leave buffers
+            unchanged, as here. False: each evaluation draws again and moves running statistics, as Betty does by
+            default.
     """
 
     type: ClassVar[str]
@@ -52,10 +53,10 @@ class Darts(BettySolver):
 
 @dataclass
 class BettyNeumann(BettySolver):
-    """``neumann`` with one term more than iterations, and no check for a diverging series.
+    """``neumann`` with one more term than iterations, and without a check for a diverging series.
 
     Args:
-        damping: added to the Hessian's diagonal, by a penalty on the distance to the point; Betty has none.
+        damping: added to the Hessian's diagonal, by a penalty on the distance to the point; Betty has no damping.
     """
 
     type = "neumann"
@@ -78,7 +79,7 @@ class Cg(BettySolver):
     damping: float = 0.0
 
 
-#: By the name that ``multilevel compare`` has for them.
+#: By their names in ``multilevel compare``.
 BETTY_SOLVERS: dict[str, type[BettySolver]] = {f"betty/{solver.type}": solver for solver in (Darts, BettyNeumann, Cg)}
 
 
@@ -96,7 +97,7 @@ def betty_solver(solver: Solver | None, level: str) -> BettySolver:
         return BettyNeumann(solver.terms - 1, damping=solver.damping, **alpha)
     if isinstance(solver, ConjugateGradient) and plain and solver.curvature == "hessian" and not solver.warm_start:
         return Cg(solver.iterations, damping=solver.damping)
-    known = "identity, finite_difference, neumann or conjugate_gradient with product=reverse: Betty has no others"
+    known = "identity, finite_difference, neumann or conjugate_gradient with product=reverse: Betty has only these"
     raise SettingError(f"levels.{level}.solver", str(solver), known)
 
 
@@ -104,13 +105,13 @@ def solver_of_config(config: Any, level: str) -> Solver:
     """The solver here for a Betty ``Config``: equal where Betty is right.
 
     Raises:
-        BettyError: nothing here is equal to it.
+        BettyError: no solver here matches it.
     """
     if config.type == "darts" and not config.darts_multitask:
         return FiniteDifference(radius=config.darts_alpha)
     if config.type == "neumann":
         return Neumann(config.neumann_iterations + 1, config.neumann_alpha)
-    if config.type == "cg":  # the scale of the system, cg_alpha, is none of its solution
+    if config.type == "cg":  # cg_alpha scales the system but not its solution
         return ConjugateGradient(config.cg_iterations)
     setting = "darts_multitask=True" if config.type == "darts" else f"type={config.type!r}"
-    raise BettyError(f"problem {level!r}: nothing here equals Betty's {setting}; name a solver: solvers={{...}}")
+    raise BettyError(f"problem {level!r}: no solver here matches Betty's {setting}; name one: solvers={{...}}")

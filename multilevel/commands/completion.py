@@ -1,10 +1,10 @@
-"""multilevel completion bash|zsh: a script that completes commands, settings and choices
+"""multilevel completion bash|zsh: print a script that completes commands, settings and choices
 
 Into ~/.bashrc or ~/.zshrc:
 
   eval "$(multilevel completion bash)"
 
-or, as printing takes seconds, once into a file that is read there: multilevel completion bash > FILE
+or, since printing takes seconds, write it to a file once and source that: multilevel completion bash > FILE
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CASES
         *) words="COMMANDS" ;;
     esac
     COMPREPLY=($(compgen -W "$words" -- "$word"))
-    # a word ends at "=", where the shell says so: what stands before it is not asked for
+    # where the shell breaks words at "=", complete only the part after it
     if [[ "$COMP_WORDBREAKS" == *=* && "$word" == *=* ]]; then
         COMPREPLY=("${COMPREPLY[@]#"${word%=*}="}")
     fi
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def script(shell: str) -> str:
-    """What ``eval "$(multilevel completion bash)"`` evaluates; it knows the settings of today."""
+    """The script that ``eval "$(multilevel completion bash)"`` evaluates, with the current settings."""
     offers = {command: list(own_words(settings_of(command))) for command in COMMANDS}
     offers["recipes"] = list(recipe_classes())
     configured = list(words())

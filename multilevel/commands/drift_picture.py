@@ -18,7 +18,7 @@ def draw_drift(path: Path, reference: np.ndarray, new: np.ndarray, threshold: fl
         path: the PNG to write.
         reference: distances [N], not negative.
         new: distances [M], not negative.
-        threshold: above which an image is unusual.
+        threshold: images at larger distances are unusual.
         title: above the picture.
     """
     joined = np.concatenate([reference, new])
@@ -29,7 +29,7 @@ def draw_drift(path: Path, reference: np.ndarray, new: np.ndarray, threshold: fl
     for distances, color, name in ((reference, "#7f8c8d", "training images"), (new, "#c0392b", "new images")):
         share = np.full(len(distances), 1 / len(distances))
         axis.hist(np.clip(distances, lowest, None), edges, weights=share, color=color, alpha=0.55, label=name)
-    axis.axvline(threshold, color="black", linestyle="--", linewidth=1, label="unusual from here on")
+    axis.axvline(threshold, color="black", linestyle="--", linewidth=1, label="unusual beyond this line")
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter("{x:g}")

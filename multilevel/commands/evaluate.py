@@ -1,13 +1,14 @@
 """multilevel evaluate RUN [SETTING=VALUE ...]: score a run's encoder by probes and finetuning
 
-Scores a run's encoder beside an untrained one and raw pixels: each protocol is fitted to the labelled training images
-and scored on the test split, on the run's own data or on another set. Writes RUN/evaluation.json, or
-RUN/evaluation-NAME.json for another set. multilevel train takes every setting as well, for the end of a run.
+Scores a run's encoder next to an untrained encoder and raw pixels: each protocol is fitted to the labelled training
+images and scored on the test split, on the run's own data or on another data set. Writes RUN/evaluation.json, or
+RUN/evaluation-NAME.json for another data set. multilevel train takes the same settings for the evaluation at the end of
+a run.
 
   multilevel evaluate RUN evaluation.protocols=[linear_probe,finetune] evaluation.finetune.epochs=50
-  multilevel evaluate RUN evaluation.labels=[0.01,0.1,1.0]             few labels: fitted to shares of them
-  multilevel evaluate RUN data=cifar100 data.path=DIR                  another set: its images are brought to the size
-                                                                       and channels that the encoder takes, and
+  multilevel evaluate RUN evaluation.labels=[0.01,0.1,1.0]             few labels: fits to shares of them
+  multilevel evaluate RUN data=cifar100 data.path=DIR                  another data set: its images are converted to
+                                                                       the size and channels of the encoder, and
                                                                        normalized by their own statistics
   multilevel evaluate RUN data=folder data.path=DIR data.name=NAME     writes evaluation-NAME.json
 """
@@ -36,19 +37,19 @@ DIVISION = ("test_share", "validation_share", "split_seed")  # of the run's own 
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Evaluate the encoder of a run's newest checkpoint, on its own data or on another set, and write the scores into
-    its folder: evaluation.json, or evaluation-NAME.json for the set NAME."""
+    """Evaluate the encoder of a run's newest checkpoint, on its own data or on another data set, and write the scores
+    into its folder: evaluation.json, or evaluation-NAME.json for the data set NAME."""
     line = read("evaluate", arguments, NoSettings, words=True)
     folder = run_folder("evaluate", line.words)
     config, transfer = evaluation_config(folder.config(), line.overrides)
     recipe = build_recipe(config)
     assert isinstance(recipe, EncoderRecipe)  # check_encoder
-    # Nothing but the encoder: the head that was trained is of the run's own classes.
+    # Only the encoder: the trained head is for the run's own classes.
     print_once(*load_weights(recipe.graph, folder.checkpoint, only=recipe.encoder_level))
     scores = recipe.evaluate()
     if scores is None:
         where = config.data.path or config.data.name
-        raise DataError(f"the images of {where} have no labels: there is nothing to evaluate on")
+        raise DataError(f"the images of {where} have no labels: nothing can be evaluated")
     name = f"evaluation-{config.data.name}.json" if transfer else "evaluation.json"
     written = folder.write_json(name, [asdict(score) for score in scores])
     print(format_table(scores, config.evaluation.split, config.evaluation.metric))
@@ -71,18 +72,18 @@ def run_folder(command: str, words: Sequence[str]) -> RunFolder:
 
 
 def evaluation_config(stored: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, bool]:
-    """The configuration to evaluate a run with, and whether that is on another set.
+    """The configuration to evaluate a run with, and whether that is on another data set.
 
-    ``data=NAME`` takes the place of the run's whole group ``data``, but for the shape of the images: theirs are
-    brought to the one that the encoder takes, and normalized by their own training images' statistics.
+    ``data=NAME`` replaces the run's whole group ``data``. Its images are resized to the shape that the encoder takes,
+    and normalized by the statistics of their own training images.
 
     Args:
         stored: the run's.
         overrides: of the command line.
 
     Raises:
-        SettingError: an unknown setting, another shape, or another division of the images that the encoder
-            was trained on.
+        SettingError: an unknown setting, another image shape, or another split of the images that the encoder was
+            trained on.
     """
     config, remaining = with_groups(stored, overrides, ("data", "task"))
     transfer = any(override.startswith("data=") for override in overrides)
@@ -91,22 +92,22 @@ def evaluation_config(stored: DictConfig, overrides: Sequence[str]) -> tuple[Dic
         _check_same(config, stored, named, "the encoder takes no other")
         for name in SHAPE:
             config.data[name] = stored.data[name]
-        config.data.batch_size = 1  # no level is trained here, so that sets of any size will do
-    # options of protocols that the run's version did not have
+        config.data.batch_size = 1  # no level is trained here, so a data set of any size will do
+    # protocol options that the run's version lacked
     defaults = OmegaConf.structured(EvaluationSettings)
     config.evaluation = OmegaConf.to_container(OmegaConf.merge(defaults, config.evaluation))
     config = changed(config, remaining)
     if transfer and _source(config) == _source(stored):
-        expected = "a data set other than the run's, whose test images may be among its training images"
-        raise SettingError("data", config.data.name, f"{expected}; without data= the run's division applies")
+        expected = "a data set other than the run's own, whose training images may include the test images"
+        raise SettingError("data", config.data.name, f"{expected}; without data= the run's split applies")
     if not transfer:
         _check_same(config, stored, SHAPE, "the encoder takes no other")
-        _check_same(config, stored, DIVISION, "the encoder was trained with this division")
+        _check_same(config, stored, DIVISION, "the encoder was trained with this split")
     return config, transfer
 
 
 def _source(config: DictConfig) -> tuple[str, ...]:
-    """Where a set's images come from."""
+    """The source of a data set's images."""
     data = config.data
     if data.path:
         return ("path", str(Path(data.path).expanduser().resolve()))

@@ -1,8 +1,8 @@
-"""multilevel export RUN [SETTING=VALUE ...]: a folder that transformers or onnxruntime loads
+"""multilevel export RUN [SETTING=VALUE ...]: write a folder that transformers or onnxruntime loads
 
-Writes a run's model into one folder, whole or not at all: configuration, weights, image processor, model card
-(README.md), and features of a sample of the training images, for multilevel monitor. Settings are those below and
-data.path=DIR and others of the run, where its data has moved.
+Writes a run's model into one folder, atomically: configuration, weights, image processor, model card (README.md), and
+features of a sample of the training images for multilevel monitor. If the run's data has moved, data.path=DIR and the
+run's other data settings are accepted too.
 
   multilevel export runs/guided_mae-digits-20260101-120000 format=onnx output=line
 """
@@ -36,7 +36,7 @@ class ExportSettings:
     """Settings of ``multilevel export``.
 
     Args:
-        output: where to; it must not be there yet. None: RUN/export.
+        output: the folder to write, which must not exist yet. None: RUN/export.
         format: transformers (model.safetensors, which AutoModel, AutoModelForImageClassification and
             ViTMAEForPreTraining load) or onnx (model.onnx, a classifier for onnxruntime: pixel_values [B, C, H, W],
             normalized, to logits [B, classes] and features; checked against PyTorch to 1e-4).
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _summary(folder: RunFolder) -> dict[str, Any] | None:
-    """The run's summary.json; None where the run has not ended."""
+    """The run's summary.json; None if the run has not ended."""
     path = folder.path / "summary.json"
     if not path.exists():
         return None

@@ -1,7 +1,7 @@
-"""multilevel graph [SETTING=VALUE ...]: the levels of a recipe and who reads whom, with a picture
+"""multilevel graph [SETTING=VALUE ...]: print and draw the levels of a recipe and which reads which
 
-Prints the levels of a recipe, who reads whom and what each hypergradient goes through, and draws them
-(output=FILE.png, by default graph.png). Settings are those of multilevel train.
+Prints the levels of a recipe, which level reads which, and the levels that each hypergradient passes through; draws
+them (output=FILE.png, by default graph.png). Settings are those of multilevel train.
 
   multilevel graph recipe=guided_mae paths=direct
 """
@@ -16,7 +16,7 @@ from multilevel.configuration.composition import build_recipe, compose_config
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print a recipe's levels and who reads whom, and draw them."""
+    """Print and draw a recipe's levels and which reads which."""
     config = compose_config(arguments)
     path = Path(config.output or "graph.png")
     graph = build_recipe(config).graph

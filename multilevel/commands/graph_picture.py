@@ -1,4 +1,4 @@
-"""The levels of a graph, who reads whom, and what the top level's hypergradient goes through."""
+"""Draws the levels of a graph, which reads which, and the path of the top level's hypergradient."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ READS, RESPONDS = "#4a4a4a", "#c0392b"
 
 
 def draw_graph(path: Path, graph: Graph) -> None:
-    """Draw the levels as boxes, the top level on top, and an arrow from each level to each one it reads.
+    """Draw the levels as boxes, top level first, and an arrow from each level to each level that it reads.
 
     Arrows go down on the right and up on the left; long ones go around short ones.
 
@@ -41,7 +41,7 @@ def draw_graph(path: Path, graph: Graph) -> None:
         for reader, target in arrows:
             _draw_arrow(axis, side, ends[reader, target], ends[target, reader], responding >= {reader, target})
     axis.plot([], [], color=READS, label="reads")
-    axis.plot([], [], color=RESPONDS, label=f"reads; the hypergradient of {graph.top} passes here, backwards")
+    axis.plot([], [], color=RESPONDS, label=f"reads; the hypergradient of {graph.top} passes backwards here")
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=9, ncols=2)
     axis.set_xlim(-width / 2, width / 2)
     axis.set_ylim(-BOX_HEIGHT / 2 - 0.2, height - BOX_HEIGHT / 2 - 0.2)
@@ -52,9 +52,7 @@ def draw_graph(path: Path, graph: Graph) -> None:
 def _draw_box(axis: Axes, graph: Graph, name: str, position: float) -> None:
     problem = graph.problems[name]
     count = sum(parameter.numel() for parameter in problem.variables().values())
-    often = (
-        "top level" if name == graph.top else f"{problem.steps} update{'s' * (problem.steps > 1)} for each one above"
-    )
+    often = "top level" if name == graph.top else f"{problem.steps} update{'s' * (problem.steps > 1)} per update above"
     solver = next((label for label, kind in SOLVERS.items() if type(problem.solver) is kind), "")
     below = name in graph.passes(graph.top)
     detail = f"{count:,} parameters, {often}" + (f"\nsolver {solver}" if below else "")
@@ -68,15 +66,15 @@ def _draw_box(axis: Axes, graph: Graph, name: str, position: float) -> None:
 
 
 def _bulge(distance: float) -> float:
-    """How far to the side an arrow over some distance goes."""
+    """The sideways bulge of an arrow that spans a distance."""
     return 0.45 + 0.5 * (distance / SPACING - 1)
 
 
 def _arrow_ends(edges: list[tuple[str, str]], positions: dict[str, float]) -> dict[tuple[str, str], float]:
-    """The height at which an arrow touches a box, for all arrows of one side: ``{(level, other end): height}``.
+    """The height at which each arrow of one side touches its box: ``{(level, other end): height}``.
 
-    The ends are spread over the box so that arrows to one level nest: from the top down, arrows from above, short
-    ones first, then arrows from below, long ones first.
+    The ends are spread over the box so that arrows to one level nest: from the top down, first arrows from above,
+    shortest first, then arrows from below, longest first.
     """
     ends = {}
     for name, position in positions.items():

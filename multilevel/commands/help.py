@@ -1,4 +1,4 @@
-"""What ``--help`` says of a command: its module's docstring, and the settings that its dataclasses declare."""
+"""Builds a command's ``--help`` from its module's docstring and the settings that its dataclasses declare."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ WIDTH, COLUMN = 120, 34
 
 
 def help_for(command: str, overrides: Sequence[str] = ()) -> str:
-    """What a command does, and every setting with its default, its description and its range.
+    """The help text: what a command does, and every setting with its default, description and range.
 
     Args:
         command: its name.
-        overrides: for ``train``: ``recipe=NAME`` and what else changes the defaults that are shown.
+        overrides: for ``train``: ``recipe=NAME`` and any other overrides that change the defaults shown.
 
     Raises:
         SettingError: an override that cannot be composed.
@@ -58,8 +58,8 @@ def entries(settings_class: Any, prefix: str = "", values: Any = None, skip: Seq
     Args:
         settings_class: the dataclass.
         prefix: of the settings' names.
-        values: a nested dictionary of them; None takes the dataclass's defaults.
-        skip: fields that are left out.
+        values: their values, as a nested dictionary; None takes the dataclass's defaults.
+        skip: fields to omit.
     """
     texts = field_descriptions(settings_class)
     for name, default in defaults(settings_class):
@@ -72,7 +72,7 @@ def entries(settings_class: Any, prefix: str = "", values: Any = None, skip: Seq
 
 
 def _with_range(text: str, kind: Any) -> str:
-    """A description, and the range where the declared type has one and the description does not give it."""
+    """A description, with the declared range unless the description already gives it."""
     text = text.replace("``", "").replace("None", "null")
     words = expected(kind)
     named = [name for _, name in KINDS.values()]
@@ -87,7 +87,7 @@ def _entry(setting: str, text: str) -> str:
 
 
 def _assigned(value: Any) -> str:
-    """A default as a command line gives it; nothing where there is none, or where it is long."""
+    """A default as it would be typed; empty if there is none or it is long."""
     if isinstance(value, dict):
         value = value.get("name")
     if isinstance(value, list):
@@ -97,13 +97,13 @@ def _assigned(value: Any) -> str:
 
 
 def _recipe(overrides: Sequence[str]) -> list[str]:
-    """The settings of a recipe with their defaults, and what choices there are."""
+    """The settings of a recipe with their defaults, and the available choices."""
     values: Any = OmegaConf.to_container(compose_config(overrides))
     kind = recipe_class(values["recipe"]).settings_class
     texts = [f"Settings of recipe={values['recipe']}", *entries(kind, "", values, ("evaluation", "levels"))]
     if "evaluation" in values:
         texts.append(_entry("evaluation.SETTING", "see multilevel evaluate --help"))
-    levels = f"Settings of its levels, LEVEL being one of {', '.join(values['levels'])}"
+    levels = f"Settings of its levels, where LEVEL is one of {', '.join(values['levels'])}"
     groups = [f"  {group + '=':<14}{', '.join(choices(group))}" for group in GROUPS]
     sections = [texts, [levels, *entries(LowerLevelSettings, "levels.LEVEL.")], ["Choices", *groups, *_solvers()]]
     return ["\n".join(section) for section in sections]

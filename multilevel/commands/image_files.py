@@ -1,4 +1,4 @@
-"""Images that a command line names, read and put through an exported model."""
+"""Reads the images that a command line names and runs an exported model on them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ImageFileSettings:
     Args:
         output: the file to write.
         batch_size: images at a time.
-        device: where PyTorch computes.
+        device: device that PyTorch computes on.
     """
 
     output: str
@@ -42,9 +42,9 @@ class Request:
 
     Attributes:
         model: the exported model.
-        folder: where it is.
-        files: the images, each once.
-        output: as given.
+        folder: its folder.
+        files: the images, without duplicates.
+        output: the typed output.
         batch_size: images at a time.
     """
 
@@ -59,7 +59,7 @@ class Request:
         """Read ``EXPORT FILE ... [SETTING=VALUE ...]``.
 
         Raises:
-            SettingError: an unknown setting, a value that cannot work, a file that is not there, or no export.
+            SettingError: an unknown setting, an unusable value, a missing file, or a folder that is not an export.
             DataError: a folder without images.
             MultilevelError: a broken export.
         """
@@ -72,7 +72,7 @@ class Request:
         return cls(model, folder, files, settings.output, settings.batch_size)
 
     def run(self) -> Results:
-        """Decode every image in threads and put it through the model, a batch at a time."""
+        """Decode the images in threads and run the model on them, a batch at a time."""
         model, logits, features = self.model, [], []
         errors: dict[Path, str] = {}
         Image.init()  # Pillow looks for its formats on first use, which is not safe in threads
@@ -100,10 +100,10 @@ class Results:
     """A model's results for images.
 
     Attributes:
-        files: that could be read.
-        features: float32 [N, width], of those.
-        logits: float32 [N, classes]; None where there is no classifier, or no image.
-        errors: why a file could not be read.
+        files: the readable files.
+        features: float32 [N, width], of the readable files.
+        logits: float32 [N, classes]; None without a classifier or without images.
+        errors: for each unreadable file, the reason.
     """
 
     files: list[Path]
@@ -113,10 +113,10 @@ class Results:
 
 
 def find_images(places: Sequence[str]) -> list[Path]:
-    """The files, and the images below the folders, each once.
+    """The files, and the images below the folders, without duplicates.
 
     Raises:
-        SettingError: nothing is there.
+        SettingError: a file or folder does not exist.
         DataError: a folder without images.
     """
     files: dict[Path, None] = {}
@@ -131,10 +131,10 @@ def find_images(places: Sequence[str]) -> list[Path]:
 
 
 def writable(output: str) -> Path:
-    """The path of a file that can be written, its folder made.
+    """Return the path of a writable file, after creating its folder.
 
     Raises:
-        SettingError: it cannot.
+        SettingError: it cannot be written.
     """
     path = Path(output)
     try:
@@ -142,12 +142,12 @@ def writable(output: str) -> Path:
     except OSError as error:
         raise SettingError("output", output, f"a file that can be written ({error.strerror})") from error
     if path.is_dir():
-        raise SettingError("output", output, "the name of a file, and this is a folder")
+        raise SettingError("output", output, "the name of a file; this is a folder")
     return path
 
 
 def _read(file: Path, model: ExportedModel) -> np.ndarray | str:
-    """Pixels uint8 [C, H, W], or why there are none."""
+    """Pixels uint8 [C, H, W], or the reason why they cannot be read."""
     try:
         with Image.open(file) as picture:
             return to_pixels(picture, model.image_size, model.channels, model.fit)

@@ -1,9 +1,9 @@
-"""multilevel monitor EXPORT FILE ... [SETTING=VALUE ...]: how far new images have drifted from the training ones
+"""multilevel monitor EXPORT FILE ... [SETTING=VALUE ...]: measure the drift of new images from the training images
 
-Says how far new images (files, or folders of them) have drifted from the training ones, by the features of the exported
-encoder. Writes monitor.json and, beside it, monitor.png.
+Measures how far new images (files or folders) have drifted from the training images in the exported encoder's features.
+Writes monitor.json and, next to it, monitor.png.
 
-Exit status: 0 whatever the verdict; 1 where a file could not be read (it is named); 2 for wrong input.
+Exit status: 0 whatever the verdict; 1 if a file could not be read (it is named); 2 for wrong input.
 
   multilevel monitor runs/guided_mae-digits-20260101-120000/export images/today
 """
@@ -27,7 +27,7 @@ from multilevel.runs.folder import write_whole
 from multilevel.solvers import DataError, SettingError
 
 LISTED = 10  # of the most unusual images in the report
-NAMED = 5  # of them on the screen
+NAMED = 5  # of the unusual images on the screen
 
 
 @dataclass
@@ -35,7 +35,7 @@ class MonitorSettings(ImageFileSettings):
     """Settings of ``multilevel monitor``.
 
     Args:
-        output: the file to write, in .json; the picture is written beside it, in .png.
+        output: the .json file to write; the picture is written next to it, as .png.
     """
 
     output: str = "monitor.json"
@@ -45,17 +45,17 @@ SETTINGS = MonitorSettings
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Compare new images with the training ones; 1 where some could not be read."""
+    """Compare new images with the training images; returns 1 if some could not be read."""
     request = Request.parse("monitor", arguments, MonitorSettings)
     reference = DriftReference.load(request.folder)
     path = writable(request.output)
     picture = path.with_suffix(".png")
     if picture == path:
-        raise SettingError("output", request.output, "a name in .json: the picture is written beside it, in .png")
+        raise SettingError("output", request.output, "a .json file: the picture is written next to it, as .png")
     results = request.run()
     if min(len(results.files), len(reference.features)) < FEWEST:
-        counts = f"{len(results.files)} images to compare with {len(reference.features)} training ones"
-        raise DataError(f"{counts} are too few: at least {FEWEST} readable ones of each")
+        counts = f"{len(results.files)} images to compare with {len(reference.features)} training images"
+        raise DataError(f"{counts} are too few: give at least {FEWEST} readable images of each")
     if not np.isfinite(results.features).all():
         raise DataError("the model's features of these images are not finite: export a run that has not diverged")
     drift = compare_features(reference.features, results.features)
@@ -94,7 +94,8 @@ def new_report(request: Request, reference: DriftReference, results: Results, dr
 
 
 def predictions(request: Request, reference: DriftReference, results: Results) -> dict[str, Any] | None:
-    """Share of each predicted class and mean confidence, for training and new images; None without a classifier."""
+    """The share of each predicted class and the mean confidence, for training and new images; None without a
+    classifier."""
     if reference.logits is None or results.logits is None:
         return None
     training, new = probabilities(reference.logits), probabilities(results.logits)
@@ -107,7 +108,7 @@ def predictions(request: Request, reference: DriftReference, results: Results) -
 
 
 def in_words(report: Mapping[str, Any]) -> str:
-    """The report in a few lines."""
+    """A summary of the report in a few lines."""
     expected = (1 - QUANTILE) * report["images"]
     lines = [
         report["verdict"],
@@ -124,5 +125,5 @@ def in_words(report: Mapping[str, Any]) -> str:
 
 
 def _shares(chances: np.ndarray) -> np.ndarray:
-    """Share of the images [classes] that each class is the most probable for."""
+    """For each class, the share of images with this class as the most probable [classes]."""
     return np.bincount(chances.argmax(1), minlength=chances.shape[1]) / len(chances)

@@ -1,15 +1,15 @@
-"""multilevel new KIND NAME [output=FOLDER]: starting files for your own recipe, level or solver
+"""multilevel new KIND NAME [output=FOLDER]: create starting files for your own recipe, level or solver
 
-Writes a short, working file for a recipe, a level or a solver of your own (KIND) and a test of it, all or none:
-recipes/NAME.py and recipes/config/recipe/NAME.yaml, levels/NAME.py or solvers/NAME.py, and tests/test_NAME.py. It
-prints how to test it and how to use it.
+Writes a short, working file for your own recipe, level or solver (KIND), and its test: recipes/NAME.py and
+recipes/config/recipe/NAME.yaml, levels/NAME.py or solvers/NAME.py, and tests/test_NAME.py. It prints how to test it and
+how to use it.
 
   multilevel new solver my_solver
   MULTILEVEL_PATH=. python -m pytest tests/test_my_solver.py
   MULTILEVEL_PATH=. multilevel train solver=my_solver
 
 MULTILEVEL_PATH lists folders, separated as in PATH, whose recipes/, levels/ and solvers/ (and recipes/config/GROUP/)
-every command then finds beside the project's own. docs/extending.md goes through it step by step.
+every command then finds in addition to the project's own. docs/extending.md explains each step.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from multilevel.solvers import SettingError
 from multilevel.solvers.extensions import HOME, VARIABLE, folders
 from multilevel.solvers.ranges import require
 
-#: Working files, checked like all others, in which ``new_recipe`` stands for the name and ``NewRecipe`` for its class.
+#: Working files, tested like all others; ``new_recipe`` stands for the name and ``NewRecipe`` for its class.
 TEMPLATES = Path(__file__).parents[1] / "templates"
 KINDS = {
     "recipe": "multilevel train recipe={name}",
     "level": "multilevel train recipe=RECIPE, where RECIPE imports {title} from multilevel.levels.{name}",
     "solver": "multilevel train solver={name}",
-}  # each with what uses one
+}  # each with the command that uses it
 
 
 @dataclass
@@ -52,7 +52,7 @@ SETTINGS = NewSettings
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write the files of one kind under a name, and say what to do with them."""
+    """Write the files of one kind under a name, and print how to use them."""
     line = read("new", arguments, NewSettings, words=True, recipe=False)
     usable = len(line.words) == 2 and line.words[0] in KINDS
     require("new", " ".join(line.words) or None, usable, f"one of {', '.join(KINDS)}, and a name for it")
@@ -75,7 +75,7 @@ def titled(name: str) -> str:
 
 
 def rendered(kind: str, name: str) -> dict[Path, str]:
-    """The files of a kind under a name: each one's place in a folder, and its text."""
+    """The files of a kind under a name: ``{path: text}``."""
     stem = f"new_{kind}"
     return {
         path.relative_to(TEMPLATES).with_name(path.name.replace(stem, name)): path.read_text()
@@ -87,7 +87,7 @@ def rendered(kind: str, name: str) -> dict[Path, str]:
 
 
 def check_name(kind: str, name: str) -> None:
-    """Raise SettingError for a name that is no Python identifier in lower case, or that is taken."""
+    """Raise SettingError for a name that is not a lower-case Python identifier, or is taken."""
     if not re.fullmatch("[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise SettingError("new", name, f"a Python identifier in lower case, such as my_{kind}")
     rooms = [folder / f"{kind}s" for folder in (HOME, *folders())]
@@ -98,10 +98,10 @@ def check_name(kind: str, name: str) -> None:
 
 
 def write_all(folder: Path, files: Mapping[Path, str]) -> None:
-    """Write files into a folder, all or none.
+    """Write all files into a folder, or none.
 
     Raises:
-        SettingError: one of them is there already, or cannot be written.
+        SettingError: one of them exists already or cannot be written.
     """
     written: list[Path] = []
     try:

@@ -1,4 +1,4 @@
-"""The commands, each with its module, and the line that each module's docstring begins with."""
+"""Lists the commands with the first line of each module's docstring."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ COMMANDS = {
 
 
 def overview() -> str:
-    """The commands, a line each.
+    """The commands, one line each.
 
     >>> overview().splitlines()[3].split()[:2]
     ['multilevel', 'compare']
     """
     lines = (text_of(command).splitlines()[0].partition(": ") for command in COMMANDS)
     entries = [f"  {usage:<54}  {summary}" for usage, _, summary in lines]
-    last = "multilevel COMMAND --help says more about a command."
+    last = "Run multilevel COMMAND --help for a command's settings."
     return "\n".join(["multilevel: multilevel optimization in PyTorch", "", *entries, "", last])
 
 
 def text_of(command: str) -> str:
-    """The docstring of a command's module, which is not imported: that takes seconds."""
+    """The docstring of a command's module, read without importing it, which takes seconds."""
     spec = find_spec(f"multilevel.{COMMANDS[command]}")
     assert spec is not None
     assert spec.origin is not None

@@ -1,10 +1,10 @@
 """multilevel predict EXPORT FILE ... [SETTING=VALUE ...]: label images with an exported model, as CSV
 
-Labels images (files, or folders of them) with what multilevel export has written, of either format; neither the run
-nor its data is needed. Writes CSV: file, label, probability, error, and the probability of each class. A file that
-cannot be read as an image has an empty label and the reason under error.
+Labels images (files or folders) with an exported model of either format; needs neither the run nor its data. Writes
+CSV: file, label, probability, error, and the probability of each class. A file that cannot be read as an image has an
+empty label and the reason under error.
 
-Exit status: 0; 1 where a file could not be read (the others are labelled); 2 for wrong input (nothing is written).
+Exit status: 0; 1 if a file could not be read (the others are labelled); 2 for wrong input (nothing is written).
 
   multilevel predict runs/guided_mae-digits-20260101-120000/export images/ output=-
 """
@@ -23,7 +23,7 @@ from multilevel.recipes.export.exported import probabilities
 from multilevel.runs.folder import write_whole
 from multilevel.solvers import MultilevelError
 
-NAMED = 5  # unreadable files that are named on the screen
+NAMED = 5  # unreadable files named on the screen
 
 
 @dataclass
@@ -41,7 +41,7 @@ SETTINGS = PredictSettings
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Label images and write CSV; 1 where some could not be read, which then have no label."""
+    """Label images and write CSV; returns 1 if some could not be read, which then have no label."""
     request = Request.parse("predict", arguments, PredictSettings)
     if not request.model.class_names:
         raise MultilevelError(f"{request.folder} holds an encoder without a classifier: it cannot label images")
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def table(request: Request, results: Results) -> tuple[str, Counter[str]]:
-    """The CSV, one row for each file in the given order, and the count of each label."""
+    """The CSV, one row per file in the given order, and the count of each label."""
     names = request.model.class_names
     rows = {} if results.logits is None else dict(zip(results.files, probabilities(results.logits), strict=True))
     counts: Counter[str] = Counter()
@@ -80,7 +80,7 @@ def table(request: Request, results: Results) -> tuple[str, Counter[str]]:
 
 
 def report_unreadable(results: Results) -> None:
-    """Name files that could not be read, a line each."""
+    """Print one line for each file that could not be read."""
     for file, error in list(results.errors.items())[:NAMED]:
         print(f"multilevel: {file}: {error}", file=sys.stderr)
     if len(results.errors) > NAMED:

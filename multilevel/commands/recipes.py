@@ -1,7 +1,7 @@
-"""multilevel recipes [NAME ...]: what can be trained, a line each, or all about some
+"""multilevel recipes [NAME ...]: list the recipes, or describe those named
 
-Of a recipe that is named: what it learns, the published result that it follows, and its own with the command.
-``python -m multilevel.commands.recipes`` prints docs/recipes.md.
+For each NAME: what the recipe learns, the published result it follows, and the result here with its command. ``python
+-m multilevel.commands.recipes`` prints docs/recipes.md.
 
   multilevel recipes hyper_cleaning
 """
@@ -17,13 +17,13 @@ from multilevel.recipes.base import Recipe, recipe_class, recipe_classes
 
 TITLE = """# Recipes
 
-Each is one file in `recipes/` and one in `recipes/config/recipe/`; `multilevel train recipe=NAME` runs it on data that
-comes with it, `multilevel graph recipe=NAME` shows its levels. Made from the docstrings by
-`python -m multilevel.commands.recipes > docs/recipes.md`."""
+Each is one file in `recipes/` and one in `recipes/config/recipe/`; `multilevel train recipe=NAME` trains it on its
+default data, and `multilevel graph recipe=NAME` shows its levels. This page is generated from the docstrings by `python
+-m multilevel.commands.recipes > docs/recipes.md`."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """A line for each recipe, or the whole text of some."""
+    """Print a line for each recipe, or the whole text of those named."""
     chosen = [(name, recipe_class(name, "recipes")) for name in arguments]
     if chosen:
         print("\n\n".join(f"{name}\n\n{text(recipe)}" for name, recipe in chosen))
@@ -33,22 +33,22 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def text(recipe: type[Recipe]) -> str:
-    """A recipe's docstring: what it learns, the published result that it follows (``Follows:``), and its own
-    with the command (``Result:``); the project's own say all three."""
+    """A recipe's docstring: what it learns, the published result it follows (``Follows:``), and the result here with
+    its command (``Result:``). The project's own recipes have all three."""
     docstring = (inspect.getdoc(importlib.import_module(recipe.__module__)) or "").removeprefix("Recipe:").strip()
     return docstring[:1].upper() + docstring[1:]
 
 
 def summary(recipe: type[Recipe]) -> str:
-    """The first sentence, on one line."""
+    """The first sentence on one line."""
     return " ".join(re.split(r"\n\n|(?<=\.)\n", text(recipe))[0].split())
 
 
 def page() -> str:
-    """docs/recipes.md.
+    """Generate docs/recipes.md.
 
     Raises:
-        ValueError: a recipe does not say what it follows, or its result.
+        ValueError: a docstring lacks ``Follows:`` or ``Result:``.
     """
     recipes = recipe_classes()
     for recipe in recipes.values():

@@ -1,4 +1,4 @@
-"""docs/solvers.md from the docstrings of the solvers: ``python -m multilevel.commands.solver_page`` prints it."""
+"""Generates docs/solvers.md from the docstrings of the solvers: ``python -m multilevel.commands.solver_page``."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from multilevel.solvers import SOLVERS, LowerLevel, Solver
 
 TITLE = """# Solvers
 
-How a hypergradient passes through a lower level with loss g, parameters p and cotangent a: every solver approximates
-`- d/dr <dg/dp, x>` with `(H + damping I) x = a`, H the Hessian of g in p, for each level r that g reads; the unrolled
-ones and the penalty method do so without a linear system. `python -m multilevel.commands.solver_page` makes this page
-from the docstrings; `multilevel compare` measures error, memory and time of each. The examples use the lower level
+For a lower level with loss g, parameters p and cotangent a, every solver approximates `- d/dr <dg/dp, x>` with
+`(H + damping I) x = a` for each level r that g reads, where H is the Hessian of g in p. The unrolled solvers and the
+penalty method do so without a linear system. `python -m multilevel.commands.solver_page` generates this page from the
+docstrings; `multilevel compare` measures the error, memory and time of each solver. The examples use the lower level
 below the table.
 
-| solver | assumes | costs, beside the mixed product where there is a solve | use when |
+| solver | assumes | costs, in addition to the mixed product of a solve | use when |
 |---|---|---|---|"""
 
 
 def sections(solver: type[Solver]) -> dict[str, str]:
-    """Assumptions, costs and use of a solver, from its docstring, each on one line."""
+    """Assumptions, costs and use of a solver from its docstring, each on one line."""
     text = inspect.getdoc(solver) or ""
     texts = {}
     for name in ("Assumes", "Costs", "Use when"):

@@ -1,27 +1,27 @@
-"""multilevel train [--multirun] [SETTING=VALUE ...]: train a recipe (guided_mae on digits, unless you name another)
+"""multilevel train [--multirun] [SETTING=VALUE ...]: train a recipe (by default guided_mae on digits)
 
-Trains all levels of a recipe together, then scores what they have learned, and writes a run folder: config.yaml,
-metrics.jsonl, summary.json, checkpoint/, curves.png, and pictures of the recipe.
+Trains all levels of a recipe together, evaluates the result, and writes a run folder: config.yaml, metrics.jsonl,
+summary.json, checkpoint/, curves.png, and the recipe's pictures.
 
   multilevel train                                             digits, a few minutes on two cores
-  multilevel train recipe=hyper_cleaning                       another recipe: multilevel recipes lists them
+  multilevel train recipe=hyper_cleaning                       another recipe (multilevel recipes lists them)
   multilevel train data=cifar10 data.path=DIR steps=2000       a local copy in parquet; without a path, from the hub
-  multilevel train data=folder data.path=DIR                   your own images, a subfolder for each class
+  multilevel train data=folder data.path=DIR                   your own images, one subfolder per class
   multilevel train solver=neumann solver.terms=5               another hypergradient solver at every level
-  multilevel train levels.pretrain.solver=conjugate_gradient levels.pretrain.solver.damping=0.1    ... at one level
+  multilevel train levels.pretrain.solver=conjugate_gradient levels.pretrain.solver.damping=0.1    ... at only one level
   multilevel train task=segmentation data=folder data.path=DIR masks in masks/CLASS/NAME.png; task=detection: boxes
-  multilevel train --multirun mask.policy=random,topk,sampled  a run for each
+  multilevel train --multirun mask.policy=random,topk,sampled  one run for each
   multilevel train --multirun hydra/sweeper=optuna hydra.sweeper.n_trials=20 solver=conjugate_gradient \\
       'solver.damping=tag(log,interval(0.001,10))' objective=levels.mask.last_loss      search (pip install
                                                                hydra-optuna-sweeper): the best is printed
-  multilevel train experiment=cifar10_small data.path=DIR      published settings, and small ones; yours win
+  multilevel train experiment=cifar10_small data.path=DIR      published or small settings; yours take precedence
   multilevel train init=facebook/vit-mae-base data=folder data.path=DIR data.image_size=224    from a released MAE
   multilevel train resume=RUN                                  resume from the last checkpoint; Ctrl-C or SIGTERM
                                                                writes one after the step, a second one ends at once
   torchrun --standalone --nproc-per-node=2 -m multilevel train SETTING=VALUE ...   data-parallel: each rank takes its
                                                                share of every batch; with --max-restarts=3 and
-                                                               output=FOLDER a lost rank is started again
-  multilevel train --help recipe=maml                          the settings of another recipe, and their defaults
+                                                               output=FOLDER a lost rank is restarted
+  multilevel train --help recipe=maml                          the settings of another recipe, with their defaults
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from multilevel.solvers import SettingError
 
 @dataclass
 class TrainSettings:
-    """Settings of ``multilevel train`` beside those of the recipe.
+    """Settings of ``multilevel train`` in addition to those of the recipe.
 
     Args:
-        resume: the folder of a run to go on with from its last checkpoint.
+        resume: the folder of a run to continue from its last checkpoint.
     """
 
     resume: str | None = None
@@ -53,14 +53,14 @@ SETTINGS = TrainSettings
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train as the command line says; returns 0 on success."""
+    """Train as the command line asks; returns 0 on success."""
     with process_group():
         run_or_resume(arguments)
     return 0
 
 
 def run_or_resume(arguments: Sequence[str]) -> None:
-    """A new run, one to continue, or several."""
+    """Start a new run, continue one, or run several."""
     overrides = [argument for argument in arguments if argument not in ("--multirun", "-m")]
     line = read("train", overrides, TrainSettings)
     resumed = line.settings.resume
@@ -77,7 +77,7 @@ def run_or_resume(arguments: Sequence[str]) -> None:
         else:
             train(config, on_first_rank(lambda: output_folder(config)))
     elif line.overrides:
-        expected = "no other setting: a run goes on with those in its config.yaml"
+        expected = "no other setting: a run continues with those in its config.yaml"
         raise SettingError("resume", line.overrides[0], expected)
     else:
         resume(Path(resumed))

@@ -1,1 +1,1 @@
-"""The command ``multilevel compare``: cost and accuracy of every hypergradient solver at one point."""
+"""The command ``multilevel compare``: the cost and accuracy of every hypergradient solver at one point."""

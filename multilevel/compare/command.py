@@ -1,10 +1,10 @@
-"""multilevel compare [SETTING=VALUE ...]: accuracy, memory and time of every solver at one point
+"""multilevel compare [SETTING=VALUE ...]: compare accuracy, memory and time of the solvers at one point
 
-Computes the top level's hypergradient at one and the same point with every solver, each in a process of its own, and
-prints a table: relative error and cosine against a reference in float64 (dense where a level is small, else MINRES),
-residual, peak memory beyond what training needs anyway, time, evaluations of losses and products. Writes
-compare.json, compare.csv and compare.png. Settings are those below, SOLVER.OPTION=VALUE for an option of one solver,
-and those of multilevel train.
+Computes the top level's hypergradient at the same point with every solver, each in its own process, and prints a table:
+relative error and cosine against a float64 reference (dense where a level is small, else MINRES), residual, peak memory
+in addition to what training needs anyway, time, evaluations of losses, and products. Writes compare.json, compare.csv
+and compare.png. Settings are those below, SOLVER.OPTION=VALUE for an option of one solver, and those of multilevel
+train.
 
   multilevel compare recipe=guided_mae data=digits
   multilevel compare solvers=neumann,conjugate_gradient products=reverse,forward conjugate_gradient.iterations=40
@@ -50,21 +50,21 @@ from multilevel.solvers import SOLVERS, MultilevelError, SettingError
 from multilevel.solvers.products import ProductName
 from multilevel.solvers.ranges import AtLeast, Below, Count, OneOf, PositiveShare
 
-#: Starts processes: where the platform can, as forks of one that has imported everything, which takes seconds.
+#: Starts processes, if possible as forks of a process that has already imported everything, which takes seconds.
 PROCESSES: Any = multiprocessing.get_context(
     "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 )
-RECORDED = 10  # updates that unrolled solvers may go through
+RECORDED = 10  # updates that unrolled solvers may differentiate
 
 
 @dataclass(frozen=True)
 class SolverVariant:
-    """A row of the table: a solver, and what differs from the recipe's settings.
+    """A row of the table: a solver, and its differences from the recipe's settings.
 
     Args:
         solver: its name.
         options: of the solver.
-        precision: in which everything is evaluated; None takes the recipe's.
+        precision: of all evaluations; None takes the recipe's.
         share: ``solve_share`` of every level; None takes each level's own.
     """
 
@@ -75,7 +75,7 @@ class SolverVariant:
 
     @property
     def label(self) -> str:
-        """The solver with everything that was asked for."""
+        """The solver with every requested difference."""
         settings = {**self.options, "precision": self.precision, "solve_share": self.share}
         text = ", ".join(f"{key}={value}" for key, value in settings.items() if value is not None)
         return f"{self.solver}({text})" if text else self.solver
@@ -86,17 +86,17 @@ class CompareSettings:
     """A comparison, as the command line describes it.
 
     Args:
-        solvers: names; all of this project where none is given.
-        products: forms of product to try each solver with; empty takes each solver's own.
-        precisions: to try each with; empty takes the recipe's.
-        shares: of each batch, that solves take, to try each with; empty takes the recipe's.
+        solvers: names of the solvers; by default all of this project.
+        products: forms of products to try each solver with; empty takes each solver's own.
+        precisions: precisions to try each with; empty takes the recipe's.
+        shares: shares of each batch for the solves, to try each with; empty takes the recipe's.
         options: ``{solver: {setting: value}}``.
         warmup: outer steps before the comparison.
-        damping: of the one system that every solver is given; the default makes that of guided_mae definite.
+        damping: damping of the system, the same for every solver; the default makes guided_mae's system definite.
         rounds: timed repetitions of each solve.
-        iterations: most of the reference's MINRES.
-        resume: a run whose checkpoint to compare at, or None.
-        settings: all other overrides, of the recipe.
+        iterations: largest number of MINRES iterations of the reference.
+        resume: the run whose checkpoint to compare at, or None.
+        settings: all other overrides, for the recipe.
     """
 
     solvers: list[Annotated[str, OneOf(*OFFERS)]] = field(default_factory=lambda: list(SOLVERS))
@@ -113,10 +113,10 @@ class CompareSettings:
 
     @classmethod
     def parsed(cls, arguments: Sequence[str]) -> CompareSettings:
-        """From ``SETTING=VALUE`` arguments.
+        """Parse ``SETTING=VALUE`` arguments.
 
         Raises:
-            SettingError: one that has no value, or one out of range.
+            SettingError: a setting without a value or out of range.
         """
         line = read("compare", arguments, cls)
         result = line.settings
@@ -130,7 +130,7 @@ class CompareSettings:
         return result
 
     def tasks(self) -> list[SolverVariant]:
-        """Every row to measure."""
+        """The rows to measure."""
         precisions: list[Any] = self.precisions or [None]
         shares: list[Any] = self.shares or [None]
         tasks: list[SolverVariant] = []
@@ -158,10 +158,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def compare_solvers(arguments: Sequence[str]) -> tuple[ComparisonTable, RunFolder]:
-    """The table that command-line arguments ask for, and a new folder to write it into.
+    """The table for these command-line arguments, and a new folder to write it into.
 
     Raises:
-        MultilevelError: a setting that cannot work, or a top level without a hypergradient.
+        MultilevelError: an unusable setting, or a top level without a hypergradient.
     """
     comparison = CompareSettings.parsed(arguments)
     config = _config(comparison)
@@ -243,12 +243,12 @@ def _measured(comparison: CompareSettings, scratch: Path) -> tuple[list[dict[str
 
 
 def _in_a_process(call: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """The result of a call in a separate process; under ``problem`` why there is none."""
+    """The result of a call in a separate process; the reason for a missing result under ``problem``."""
     PROCESSES.set_forkserver_preload([measure_task.__module__])
     receiver, sender = PROCESSES.Pipe(duplex=False)
     process = PROCESSES.Process(target=_answer, args=(sender, call, arguments), daemon=True)
     process.start()
-    sender.close()  # the process has the only one left: where it ends, so does the wait
+    sender.close()  # only the process holds the other end, so its end also ends the wait
     try:
         answer: dict[str, Any] = receiver.recv()
     except EOFError:
@@ -261,10 +261,10 @@ def _in_a_process(call: Callable[..., dict[str, Any]], *arguments: Any) -> dict[
 
 
 def _answer(sender: Connection, call: Callable[..., dict[str, Any]], arguments: Sequence[Any]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the waiting process handles Ctrl-C
     try:
         answer = call(*arguments)
-    except Exception as error:  # of whatever kind: it is one row's
+    except Exception as error:  # any error concerns only this row
         answer = {"problem": " ".join(f"{type(error).__name__}: {error}".split())}
     sender.send(answer)
 
@@ -283,5 +283,5 @@ def _option(solver: str, option: str, text: str) -> Any:
         raise SettingError(setting, text, f"a setting of {solver}: {', '.join(option_names(solver))}")
     try:
         return getattr(typed(OFFERS[solver], {option: text}), option)
-    except SettingError as error:  # a solver does not know what it is called here
+    except SettingError as error:  # a solver does not know its name here
         raise SettingError(setting, error.got, error.expected) from None

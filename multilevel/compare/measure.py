@@ -1,4 +1,4 @@
-"""One solver's hypergradient at a stored point, and its cost: a row of ``multilevel compare``."""
+"""Measures one solver's hypergradient at a stored point: a row of ``multilevel compare``."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from multilevel.runs.cpu_threads import cpu_threads
 from multilevel.solvers import SOLVERS, MultilevelError, SettingError, Solver
 from multilevel.solvers.registry import build
 
-#: Every solver by its name, those of Betty as betty/NAME.
+#: Every solver by its name, Betty's as betty/NAME.
 OFFERS: dict[str, type[Any]] = {**SOLVERS, **BETTY_SOLVERS}
-LONG = 20.0  # seconds, from which on a solve is timed once
+LONG = 20.0  # seconds; longer solves are timed only once
 
 
 def store_point(path: Path, engine: Engine, config: Any) -> None:
-    """Write everything that a solve at the engine's point needs."""
+    """Store everything that a solve at the engine's point needs."""
     point = {"config": OmegaConf.to_yaml(config), "state": engine.state_dict(), "records": engine.records()}
     torch.save(point, path)
 
 
 def load_point(path: Path, make: Callable[..., Engine] = Engine) -> tuple[Engine, Recipe]:
-    """An engine, as ``make`` has it, at a stored point, and the recipe that it runs."""
-    # A file of this program's own, written a moment ago.
+    """An engine made by ``make`` at a stored point, and its recipe."""
+    # This program has just written the file.
     point = torch.load(path, weights_only=False)
     config = OmegaConf.create(point["config"])
     recipe = build_recipe(config)
@@ -52,13 +52,13 @@ def load_point(path: Path, make: Callable[..., Engine] = Engine) -> tuple[Engine
 def measure(
     engine: Engine, device: torch.device, solver: Solver | None, rounds: int, precision: str | None = None
 ) -> tuple[dict[str, Any], Hypergradient]:
-    """Cost and reports of the top level's hypergradient with ``solver`` at every level, or as the engine by itself has
-    it; and the hypergradient."""
+    """The cost and reports of the top level's hypergradient with ``solver`` at every level (None keeps the engine's
+    solvers), and the hypergradient itself."""
     top = engine.graph.top
     solvers = None if solver is None else dict.fromkeys(engine.graph.passes(top), solver)
     solve = partial(engine.solve_hypergradient, top, solvers, precision)
     seconds: list[float] = []
-    with MemoryTracker(device) as tracker:  # first, and not timed: it warms up
+    with MemoryTracker(device) as tracker:  # the first run warms up and is not timed
         hypergradient = solve()
     while len(seconds) < rounds and not (seconds and seconds[0] > LONG):
         start = time.perf_counter()
@@ -92,7 +92,7 @@ def take_share(engine: Engine, solver: Solver | None, share: float) -> None:
     """Let the solves at every level take a share of each batch.
 
     Raises:
-        SettingError: the solver goes through whole updates.
+        SettingError: the solver differentiates whole updates.
     """
     for level in engine.graph.passes(engine.graph.top):
         problem = engine.graph.problems[level]
@@ -101,8 +101,8 @@ def take_share(engine: Engine, solver: Solver | None, share: float) -> None:
 
 
 def on_betty(solver: BettySolver) -> Callable[..., Engine]:
-    """Makes Betty's engine with one solver at every level."""
-    bridge = importlib.import_module("multilevel.betty")  # an error with the command where Betty is not installed
+    """A factory of Betty's engine with one solver at every level."""
+    bridge = importlib.import_module("multilevel.betty")  # raises an error with the install command if Betty is missing
     return partial(bridge.BettyEngine, solver=solver)
 
 
@@ -112,11 +112,11 @@ def option_names(name: str) -> list[str]:
 
 
 def measure_task(task: dict[str, Any]) -> dict[str, Any]:
-    """Figures of one row, or of the reference, and under ``problem`` why there are none; the hypergradient goes into
-    the file ``task["output"]``.
+    """The figures of one row or of the reference, or under ``problem`` why they are missing. The hypergradient goes
+    into the file ``task["output"]``.
 
     Args:
-        task: as ``multilevel.compare.command`` writes it: ``point`` (a file of ``store_point``), ``name`` (a solver, or
+        task: written by ``multilevel.compare.command``: ``point`` (a file of ``store_point``), ``name`` (a solver, or
             ``reference``), ``damping``, ``rounds``, and the settings of the row.
     """
     point, name = Path(task["point"]), task["name"]
@@ -133,7 +133,7 @@ def measure_task(task: dict[str, Any]) -> dict[str, Any]:
             for axis in ("precision", "share"):
                 if level_solver is None and task[axis] is not None:
                     raise SettingError(
-                        f"{axis}s", task[axis], "nothing: Betty computes as the recipe says, on all rows"
+                        f"{axis}s", task[axis], "no value: Betty uses the recipe's precision, and all rows"
                     )
             engine, recipe = load_point(point, make)
             if task["share"] is not None:

@@ -1,4 +1,4 @@
-"""Memory that a computation takes beyond what was in use before."""
+"""Measures the memory that a computation takes in addition to what was in use before."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.utils._pytree import tree_leaves
 
 
 class MemoryTracker:
-    """Within the block, the largest size of the tensors made in it and alive at one time.
+    """Tracks the largest total size of the tensors made in its block and alive at the same time.
 
-    On a GPU, the allocator's own peak less what was allocated before. On a CPU, every operator's results are followed
-    until their storage is freed; what a kernel allocates and frees within itself is not seen.
+    On a GPU, this is the allocator's peak minus what was allocated before. On a CPU, every operator's results are
+    followed until their storage is freed; a kernel's internal allocations are not seen.
 
     Args:
-        device: where the computation runs.
+        device: of the computation.
 
     Attributes:
         peak: in bytes.
@@ -80,7 +80,7 @@ class _LiveStorages(TorchDispatchMode):
 
 
 def _has_storage(value: Any) -> bool:
-    """Whether it is a tensor with its own memory; a wrapper of a function transform is none."""
+    """Whether a value is a tensor with its own memory; a wrapper of a function transform is not."""
     return isinstance(value, Tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 

@@ -1,4 +1,4 @@
-"""Solvers compared: error against memory, with the Pareto front."""
+"""Draws error against memory and time, with the Pareto front."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SMALLEST_ERROR = 1e-16
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points (cost, error) that no other one is below in both, by rising cost."""
+    """Indices of the points (cost, error) that no other point beats in both, by rising cost."""
     front: list[int] = []
     for index in sorted(range(len(points)), key=points.__getitem__):
         if not front or points[index][1] < points[front[-1]][1]:
@@ -23,7 +23,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 def draw_comparison(path: Path, result: Mapping[str, Any]) -> None:
     """Draw a comparison as ``compare.json`` holds it: error against memory and against time.
 
-    Where there is no reference, the residual stands for the error.
+    Without a reference, the residual replaces the error.
     """
     measured = [row for row in result["rows"] if "problem" not in row]
     key = "error" if result["reference"].get("usable") else "residual"
@@ -31,7 +31,7 @@ def draw_comparison(path: Path, result: Mapping[str, Any]) -> None:
     figure = new_figure(12.0, 5.6)
     for axis, (cost, label) in zip(
         figure.subplots(1, 2, sharey=True),
-        (("memory_mib", "peak memory beyond training's state (MiB)"), ("seconds", "time (s)")),
+        (("memory_mib", "peak memory above training's state (MiB)"), ("seconds", "time (s)")),
         strict=True,
     ):
         points = [(row[cost], max(row[key], SMALLEST_ERROR)) for row in rows]
@@ -57,7 +57,7 @@ def draw_comparison(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def _label(axis: Any, rows: Sequence[Mapping[str, Any]], points: Sequence[tuple[float, float]]) -> None:
-    """Names beside the points; points of nearly one height take turns to the left and right."""
+    """Write names next to the points, alternating left and right where heights nearly coincide."""
     ordered = sorted(range(len(rows)), key=lambda index: points[index][1])
     for turn, index in enumerate(ordered):
         side, offset = ("left", (6, 3)) if turn % 2 == 0 else ("right", (-6, -8))

@@ -1,4 +1,4 @@
-"""The table of ``multilevel compare``: as text, as a notebook shows it, and from its file."""
+"""The table of ``multilevel compare``: as text, as HTML for notebooks, and loaded from its file."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ WIDTHS = (9, 8, 10, 9, 9, 7, 7)
 
 @dataclass(frozen=True)
 class ComparisonTable:
-    """Cost and accuracy of every solver's hypergradient, most exact first.
+    """The cost and accuracy of every solver's hypergradient, most exact first.
 
     Args:
-        result: what ``compare.json`` holds.
+        result: the contents of ``compare.json``.
     """
 
     result: dict[str, Any]
 
     @classmethod
     def load(cls, path: Path | str) -> ComparisonTable:
-        """From a ``compare.json``.
+        """Load a ``compare.json``.
 
         Raises:
             OSError: it cannot be read.

@@ -1,4 +1,4 @@
-"""Settings: composed from the command line, and the recipe that they describe."""
+"""Settings, composed from the command line, and the recipe that they describe."""
 
 from multilevel.configuration.composition import build_recipe, compose_config
 

@@ -1,4 +1,4 @@
-"""The one reader of command lines: ``SETTING=VALUE`` by a dataclass of settings and Hydra's own override parser."""
+"""Reads every command line: ``SETTING=VALUE`` arguments, by a dataclass of settings and Hydra's override parser."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from multilevel.solvers import SettingError
 from multilevel.solvers.ranges import base_type, check, declared, expected
 
 Settings = TypeVar("Settings")
-#: Metadata of a field that no ``SETTING=VALUE`` sets: a command makes it from other arguments.
+#: Metadata of a field that a command fills from other arguments, not from ``SETTING=VALUE``.
 DERIVED = {"derived": True}
 
 
 @dataclass
 class NoSettings:
-    """A command without settings of its own."""
+    """A command without settings."""
 
 
 @dataclass(frozen=True)
 class CommandLine(Generic[Settings]):
-    """A command line, read.
+    """A parsed command line.
 
     Attributes:
         settings: the command's own.
-        words: arguments that are no settings, such as files.
-        overrides: the other settings, as they were written: those of a recipe.
+        words: arguments that are not settings, such as files.
+        overrides: the other settings, as typed: those of a recipe.
     """
 
     settings: Settings
@@ -52,12 +52,12 @@ def read(
         command: its name, for messages.
         arguments: of the command line.
         settings_class: a dataclass whose fields are the command's own settings.
-        words: whether it takes arguments that are no settings. Where it takes no others, a file with ``=`` in its name
-            is one of them.
-        recipe: whether it takes settings of a recipe.
+        words: whether it takes arguments that are not settings. If ``others`` is false, a file with ``=`` in its name
+            counts as one.
+        recipe: whether it takes a recipe's settings.
 
     Raises:
-        SettingError: an unknown setting, or a value of another kind or out of its range.
+        SettingError: an unknown setting, or a value of the wrong type or out of range.
 
     >>> @dataclass
     ... class Output:
@@ -81,12 +81,12 @@ def read(
 
 
 def typed(settings_class: type[Settings], texts: Mapping[str, str]) -> Settings:
-    """A dataclass of settings, some of its fields as they are written on a command line.
+    """Construct a dataclass of settings from fields as typed on a command line.
 
-    Text is taken as it stands, since a path may have any character; ``A,B`` is a list with or without brackets.
+    Text is taken literally, since a path may have any character; ``A,B`` is a list with or without brackets.
 
     Raises:
-        SettingError: a value of another kind or out of its range.
+        SettingError: a value of the wrong type or out of range.
 
     >>> from multilevel.solvers import Neumann
     >>> typed(Neumann, {"terms": "7", "step_size": "1e-2"})
@@ -121,18 +121,18 @@ def parse_override(override: str) -> Override:
     try:
         return OverridesParser.create().parse_override(override)
     except HydraException:
-        wish = "SETTING=VALUE (quote what holds spaces or brackets)"
+        wish = "SETTING=VALUE (quote values with spaces or brackets)"
         raise SettingError(override.partition("=")[0], override, wish) from None
 
 
 def readable(settings_class: Any) -> dict[str, Any]:
-    """The declared type of every setting that a command line may set."""
+    """The declared type of every setting that a command line can set."""
     kinds = declared(settings_class)
     return {field.name: kinds[field.name] for field in fields(settings_class) if "derived" not in field.metadata}
 
 
 def field_descriptions(settings_class: Any) -> dict[str, str]:
-    """What the docstrings of a dataclass and of its bases say of each field under ``Args:``, each on one line.
+    """The description of each field under ``Args:`` in the docstrings of a dataclass and its bases, each on one line.
 
     >>> from multilevel.solvers import Dense
     >>> field_descriptions(Dense)["limit"]
@@ -147,7 +147,7 @@ def field_descriptions(settings_class: Any) -> dict[str, str]:
 
 
 def defaults(settings_class: Any) -> Iterator[tuple[str, Any]]:
-    """Every setting that a command line may set, with its default; MISSING where it has none."""
+    """Every setting that a command line can set, with its default; MISSING if it has none."""
     known = readable(settings_class)
     for field in fields(settings_class):
         if field.name in known:

@@ -1,4 +1,5 @@
-"""Settings from the command line: Hydra's overrides, a solver for one level, and one clear line for each mistake."""
+"""Composes settings from the command line: Hydra's overrides, a solver per level, and a one-line error for each
+mistake."""
 
 from __future__ import annotations
 
@@ -46,13 +47,13 @@ def choices(group: str) -> list[str]:
 
 
 def user_configurations() -> list[Path]:
-    """The folders of configuration files that a user has beside the project's."""
+    """The user's own folders of configuration files."""
     configs = (folder / "recipes" / "config" for folder in folders())
     return [config for config in configs if config.is_dir()]
 
 
 class UserConfigurations(SearchPathPlugin):
-    """Has Hydra look for configuration files in a user's folders, after the project's."""
+    """Makes Hydra search the user's folders for configuration files, after the project's."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for config in user_configurations():
@@ -64,7 +65,7 @@ Plugins.instance().register(UserConfigurations)
 
 @contextmanager
 def users_files_read() -> Iterator[None]:
-    """Within the block, or the function that this decorates, a user's file that is no YAML raises SettingError."""
+    """Within the block or decorated function, a user's file that is not YAML raises SettingError."""
     try:
         yield
     except MarkedYAMLError as error:
@@ -75,13 +76,13 @@ def users_files_read() -> Iterator[None]:
 
 @users_files_read()
 def compose_config(overrides: Sequence[str]) -> DictConfig:
-    """The configuration that command-line overrides give, interpolations resolved.
+    """Compose command-line overrides into a configuration, with interpolations resolved.
 
     Args:
         overrides: as in ``mask.ratio=0.5`` or ``levels.pretrain.solver=neumann``.
 
     Raises:
-        SettingError: an unknown setting or choice, a value of the wrong kind, or a user's file that is no YAML.
+        SettingError: an unknown setting or choice, a value of the wrong type, or a user's file that is not YAML.
 
     Examples:
         >>> config = compose_config(["recipe=hyper_cleaning", "steps=10"])
@@ -98,15 +99,15 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
 
 
 def resolved(config: DictConfig) -> DictConfig:
-    """A configuration with its interpolations resolved and without the types that it was checked against."""
+    """A configuration with its interpolations resolved and its type checks removed."""
     return OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # type: ignore[return-value]
 
 
 def build_recipe(config: DictConfig) -> Recipe:
-    """The recipe that a configuration names, constructed.
+    """Construct the recipe that a configuration names.
 
     Raises:
-        SettingError: a setting that the recipe does not know, or that cannot work.
+        SettingError: a setting that the recipe does not have, or an unusable value.
         DataError: data that cannot be used.
 
     Examples:
@@ -122,7 +123,7 @@ def typed_settings(config: DictConfig, settings_class: type[RunSettings]) -> Run
     """A configuration as the dataclass of its recipe.
 
     Raises:
-        SettingError: an unknown setting, or a value of the wrong kind or out of range.
+        SettingError: an unknown setting, or a value of the wrong type or out of range.
     """
     try:
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(settings_class), config))
@@ -137,7 +138,7 @@ def changed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """A stored configuration with some values replaced (``data.path=...``, ``evaluation.max_images=1000``).
 
     Raises:
-        SettingError: a setting that it does not have.
+        SettingError: the configuration lacks a setting.
     """
     result = config.copy()
     for override in map(parse_override, overrides):
@@ -156,13 +157,13 @@ def with_groups(config: DictConfig, overrides: Sequence[str], groups: Sequence[s
     Args:
         config: the stored one.
         overrides: of the command line.
-        groups: those that may be replaced.
+        groups: groups that may be replaced.
 
     Returns:
-        The configuration, and the overrides that are not used up: all of groups that none replaces.
+        The configuration, and the remaining overrides: those of groups that are not replaced.
 
     Raises:
-        SettingError: an unknown choice or setting, or a value of the wrong kind.
+        SettingError: an unknown choice or setting, or a value of the wrong type.
     """
     names = {text: parse_override(text).key_or_group for text in overrides}
     replaced = [group for group in groups if group in names.values()]
@@ -176,13 +177,13 @@ def with_groups(config: DictConfig, overrides: Sequence[str], groups: Sequence[s
 
 
 def swept(overrides: Sequence[str]) -> list[str]:
-    """Of some overrides, the settings that list several values."""
+    """The settings for which the overrides list several values."""
     return [override.get_key_element() for override in map(parse_override, overrides) if override.is_sweep_override()]
 
 
 def register_solvers() -> None:
-    """Offer every solver as a choice of the group ``solver``, its fields as typed settings; the evaluation's settings,
-    and those that every data set has."""
+    """Register every solver as a choice of the group ``solver``, with its fields as typed settings, and the settings of
+    the evaluation and of every data set."""
     store = ConfigStore.instance()
     for name, solver in SOLVERS.items():
         named = [("name", str, field(default=name, kw_only=True))]
@@ -192,17 +193,17 @@ def register_solvers() -> None:
 
 
 def expand(overrides: Sequence[str]) -> list[str]:
-    """Overrides as Hydra takes them.
+    """Expand overrides into Hydra's own.
 
-    ``init=...`` without a model takes the sizes of the checkpoint.
-    ``levels.X.solver=NAME`` becomes a choice of the group solver for that level, so that its options can follow
-    in the same command; only ``levels.X.solver.OPTION=...`` starts from the solver of all levels.
+    ``init=...`` without a model takes the sizes of the checkpoint. ``levels.X.solver=NAME`` becomes a choice of the
+    group solver for that level, so that its options can follow in the same command; ``levels.X.solver.OPTION=...`` by
+    itself starts from the solver of all levels.
 
     Raises:
         SettingError: an unparsable override, or an unknown choice.
     """
     parsed = [parse_override(text) for text in overrides]
-    names: dict[str, str] = {}  # of the levels that have a solver of their own
+    names: dict[str, str] = {}  # of the levels with a separate solver
     expanded: list[str] = []
     for override in parsed:
         level = _LEVEL_SOLVER.fullmatch(override.key_or_group)
@@ -212,7 +213,7 @@ def expand(overrides: Sequence[str]) -> list[str]:
                 raise SettingError(
                     level[1],
                     str(override.input_line).partition("=")[2],
-                    "one solver; solver=A,B with --multirun sweeps over all",
+                    "one solver; solver=A,B with --multirun sweeps over the solver of all levels",
                 )
             names[level[1]] = override.get_value_element_as_str()
         else:
@@ -230,17 +231,17 @@ def expand(overrides: Sequence[str]) -> list[str]:
 
 
 def _shared_solver(level: str, parsed: Sequence[Override]) -> str:
-    """The solver of all levels, as overrides or else the configuration files name it."""
+    """The solver of all levels, from the overrides or else the configuration files."""
     solvers = [override for override in parsed if override.key_or_group == "solver"]
     if solvers and solvers[-1].is_sweep_override():
-        raise SettingError(level, None, f"{level}=NAME, where the solver of all levels is swept over")
+        raise SettingError(level, None, f"{level}=NAME, since solver=A,B sweeps over the solver of all levels")
     if solvers:
         return str(solvers[-1].value())
     return str(_composed(parsed).solver.name)
 
 
 def _composed(parsed: Sequence[Override]) -> DictConfig:
-    """The configuration of the recipe and experiment that overrides name, nothing else said."""
+    """The configuration of the recipe and experiment that the overrides name, without the other overrides."""
     single = [override for override in parsed if not override.is_sweep_override()]
     chosen = [override for override in single if override.key_or_group in ("recipe", "experiment")]
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
@@ -265,7 +266,7 @@ def _check_choice(setting: str, group: str, override: Override) -> None:
 
 
 def _explained(error: Exception, value: Callable[[str], Any], overrides: Sequence[str]) -> SettingError:
-    """Hydra's and OmegaConf's errors in one line: which setting, what it got, what would do."""
+    """Hydra's and OmegaConf's errors in one line: the setting, the value it got, and what it expects."""
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     unknown = re.search(r"Could not override '(.+?)'", str(error))
     if unknown or isinstance(cause, ConfigKeyError | ConfigAttributeError):
@@ -283,7 +284,7 @@ def _explained(error: Exception, value: Callable[[str], Any], overrides: Sequenc
 
 
 def _nearest(setting: str, config: DictConfig) -> str:
-    """The known setting of a configuration that is nearest to an unknown one, for a message."""
+    """The known setting closest to an unknown one, for a message."""
     known = [name for name, _ in named_settings(OmegaConf.to_container(config))]
     known += [f"solver.{option.name}" for solver in SOLVERS.values() for option in fields(solver)]  # type: ignore[arg-type]
     close = difflib.get_close_matches(setting, known, n=1, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""Loggers of a run's numbers, one file each: ``loggers=[tensorboard,mlflow]``, or your own class."""
+"""Loggers for a run's metrics, one file each: ``loggers=[tensorboard,mlflow]``, or your own class."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["Logger", "new_loggers"]
 
 
 def new_loggers(names: Sequence[str], folder: Path, config: Mapping[str, Any]) -> list[Logger]:
-    """Loggers by name: those of this package, or ``MODULE.CLASS`` for any importable class.
+    """Create loggers by name: one of this package, or ``MODULE.CLASS`` for any importable class.
 
     Args:
-        names: as in configuration.
+        names: the names in configuration.
         folder: the run's.
         config: all its settings, nested.
 
     Raises:
-        SettingError: there is no such logger, or a package that it needs is not installed.
+        SettingError: a logger does not exist, or a package that it needs is not installed.
 
     Examples:
         >>> [type(logger).__name__ for logger in new_loggers(["tensorboard"], folder, {})]
@@ -41,7 +41,7 @@ def _class(name: str) -> type[Logger]:
     expected = f"some of {', '.join(loggers)}, or MODULE.CLASS, an importable multilevel.loggers.Logger"
     try:
         logger = getattr(importlib.import_module(module), kind) if dot else None
-    except Exception as error:  # its file is the user's: anything can be wrong in it
+    except Exception as error:  # a user's file can raise anything
         raise SettingError("loggers", name, f"{expected} ({type(error).__name__}: {error})") from error
     if not (isinstance(logger, type) and issubclass(logger, Logger)):
         raise SettingError("loggers", name, expected)

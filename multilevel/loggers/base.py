@@ -14,7 +14,7 @@ from multilevel.problems import Callback, Engine, Update
 
 
 class Logger(Callback, ABC):
-    """Writes the numbers of every step; your own logger only needs ``write``. If it fails, a line says so and the run
+    """Writes the metrics of every step; your own logger only needs ``write``. If a logger fails, the run reports it and
     continues without it.
 
     Args:
@@ -40,8 +40,9 @@ class Logger(Callback, ABC):
 
         Args:
             step: updates of the top level so far.
-            values: of each level's last update in the step: ``LEVEL/loss``, ``LEVEL/gradient_norm``, ``LEVEL/METRIC``,
-                and for a hypergradient ``LEVEL/cosine`` (to the last one) and ``LEVEL/residual/LOWER`` of the solves.
+            values: from each level's last update in the step: ``LEVEL/loss``, ``LEVEL/gradient_norm``,
+                ``LEVEL/METRIC``, and for a hypergradient ``LEVEL/cosine`` (to the previous one) and
+                ``LEVEL/residual/LOWER`` of the solves.
         """
 
     def on_update(self, engine: Engine, update: Update) -> None:
@@ -51,7 +52,7 @@ class Logger(Callback, ABC):
         if not self._failed:
             try:
                 self.write(engine.step, self._values)
-            except Exception as error:  # a server that is gone must not cost the run
+            except Exception as error:  # a lost server must not end the run
                 self._failed = True
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 tqdm.write(f"step {engine.step}: {type(self).__name__} stopped logging: {reason}", file=sys.stderr)
@@ -59,7 +60,7 @@ class Logger(Callback, ABC):
 
 
 def update_values(update: Update) -> dict[str, float]:
-    """An update's numbers, by the names that ``Logger.write`` lists."""
+    """An update's metrics, under the names that ``Logger.write`` lists."""
     values: dict[str, float | None] = {
         "loss": update.loss,
         "gradient_norm": update.gradient_norm,

@@ -1,4 +1,4 @@
-"""Logger: MLflow, into its own store: MLFLOW_TRACKING_URI, or mlflow.db in the current folder."""
+"""Logger: MLflow, into the store at MLFLOW_TRACKING_URI or mlflow.db in the current folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FOLDER_TAG = "multilevel.folder"
 
 
 class MLflow(Logger):
-    """A run of the experiment with the recipe's name; a resumed run continues in the same one.
+    """Logs to a run of the experiment named after the recipe; a resumed run continues in the same MLflow run.
 
     Raises:
         SettingError: MLflow is not installed, or its store cannot be used.
@@ -32,7 +32,7 @@ class MLflow(Logger):
             self._client = mlflow.MlflowClient()
             self._client.get_experiment_by_name(str(config["recipe"]))
         except mlflow.exceptions.MlflowException as error:
-            raise SettingError("loggers", "mlflow", f"a store that can be used: {error}") from error
+            raise SettingError("loggers", "mlflow", f"a usable store: {error}") from error
 
     def on_start(self, engine: Engine, steps: int) -> None:
         self._last = engine.step + steps

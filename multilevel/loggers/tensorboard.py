@@ -12,7 +12,7 @@ from multilevel.solvers import SettingError
 
 
 class TensorBoard(Logger):
-    """``tensorboard --logdir runs`` shows all runs beside each other.
+    """``tensorboard --logdir runs`` shows all runs side by side.
 
     Raises:
         SettingError: TensorBoard is not installed.
@@ -27,7 +27,7 @@ class TensorBoard(Logger):
         self._new_writer = SummaryWriter
 
     def on_start(self, engine: Engine, steps: int) -> None:
-        # what a killed run had written after its last checkpoint is hidden
+        # hides what a killed run wrote after its last checkpoint
         self._writer = self._new_writer(str(self.folder / "tensorboard"), purge_step=engine.step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

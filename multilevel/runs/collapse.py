@@ -1,4 +1,5 @@
-"""Detects a masking network that has collapsed to one mask for all images: one line on the screen, kept in the summary."""
+"""Detects a masking network that has collapsed to one mask for all images; prints one line, and adds it to the
+summary."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from multilevel.problems import Callback, Engine, Update
 
-METRIC = "excess_overlap"  # see ``mask_statistics``: 0 where masks are random, 1 where all are the same
+METRIC = "excess_overlap"  # see ``mask_statistics``: 0 if masks are random, 1 if all are the same
 WINDOW = 50  # updates
 LIMIT = 0.8
 RULE = f"the mean {METRIC} of {WINDOW} updates is above {LIMIT}"
@@ -29,7 +30,7 @@ class Window:
         self._values: deque[float] = deque(maxlen=WINDOW)
 
     def add(self, metrics: Mapping[str, float]) -> float | None:
-        """Take an update's metrics; the mean where it is above the limit, else None."""
+        """Add an update's metrics. Returns the window's mean if it is above the limit, else None."""
         if METRIC not in metrics:
             return None
         self._values.append(metrics[METRIC])
@@ -38,7 +39,7 @@ class Window:
 
 
 class CollapseReport(Callback):
-    """Says on the screen, once, that the masking network has collapsed and which settings to change."""
+    """Reports once that the masking network has collapsed, and which settings to change."""
 
     def __init__(self) -> None:
         self._window = Window()
@@ -52,11 +53,11 @@ class CollapseReport(Callback):
 
 
 def find_collapse(records: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The first step of an event log at which the masking network had collapsed; None where it never had.
+    """Find the first step of an event log at which the masking network had collapsed; None if it never had.
 
     Returns:
-        ``step``, ``excess_overlap`` then (mean over the window), ``at_the_end``: whether it was still so, and the
-        ``rule`` and ``advice`` in words.
+        ``step``, ``excess_overlap`` at that step (mean over the window), ``at_the_end`` (whether it was still collapsed
+        then), and the ``rule`` and ``advice`` in words.
     """
     window, collapse, mean = Window(), None, None
     for record in records:

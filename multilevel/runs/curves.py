@@ -1,4 +1,4 @@
-"""Every level's loss and metrics over the steps of the top level."""
+"""Plots every level's loss and metrics over the steps of the top level."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from multilevel.recipes.pictures.figures import new_figure, save_figure
 
-SMOOTHED_SHARE = 0.05  # of the updates, in the window of the smoothed line
+SMOOTHED_SHARE = 0.05  # share of the updates in the window of the smoothed line
 FEWEST_TO_SMOOTH = 20
 
 
@@ -44,7 +44,7 @@ def draw_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _series(records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Step, loss and each metric of one level, [N] each; a step's updates are spread over it."""
+    """Step, loss and each metric of one level, [N] each; the updates of a step are spread over it."""
     steps = np.array([record["step"] for record in records], dtype=float)
     _, first, counts = np.unique(steps, return_index=True, return_counts=True)
     position = np.arange(len(steps)) - np.repeat(first, counts)
@@ -70,7 +70,7 @@ def _draw_panel(axis: Axes, steps: np.ndarray, values: np.ndarray) -> None:
 
 
 def moving_mean(values: np.ndarray) -> np.ndarray:
-    """Means [N] over a window centred on each value, cut off at the ends; values that are nan do not count."""
+    """Means [N] over a window centred on each value and truncated at the ends; nan is ignored."""
     half = max(1, round(SMOOTHED_SHARE * len(values) / 2))
     window = np.ones(2 * half + 1)
     counts = np.convolve(np.isfinite(values), window)[half:-half]

@@ -1,4 +1,4 @@
-"""Callback: distance of the top level's hypergradient from a reference, during training."""
+"""Callback: the error of the top level's hypergradient against a reference, during training."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from multilevel.solvers import CotangentError
 
 
 class Diagnosis(Callback):
-    """Every N steps, computes both hypergradients at the current point and writes a line of diagnosis.jsonl.
+    """Every N steps, computes the hypergradient and the reference at the current point and writes a line of
+    diagnosis.jsonl.
 
-    Each level's damping is that of its own solver. Where the reference's residual is too large to mean anything, error
-    and cosine are null.
+    Each level's damping is that of its own solver. If the reference's residual is too large to be meaningful, error and
+    cosine are null.
 
     Args:
         path: the file; appended to.
@@ -37,7 +38,7 @@ class Diagnosis(Callback):
         try:
             hypergradient = engine.solve_hypergradient(top)
             reference = reference_hypergradient(engine, top, dampings)
-        except (NotFiniteError, CotangentError) as reason:  # the engine skips such an update; so does this
+        except (NotFiniteError, CotangentError) as reason:  # as the engine skips such an update
             tqdm.write(f"step {engine.step}: hypergradient of {top} not compared: {reason}", file=sys.stderr)
             return
         error, cosine = agreement(hypergradient.values, reference.values) if reference.usable else (None, None)

@@ -1,4 +1,4 @@
-"""Several ranks of one run, as torchrun starts them: a process each, with a replica of the levels."""
+"""Runs on several ranks, as torchrun starts them: one process per rank, each with a replica of the levels."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ from multilevel.problems import replicas
 from multilevel.solvers import SettingError
 
 Result = TypeVar("Result")
-#: That a rank waits for another, which may be evaluating; one that is gone is noticed at once.
+#: How long a rank waits for another, which may be evaluating; a lost rank is noticed at once.
 LONGEST = timedelta(days=1)
 
 
 def launched() -> bool:
-    """Whether this process is one of several that torchrun has started."""
+    """Whether torchrun has started this process as one of several."""
     return "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def first_here() -> bool:
-    """Whether this process is the only one, or the first on its machine: it says what is wrong on every rank."""
+    """Whether this process is the only one, or the first on its machine, which reports errors that occur on every
+    rank."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def restarts() -> int:
-    """How often torchrun may start the ranks again, after one of them was lost."""
+    """How often torchrun may restart the ranks after losing one."""
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
 
 
 def restart() -> int:
-    """Which of these it is, from 1; 0 at the first start."""
+    """The number of this restart, from 1; 0 at the first start."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
@@ -46,26 +47,26 @@ def on_first_rank(task: Callable[[], Result]) -> Result:
 
 
 def print_once(*lines: str, file: TextIO | None = None) -> None:
-    """Print lines, on one rank, to standard error where nothing else is said."""
+    """Print lines on rank 0 only; to standard error by default."""
     if replicas.rank() == 0 and lines:
         print("\n".join(lines), file=file or sys.stderr, flush=True)
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Within the block the processes that torchrun has started know each other; a single process is left alone.
+    """Within the block, the processes that torchrun has started form a process group; a single process runs unchanged.
 
-    On GPUs each takes the one of its place on the machine, and sees no other.
+    On GPUs each process sees only the GPU with its local rank.
 
     Raises:
-        SettingError: some ranks have a GPU, and some have none.
+        SettingError: some ranks have a GPU and others do not.
     """
     if not launched():
         yield
         return
     os.environ["CUDA_VISIBLE_DEVICES"] = own_gpu(os.environ)
     store, rank, count = next(dist.rendezvous("env://"))
-    # the store outlives a restart, and the addresses of ranks that are gone stand in it
+    # the store outlives a restart and still holds the addresses of lost ranks
     store = dist.PrefixStore(f"start-{restart()}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=LONGEST)
@@ -82,7 +83,7 @@ def process_group() -> Iterator[None]:
 
 
 def own_gpu(environment: Mapping[str, str]) -> str:
-    """The value of CUDA_VISIBLE_DEVICES for this process: one GPU, or none where there are fewer than ranks."""
+    """The value of CUDA_VISIBLE_DEVICES for this process: one GPU, or none if there are fewer GPUs than ranks."""
     index, visible = int(environment["LOCAL_RANK"]), environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return str(index)

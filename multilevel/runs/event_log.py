@@ -1,4 +1,4 @@
-"""Callback: every update as a line of metrics.jsonl."""
+"""Callback: writes every update as a line of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from multilevel.problems import Callback, Engine, Update
 
 
 class EventLog(Callback):
-    """Appends one JSON object an update: step, level, loss, metrics, gradient norm, solves, seconds so far. One that
-    was skipped has step, level, and under ``skipped`` the reason; a notice has step, and its text under ``notice``.
+    """Appends one JSON object per update: step, level, loss, metrics, gradient norm, solves, seconds so far. A skipped
+    update has step, level, and the reason under ``skipped``; a notice has step, and its text under ``notice``.
 
     Args:
         path: the file; appended to.
-        seconds: time that a resumed run has taken before.
+        seconds: time that a resumed run took before.
     """
 
     def __init__(self, path: Path, seconds: float = 0.0) -> None:

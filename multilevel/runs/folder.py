@@ -1,4 +1,4 @@
-"""The folder that a run writes."""
+"""The run folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOTICE = "notice"
 
 
 class RunFolder:
-    """``config.yaml``, ``metrics.jsonl``, ``summary.json``, ``checkpoint/`` and pictures, each written whole.
+    """``config.yaml``, ``metrics.jsonl``, ``summary.json``, ``checkpoint/`` and pictures, each written atomically.
 
     Args:
         path: the folder.
@@ -35,7 +35,7 @@ class RunFolder:
         """Make a new run folder and write the run's configuration.
 
         Raises:
-            SettingError: there is something in it already, or it cannot be written.
+            SettingError: the folder is not empty, or cannot be written.
         """
         check_free(path)
         try:
@@ -48,20 +48,20 @@ class RunFolder:
 
     @classmethod
     def open(cls, setting: str, path: Path) -> RunFolder:
-        """An existing run folder.
+        """Open an existing run folder.
 
         Raises:
-            SettingError: it is none; ``setting`` is named in the message.
+            SettingError: it is not a run folder; the message names ``setting``.
         """
         if not (path / "config.yaml").is_file():
-            raise SettingError(setting, str(path), "a run folder, with config.yaml in it")
+            raise SettingError(setting, str(path), "a run folder that holds config.yaml")
         return cls(path)
 
     def config(self) -> DictConfig:
         """The run's configuration.
 
         Raises:
-            MultilevelError: its file is broken.
+            MultilevelError: the file is broken.
         """
         try:
             config = OmegaConf.load(self.path / "config.yaml")
@@ -80,20 +80,24 @@ class RunFolder:
         return self.write(name, json.dumps(value, indent=2) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The event log, one record an update; a last line that a killed run left half written is left out."""
+        """Read the event log, one record per update; a last line that a killed run left half written is ignored."""
         return self.read_updates()[0]
 
     def read_updates(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """``read_metrics``, and the updates that were skipped: step, level, and the reason under ``skipped``."""
+        """``read_metrics``, including skipped updates: step, level, and the reason under ``skipped``."""
         records = [record for record in _records(self.metrics) if NOTICE not in record]
-        return [record for record in records if SKIPPED not in record], [record for record in records if SKIPPED in record]
+        return [record for record in records if SKIPPED not in record], [
+            record for record in records if SKIPPED in record
+        ]
 
     def cut(self, step: int) -> None:
-        """Forget the updates of ``step`` and later ones, and diagnoses after it, which a resumed run makes again."""
+        """Delete the updates of ``step`` and later steps, and later diagnoses, which a resumed run repeats."""
         earlier = [record for record in _records(self.metrics) if record["step"] < step]
         self.write(self.metrics.name, _lines(earlier))
         if self.diagnosis.exists():
-            self.write(self.diagnosis.name, _lines(record for record in _records(self.diagnosis) if record["step"] <= step))
+            self.write(
+                self.diagnosis.name, _lines(record for record in _records(self.diagnosis) if record["step"] <= step)
+            )
 
 
 def write_whole(path: Path, text: str) -> Path:
@@ -114,17 +118,17 @@ def _lines(records: Iterable[dict[str, Any]]) -> str:
 
 
 def check_free(path: Path) -> None:
-    """Raise SettingError if there is anything at ``path`` but an empty folder."""
+    """Raise SettingError if ``path`` exists and is not an empty folder."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise SettingError("output", str(path), f"a new or empty folder; to continue a run: resume={path}")
 
 
 def title(config: DictConfig) -> str:
-    """Recipe and data of a configuration, for the name of a folder."""
+    """The recipe and data of a configuration, for a folder's name."""
     data = OmegaConf.select(config, "data.name")
     return f"{config.recipe}-{data}" if data else str(config.recipe)
 
 
 def now() -> str:
-    """The time, for the name of a folder."""
+    """The current time, for a folder's name."""
     return datetime.now().strftime("%Y%m%d-%H%M%S")

@@ -1,4 +1,4 @@
-"""Callback: a live progress bar on a terminal, occasional lines elsewhere."""
+"""Callback: shows a live progress bar on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ LINES = 20
 
 
 class Progress(Callback):
-    """Losses, images per second and time left; what ``auto`` chose and the first failed solve of each level are told at
-    once.
+    """Shows losses, images per second and the time left; reports the choices of ``auto`` and each level's first failed
+    solve at once.
 
     Args:
-        images_per_step: images that a step's updates take together; None shows no speed in images.
+        images_per_step: images that the updates of one step use in total; None shows no images per second.
     """
 
     def __init__(self, images_per_step: int | None) -> None:
@@ -30,7 +30,7 @@ class Progress(Callback):
     def on_start(self, engine: Engine, steps: int) -> None:
         self._first, self._last = engine.step, engine.step + steps
         self._started = time.perf_counter()
-        # disable=None: no bar where standard error is not a terminal
+        # disable=None: no bar unless standard error is a terminal
         self._bar = tqdm(total=self._last, initial=self._first, unit="step", disable=None, dynamic_ncols=True)
         self._live = not self._bar.disable
         if not self._live:

@@ -1,4 +1,4 @@
-"""Stop a run from outside without losing progress."""
+"""Stops a run from outside without losing progress."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import threading
 from types import FrameType
 from typing import Any, ClassVar
 
-from multilevel.runs.distributed import launched
 from multilevel.problems import Engine, replicas
+from multilevel.runs.distributed import launched
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(KeyboardInterrupt):
-    """A run that a signal has ended early, after a checkpoint.
+    """A signal ended the run early, after a checkpoint.
 
     Args:
         text: the progress made, and how to resume.
-        status: for the process to exit with: 128 + the signal's number, as a shell has it.
+        status: exit status of the process: 128 + the signal's number, as in a shell.
     """
 
     def __init__(self, text: str, status: int) -> None:
@@ -32,13 +32,13 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopOnSignal:
-    """While active, SIGTERM and SIGINT let an engine end its step; a second one ends the process at once.
+    """While active, SIGTERM or SIGINT ends the run after the current step; a second one ends the process at once.
 
-    In a thread other than the main one, where signals cannot be handled, it does nothing; a signal that the process
-    ignores stays ignored.
+    Does nothing outside the main thread, where signals cannot be handled. A signal that the process ignores stays
+    ignored.
 
     Attributes:
-        number: of the signal that came; None while none has.
+        number: of the signal received; None before the first.
     """
 
     current: ClassVar[StopOnSignal | None] = None
@@ -62,7 +62,7 @@ class StopOnSignal:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:
-            if launched():  # torchrun passes on what all processes got as well; it kills after 30 s itself
+            if launched():  # torchrun forwards signals that every process has received already, and kills after 30 s
                 return
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -71,12 +71,12 @@ class StopOnSignal:
         self.engine.stop()
         if replicas.rank() > 0:
             return
-        with contextlib.suppress(OSError):  # whoever read it may be gone
-            # Not print, which may be in the middle of a write of its own.
+        with contextlib.suppress(OSError):  # its reader may be gone
+            # Not print: the signal may have interrupted a print.
             os.write(2, f"\n{signal.Signals(number).name}: ending after this step\n".encode())
 
 
 def stop_once() -> None:
-    """Send this process SIGTERM, but for one that is ending its step already."""
+    """Send this process SIGTERM unless it is already ending its step."""
     if StopOnSignal.current is None or StopOnSignal.current.number is None:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -16,27 +16,27 @@ from typing import Any
 
 import torch
 
-from multilevel.runs.collapse import find_collapse
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.encoder import images_per_step
 from multilevel.recipes.evaluation import Score
+from multilevel.runs.collapse import find_collapse
 from multilevel.solvers import SOLVERS, MultilevelError, Solver
 
 VERSIONS = ("multilevel", "torch", "transformers", "datasets", "hydra-core", "scikit-learn", "numpy")
-SHARE = 0.1  # of a level's updates, at either end, that its first and last losses are averaged over
+SHARE = 0.1  # share of a level's updates at either end that its first and last losses average over
 
 
 @dataclass
 class Outcome:
-    """The results of a run, beside its event log.
+    """The results of a run in addition to its event log.
 
     Args:
         seconds: spent on training, over all sessions of the run.
         memory: peak of the training, in MiB.
-        waiting: share of this session's training that was spent on waiting for data.
+        waiting: share of this session's training time spent waiting for data.
         findings: of the recipe.
-        scores: of the evaluation, if there was one.
-        problem: why it could not be evaluated.
+        scores: of the evaluation, if any.
+        problem: why the evaluation failed.
     """
 
     seconds: float
@@ -50,7 +50,7 @@ class Outcome:
 def summarize_run(
     recipe: Recipe, records: Sequence[Mapping[str, Any]], skipped: Sequence[Mapping[str, Any]], outcome: Outcome
 ) -> dict[str, Any]:
-    """The run in one object.
+    """Summarize a run in one object.
 
     Args:
         recipe: the trained recipe.
@@ -88,7 +88,7 @@ def summarize_run(
 
 
 def format_findings(findings: Mapping[str, Any], indent: int = 0) -> str:
-    """A line for each finding, and for each entry of a table of them."""
+    """One line for each finding, and for each entry of a finding that is a table."""
     lines = []
     for name, value in findings.items():
         label = f"{' ' * indent}{name.replace('_', ' ')}"
@@ -100,10 +100,10 @@ def format_findings(findings: Mapping[str, Any], indent: int = 0) -> str:
 
 
 def summarize_level(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """First and last loss, last metrics, the median cosine of its hypergradients, each to the one before, and what the
-    solves that they went through came to.
+    """A level's first and last loss, last metrics, median cosine between successive hypergradients, and a summary of
+    their solves.
 
-    Losses are None, and metrics empty, where every update was skipped; the cosine is None where there are none.
+    If every update was skipped, losses are None and metrics empty; the cosine is None without hypergradients.
     """
     count = max(1, round(SHARE * len(records)))
     last = records[-count:]
@@ -125,7 +125,7 @@ def summarize_level(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def summarize_solves(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over solves, how many failed, and the last cause of not converging."""
+    """Means over solves, the number of failed solves, and the last cause of a solve that did not converge."""
     residuals = [report["residual"] for report in reports if report["residual"] is not None]
     return {
         "solves": len(reports),
@@ -144,11 +144,11 @@ def solver_settings(solver: Solver | None) -> dict[str, Any]:
 
 
 def peak_memory_mib() -> float:
-    """Largest memory of this process so far: a GPU's allocated memory where one is in use, else resident memory."""
+    """Peak memory of this process so far: allocated GPU memory if a GPU is in use, else resident memory."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage counts what the process that started this one took, too
+    if status.exists():  # getrusage also counts the memory of the process that started this one
         (peak,) = re.findall(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)
         return int(peak) / 2**10
     unit = 1 if sys.platform == "darwin" else 2**10

@@ -14,33 +14,40 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from multilevel.configuration.composition import CONFIG_MODULE, expand, register_solvers, resolved, swept, users_files_read
+from multilevel.configuration.composition import (
+    CONFIG_MODULE,
+    expand,
+    register_solvers,
+    resolved,
+    swept,
+    users_files_read,
+)
 from multilevel.runs.folder import now
-from multilevel.solvers import MultilevelError, SettingError
 from multilevel.runs.stopping import Stopped
+from multilevel.solvers import MultilevelError, SettingError
 
 FAILURE = "failure.txt"  # in the folder of a run that failed
-BEST = "optimization_results.yaml"  # what a sweeper that optimizes leaves
+BEST = "optimization_results.yaml"  # left by an optimizing sweeper
 
 
 @users_files_read()
 def sweep(overrides: Sequence[str], train: Callable[[DictConfig, Path], None]) -> None:
-    """A run for each combination of the values that overrides list, or each that a sweeper chooses, through Hydra's own
-    multirun, its launchers and its sweepers.
+    """Run each combination of the values that overrides list, or each that a sweeper chooses, through Hydra's multirun,
+    launchers and sweepers.
 
     Args:
         overrides: of the command line.
-        train: makes one run, from its settings, in its folder.
+        train: trains one run from its settings in its folder.
 
     Raises:
-        MultilevelError: a run failed; the others have gone on.
-        Stopped: a signal has ended one early.
+        MultilevelError: a run failed; the others ran to their ends.
+        Stopped: a signal ended a run early.
     """
     expanded = expand(overrides)
     folders = [override.partition("=")[2] for override in expanded if override.startswith("hydra.sweep.dir=")]
     folder = folders[-1] if folders else f"runs/sweep-{now()}"
     if "${" in folder:
-        raise SettingError("hydra.sweep.dir", folder, "a folder by its name, without an interpolation")
+        raise SettingError("hydra.sweep.dir", folder, "a plain folder name, without an interpolation")
     if any(override.startswith(("output=", "resume=")) for override in expanded):
         raise SettingError("output", "a value with --multirun", "hydra.sweep.dir=FOLDER instead")
 
@@ -50,15 +57,17 @@ def sweep(overrides: Sequence[str], train: Callable[[DictConfig, Path], None]) -
         try:
             train(resolved(config), output)
             return objective(json.loads((output / "summary.json").read_text()), config.objective)
-        except MultilevelError as error:  # the other runs go on; this may be another process, or another machine
+        except MultilevelError as error:  # the other runs continue; this may be another process or another machine
             (output / FAILURE).write_text(f"{', '.join(HydraConfig.get().overrides.task)}: {error}")
             return math.inf
         except Stopped as stop:
-            raise Stopped(f"{stop}; the runs after it were not started", stop.status) from stop
+            raise Stopped(f"{stop}; later runs were not started", stop.status) from stop
 
     register_solvers()
     swept_names = swept(expanded)
-    constant = ",".join(override.partition("=")[0] for override in expanded if override.partition("=")[0] not in swept_names)
+    constant = ",".join(
+        override.partition("=")[0] for override in expanded if override.partition("=")[0] not in swept_names
+    )
     naming = [
         "hydra.sweep.subdir=${hydra.job.override_dirname}",
         f"hydra.job.config.override_dirname.exclude_keys=[{constant}]",
@@ -88,10 +97,10 @@ def multirun(command: str, job: Callable[[], Any], overrides: Sequence[str]) -> 
 
 
 def objective(summary: dict[str, Any], path: str | None) -> float:
-    """The objective of a sweeper: a number of a run's summary by its path; None: the top level's last loss.
+    """A sweeper's objective: a number in the run's summary, by its path; None takes the top level's last loss.
 
     Raises:
-        SettingError: no such number.
+        SettingError: the summary has no such number.
     """
     value: Any = summary
     top = list(summary["levels"])[-1]
@@ -105,5 +114,5 @@ def objective(summary: dict[str, Any], path: str | None) -> float:
 
 
 def failures(folder: Path) -> list[str]:
-    """Why runs of a sweep failed, in the order of their settings."""
-    return [path.read_text() for path in sorted(folder.rglob(FAILURE))]  # a value with a slash makes folders in folders
+    """The errors of a sweep's failed runs, in the order of their settings."""
+    return [path.read_text() for path in sorted(folder.rglob(FAILURE))]  # a value with a slash makes nested folders

@@ -1,4 +1,4 @@
-"""Training: a new run, or one that goes on."""
+"""Trains a new run or continues one."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from multilevel.runs.collapse import CollapseReport
 from multilevel.configuration.composition import build_recipe
-from multilevel.runs.cpu_threads import cpu_threads
-from multilevel.runs.diagnosis import Diagnosis
-from multilevel.runs.distributed import on_first_rank, print_once, restart
-from multilevel.runs.event_log import EventLog
 from multilevel.loggers import Logger, new_loggers
 from multilevel.problems import CheckpointError, Checkpointing, DivergedError, Engine, load_checkpoint, replicas
 from multilevel.problems.checkpoint import newest_intact
 from multilevel.problems.errors import ReplicaError
-from multilevel.runs.progress import Progress
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.encoder import EncoderRecipe, images_per_step
 from multilevel.recipes.evaluation import format_table
+from multilevel.runs.collapse import CollapseReport
+from multilevel.runs.cpu_threads import cpu_threads
 from multilevel.runs.curves import draw_curves
+from multilevel.runs.diagnosis import Diagnosis
+from multilevel.runs.distributed import on_first_rank, print_once, restart
+from multilevel.runs.event_log import EventLog
 from multilevel.runs.folder import RunFolder, check_free, now, title
-from multilevel.solvers import MultilevelError, SettingError
+from multilevel.runs.progress import Progress
 from multilevel.runs.stopping import StopOnSignal, Stopped
 from multilevel.runs.summary import Outcome, format_findings, peak_memory_mib, summarize_run
+from multilevel.solvers import MultilevelError
 
 
 def is_of(path: Path, config: DictConfig) -> bool:
-    """Whether a folder is that of the run with these settings."""
+    """Whether a folder belongs to the run with these settings."""
     return (path / "config.yaml").is_file() and RunFolder(path).config() == config
 
 
 def train(config: DictConfig, output: Path) -> None:
-    """A new run.
+    """Train a new run.
 
     Args:
         config: all its settings.
-        output: its folder, made once everything that can be wrong beforehand has been checked.
+        output: its folder, created after all checks have passed.
     """
     on_first_rank(lambda: check_free(output))
     recipe = build_recipe(config)
@@ -54,11 +54,11 @@ def train(config: DictConfig, output: Path) -> None:
 
 
 def resume(path: Path) -> None:
-    """Go on with a run where its newest checkpoint stands."""
+    """Continue a run from its newest checkpoint."""
     folder = RunFolder.open("resume", path)
     if (path / "summary.json").exists():
         problem = json.loads((path / "summary.json").read_text())["evaluation_problem"] if restart() else None
-        if problem is not None:  # it would be the same again
+        if problem is not None:  # it would only be repeated
             raise MultilevelError(problem)
         print_once(f"{path} has ended; its summary: {path / 'summary.json'}", file=sys.stdout)
         return
@@ -89,7 +89,7 @@ def new_engine(recipe: Recipe) -> Engine:
 
 
 def loggers_of(recipe: Recipe, output: Path, config: DictConfig) -> list[Logger]:
-    """The loggers of a run; only its first rank has any."""
+    """The loggers of a run; only rank 0 has any."""
     settings: Any = OmegaConf.to_container(config)
     return new_loggers(recipe.settings.loggers, output, settings) if replicas.rank() == 0 else []
 
@@ -98,26 +98,26 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, loggers: Sequence[
     """Train to the last step, evaluate, draw, and write the summary.
 
     Args:
-        recipe: whose graph the engine trains.
-        engine: at the step to continue from.
+        recipe: its graph is trained by the engine.
+        engine: already at the step to continue from.
         folder: of the run.
-        loggers: that the settings ask for.
+        loggers: named in the settings.
         seconds: spent on training before.
 
     Raises:
-        Stopped: a signal has ended it early.
-        MultilevelError: it has diverged, or could not be evaluated.
+        Stopped: a signal ended the run early.
+        MultilevelError: the run diverged, or could not be evaluated.
     """
     settings: Any = recipe.settings
     first = replicas.rank() == 0
     log = EventLog(folder.metrics, seconds)
-    # The log is flushed before a checkpoint is written: a resumed run finds every line that it does not write again.
+    # The log is flushed before a checkpoint is written, so it has every line that a resumed run does not repeat.
     engine.callbacks += [
         *([log] if first else []),
         *([Diagnosis(folder.diagnosis, settings.diagnose)] if settings.diagnose else []),
         Checkpointing(folder.checkpoint, settings.checkpoint.every),
         *loggers,
-        # What only speaks comes last: where nobody listens any more, nothing is lost.
+        # Callbacks that only print come last: if standard output is closed, nothing is lost.
         *([CollapseReport(), Progress(images_per_step(recipe))] if first else []),
     ]
     with StopOnSignal(engine) as stop, cpu_threads(recipe):
@@ -141,17 +141,17 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, loggers: Sequence[
             outcome.scores = recipe.evaluate()
     except ReplicaError:
         raise
-    except MultilevelError as error:  # what was trained is not lost
+    except MultilevelError as error:  # the trained model is kept
         outcome.problem = error
     if first:
         conclude(recipe, folder, outcome)
-    replicas.gather(None)  # an error that ends the other ranks would have torchrun end this one before it has written
+    replicas.gather(None)  # an error on the other ranks would make torchrun end this one before it has written
     if outcome.problem is not None:
         raise outcome.problem
 
 
 def conclude(recipe: Recipe, folder: RunFolder, outcome: Outcome) -> None:
-    """Draw, write the summary, and print what there is to look at."""
+    """Draw pictures, write the summary, and print where the results are."""
     settings: Any = recipe.settings
     records, skipped = folder.read_updates()
     pictures = [folder.path / "curves.png"]
@@ -166,7 +166,7 @@ def conclude(recipe: Recipe, folder: RunFolder, outcome: Outcome) -> None:
 
 
 def _saved(folder: RunFolder) -> str:
-    """Which checkpoint a run that has diverged leaves."""
+    """Name the checkpoint that a diverged run leaves."""
     try:
         newest, _ = newest_intact(folder.checkpoint)
     except CheckpointError:
@@ -175,5 +175,5 @@ def _saved(folder: RunFolder) -> str:
 
 
 def output_folder(config: DictConfig) -> Path:
-    """Where a run goes."""
+    """The folder of a run."""
     return Path(str(config.output or f"runs/{title(config)}-{now()}"))

@@ -1,1 +1,1 @@
-"""The command ``multilevel study``: does guided masking pay on this data?"""
+"""The command ``multilevel study``: measures whether guided masking pays on given data."""

@@ -1,4 +1,4 @@
-"""Seconds a step of every arm, measured side by side: ``python -m multilevel.study.calibration STUDY``."""
+"""Measures the seconds per step of all arms in alternation: ``python -m multilevel.study.calibration STUDY``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WARMUP, ROUNDS, STEPS = 2, 5, 3  # steps before the first round; rounds; steps o
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure, and write the numbers of steps that take equal time into the study's file."""
+    """Measure, and write step counts that take equal time into the study's file."""
     folder = Path(arguments[0])
     study = Study.read(folder)
     torch.set_num_threads(study.threads)
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def seconds_per_step(recipes: dict[str, Recipe]) -> dict[str, float]:
-    """Median over rounds, in which all recipes take turns, so that a slow spell of the machine hits all of them."""
+    """Median over rounds in which the recipes take turns, so that a slow spell of the machine affects all of them."""
     engines = {name: new_engine(recipe) for name, recipe in recipes.items()}
     seconds: dict[str, list[float]] = {name: [] for name in engines}
 
@@ -42,7 +42,7 @@ def seconds_per_step(recipes: dict[str, Recipe]) -> dict[str, float]:
 
     for name in engines:
         run(name, WARMUP)
-    for _ in tqdm(range(ROUNDS), desc="measuring seconds a step", disable=None):
+    for _ in tqdm(range(ROUNDS), desc="measuring seconds per step", disable=None):
         for name in engines:
             started = time.perf_counter()
             run(name, STEPS)

@@ -1,13 +1,13 @@
-"""multilevel study [SETTING=VALUE ...]: does guided masking pay on this data? a report, with a verdict
+"""multilevel study [SETTING=VALUE ...]: report whether guided masking pays on your data
 
-Does guided masking pay on your data, and at what cost? Trains the recipe with each way of masking at equal budget, over
-seeds, evaluates every encoder on the same test split, and writes report.html (one file, opens offline), study.json and
-pictures, with a verdict in one sentence: it pays, it does not pay, or this many seeds do not decide it and how many
-more would. Every part is an ordinary run in FOLDER/runs. Settings are those below, those of multilevel train, and
+Does guided masking pay on your data, and at what cost? Trains the recipe with each mask policy at equal budget over
+several seeds, evaluates every encoder on the same test split, and writes report.html (one file, opens offline),
+study.json and pictures. The verdict is one sentence: it pays, it does not pay, or these seeds cannot decide it and how
+many more would. Every part is an ordinary run in FOLDER/runs. Settings are those below, those of multilevel train, and
 
-  arm.NAME="A=B C=D"     a further arm with any settings of its own, such as another solver (the data stay the same)
-  transfer=NAME          evaluate every encoder on another data set too: transfer.path=DIR, transfer.SETTING=VALUE
-  hydra/launcher=joblib  leave the parts to a Hydra launcher: joblib (pip install multilevel[study], jobs=N says how
+  arm.NAME="A=B C=D"     another arm with its own settings, such as another solver (the data stay the same)
+  transfer=NAME          also evaluate every encoder on another data set: transfer.path=DIR, transfer.SETTING=VALUE
+  hydra/launcher=joblib  run the parts through a Hydra launcher: joblib (pip install multilevel[study], jobs=N says how
                          many), or one for a cluster, such as submitit_slurm with hydra.launcher.partition=NAME
 
   multilevel study data=folder data.path=DIR
@@ -49,7 +49,7 @@ SETTINGS = StudySettings
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run a study, or continue one; 0 when all of its parts have ended well, 1 where some have not."""
+    """Run or continue a study; returns 0 if all parts succeeded, 1 if some failed."""
     settings = StudySettings.parsed(arguments)
     check_launcher(settings.launcher)
     if settings.resume is None:
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(study: Study, folder: Path) -> int:
-    """Bring every part to its end, then write study.json, the pictures and report.html."""
+    """Run every part to its end, then write study.json, the pictures and report.html."""
     pending = [part.name for part in study.parts() if not is_done(study, folder, part.name)]
     with Watch(study, folder):
         run_parts(study, folder, pending)
@@ -87,21 +87,21 @@ def run(study: Study, folder: Path) -> int:
 
 
 def plan(settings: StudySettings, arguments: Sequence[str]) -> Study:
-    """The study that settings ask for; every arm's recipe is built once, so that nothing wrong is found out later.
+    """Plan the study; every arm's recipe is built once, so that errors show up now and not later.
 
     Raises:
-        SettingError: a setting that cannot work.
-        DataError: data that cannot be used, or without labels.
+        SettingError: an unusable setting.
+        DataError: unusable data, or data without labels.
     """
     config = compose_config(settings.settings)
     if "mask" not in config:
-        raise SettingError("recipe", config.recipe, "a recipe with masks, which a study compares, such as guided_mae")
+        raise SettingError("recipe", config.recipe, "a recipe with masks, such as guided_mae")
     policies = _policies(settings, config)
     settings, metric, protocol = _about(settings, policies[0])
     arms = [_arm(settings, policy, None) for policy in policies]
     guided = [_arm(settings, arm.policy, share) for arm in arms if arm.learned for share in settings.guidance]
     if settings.guidance and not guided:
-        raise SettingError("guidance", settings.guidance, "a policy among policies whose masks are learned")
+        raise SettingError("guidance", settings.guidance, "at least one policy that learns its masks")
     arms += guided
     for name, overrides in settings.arms.items():
         policy = compose_config([*settings.settings, *overrides]).mask.policy
@@ -130,7 +130,7 @@ def plan(settings: StudySettings, arguments: Sequence[str]) -> Study:
 
 
 def resumed(study: Study, settings: StudySettings) -> Study:
-    """A study to continue, on another number of jobs or with more seeds where that is asked for.
+    """Load a study to continue, optionally with another number of jobs or more seeds.
 
     Raises:
         SettingError: seeds that omit some of the study's.
@@ -145,7 +145,7 @@ def resumed(study: Study, settings: StudySettings) -> Study:
 
 
 def _policies(settings: StudySettings, config: DictConfig) -> list[str]:
-    """The baseline first."""
+    """The policies to compare, baseline first."""
     recipes_own = config.mask.policy if config.mask.policy != "random" else DEFAULT_GUIDED
     policies = settings.policies or ["random", recipes_own]
     baseline = settings.baseline or policies[0]
@@ -158,7 +158,7 @@ def _policies(settings: StudySettings, config: DictConfig) -> list[str]:
 def _arm(
     settings: StudySettings, policy: str, guidance: float | None, name: str | None = None, overrides: Sequence[str] = ()
 ) -> Arm:
-    """An arm, the recipe of which has been built; its steps are not known yet."""
+    """An arm, after building its recipe; its steps are not known yet."""
     recipe = _built(settings, [*arm_settings(policy, guidance), *overrides])
     learned = "mask" in recipe.graph.names
     return Arm(
@@ -174,7 +174,7 @@ def _arm(
 
 
 def _built(settings: StudySettings, overrides: Sequence[str]) -> Any:
-    """The recipe of an arm, checked."""
+    """Build and check the recipe of an arm."""
     labels = [] if settings.labels == [1.0] else [f"evaluation.labels={settings.labels}".replace(" ", "")]
     recipe: Any = build_recipe(compose_config([*settings.settings, *overrides, *labels]))
     if getattr(recipe, "task", None) is None:
@@ -183,10 +183,10 @@ def _built(settings: StudySettings, overrides: Sequence[str]) -> Any:
 
 
 def _about(settings: StudySettings, policy: str) -> tuple[StudySettings, str, str]:
-    """The metric and the protocol that the verdict is about, and the settings by which every part is evaluated so.
+    """The metric and protocol of the verdict, and the evaluation settings that every part needs for it.
 
     Raises:
-        SettingError: an unknown protocol, or a metric that it does not report.
+        SettingError: an unknown protocol, or a metric that the protocol does not report.
     """
     recipe = _built(settings, arm_settings(policy, None))
     evaluation, task = recipe.settings.evaluation, recipe.task
@@ -206,15 +206,13 @@ def _about(settings: StudySettings, policy: str) -> tuple[StudySettings, str, st
 
 
 def _data_name(config: DictConfig) -> str:
-    """The data set's name: a folder of images by its own name."""
+    """The data set's name; for a folder of images, the folder's name."""
     return Path(config.data.path).resolve().name if config.data.name == "folder" else str(config.data.name)
 
 
 def _calibrated(folder: Path) -> Study:
-    """In a separate process, which leaves no memory in use behind."""
+    """Calibrate in a separate process, which frees all its memory when it ends."""
     command = [sys.executable, "-m", "multilevel.study.calibration", str(folder)]
     if subprocess.run(command, check=False).returncode:
-        raise MultilevelError(
-            f"the seconds a step could not be measured; {folder} continues from there: resume={folder}"
-        )
+        raise MultilevelError(f"the seconds per step could not be measured; to continue: resume={folder}")
     return Study.read(folder)

@@ -1,4 +1,4 @@
-"""The pictures of a study, each with its caption for the report."""
+"""Draws the pictures of a study, each with its caption for the report."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Figure:
 
 
 class Figures:
-    """Draws what a result can fill.
+    """Draws the figures that a result has data for.
 
     Args:
-        result: as in study.json.
+        result: the contents of study.json.
         folder: of the study.
     """
 
@@ -43,7 +43,7 @@ class Figures:
         self.score, self.share = self.question["score"], self.question["labels"]
 
     def draw(self) -> list[Figure]:
-        """Every picture with something to show."""
+        """Draw every picture that has data."""
         makers: list[Callable[[], Iterator[Figure]]] = [
             self.scores, self.differences, self.costs, self.labels, self.guidance, self.transfer, self.time
         ]  # fmt: skip
@@ -55,11 +55,11 @@ class Figures:
         if scores:
             draw_scores(path, scores, self._references("scores"), self.score)
             caption = (
-                f"{self._score_on(self.study['data'])} on its {self.question['split']} images. A dot is a seed, "
-                "a diamond the mean, the bar its 95% interval over seeds (Student's t). Lines: what the same protocol "
-                "gives without training."
+                f"{self._score_on(self.study['data'])} on its {self.question['split']} images. Each dot is a seed, "
+                "the diamond the mean, the bar its 95% interval over seeds (Student's t). Lines: the same protocol "
+                "without training."
             )
-            yield Figure(path, "Score by way of masking", caption)
+            yield Figure(path, "Score by mask policy", caption)
 
     def differences(self) -> Iterator[Figure]:
         path, baseline = self.folder / "differences.png", self.question["baseline"]
@@ -68,9 +68,9 @@ class Figures:
             effect = self.study["minimum_effect"]
             draw_differences(path, comparisons, effect, f"difference from {baseline} (points)")
             caption = (
-                f"Score minus the score of {baseline} masks with the same seed (the same initial weights and the same "
-                "division of the images): the seeds are the pairs. Where the whole bar is above 0, it pays; where it "
-                f"is below the upper edge of the band ({points(effect)} points), it does not."
+                f"Score minus the score of {baseline} masks with the same seed (the same initial weights and data "
+                "splits), paired by seed. If the whole bar is above 0, the policy pays; if it is below the upper "
+                f"edge of the band ({points(effect)} points), it does not."
             )
             yield Figure(path, "Paired differences", caption)
 
@@ -83,7 +83,7 @@ class Figures:
         draw_costs(path, seconds, memory)
         count = self.result["machine"]["parts_side_by_side"]
         side = f" {count} parts ran side by side, which slows each." if count > 1 else ""
-        yield Figure(path, "What it costs", f"Only training, without the evaluation; a dot is one seed.{side}")
+        yield Figure(path, "Cost", f"Only training, without the evaluation; each dot is one seed.{side}")
 
     def labels(self) -> Iterator[Figure]:
         shares, path = self.study["labels"], self.folder / "labels.png"
@@ -95,8 +95,8 @@ class Figures:
             draw_over(path, {self.study["data"]: lines}, "share of the labels", self.score)
             caption = (
                 "The same encoders, the protocol fitted to a share of the labels, with 95% intervals over seeds. "
-                "Learned masks were trained on all labels of the training images whatever the share: "
-                "this asks what the encoder is worth, not what only few labels can do."
+                "Learned masks were always trained on all labels of the training images, so this measures the "
+                "encoder, not training with few labels."
             )
             yield Figure(path, "Score by share of the labels", caption)
 
@@ -108,9 +108,7 @@ class Figures:
             panels[self.study["transfer_name"]] = self._guidance_lines("transfer")
         path = self.folder / "guidance.png"
         draw_over(path, panels, "share of guided masks", self.score)
-        caption = (
-            "Random masks stand at 0. What guidance by this task costs on another data set is what transfer shows."
-        )
+        caption = "Random masks are at 0. Transfer shows what guidance by this task costs on another data set."
         yield Figure(path, "Score by share of guided masks", caption)
 
     def transfer(self) -> Iterator[Figure]:
@@ -132,23 +130,23 @@ class Figures:
             curves = {name: self._curves(name, arm["seeds"][0]) for name, arm in self.arms.items()}
             draw_over_time(path, curves, ends)
             caption = (
-                f"Stars: {self.question['split']} score at the end of training, every seed. Lines: the accuracy of the "
-                "classifier that is trained along, on its batches, first seed, moving mean. They are not test results: "
-                "the finetune batches train the classifier, and the mask batches, held out from it, train the masking "
-                "network."
+                f"Stars: {self.question['split']} score of every seed at the end of training. Lines: moving mean of "
+                "the accuracy of the jointly trained classifier on its batches, first seed. These are not test "
+                "results: the finetune batches train the classifier, and the mask batches, held out from it, train "
+                "the masking network."
             )
             yield Figure(path, "Accuracy against training time", caption)
 
     def caution(self) -> str:
-        """A warning where pretraining itself has gained nothing; empty where it has."""
+        """A warning if pretraining itself has gained nothing; empty otherwise."""
         scores, references = self._by_arm("scores"), self._references("scores")
         best = max((score["mean"] for score in scores.values()), default=None)
         better = [name for name, mean in references.items() if best is not None and mean >= best]
         if not better:
             return ""
         return (
-            f"No way of masking is better here than {' and '.join(better)}: train longer, "
-            "or on harder images, before relying on a difference between ways of masking."
+            f"No mask policy is better here than {' and '.join(better)}: train longer, or on harder images, before "
+            "relying on a difference between policies."
         )
 
     def galleries(self) -> list[Figure]:

@@ -1,4 +1,4 @@
-"""The parts of a study, side by side: by processes of this machine, or by a Hydra launcher."""
+"""Runs the parts of a study in parallel: as processes on this machine, or through a Hydra launcher."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PART_CONFIG = "study_part"
 
 
 def run_parts(study: Study, folder: Path, names: Sequence[str]) -> None:
-    """Bring the named parts to their ends; one that fails leaves the others going."""
+    """Run the named parts to their ends; if one fails, the others continue."""
     if not names:
         return
     if study.launcher:
@@ -45,7 +45,7 @@ def check_launcher(launcher: Sequence[str]) -> None:
 
 
 def _by_launcher(study: Study, folder: Path, names: Sequence[str]) -> None:
-    """A Hydra multirun over parts. Each of its jobs starts one part by its name and waits for it."""
+    """Run a Hydra multirun over parts. Each job starts one part by its name and waits for it."""
 
     @hydra.main(config_path=None, config_name=PART_CONFIG, version_base="1.3")
     def job(config: DictConfig) -> None:

@@ -1,4 +1,4 @@
-"""One part of a study, in its own process: ``python -m multilevel.study.part STUDY PART``."""
+"""Runs one part of a study in its own process: ``python -m multilevel.study.part STUDY PART``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from multilevel.study.transfer import write_transfer
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Bring a part to its end."""
+    """Run a part to its end."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     folder, name = Path(arguments[0]), arguments[1]
     resumed = f"multilevel study resume={folder} continues from the last checkpoint"
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def bring_to_its_end(folder: Path, name: str) -> None:
-    """Skip a part that has a summary, continue one that has a checkpoint, start any other."""
+    """Skip a part that has a summary, continue one that has a checkpoint, start all others."""
     study = Study.read(folder)
     part, run = study.part(name), run_path(folder, name)
     torch.set_num_threads(study.threads)
@@ -52,7 +52,7 @@ def run_path(folder: Path, name: str) -> Path:
 
 
 def log_path(folder: Path, name: str) -> Path:
-    """The log of a part; beside its run folder, which must be empty when a run starts."""
+    """The log of a part, outside its run folder, which must be empty when a run starts."""
     return folder / "runs" / f"{name}.log"
 
 
@@ -69,23 +69,23 @@ def is_done(study: Study, folder: Path, name: str) -> bool:
 
 
 def evaluation_problem(run: Path) -> str | None:
-    """Why a run that has ended could not be evaluated; None where it was, or has not ended."""
+    """Why the evaluation of an ended run failed; None if it succeeded or the run has not ended."""
     path = run / "summary.json"
     return json.loads(path.read_text()).get("evaluation_problem") if path.exists() else None
 
 
 def start_part(folder: Path, name: str, threads: int) -> None:
-    """Run a part in its own process, to its end; what it says goes into its log."""
+    """Run a part in its own process to its end; its output goes into its log."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "multilevel.study.part", str(folder), name]
     with log_path(folder, name).open("a") as log:
-        # The pipe is never written to: it closes when this process ends, however it ends.
+        # Nothing is written to the pipe: it closes when this process ends, for any reason.
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment)
         process.wait()
 
 
 def _end_with_parent() -> None:
-    """A part does not outlive the study that started it: training ends after its step, with a checkpoint."""
+    """Stop this part, after its step and with a checkpoint, when the study that started it ends."""
     os.read(0, 1)
     stop_once()
 

@@ -1,4 +1,4 @@
-"""Pictures of a study, from what study.json holds: scores, differences, costs, each over seeds."""
+"""Draws scores, differences and costs over seeds from study.json."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def arm_colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def draw_scores(path: Path, arms: Mapping[str, Mapping[str, Any]], references: Values, label: str) -> None:
-    """A dot for each seed, the mean and its 95% interval, for each arm.
+    """Draw a dot for each seed, the mean and its 95% interval, for each arm.
 
     Args:
         path: the PNG to write.
         arms: ``{arm: {mean, interval, values}}``, shares of 1.
-        references: what to draw as level lines, such as the untrained encoder's mean.
-        label: what the score is.
+        references: values to draw as horizontal lines, such as the untrained encoder's mean.
+        label: name of the score.
     """
     figure = new_figure(_width(len(arms)), 4.2)
     axis = figure.subplots()
@@ -48,17 +48,17 @@ def draw_scores(path: Path, arms: Mapping[str, Mapping[str, Any]], references: V
 
 
 def draw_differences(path: Path, comparisons: Sequence[Mapping[str, Any]], minimum_effect: float, label: str) -> None:
-    """Paired differences from the baseline: a dot for each seed, the mean and its 95% interval.
+    """Draw paired differences from the baseline: a dot for each seed, the mean and its 95% interval.
 
     Args:
         path: the PNG to write.
         comparisons: objects with arm, mean, interval and differences, shares of 1.
-        minimum_effect: up to which a difference would not be worth it.
-        label: what the score is, and which the baseline.
+        minimum_effect: smaller differences are not worthwhile.
+        label: name of the score and of the baseline.
     """
     figure = new_figure(_width(len(comparisons)), 4.2)
     axis = figure.subplots()
-    axis.axhspan(0, 100 * minimum_effect, color="#f3e3c3", label="better, but too little to be worth it")
+    axis.axhspan(0, 100 * minimum_effect, color="#f3e3c3", label="better, but too little to be worthwhile")
     axis.axhline(0, color="#333333", linewidth=1)
     for position, comparison in enumerate(comparisons):
         score = {**comparison, "values": comparison["differences"]}
@@ -69,7 +69,7 @@ def draw_differences(path: Path, comparisons: Sequence[Mapping[str, Any]], minim
 
 
 def draw_costs(path: Path, seconds: Mapping[str, Sequence[float]], memory: Mapping[str, Sequence[float]]) -> None:
-    """Training time and peak memory of each arm: bars of the mean, a dot for each seed.
+    """Draw training time and peak memory of each arm: bars for the mean, a dot for each seed.
 
     Args:
         path: the PNG to write.
@@ -91,13 +91,13 @@ def draw_costs(path: Path, seconds: Mapping[str, Sequence[float]], memory: Mappi
 def draw_over(
     path: Path, panels: Mapping[str, Mapping[str, Sequence[tuple[float, Mapping[str, Any]]]]], label: str, score: str
 ) -> None:
-    """The score over a setting, a panel for each data set and a line for each arm, with 95% intervals.
+    """Draw the score over a setting, a panel for each data set and a line for each arm, with 95% intervals.
 
     Args:
         path: the PNG to write.
         panels: ``{title: {arm: [(setting's value, {mean, interval}), ...]}}``.
         label: the setting; its axis is logarithmic where its values are above 0 and span more than a factor of 5.
-        score: what the score is.
+        score: name of the score.
     """
     figure = new_figure(5.6 * len(panels), 4.0)
     for axis, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
@@ -124,7 +124,7 @@ def draw_over(
 def draw_over_time(
     path: Path, curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], ends: Mapping[str, Any]
 ) -> None:
-    """Training curves of one seed against seconds, and the test score at the end of training of every seed.
+    """Draw training curves of one seed over seconds, and every seed's test score at the end of training.
 
     Args:
         path: the PNG to write.
@@ -144,7 +144,7 @@ def draw_over_time(
         if ends.get(name):
             seconds, scores = np.array(ends[name], dtype=float).T
             axis.scatter(seconds, 100 * scores, s=70, color=colour, marker="*", zorder=4)
-    # An entry for each colour and each line: one for each of both together would not fit beside the axes.
+    # One entry per colour and one per line style: one per combination would not fit next to the axes.
     legend = [Line2D([], [], color=colour, linewidth=4, label=name) for name, colour in colours.items()]
     legend += [Line2D([], [], color="black", linestyle=style, label=f"{key} batches") for key, style in levels.items()]
     legend.append(Line2D([], [], color="black", linestyle="", marker="*", markersize=9, label="scored, at the end"))
@@ -164,13 +164,13 @@ def _draw_seeds(axis: Axes, position: int, score: Mapping[str, Any], colour: str
 
 
 def _within_percent(axis: Axes) -> None:
-    """Few seeds give intervals that leave 0 to 100%, where there is nothing to see."""
+    """Limit an axis to 0 to 100%; intervals over few seeds can exceed that range."""
     low, high = axis.get_ylim()
     axis.set_ylim(max(low, -1), min(high, 101))
 
 
 def _spread(count: int) -> np.ndarray:
-    """Places of the seeds side by side."""
+    """Positions of the seeds side by side."""
     return np.linspace(-0.06, 0.06, count) if count > 1 else np.zeros(1)
 
 

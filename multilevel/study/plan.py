@@ -1,4 +1,4 @@
-"""The plan of a study: arms, seeds, and the parts, one run for each pair of them."""
+"""The plan of a study: arms, seeds, and parts, one run for each pair of arm and seed."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ FILE = "study.yaml"
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of masking.
+    """One mask policy with its settings.
 
     Args:
-        name: in the names of folders.
+        name: used in folder names.
         policy: ``mask.policy``.
         guidance: ``mask.guidance``; None leaves the recipe's.
         learned: whether the masks are learned, so that there is a mask level.
-        guided_share: of its masks, 0 to 1; 0 where they are not learned.
+        guided_share: share of its masks that are guided, 0 to 1; 0 if masks are not learned.
         updates_per_step: pretraining updates for each update of its top level.
         steps: updates of its top level.
-        settings: of ``multilevel train``, only for this arm.
+        settings: of ``multilevel train``, for this arm only.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Arm:
 
     @property
     def overrides(self) -> list[str]:
-        """The settings of ``multilevel train`` that make the arm."""
+        """The settings of ``multilevel train`` for the arm."""
         return [*arm_settings(self.policy, self.guidance), *self.settings]
 
     @property
@@ -74,16 +74,16 @@ class Study:
         settings: of ``multilevel train``, for every part.
         arms: the first is the baseline.
         seeds: of every arm.
-        labels: shares of the labels that the evaluation is given.
-        transfer, transfer_name: settings of another data set to evaluate on, and what it is called; empty: none.
+        labels: shares of the labels that the evaluation uses.
+        transfer, transfer_name: settings and name of another data set to evaluate on; empty: none.
         equal: updates or time.
-        metric, protocol, split: what the verdict is about, and the images that it is scored on.
-        minimum_effect: the smallest difference of the metric that would be worth it.
+        metric, protocol, split: of the verdict.
+        minimum_effect: the smallest worthwhile difference of the metric.
         threads: of each part.
         jobs: parts side by side.
         launcher: overrides of Hydra's launcher; empty: none.
         data: name of the data set.
-        seconds_per_step: of each arm, measured before the first part; None where updates are equal.
+        seconds_per_step: of each arm, measured before the first part; None if updates are equal.
     """
 
     arguments: list[str]
@@ -110,19 +110,19 @@ class Study:
 
     @property
     def about(self) -> Arm:
-        """The arm that the verdict is about: the first that the task guides, or else the first beside the baseline."""
+        """The arm of the verdict: the first that the task guides, or else the first after the baseline."""
         return next((arm for arm in self.arms[1:] if POLICIES[arm.policy].learns_from == "downstream"), self.arms[1])
 
     def parts(self) -> list[StudyRun]:
-        """Seed by seed, so that a study that is stopped has whole pairs."""
+        """All parts, seed by seed, so that a stopped study has complete pairs."""
         return [StudyRun(arm, seed) for seed in self.seeds for arm in self.arms]
 
     def part(self, name: str) -> StudyRun:
         return next(part for part in self.parts() if part.name == name)
 
     def overrides(self, arm: Arm, seed: int) -> list[str]:
-        """The settings of ``multilevel train`` that make a part."""
-        # What is not trained is the same for all arms of a seed: it is scored once.
+        """The settings of ``multilevel train`` for a part."""
+        # Untrained references are the same for all arms of a seed, so they are scored once.
         references = [] if arm == self.baseline else ["evaluation.references=false"]
         labels = [] if self.labels == [1.0] else [f"evaluation.labels={self.labels}".replace(" ", "")]
         last = [*arm.overrides, *labels, f"seed={seed}", f"steps={arm.steps}"]
@@ -133,15 +133,15 @@ class Study:
 
     @classmethod
     def read(cls, folder: Path) -> Study:
-        """The study of a folder.
+        """Read the study in a folder.
 
         Raises:
-            SettingError: there is none.
-            MultilevelError: its file is broken.
+            SettingError: the folder has no study.
+            MultilevelError: the study's file is broken.
         """
         path = folder / FILE
         if not path.is_file():
-            raise SettingError("resume", str(folder), f"the folder of a study, with {FILE} in it")
+            raise SettingError("resume", str(folder), f"the folder of a study, which holds {FILE}")
         try:
             values: Any = OmegaConf.to_container(OmegaConf.load(path))
             return cls(**{**values, "arms": [Arm(**arm) for arm in values["arms"]]})
@@ -149,14 +149,14 @@ class Study:
             raise MultilevelError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
     def timed(self, seconds_per_step: Mapping[str, float]) -> Study:
-        """This study with equal time: every arm is given as many whole steps as the slowest one's time allows."""
+        """This study with equal time: every arm gets as many whole steps as fit into the slowest arm's time."""
         longest = max(arm.steps * seconds_per_step[arm.name] for arm in self.arms)
         arms = [replace(arm, steps=max(arm.steps, int(longest / seconds_per_step[arm.name]))) for arm in self.arms]
         return replace(self, arms=arms, seconds_per_step=dict(seconds_per_step))
 
 
 def arm_settings(policy: str, guidance: float | None) -> list[str]:
-    """The settings that make an arm of a policy."""
+    """The settings of an arm with a policy."""
     return [f"mask.policy={policy}", *([] if guidance is None else [f"mask.guidance={guidance}"])]
 
 
@@ -165,7 +165,7 @@ def arm_name(policy: str, guidance: float | None) -> str:
 
 
 def updates_per_step(graph: Graph) -> int:
-    """Updates of the bottom level for each one of the top level."""
+    """Updates of the bottom level per update of the top level."""
     count = 1
     for name in graph.names[:-1]:
         count *= graph.problems[name].steps
@@ -173,19 +173,19 @@ def updates_per_step(graph: Graph) -> int:
 
 
 def equal_updates(per_step: Sequence[int], steps: int) -> list[int]:
-    """Steps of each arm so that all make the same number of pretraining updates.
+    """Steps for each arm such that all make the same number of pretraining updates.
 
     Args:
         per_step: pretraining updates for each step of each arm.
-        steps: of the arm that makes the most updates for each.
+        steps: of the arm with the most updates per step.
 
     Raises:
-        SettingError: no whole numbers do that.
+        SettingError: no whole numbers of steps achieve this.
     """
     updates = steps * max(per_step)
     for count in per_step:
         if updates % count:
-            expected = f"a number of which {max(per_step)} times is divisible by {count}: equal updates for all arms"
+            expected = f"a number N with {max(per_step)} * N divisible by {count}, for equal updates of all arms"
             raise SettingError("steps", steps, expected)
     return [updates // count for count in per_step]
 

@@ -1,4 +1,4 @@
-"""report.html: the study as one file that opens anywhere, offline."""
+"""Writes report.html: the study as one file that opens anywhere, offline."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from multilevel.study.figures import Figures
 from multilevel.study.results import TITLES
 from multilevel.study.verdict import points
 
-#: What the protocols are, to someone who does not know them.
+#: Explanations of the protocols for readers who do not know them.
 PROTOCOLS = {
-    "linear_probe": "a linear classifier fitted to what the trained encoder, left as it is, makes of the images",
-    "knn": "the vote of the training images that the trained encoder finds most similar",
-    "finetune": "a classifier on the trained encoder, both trained further together",
+    "linear_probe": "a linear classifier on the features of the frozen trained encoder",
+    "knn": "a vote of the training images with the most similar features",
+    "finetune": "a classifier on the trained encoder, with both trained further",
 }
 
 
@@ -28,7 +28,7 @@ def write_report(result: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw the pictures and write report.html.
 
     Args:
-        result: as in study.json.
+        result: the contents of study.json.
         folder: of the study.
 
     Returns:

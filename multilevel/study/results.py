@@ -1,4 +1,4 @@
-"""Everything that a study has found: study.json."""
+"""Collects the results of a study into study.json."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from multilevel.study.statistics import compare_pairs, summarize_seeds
 from multilevel.study.verdict import cost_clause, sentence
 
 VERSIONS = ("multilevel", "torch", "transformers", "scikit-learn", "scipy", "numpy")
-#: A median cosine below this, of at least so many updates, is worth a warning: docs/results.md has those of real runs.
+#: A median cosine below this, over at least so many updates, gives a warning; docs/results.md has values of real runs.
 STEADY, ENOUGH_UPDATES = 0.1, 20
 COSTS = ("seconds", "peak_memory_mib")
 TITLES = {"linear_probe": "linear probe", "knn": "nearest neighbours", "finetune": "finetuned"}
 
 
 def collect(study: Study, folder: Path) -> dict[str, Any]:
-    """The study in one object; parts that have failed are named and left out of every mean."""
+    """The study in one object; failed parts are named and left out of every mean."""
     done = [part for part in study.parts() if is_done(study, folder, part.name)]
     parts = [_part(study, folder, part) for part in done]
     failed = {
@@ -68,7 +68,7 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
 
 
 def score_name(study: Study) -> str:
-    """The subject of the verdict, in words."""
+    """The name of the verdict's score."""
     return f"{TITLES.get(study.protocol, study.protocol)} {study.metric.replace('_', ' ')}"
 
 
@@ -101,7 +101,7 @@ def _warnings(summary: Mapping[str, Any]) -> list[str]:
         if level.get("skipped")
     ]
     for name, level in summary["levels"].items():
-        cosine = level.get("median_cosine")  # not in the summaries of older runs
+        cosine = level.get("median_cosine")  # missing from the summaries of older runs
         if cosine is not None and cosine < STEADY and level["updates"] >= ENOUGH_UPDATES:
             warnings.append(
                 f"the hypergradients of level {name} turned from one update to the next (the median cosine is "
@@ -118,7 +118,7 @@ def _warnings(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _numbers(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
-    """Rows without the metrics that are not a number, and which those are."""
+    """Rows without the metrics that are not numbers, and a line for each such metric."""
     finite = [
         {**row, "metrics": {key: value for key, value in row["metrics"].items() if not isnan(value)}} for row in rows
     ]
@@ -134,7 +134,7 @@ def _numbers(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
 def _last_line(folder: Path, part: StudyRun) -> str:
     log = log_path(folder, part.name)
     lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    return lines[-1] if lines else "it was not run"
+    return lines[-1] if lines else "the part was not run"
 
 
 def _arm(arm: Arm, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _arm(arm: Arm, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _over_seeds(rows_by_seed: Mapping[int, Sequence[Row]]) -> list[dict[str, Any]]:
-    """A summary of each score: encoder, protocol, labels, metric, mean, median, interval, the values by seed."""
+    """A summary of each score: encoder, protocol, labels, metric, mean, median, interval, and the values by seed."""
     keys = dict.fromkeys(
         (row["encoder"], row["protocol"], row["labels"], metric)
         for rows in rows_by_seed.values()
@@ -166,7 +166,7 @@ def _over_seeds(rows_by_seed: Mapping[int, Sequence[Row]]) -> list[dict[str, Any
 
 
 def _comparisons(study: Study, by_arm: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Every arm against the baseline at every share of the labels, on the study's metric."""
+    """Compare every arm with the baseline at every share of the labels, on the study's metric."""
 
     def scores(arm: Arm, labels: float) -> dict[int, float]:
         rows = {part["seed"]: part["scores"] for part in by_arm[arm.name]}
@@ -207,6 +207,6 @@ def _no_such_score(study: Study, rows_by_seed: Mapping[int, Sequence[Row]]) -> N
         {f"{row['protocol']} {metric} at labels={row['labels']:g}" for row in rows for metric in row["metrics"]}
     )
     raise MultilevelError(
-        f"there is no score {study.protocol} {study.metric} at labels={study.labels}; there are {', '.join(offers)}: "
-        f"set protocol and metric in study.yaml and resume, nothing is trained again"
+        f"there is no score {study.protocol} {study.metric} at labels={study.labels}; available: {', '.join(offers)}; "
+        "set protocol and metric in study.yaml and resume, nothing is trained again"
     )

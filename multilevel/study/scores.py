@@ -1,4 +1,4 @@
-"""The scores of an evaluation, as a study reads them."""
+"""Reads the scores of an evaluation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Row = dict[str, Any]
 def values(
     rows_by_seed: Mapping[int, Sequence[Row]], encoder: str, protocol: str, labels: float, metric: str
 ) -> dict[int, float]:
-    """One score of every seed that has it."""
+    """The values of one score, for every seed that has it."""
     key = {"encoder": encoder, "protocol": protocol, "labels": labels}
     return {
         seed: row["metrics"][metric]

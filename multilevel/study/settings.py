@@ -19,35 +19,35 @@ INSTEAD = {
     "mask.policy": "policies=A,B",
     "seed": "seeds=N or seeds=A,B",
     "evaluation.labels": "labels=A,B",
-    "evaluate": "no such setting: a study always evaluates",
+    "evaluate": "no such setting; a study always evaluates",
 }
-#: Settings, and groups of them, in which arms may not differ: that would be another comparison.
+#: Settings and groups in which arms may not differ, since that would be another comparison.
 ARMS_SHARE = ("data", "task", "evaluation", "evaluate", "seed", "steps", "output", "resume", "experiment", "checkpoint")
-#: What may be given together with resume: none of them changes a part that has been trained.
+#: Settings allowed together with resume; none of them changes a trained part.
 WITH_RESUME = ("resume", "jobs", "seeds", "hydra/launcher")
 
 
 @dataclass
 class StudySettings:
-    """The study's own settings; what is None is chosen later, when the recipe is known.
+    """The study's own settings; None is resolved later, when the recipe is known.
 
     Args:
         policies: mask policies to compare; None: random and the recipe's own.
         baseline: the policy that the others are compared with; None: the first.
-        seeds: how many, or which: seeds=5 or seeds=0,3,7. They are the pairs of the comparison, the same for every arm.
-            None: 0 to 4, or those of a resumed study.
-        labels: shares of the labels that the evaluation is given.
-        guidance: values of ``mask.guidance`` for arms beside that of each learned policy.
-        arms: further arms by name, and the settings of each.
+        seeds: number of seeds or a list of them: seeds=5 or seeds=0,3,7. The comparison pairs arms by seed. None: 0 to
+            4, or the seeds of a resumed study.
+        labels: shares of the labels that the evaluation uses.
+        guidance: values of ``mask.guidance`` for additional arms of each learned policy.
+        arms: additional arms by name, with the settings of each.
         transfer: settings of another data set to evaluate on; empty: none.
-        equal: what all arms have the same of, pretraining updates or wall time.
-        metric: what the verdict is about; None takes the task's own.
-        protocol: of the evaluation, that the verdict is about; None takes the first of evaluation.protocols, or of the
-            task's own.
-        minimum_effect: the smallest difference of the metric that would be worth it.
-        jobs: parts that run side by side; None: 1, or as many as a Hydra launcher takes.
+        equal: the budget that is equal for all arms: pretraining updates or wall time.
+        metric: metric of the verdict; None takes the task's own.
+        protocol: evaluation protocol of the verdict; None takes the first of evaluation.protocols, or of the task's
+            own.
+        minimum_effect: the smallest worthwhile difference of the metric.
+        jobs: parts that run side by side; None: 1, or as many as a Hydra launcher runs.
         launcher: Hydra's launcher and its settings, as overrides; empty: none.
-        output: the study's folder; None makes a name.
+        output: the study's folder; None generates a name.
         resume: the folder of a study to continue.
         settings: of ``multilevel train``, for every part.
     """
@@ -71,10 +71,10 @@ class StudySettings:
 
     @classmethod
     def parsed(cls, arguments: Sequence[str]) -> StudySettings:
-        """From ``SETTING=VALUE`` arguments.
+        """Parse ``SETTING=VALUE`` arguments.
 
         Raises:
-            SettingError: one that is out of range, or does not go with ``resume``.
+            SettingError: a setting is out of range, or does not go with ``resume``.
 
         >>> StudySettings.parsed(["seeds=3,", "labels=1,0.1", "steps=5"]).settings
         ['steps=5']
@@ -91,11 +91,11 @@ class StudySettings:
             setattr(result, name, getattr(result, name) and list(dict.fromkeys(getattr(result, name))))
         result.labels.sort()
         if any(override.startswith("data.") for override in result.transfer) and result.transfer[0][:5] != "data=":
-            raise SettingError("transfer", None, "the name of a data set, beside transfer.SETTING=VALUE")
+            raise SettingError("transfer", None, "the name of a data set, in addition to transfer.SETTING=VALUE")
         if result.resume is not None:
             for setting, _ in pairs:
                 allowed = setting.removeprefix("+") in WITH_RESUME or setting.startswith("hydra.")
-                expected = "no other setting than seeds, jobs and hydra/launcher: those of study.yaml hold"
+                expected = "no setting except seeds, jobs and hydra/launcher: the rest comes from study.yaml"
                 require("resume", f"{setting}=...", allowed, expected)
         return result
 
@@ -114,7 +114,7 @@ class StudySettings:
 
 
 def _seeds_listed(argument: str) -> str:
-    """``seeds=5`` stands for the seeds 0,1,2,3,4; ``seeds=3,`` and ``seeds=[3]`` for the seed 3 alone."""
+    """``seeds=5`` stands for the seeds 0,1,2,3,4; ``seeds=3,`` and ``seeds=[3]`` for only the seed 3."""
     setting, _, text = argument.partition("=")
     if setting != "seeds" or "," in text or text.startswith("["):
         return argument
@@ -126,7 +126,7 @@ def _seeds_listed(argument: str) -> str:
 def _arm_name(setting: str) -> str:
     name = setting.removeprefix("arm.")
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in POLICIES:
-        expected = f"arm.NAME, a name of letters, digits, - and _ that is no policy ({', '.join(POLICIES)})"
+        expected = f"arm.NAME, a name of letters, digits, - and _ that is not a policy ({', '.join(POLICIES)})"
         raise SettingError("arm", name, expected)
     return name
 
@@ -138,7 +138,7 @@ def _arm_settings(setting: str, text: str) -> list[str]:
         name, sign, _ = override.partition("=")
         if not sign or name.split(".")[0] in ARMS_SHARE:
             shared = ", ".join(ARMS_SHARE)
-            raise SettingError(setting, override, f"SETTING=VALUE of the training; all arms share {shared}")
+            raise SettingError(setting, override, f"SETTING=VALUE for the training; all arms share {shared}")
     if not overrides:
-        raise SettingError(setting, text, "at least one SETTING=VALUE of the training")
+        raise SettingError(setting, text, "at least one SETTING=VALUE for the training")
     return overrides

@@ -1,4 +1,4 @@
-"""Means and paired differences over seeds, and what they decide."""
+"""Means and paired differences over seeds, and the decision they support."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Summary:
-    """One quantity over seeds; the interval is None where there is only one seed, or no spread at all."""
+    """One quantity over seeds; the interval is None with only one seed or without any spread."""
 
     mean: float
     median: float
@@ -31,15 +31,15 @@ class PairedComparison:
     """An arm against the baseline, seed by seed.
 
     Args:
-        differences: arm - baseline, of each seed that both have.
+        differences: arm - baseline, for each seed that both have.
         mean, median: of the differences.
-        interval: 95%, by Student's t; None where it is undefined: one seed, or no spread at all.
+        interval: 95%, by Student's t; None if it is undefined (one seed, or no spread).
         deviation: standard deviation of the differences; None with one seed.
-        effect_size: mean / deviation (Cohen's d of pairs); None where there is no deviation.
-        p_value: of the paired t test; None where there is no interval.
+        effect_size: mean / deviation (Cohen's d of pairs); None without a deviation.
+        p_value: of the paired t test; None without an interval.
         decision: pays, does not pay, or not decided.
-        more_seeds: about how many more would decide it; None where seeds would not, or the spread is not known.
-        bound: 0 or 1, where every score of both is nearer to it than a difference that would be worth it, else None.
+        more_seeds: about how many more seeds would decide it; None if more seeds would not, or the spread is unknown.
+        bound: 0 or 1 if every score of both is closer to it than the smallest worthwhile difference, else None.
     """
 
     differences: dict[int, float]
@@ -63,16 +63,16 @@ def summarize_seeds(values: Sequence[float]) -> Summary:
 def compare_pairs(arm: Mapping[int, float], baseline: Mapping[int, float], minimum_effect: float) -> PairedComparison:
     """The paired t test over the seeds that both have.
 
-    It pays where the whole interval of the mean difference is above 0 and some of it above ``minimum_effect``; it does
-    not where the whole interval is below ``minimum_effect``, unless that is because no score is far enough from 0 or 1
-    for such a difference.
+    The arm pays if the whole interval of the mean difference is above 0 and part of it is above ``minimum_effect``. It
+    does not pay if the whole interval is below ``minimum_effect``, unless every score is too close to 0 or 1 for such a
+    difference.
 
     Args:
         arm, baseline: the score of each seed, from 0 to 1; the larger the better.
-        minimum_effect: the smallest difference that would be worth it, above 0.
+        minimum_effect: the smallest worthwhile difference, above 0.
 
     Raises:
-        ValueError: no seed that both have.
+        ValueError: the arms have no seed in common.
     """
     differences = {seed: arm[seed] - baseline[seed] for seed in sorted(arm.keys() & baseline.keys())}
     values = list(differences.values())
@@ -82,7 +82,7 @@ def compare_pairs(arm: Mapping[int, float], baseline: Mapping[int, float], minim
     bound = 0.0 if max(scores) < minimum_effect else 1.0 if min(scores) > 1 - minimum_effect else None
     mean, middle = fmean(values), median(values)
     deviation = stdev(values) if len(values) > 1 else None
-    if not deviation or deviation < 1e-12:  # all differences are the same, but for rounding
+    if not deviation or deviation < 1e-12:  # all differences are equal up to rounding
         return PairedComparison(differences, mean, middle, None, deviation, None, None, "not decided", None, bound)
     interval = _interval(values)
     decision = decide(interval, minimum_effect)
@@ -98,7 +98,7 @@ def compare_pairs(arm: Mapping[int, float], baseline: Mapping[int, float], minim
 
 
 def decide(interval: Interval, minimum_effect: float) -> Literal["pays", "does not pay", "not decided"]:
-    """The verdict of a 95% interval of the difference."""
+    """The decision from a 95% interval of the difference."""
     low, high = interval
     if high < minimum_effect:
         return "does not pay"
@@ -106,14 +106,14 @@ def decide(interval: Interval, minimum_effect: float) -> Literal["pays", "does n
 
 
 def seeds_needed(effect: float, deviation: float, power: float = POWER) -> int:
-    """The smallest number of pairs with which a paired t test finds an effect (two-sided, 5%).
+    """The smallest number of pairs for which a paired t test detects an effect (two-sided, 5%).
 
     By the noncentral t distribution (Cohen 1988, section 2.5; what G*Power and statsmodels compute).
 
     Args:
-        effect: the mean difference to be found, above 0.
+        effect: the mean difference to detect, above 0.
         deviation: the standard deviation of the differences, above 0.
-        power: with which probability.
+        power: the probability of detecting it.
     """
     enough = 2
     while _power(enough, effect / deviation) < power:
@@ -122,7 +122,7 @@ def seeds_needed(effect: float, deviation: float, power: float = POWER) -> int:
 
 
 def _power(pairs: int, effect_size: float) -> float:
-    """Probability that a paired t test finds an effect in its own direction."""
+    """The probability that a paired t test detects an effect with the right sign."""
     critical = stats.t.ppf((1 + CONFIDENCE) / 2, pairs - 1)
     return float(stats.nct.sf(critical, pairs - 1, effect_size * sqrt(pairs)))
 

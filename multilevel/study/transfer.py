@@ -1,4 +1,4 @@
-"""A run's encoder on another data set."""
+"""Evaluates a run's encoder on another data set."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from multilevel.runs.folder import RunFolder
 
 
 def transfer_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The configuration that a run is evaluated with on another data set, checked by building its recipe.
+    """The configuration for evaluating a run on another data set, checked by building its recipe.
 
     Args:
         config: of the run.
         overrides: ``data=NAME`` and its settings.
 
     Raises:
-        SettingError: a setting that cannot work.
-        DataError: data that cannot be used.
+        SettingError: an unusable setting.
+        DataError: unusable data.
     """
     transfer = evaluation_config(config, overrides)[0]
     build_recipe(transfer)
@@ -35,7 +35,7 @@ def write_transfer(run: Path, overrides: Sequence[str], name: str) -> None:
     Args:
         run: its folder.
         overrides: ``data=NAME`` and its settings.
-        name: of the file.
+        name: in the file's name.
     """
     evaluate([str(run), *overrides])
     transfer = transfer_config(RunFolder(run).config(), overrides)

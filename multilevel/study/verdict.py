@@ -1,4 +1,4 @@
-"""The verdict in one sentence, its cost included."""
+"""States the verdict in one sentence, including the cost."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from multilevel.study.statistics import PairedComparison
 
 
 def points(value: float) -> str:
-    """A share in percent points: 0.0213 is 2.1."""
+    """A share in percentage points: 0.0213 is 2.1."""
     text = f"{100 * value:.1f}"
     return "0.0" if text == "-0.0" else text
 
@@ -14,14 +14,14 @@ def points(value: float) -> str:
 def sentence(
     comparison: PairedComparison, arm: str, baseline: str, score: str, minimum_effect: float, cost: str
 ) -> str:
-    """The verdict on a comparison.
+    """The verdict on a comparison, in words.
 
     Args:
         comparison: of the arm with the baseline.
         arm, baseline: their names.
-        score: what was measured, such as "linear probe accuracy".
-        minimum_effect: the smallest difference that would be worth it.
-        cost: how much longer it took, as a clause.
+        score: name of the score, such as "linear probe accuracy".
+        minimum_effect: the smallest worthwhile difference.
+        cost: a clause that says how much longer it took.
     """
     count = len(comparison.differences)
     seeds = f"{count} seed{'s' * (count != 1)}"
@@ -38,11 +38,11 @@ def sentence(
         why = (
             "that is worse"
             if interval[1] < 0
-            else f"less than the {points(minimum_effect)} points that would be worth it"
+            else f"less than the {points(minimum_effect)} points that count as worthwhile"
         )
         return f"{arm} masks do not pay: {finding}, {why}; {cost}."
     needed = _needed(comparison, minimum_effect)
-    return f"Whether {arm} masks pay is not decided by {seeds}: {finding}; {needed}; {cost}."
+    return f"{seeds} cannot decide whether {arm} masks pay: {finding}; {needed}; {cost}."
 
 
 def _needed(comparison: PairedComparison, minimum_effect: float) -> str:
@@ -52,19 +52,19 @@ def _needed(comparison: PairedComparison, minimum_effect: float) -> str:
         cause = f"every score is within {points(minimum_effect)} points of {points(comparison.bound)}"
         return f"{cause}: {remedy}, or another metric"
     if len(comparison.differences) == 1:
-        return "one seed says nothing about chance: take at least 5"
+        return "one seed cannot show the role of chance: take at least 5"
     if comparison.more_seeds is not None:
         return f"about {comparison.more_seeds} more would be needed"
     if comparison.mean:
-        return "all seeds gave exactly this difference, which leaves its chance unknown: take more seeds"
+        return "all seeds gave exactly this difference, so the role of chance is unknown: take more seeds"
     return "all seeds gave the same difference: the test images are too few, or too easy, to tell"
 
 
 def cost_clause(equal: str, seconds: float, updates: float) -> str:
-    """The cost of an arm compared with the baseline.
+    """The cost of an arm relative to the baseline.
 
     Args:
-        equal: what both had the same of.
+        equal: the budget that was equal for both.
         seconds: of training, the arm's over the baseline's.
         updates: of pretraining, the arm's over the baseline's.
     """

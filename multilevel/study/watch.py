@@ -1,4 +1,4 @@
-"""The progress of a whole study, read from the event logs of its parts."""
+"""Shows the progress of a whole study, read from the event logs of its parts."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from multilevel.study.plan import Study, StudyRun
 
 INTERVAL = 1.0  # seconds between two looks
 LINES = 20
-TAIL = 1 << 16  # bytes of a log in which its last whole line is looked for
+TAIL = 1 << 16  # bytes at the end of a log to search for its last whole line
 
 
 class Watch:
-    """A context in which one bar shows the steps of all parts; a line now and then where there is no terminal.
+    """Shows one progress bar for the steps of all parts within its block; without a terminal, a line now and then.
 
     Args:
-        study: what is run.
-        folder: where.
+        study: the running study.
+        folder: its folder.
     """
 
     def __init__(self, study: Study, folder: Path) -> None:
@@ -38,7 +38,7 @@ class Watch:
     def __enter__(self) -> Watch:
         done = self._look()
         self._first, self._started, self._shown = done, time.monotonic(), (-1, -1)
-        # disable=None: no bar where standard error is not a terminal; smoothing=0: the mean speed gives the time left
+        # disable=None: no bar unless standard error is a terminal; smoothing=0: the mean speed gives the time left
         self._bar = tqdm(total=self.total, initial=done, unit="step", disable=None, dynamic_ncols=True, smoothing=0)
         self._show(done)
         self._thread.start()
@@ -76,14 +76,14 @@ class Watch:
 
 
 def steps_done(folder: Path, part: StudyRun) -> int:
-    """Steps of the top level that a part has ended or begun; all, where it has a summary."""
+    """Steps of the top level that a part has ended or begun; all if it has a summary."""
     run = run_path(folder, part.name)
     if (run / "summary.json").exists():
         return part.arm.steps
     try:
         with (run / "metrics.jsonl").open("rb") as log:
             log.seek(max(0, log.seek(0, 2) - TAIL))
-            lines = log.read().split(b"\n")[:-1]  # what follows the last newline may be half a line
+            lines = log.read().split(b"\n")[:-1]  # the text after the last newline may be half a line
         return int(json.loads(lines[-1])["step"])
-    except (OSError, IndexError, ValueError, KeyError):  # not begun, or just being cut by a resume
+    except (OSError, IndexError, ValueError, KeyError):  # not started, or just being cut by a resume
         return 0

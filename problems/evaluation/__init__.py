@@ -1,1 +1,1 @@
-"""Losses evaluated at substituted parameters, with everything random and every buffer as they were recorded."""
+"""Evaluates losses at substituted parameters, with recorded randomness and buffers."""

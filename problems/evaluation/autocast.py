@@ -1,4 +1,4 @@
-"""The state of autocast, to restore where a computation is repeated, and attention under it."""
+"""Captures the state of autocast for repeated computations, and adapts attention to autocast."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class AutocastState:
     """Whether each kind of device computes under autocast, and in which dtype.
 
     Attributes:
-        kinds: by the kind of device (cpu, cuda), whether autocast is on and its dtype.
-        caches: whether casts of parameters are kept for as long as autocast lasts.
+        kinds: by device type (cpu, cuda), whether autocast is on and its dtype.
+        caches: whether autocast caches casts of parameters.
     """
 
     kinds: Mapping[str, tuple[bool, torch.dtype]]
@@ -28,14 +28,14 @@ class AutocastState:
 
     @classmethod
     def capture(cls, tensors: Iterable[Tensor]) -> AutocastState:
-        """The state on the devices of ``tensors``."""
+        """Capture the state for the devices of ``tensors``."""
         kinds = filter(torch.amp.is_autocast_available, sorted({tensor.device.type for tensor in tensors}))
         states = {kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds}
         return cls(states, torch.is_autocast_cache_enabled())
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Within the block autocast is as it was captured."""
+        """Within the block, restore the captured state."""
         with ExitStack() as stack:
             for kind, (enabled, dtype) in self.kinds.items():
                 stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=self.caches))
@@ -43,10 +43,10 @@ class AutocastState:
 
 
 class AutocastAttention(TorchFunctionMode):
-    """Has attention compute under autocast and torch.func together as it does under only autocast.
+    """Makes attention under autocast and torch.func compute the same as under only autocast.
 
-    Within a transform of torch.func autocast casts between the steps of the plain attention kernel as well, and its
-    backward pass then meets dtypes that do not fit (torch 2.6 to 2.13).
+    Within a torch.func transform, autocast also casts between the steps of the plain attention kernel, whose backward
+    pass then meets mismatched dtypes (torch 2.6 to 2.13).
     """
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""Calls on levels as functions compiled by torch.compile, in updates and wherever they can be."""
+"""Compiles calls on levels with torch.compile, in updates and wherever possible."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from multilevel.problems.evaluation.module_call import BufferedCall
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.solvers.differentiation import wants_higher_derivatives
 
-#: What torch.compile takes for ``backend``.
+#: The type of torch.compile's ``backend``.
 Backend = str | Callable[..., Any]
 
 LONGEST_REASON = 200
@@ -31,19 +31,20 @@ _AS_WRITTEN: ContextVar[bool] = ContextVar("as written", default=False)
 
 
 class Compilation:
-    """Compiles calls on levels within updates, a function for each method of a module, and makes the others as written.
+    """Compiles calls on levels within updates, one function per method of a module, and runs all other calls as
+    written.
 
-    A compiled function has a gradient and no further derivative. So calls are made as they are written within
-    ``higher_derivatives``, under transforms of torch.func, in forward mode, within torch.utils.checkpoint, and by
-    losses that take a gradient and keep its graph. A method that draws random numbers is never compiled: from
-    the same state of the generators a compiled function draws others than a replay. Nor is a method that torch.compile
-    does not take whole, or whose inputs change their shapes too often for it.
+    A compiled function has a gradient but no further derivatives. So calls run as written within
+    ``higher_derivatives``, under torch.func transforms, in forward mode, within torch.utils.checkpoint, and in losses
+    that take a gradient and keep its graph. A method that draws random numbers is never compiled, since from the same
+    generator state a compiled function draws other numbers than a replay. Nor is a method that torch.compile cannot
+    take as a whole, or whose input shapes change too often.
 
     Args:
         backend: of torch.compile.
 
     Attributes:
-        notices: a line on everything that is not compiled, once for each reason; the code that shows them removes them.
+        notices: one line per reason on calls that are not compiled; the code that shows the lines removes them.
     """
 
     _mode: LossMode  # of the evaluation that is under way
@@ -58,24 +59,25 @@ class Compilation:
 
     @classmethod
     def of(cls, backend: bool | Backend) -> Compilation | None:
-        """With a backend, or torch.compile's own (True); None without one (False)."""
+        """A compilation with the given backend, or torch.compile's default (True); None for False."""
         if backend is False:
             return None
         return cls() if backend is True else cls(backend)
 
     @contextmanager
     def installed(self, level: str, modules: Sequence[nn.Module], mode: LossMode) -> Iterator[None]:
-        """Within the block calls on these modules, and on methods that their classes add, are compiled.
+        """Within the block, compile calls on these modules and on methods that their classes add.
 
-        A call within such a call is part of it. Whatever a user has compiled runs as it is written.
+        A nested call is part of the outer call. Anything that the user has compiled runs as written.
 
         Args:
-            level: whose loss is evaluated.
-            modules: of all levels, each submodule as well.
-            mode: of the evaluation; a compiled call is made outside of it.
+            level: the level of the evaluated loss.
+            modules: of all levels, including every submodule.
+            mode: of the evaluation; compiled calls run outside it.
 
         Raises:
-            GradientGraphError: the loss takes a gradient and keeps its graph. Later blocks for it compile nothing.
+            GradientGraphError: the loss takes a gradient and keeps its graph. Later blocks for this loss compile
+                nothing.
         """
         if wants_higher_derivatives() or level in self._differentiating:
             with as_written():
@@ -100,10 +102,10 @@ class Compilation:
                     attributes[name] = value
 
     def _replacements(self, module: nn.Module) -> list[tuple[dict[str, Any], str, Callable[..., Any]]]:
-        """Stands in for a module's calls; a wrapper made by torch.compile passes them on."""
+        """Replacements for a module's calls; a torch.compile wrapper delegates to the original."""
         if _is_wrapper(module):
             return []
-        kind: Any = type(module)  # mypy does not take a class for hashable
+        kind: Any = type(module)  # mypy does not consider a class hashable
         methods = [method for method in _methods(kind) if method not in vars(module)]
         names = {"_compiled_call_impl": "_call_impl", **{method: method for method in methods}}
         return [(vars(module), name, partial(self._call, module, method)) for name, method in names.items()]
@@ -117,7 +119,7 @@ class Compilation:
             attributes.pop(name, None)
 
     def _call(self, module: nn.Module, method: str, *arguments: Any, **keywords: Any) -> Any:
-        """A call from a loss; calls within it are not compiled separately."""
+        """Make a call from a loss; nested calls are not compiled separately."""
         self._remove()
         try:
             return self._result(module, method, arguments, keywords)
@@ -125,7 +127,7 @@ class Compilation:
             self._install()
 
     def _result(self, module: nn.Module, method: str, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
-        """The result of a module's method at the parameters and buffers that the module holds."""
+        """The result of a module's method at the module's current parameters and buffers."""
         plain = getattr(module, method)
         name = type(module).__name__ + ("" if method == "_call_impl" else f".{method}")
         if (module, method) not in self._functions:
@@ -145,7 +147,7 @@ class Compilation:
                 _assign(module, buffers)
                 return result
             reason = "it draws random numbers"
-        except Exception as error:  # backends raise all kinds; an error of the module's own is raised again below
+        except Exception as error:  # backends raise any type; the module's own errors are raised again below
             reason = _reason(error)
         before.restore()
         self._functions[module, method] = None
@@ -153,14 +155,14 @@ class Compilation:
         return plain(*arguments, **keywords)
 
     def _function(self, module: nn.Module, plain: Callable[..., Any], name: str) -> Callable[..., Any] | None:
-        """A compiled function, compiled where it is first called; None where torch would compile it wrongly."""
+        """A compiled function, compiled on its first call; None if torch would compile it incorrectly."""
         if any(buffer.ndim == 0 and buffer.dtype == torch.float64 for buffer in module.buffers()):
             self._tell(f"{name} is", "torch.compile loses in-place changes of a float64 buffer without dimensions")
             return None
         return _compiled(BufferedCall(module, plain), f"{name}_{len(self._functions)}", self._backend)
 
     def _nominal(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The values, requiring gradients as the parameters do in whose places they are: a module may ask."""
+        """The values, with requires_grad of the parameters they replace, since a module may check it."""
         return {
             name: value
             if value.requires_grad or not self._mode.nominal.get(id(value))
@@ -169,7 +171,7 @@ class Compilation:
         }
 
     def _usable(self) -> bool:
-        """Whether a compiled function can be called here."""
+        """Whether a compiled function may be called here."""
         foreign = [type(mode) for mode in _get_current_function_mode_stack() if not _is_own(mode)]
         if foreign:
             self._tell("calls are", f"the mode {foreign[0].__name__} is active")
@@ -185,14 +187,14 @@ class Compilation:
 
 
 class as_written:  # noqa: N801  # a block, like torch.no_grad
-    """Within the block nothing is compiled, neither by the engine nor by a user."""
+    """Within the block, nothing is compiled, neither by the engine nor by the user."""
 
     def __enter__(self) -> None:
         self._around = is_as_written()
         if self._around:
             return
         self._token = _AS_WRITTEN.set(True)
-        # Whoever compiles has imported it; it takes seconds.
+        # The import takes seconds; code that compiles has already imported it.
         self._stance = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
         self._stance.__enter__()
 
@@ -207,7 +209,7 @@ is_as_written = _AS_WRITTEN.get
 
 
 def compiled_by_user(modules: Mapping[str, nn.Module]) -> list[str]:
-    """A line on the levels that a user has compiled, or none.
+    """A line about levels that the user has compiled; empty if there are none.
 
     >>> compiled_by_user({"fit": nn.Linear(2, 1)})
     []
@@ -221,13 +223,13 @@ def compiled_by_user(modules: Mapping[str, nn.Module]) -> list[str]:
         return []
     names = ", ".join(repr(name) for name in levels)
     return [
-        f"level{'s' * (len(levels) > 1)} {names}: compiled by torch.compile, but run as written, since "
-        "solves need derivatives that a compiled function lacks; compile=true or Engine(compile=True) compiles updates"
+        f"level{'s' * (len(levels) > 1)} {names}: compiled by torch.compile, but run as written, since solves need "
+        "derivatives that compiled functions lack; compile=true or Engine(compile=True) compiles updates"
     ]
 
 
 class _Before:
-    """The state that a call may move: generators and buffers."""
+    """The state that a call may change: generators and buffers."""
 
     def __init__(self, buffers: Sequence[Tensor]) -> None:
         self.random = RandomState.capture()
@@ -236,7 +238,7 @@ class _Before:
     def restore(self) -> None:
         self.random.restore()
         for buffer, version, value in self._buffers:
-            if buffer._version != version:  # what is written to, autograd takes for changed
+            if buffer._version != version:  # autograd considers a buffer changed once it is written to
                 buffer.copy_(value)
 
 
@@ -245,12 +247,12 @@ class GradientGraphError(Exception):
 
 
 class _GradientGraphs(TorchFunctionMode):
-    """Raises where the graph of a gradient is to be kept."""
+    """Raises if a gradient's graph is to be kept."""
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         keywords = keywords or {}
         keeps = keywords.get("create_graph") or keywords.get("retain_graph") or any(flag is True for flag in arguments)
-        # torch.func keeps graphs, of calls that are not compiled
+        # torch.func keeps graphs, but of calls that are not compiled
         transformed = torch._C._are_functorch_transforms_active()
         if keeps and not transformed and function in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
             raise GradientGraphError
@@ -258,12 +260,12 @@ class _GradientGraphs(TorchFunctionMode):
 
 
 def _compiled(called: BufferedCall, name: str, backend: Backend) -> Callable[..., Any]:
-    """A compiled function of parameters and buffers, arguments and keywords, to what ``BufferedCall`` returns."""
+    """Compile a function of parameters, buffers, arguments and keywords that returns the same as ``BufferedCall``."""
 
     def function(values: Mapping[str, Tensor], arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
         return called.at(values, arguments, keywords)
 
-    # torch.compile keeps what it compiles, and counts it against a limit, by code.
+    # torch.compile caches compiled functions by code object, up to a limit.
     code = function.__code__.replace(co_name=name)
     renamed = FunctionType(code, function.__globals__, name, None, function.__closure__)
     return torch.compile(renamed, backend=backend, fullgraph=True, dynamic=False)
@@ -271,10 +273,10 @@ def _compiled(called: BufferedCall, name: str, backend: Backend) -> Callable[...
 
 @contextmanager
 def _compiling() -> Iterator[None]:
-    """Within the block no function mode is active, and what is compiled has its backward pass compiled at once.
+    """Within the block, no function mode is active, and backward passes are compiled immediately.
 
-    Functions are compiled anew for each stack of modes; an error in a backward pass that is compiled where it is
-    first used would come too late to make the call as it is.
+    torch recompiles functions for each stack of modes. An error in a backward pass compiled on first use would come too
+    late to run the call as written.
     """
     with torch.compiler.set_stance("default"), ExitStack() as stack:
         for _ in _get_current_function_mode_stack():
@@ -286,21 +288,21 @@ def _compiling() -> Iterator[None]:
 
 @cache
 def _methods(kind: type[nn.Module]) -> tuple[str, ...]:
-    """Public methods that a class of modules, or of its bases, adds to those of ``nn.Module``."""
+    """The public methods that a module class or its bases add to ``nn.Module``."""
     bases = [base for base in kind.__mro__ if issubclass(base, nn.Module) and base is not nn.Module]
     names = {name for base in bases for name, value in vars(base).items() if isinstance(value, FunctionType)}
     return tuple(sorted(name for name in names - set(dir(nn.Module)) - {"forward"} if name[0] != "_"))
 
 
 def _assign(module: nn.Module, buffers: Mapping[str, Tensor]) -> None:
-    """Have a module hold the buffers that a compiled call has assigned anew."""
+    """Store the buffers that a compiled call has reassigned in their module."""
     for name, buffer in buffers.items():
         path, _, key = name.rpartition(".")
         module.get_submodule(path)._buffers[key] = buffer.detach()
 
 
 def _is_wrapper(module: nn.Module) -> bool:
-    """Whether ``torch.compile(module)`` has made it."""
+    """Whether ``torch.compile(module)`` created it."""
     dynamo = sys.modules.get("torch._dynamo")
     return dynamo is not None and isinstance(module, dynamo.OptimizedModule)
 
@@ -315,5 +317,5 @@ def _reason(error: Exception) -> str:
 
 
 def _is_own(mode: TorchFunctionMode) -> bool:
-    """Whether a mode is one of ours, which do nothing that a compiled function would need."""
+    """Whether a mode belongs to this project; compiled functions do not need those modes."""
     return type(mode).__module__.partition(".")[0] == __name__.partition(".")[0]

@@ -1,4 +1,4 @@
-"""Stateless evaluation of losses: given parameters, a recorded batch, recorded draws, a recorded generator state."""
+"""Stateless evaluation of losses: at given parameters, with a recorded batch, draws and generator state."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from multilevel.solvers.ranges import require
 from multilevel.solvers.vectors import Tensors, scalar_values
 
 PRECISIONS = ("float32", "bf16")
-#: For reference computations; everything is cast when a loss is evaluated.
+#: For reference computations; everything is cast in each evaluation.
 REFERENCE_PRECISION = "float64"
 
 
@@ -45,12 +45,12 @@ class Evaluation:
 
     Attributes:
         loss: a scalar.
-        value: of it; with several ranks this rank's own.
-        metrics: what the loss returned beside it.
-        touched: the levels that were watched and used while gradients were enabled.
-        used: those used at all.
-        uses_replaced: the loss has used a parameter that it has from elsewhere than its level's module.
-        substitution: holds what the buffers have become.
+        value: of the loss; with several ranks, of this rank's.
+        metrics: the metrics that the loss returned.
+        touched: the watched levels that were used while gradients were enabled.
+        used: the watched levels that were used at all.
+        uses_replaced: whether the loss used a parameter that it did not get from its level's module.
+        substitution: holds the new values of the buffers.
         moving: the level's parameters that its forward pass writes to.
     """
 
@@ -64,7 +64,7 @@ class Evaluation:
     moving: Collection[str]
 
     def move_buffers(self, level: str) -> None:
-        """Let a level's buffers (running statistics) become what the evaluation has made of them."""
+        """Update a level's buffers (running statistics) to their values after the evaluation."""
         if moved := self.substitution.moved(level, self.moving):
             _move(moved)
 
@@ -76,7 +76,7 @@ class Evaluator:
         problems: the levels by name.
         precision: float32 (the parameters' own dtype), bf16 (autocast) or float64 (parameters, buffers, batches
             and draws are cast: a reference).
-        compilation: makes calls on the levels where they can be compiled; None compiles none.
+        compilation: compiles calls on the levels where possible; None compiles none.
 
     Raises:
         SettingError: an unknown precision.
@@ -94,7 +94,7 @@ class Evaluator:
         self.modules = Modules(modules)
         self.levels = Levels(modules)
         self._cast = _doubled if precision == REFERENCE_PRECISION else None  # of parameters and buffers
-        #: Lines on what is compiled, and what is not; whoever shows them takes them away.
+        #: Lines about what is compiled and what is not; the code that shows them removes them.
         self.notices = compiled_by_user(modules) if compilation is None else compilation.notices
 
     def evaluate(
@@ -106,16 +106,17 @@ class Evaluator:
         moving: bool = False,
         observed: bool = True,
     ) -> Evaluation:
-        """The level's loss and metrics, with ``parameters`` in place of the levels' own; no buffer moves yet.
+        """Evaluate the level's loss and metrics with ``parameters`` in place of the levels' own; buffers do not change
+        yet.
 
         Args:
             name: the level.
-            part: its batch and draws; the generators are the caller's business, but for the user's own.
-            parameters: for each level to substitute, its variables (and buffers, if they are to be others than now);
-                the others enter detached.
-            watched: levels whose use is told.
-            moving: let the user's own generators move on, as an update does.
-            observed: whether anyone wants the metrics, for which a GPU would have to be waited for.
+            part: its batch and draws; the caller sets all generators except the user's own.
+            parameters: for each level to substitute, its variables (and optionally buffers); other levels enter
+                detached.
+            watched: levels whose use to report.
+            moving: whether the user's own generators advance, as in an update.
+            observed: whether the metrics are needed, which requires waiting for a GPU.
 
         Raises:
             LossError: the loss is not a scalar tensor.
@@ -131,7 +132,7 @@ class Evaluator:
             tensors = {key: metric for key, metric in metrics.items() if isinstance(metric, Tensor)}
             number, *read = scalar_values([loss, *tensors.values()])
         metrics |= zip(tensors, read, strict=True)
-        if replicas.count() == 1:  # what one of several ranks alone saw all of them see in the means
+        if replicas.count() == 1:  # what only one rank sees, all ranks see in the means
             check_finite(name, number)
         floats = {key: float(metric) for key, metric in metrics.items()}
         touched, used = frozenset(mode.touched), frozenset(mode.used)
@@ -141,23 +142,23 @@ class Evaluator:
     def loss(
         self, name: str, part: RecordedBatch, parameters: Values, move_buffers: bool = False
     ) -> tuple[Tensor, dict[str, float]]:
-        """The loss and metrics of ``evaluate``; with ``move_buffers`` this level's buffers move, as an update does."""
+        """The loss and metrics of ``evaluate``; with ``move_buffers`` this level's buffers change, as in an update."""
         evaluation = self.evaluate(name, part, parameters, moving=move_buffers)
         if move_buffers:
             evaluation.move_buffers(name)
         return evaluation.loss, evaluation.metrics
 
     def replay(self, name: str, part: RecordedBatch, parameters: Values) -> Tensor:
-        """The loss of a recorded part, its random draws repeated; no generator and no buffer moves.
+        """The loss of a recorded part with the same random draws; generators and buffers do not change.
 
-        Nothing is compiled, as there may be no second derivative of what is. With several ranks it is this rank's own,
-        and its derivatives in ``parameters`` are those of the ranks' mean.
+        Nothing is compiled, since compiled functions may lack second derivatives. With several ranks, the value is this
+        rank's, but derivatives in ``parameters`` are those of the mean over ranks.
         """
         value = self._replayed(name, part, parameters, partial(self.problems[name].loss, self.levels))
         return self._checked(name, value)
 
     def outputs(self, name: str, part: RecordedBatch, parameters: Values) -> tuple[list[Tensor], RandomState]:
-        """The outputs of a level on a recorded part, and the generators' state that its criterion starts from."""
+        """The outputs of a level on a recorded part, and the generators' state at the start of its criterion."""
         after = part.state
 
         def outputs(batch: Any, draws: Any) -> Any:
@@ -179,35 +180,35 @@ class Evaluator:
         return self._checked(name, self._replayed(name, replace(part, state=state), parameters, criterion))
 
     def to_precision(self, part: RecordedBatch) -> RecordedBatch:
-        """A part as this evaluator's precision takes it."""
+        """Cast a part to this evaluator's precision."""
         if self.precision != REFERENCE_PRECISION:
             return part
         return replace(part, batch=map_tensors(_doubled, part.batch), draws=map_tensors(_doubled, part.draws))
 
     def record(self, name: str, batch: Any, state: RandomState | None = None) -> RecordedBatch:
-        """Draw what the loss of ``batch`` needs from the generators as they stand, and record it.
+        """Draw what the loss of ``batch`` needs from the generators in their current state, and record it.
 
         Args:
             name: the level.
             batch: of its data.
-            state: that of the generators, where it is known.
+            state: the generators' state, if known.
         """
         if getattr(self.problems[name].draw, "__func__", None) is Problem.draw:
             return RecordedBatch(batch, None, state or RandomState.capture())
-        batch = fresh(batch)  # whatever draw writes into it is the loss's alone
+        batch = fresh(batch)  # writes by draw affect only the loss
         with self.modules.substitution({}, self._cast), torch.no_grad(), self._autocast(name):
             draws = self.problems[name].draw(self.levels, batch)
         return RecordedBatch(batch, draws, RandomState.capture())
 
     def arithmetic(self, parameters: Iterable[Tensor]) -> torch.dtype:
-        """The coarsest dtype that a loss of ``parameters`` is computed in."""
+        """The coarsest dtype in the computation of a loss of ``parameters``."""
         if self.precision == "bf16":
             return torch.bfloat16
         dtypes = {parameter.dtype for parameter in parameters}
         return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
 
     def detached(self, name: str) -> dict[str, Tensor]:
-        """The level's variables at the current point, outside any graph."""
+        """The level's variables at the current point, detached."""
         variables = {key: variable.detach() for key, variable in self.problems[name].variables().items()}
         return variables if self._cast is None else {key: self._cast(value) for key, value in variables.items()}
 
@@ -226,7 +227,7 @@ class Evaluator:
         watched: Collection[str] = (),
         compilation: Compilation | None = None,
     ) -> tuple[Any, LossMode, Substitution]:
-        """``compute(batch, draws)`` while the modules hold what is substituted."""
+        """Call ``compute(batch, draws)`` while the modules hold the substitutes."""
         problem = self.problems[name]
         with torch._C.DisableTorchFunction():
             cast = self.to_precision(part)
@@ -238,7 +239,7 @@ class Evaluator:
                 watching = {id(value): level for level in watched for value in substitution.substitutes(level)}
             storages = substitution.storages() if first else {}
             mode = LossMode(substitution, part.generators, watching, storages, problem.takes_gradients)
-            tensors: list[Tensor] = []  # the loss may take them out of their containers
+            tensors: list[Tensor] = []  # the loss may remove them from their containers
             batch, draws = fresh((cast.batch, cast.draws), problem.writes_to_batch is not False, tensors)
             before = versions(tensors)
 
@@ -273,42 +274,43 @@ class Evaluator:
     def _check_writes(
         self, problem: Problem, added: Sequence[str], written: Collection[Variable], first: bool, batch: bool
     ) -> None:
-        """From its first evaluation on it is known what a loss writes to: its batch, and parameters.
+        """Record in the first evaluation whether a loss writes to its batch or to parameters, and check later ones
+        against it.
 
         Raises:
-            LossError: a parameter that a level trains, a buffer that was not there, or something that it did not write
-                to at first.
+            LossError: the loss writes to a trained parameter, to a new buffer, or to something that it did not write to
+                at first.
         """
         label = f"the loss of level {problem.name!r}"
         if added:
             raise LossError(
-                f"{label} registers {added[0]!r} in a module: register it in __init__, or call "
-                "the module once before the graph is made"
+                f"{label} registers {added[0]!r} in a module: register it in __init__, or call the module once before "
+                "creating the graph"
             )
         for variable in written:
             trained, moving = variable.current, self.problems[variable.level].moving
-            later = "" if first or variable.name in moving else ", which it did not do at first"
+            later = "" if first or variable.name in moving else ", which it did not do before"
             if later or (trained is not None and trained.requires_grad):
                 raise LossError(
-                    f"{label} writes to the parameter {variable.name!r} of level {variable.level!r}{later}, and is "
-                    "evaluated several times for an update: write to it in a step hook of the optimizer, or in "
+                    f"{label} writes to the parameter {variable.name!r} of level {variable.level!r}{later}, but one "
+                    "update evaluates it several times: write to it in a step hook of the optimizer, or in "
                     "Callback.on_update"
                 )
             moving.add(variable.name)
         if first:
             problem.writes_to_batch = batch
         elif batch and not problem.writes_to_batch:
-            raise LossError(f"{label} changes its batch in place, which it did not do at first: clone what it changes")
+            raise LossError(f"{label} changes its batch in place, which it did not do before: clone what it changes")
 
     def _checked(self, name: str, value: Any) -> Tensor:
         loss, _ = self._split(name, value)
         if replicas.count() == 1:
-            with torch._C.DisableTorchFunction():  # what is read here is no part of the loss
+            with torch._C.DisableTorchFunction():  # reads here do not belong to the loss
                 check_finite(name, loss.item())
         return loss
 
     def _split(self, name: str, value: Any) -> tuple[Tensor, dict[str, Any]]:
-        """The loss and metrics that a level's loss returned."""
+        """Split what a level's loss returned into loss and metrics."""
         with torch._C.DisableTorchFunction():
             loss, metrics = split(name, value)
             if not isinstance(loss, Tensor) or loss.ndim != 0:
@@ -333,7 +335,7 @@ def check_finite(name: str, loss: float) -> None:
 
 
 def replicated(parameters: Values, problems: Mapping[str, Problem]) -> Values:
-    """``averaging`` of each level's parameters; buffers among them have no derivative, and a loss may write to them."""
+    """``averaging`` of each level's parameters; buffers among them have no derivative and may be written to."""
     if replicas.count() == 1:
         return parameters
     result: dict[str, Tensors] = {}
@@ -345,17 +347,17 @@ def replicated(parameters: Values, problems: Mapping[str, Problem]) -> Values:
 
 
 def _move(buffers: Sequence[tuple[Variable, Tensor | None]]) -> None:
-    """Give buffers their new values, means over the ranks where they are no whole numbers."""
+    """Set buffers to their new values, averaged over ranks unless they are integers."""
     pairs = []
     for variable, moved in buffers:
         buffer = variable.current
-        if buffer is None or moved is None or buffer.shape != moved.shape:  # a forward pass has assigned another one
+        if buffer is None or moved is None or buffer.shape != moved.shape:  # a forward pass has replaced the buffer
             variable.put(None if moved is None else moved.detach())
         else:
             pairs.append((buffer, moved.detach()))
     if replicas.count() > 1:
         fractions = [index for index, (_, moved) in enumerate(pairs) if moved.is_floating_point()]
-        # means of differences: what has not moved stays what it is to the last bit
+        # means of differences keep unchanged buffers bit for bit
         means = replicas.mean([pairs[index][1] - pairs[index][0] for index in fractions])
         for index, difference in zip(fractions, means, strict=True):
             buffer, _ = pairs[index]
@@ -369,7 +371,7 @@ def _doubled(tensor: Tensor) -> Tensor:
 
 
 def module_device(module: nn.Module) -> torch.device:
-    """The device of a module's first parameter or buffer; the CPU where it has none."""
+    """The device of a module's first parameter or buffer; the CPU if it has none."""
     for tensor in (*module.parameters(), *module.buffers()):
         return tensor.device
     return torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Lazy modules, whose parameters get their shapes from the first batch."""
+"""Initializes lazy modules, whose parameters get their shapes from the first batch."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from multilevel.problems.problem import Problem
 
 
 def initialize_lazy_modules(problems: Mapping[str, Problem], batches: Mapping[str, Batches]) -> None:
-    """Evaluate losses on their first batch, bottom level first, until no level has an uninitialized parameter.
+    """Evaluate losses on their first batches, bottom level first, until every parameter is initialized.
 
-    Initial weights are drawn from the global generators, as they are at a module's first call. Parameters stay the same
-    objects, so optimizers hold them; batches stay the next, buffers what they are before a first call.
+    Initial weights are drawn from the global generators, as in a module's first call. Parameters stay the same objects,
+    so optimizers hold them; batches are not consumed, and buffers keep their values.
 
     Raises:
         GraphError: no loss initializes a parameter.
@@ -34,14 +34,14 @@ def initialize_lazy_modules(problems: Mapping[str, Problem], batches: Mapping[st
         try:
             with _standing_buffers(modules.values()):
                 _evaluate(problem, Levels(modules), batches[name].peek())
-        except Exception as error:  # a loss may raise anything
+        except Exception as error:  # a loss may raise any error
             reason = " ".join(str(error).split())
             failures.append(f"; the loss of {name!r} fails on its first batch ({type(error).__name__}: {reason})")
     for name, module in modules.items():
         for key in _uninitialized(module):
             raise GraphError(
-                f"level {name!r}: no loss initializes its lazy parameter {key!r}: call the module once before the "
-                f"graph is made{''.join(failures)}"
+                f"level {name!r}: no loss initializes its lazy parameter {key!r}: call the module once before "
+                f"creating the graph{''.join(failures)}"
             )
 
 
@@ -49,7 +49,7 @@ def _evaluate(problem: Problem, levels: Any, batch: Any) -> None:
     batch = fresh(batch)
     with RandomState.seeded(0).active(), torch.no_grad():
         draws = problem.draw(levels, batch)
-    problem.loss(levels, batch, draws)  # with gradients, as it may take one of its own
+    problem.loss(levels, batch, draws)  # with gradients, since the loss may take one itself
 
 
 def _uninitialized(module: nn.Module) -> list[str]:
@@ -58,7 +58,7 @@ def _uninitialized(module: nn.Module) -> list[str]:
 
 @contextmanager
 def _standing_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Put buffers back after the block; those that it initializes, to what they are initialized to."""
+    """Restore buffers after the block; those initialized in it get their initial values."""
     saved: list[tuple[nn.Module, str, Tensor, Tensor]] = []
 
     def keep(module: nn.Module, *_: Any) -> None:
@@ -76,7 +76,7 @@ def _standing_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-        for module, key, buffer, value in reversed(saved):  # the first of several calls is put back last
+        for module, key, buffer, value in reversed(saved):  # the first of several calls is restored last
             setattr(module, key, buffer)
             with torch.no_grad():
                 buffer.copy_(value)

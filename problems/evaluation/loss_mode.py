@@ -1,4 +1,4 @@
-"""Changes to torch's functions while a loss is evaluated."""
+"""Changes to torch's functions during the evaluation of a loss."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from multilevel.solvers.differentiation import wants_higher_derivatives, writes_
 
 _FLAG = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 _GRADIENT_FUNCTION = vars(torch._C.TensorBase)["grad_fn"].__get__
-#: Functions that tell whether a tensor has a graph, or need one.
+#: Functions that show whether a tensor has a graph, or need one.
 _ASKING = frozenset(
     {
         _FLAG,
@@ -32,39 +32,40 @@ _FLAG_SETTERS = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # type: i
 
 
 class GradientsWantedError(Exception):
-    """A loss asks a tensor for its graph, which it would have if every parameter entered with ``requires_grad``."""
+    """A loss asks for a tensor's graph, which exists only if every parameter enters with ``requires_grad``."""
 
 
 @lru_cache(1024)
 def _is_special(function: Any) -> bool:
-    """Whether ``LossMode`` has anything to do with a function that is given no generator."""
+    """Whether ``LossMode`` handles a function that is called without a generator."""
     names = ("dropout", "attention")
     special = function in _ASKING or function in _FLAG_SETTERS or function is torch._weight_norm
     return special or any(name in getattr(function, "__name__", "") for name in names)
 
 
 class LossMode(ReplayableDropout):
-    """Has a loss compute the same value in every evaluation, whatever is being differentiated.
+    """Makes a loss compute the same value in every evaluation, whatever is being differentiated.
 
-    ``requires_grad`` of a substitute is that of the parameter in whose place it is. A ``torch.Generator`` of the
-    user's own starts every evaluation from the state that it had at the update. ``weight_norm``, whose second
-    derivative is wrong in torch, is computed by elementary operations where second derivatives are taken.
+    A substitute reports the ``requires_grad`` of the parameter that it replaces. The user's own ``torch.Generator``
+    objects start every evaluation from their state at the update. ``weight_norm``, whose second derivative is wrong in
+    torch, is computed by elementary operations when second derivatives are taken.
 
     Args:
         substitution: of the parameters.
-        generators: states by generator; those met for the first time are added.
+        generators: states by generator; generators are added on their first use.
         watched: the level of a tensor by its ``id``; see ``touched``.
         storages: addresses of storages; see ``written``.
-        differentiable: every parameter enters as in the update of its level.
+        differentiable: whether every parameter enters as in the update of its level.
 
     Attributes:
-        used: the levels of the watched tensors that a function has been called with.
-        touched: those of them while gradients were enabled.
-        uses_replaced: whether a function has been called with a parameter itself, which the loss has from elsewhere.
-        written: the storages among ``storages`` that functions have written to.
+        used: the levels of the watched tensors that functions were called with.
+        touched: the same, but only while gradients were enabled.
+        uses_replaced: whether a function was called with a parameter itself, which the loss did not get from
+            ``levels``.
+        written: the storages among ``storages`` that functions wrote to.
 
     Raises:
-        GradientsWantedError: in the loss, see there; not with ``differentiable``.
+        GradientsWantedError: see there; not with ``differentiable``.
     """
 
     def __init__(
@@ -111,12 +112,12 @@ class LossMode(ReplayableDropout):
         return super().__torch_function__(function, types, arguments, keywords)
 
     def restore_generators(self) -> None:
-        """Put the user's own generators back where the evaluation found them."""
+        """Restore the user's own generators to their state before the evaluation."""
         for generator, state in self._before.items():
             generator.set_state(state)
 
     def watch(self, values: Iterable[Any]) -> None:
-        """Tell which watched tensors are among what a function is called with."""
+        """Note which watched tensors a function is called with."""
         if not self._watched:
             return
         for value in values:
@@ -128,7 +129,7 @@ class LossMode(ReplayableDropout):
                     self.touched.add(self._watched[id(value)])
 
     def _note_writes(self, function: Any, arguments: Any, keywords: Mapping[str, Any]) -> None:
-        """Note the storages that a function writes to: of its first argument, in place, or of ``out``."""
+        """Note the storages that a function writes to: its first argument if it works in place, or ``out``."""
         for value in tree_leaves((arguments[:1] if writes_in_place(function) else (), keywords.get("out"))):
             if isinstance(value, Tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(value):
                 address = value.untyped_storage().data_ptr()
@@ -136,7 +137,7 @@ class LossMode(ReplayableDropout):
                     self.written.add(address)
 
     def _replay(self, generator: torch.Generator) -> None:
-        """At the first use in an evaluation: go to the recorded state, or record this one."""
+        """On the first use of a generator in an evaluation, restore the recorded state, or record the current one."""
         if generator in self._before:
             return
         self._before[generator] = generator.get_state()
@@ -147,7 +148,7 @@ class LossMode(ReplayableDropout):
 
 
 def _lacks_graph(tensor: Tensor) -> bool:
-    """Whether a tensor that could have a graph has none, in code that builds graphs."""
+    """Whether a tensor that could have a graph lacks one, in code that builds graphs."""
     with torch._C.DisableTorchFunction():
         if not torch.is_grad_enabled() or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             return False

@@ -1,4 +1,4 @@
-"""Metrics: numbers that a loss reports beside its value."""
+"""Metrics, the numbers that a loss reports with its value."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from multilevel.problems.errors import LossError
 
 
 def split(level: str, value: Any) -> tuple[Any, dict[str, Any]]:
-    """The loss and the metrics, outside its graph, of what the loss of ``level`` returned.
+    """Split what the loss of ``level`` returned into the loss and the detached metrics.
 
     Raises:
-        LossError: something other than a loss, or a loss and metrics that are numbers or tensors of one element.
+        LossError: the result is neither a loss nor a loss with metrics that are numbers or tensors of one element.
     """
     if not isinstance(value, tuple):
         return value, {}
@@ -29,12 +29,13 @@ def split(level: str, value: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def describe(value: Any) -> str:
-    """The shape of a tensor, the type of anything else."""
+    """Describe a tensor by its shape, and any other value by its type."""
     return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _detached(level: str, key: str, metric: Any) -> Any:
-    """``metric``, if ``float`` takes it; a tensor's number is not asked for, as a GPU would have to be waited for."""
+    """The detached ``metric``, if ``float`` can convert it; a tensor's value is not read, which would wait for a
+    GPU."""
     if isinstance(metric, Tensor) and metric.numel() == 1 and not metric.is_complex():
         return metric.detach()
     try:

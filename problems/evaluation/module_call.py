@@ -1,4 +1,4 @@
-"""Any function of a module, at given parameters and buffers."""
+"""Calls any function of a module at given parameters and buffers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch.func import functional_call
 
 
 class ModuleCall(nn.Module):
-    """functional_call evaluates only ``forward``; this makes any function that calls a module a ``forward``.
+    """Turns any function that calls a module into a ``forward``, the only method that functional_call evaluates.
 
     Args:
         module: the module.
-        compute: a method of it, or a function that calls it; ``module.__call__`` runs its hooks as well.
+        compute: a method of the module, or a function that calls it; ``module.__call__`` also runs its hooks.
     """
 
     def __init__(self, module: nn.Module, compute: Callable[..., Any]) -> None:
@@ -31,7 +31,7 @@ class ModuleCall(nn.Module):
 
 
 class BufferedCall(ModuleCall):
-    """A call whose result comes with the module's buffers that it has assigned anew."""
+    """A call that also returns the module's reassigned buffers."""
 
     def forward(self, *inputs: Any, **keywords: Any) -> tuple[Any, dict[str, Tensor]]:
         before = dict(self.module.named_buffers(remove_duplicate=False))

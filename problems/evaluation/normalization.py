@@ -1,4 +1,4 @@
-"""Normalizations whose third derivatives are right."""
+"""Normalizations with correct third derivatives."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from multilevel.solvers import ProductError
 
 
 class ElementaryNormalization(TorchFunctionMode):
-    """Has normalizations compute by elementary operations.
+    """Makes normalizations compute by elementary operations.
 
-    From the third derivative on torch's own take mean and deviation as constants, and are silently wrong: layer norm,
-    and batch and instance norm by the statistics of a batch (github.com/pytorch/pytorch/issues/175754 and 186256).
+    torch's own treat mean and deviation as constants from the third derivative on, which is silently wrong for layer
+    norm, and for batch and instance norm with batch statistics (github.com/pytorch/pytorch/issues/175754 and 186256).
 
     Raises:
-        ProductError: a loss calls them below torch.nn.functional, where they cannot be replaced.
+        ProductError: a loss calls them directly, not through torch.nn.functional, where they can be replaced.
     """
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         keywords = dict(keywords or {})
         if function in _LOW_LEVEL:
             raise ProductError(
-                f"torch.{function.__name__} has a wrong third derivative, and levels that read each other need a right "
-                f"one: call torch.nn.functional.{function.__name__.removeprefix('native_')} instead"
+                f"torch.{function.__name__} has a wrong third derivative, but levels that read each other need a "
+                f"correct one: call torch.nn.functional.{function.__name__.removeprefix('native_')} instead"
             )
         if function not in _REPLACED:
             return function(*arguments, **keywords)
@@ -59,7 +59,7 @@ def _channel_norm(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """Batch and instance norm; by running statistics, which do not depend on the input, they are affine functions."""
+    """Batch and instance norm; with running statistics, which do not depend on the input, they are affine."""
     if not of_input:
         return function(input, running_mean, running_var, weight, bias, False, momentum, eps)
     dimensions = (*([0] if over_batch else []), *range(2, input.ndim))
@@ -69,9 +69,9 @@ def _channel_norm(
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """``g v / |v|``, the norm over all dimensions but ``dim`` (over all where it is -1), by elementary operations.
+    """``g v / |v|``, the norm over all dimensions except ``dim`` (over all for -1), by elementary operations.
 
-    torch's own, under both forms of ``weight_norm``, takes the norm as a constant in its second derivative.
+    torch's own, in both forms of ``weight_norm``, treats the norm as a constant in its second derivative.
 
     >>> weight_norm(torch.tensor([[3.0, 4.0]]), torch.tensor([[10.0]]))
     tensor([[6., 8.]])
@@ -81,7 +81,7 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 
 
 def _standardized(input: Tensor, dimensions: tuple[int, ...], eps: float) -> Tensor:
-    """Mean 0 and deviation 1 over some dimensions, computed in float32 where the input is coarser."""
+    """Standardize to mean 0 and deviation 1 over some dimensions, computed at least in float32."""
     values = at_least_float32(input)
     centred = values - values.mean(dimensions, keepdim=True)
     return (centred * (centred.square().mean(dimensions, keepdim=True) + eps).rsqrt()).to(input.dtype)

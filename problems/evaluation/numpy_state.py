@@ -1,7 +1,7 @@
-"""The state of numpy's global generator, read and written where it lies.
+"""Reads and writes the state of numpy's global generator directly in memory.
 
-``numpy.random.get_state`` and ``set_state`` copy 624 words one at a time and take a tenth of a millisecond, which a
-small level would pay at every evaluation of its loss.
+``numpy.random.get_state`` and ``set_state`` copy 624 words one by one and take a tenth of a millisecond, which a small
+level would pay in every evaluation of its loss.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-#: What ``numpy.random.get_state()`` returns: name, key [624], position, whether a Gaussian is cached, that Gaussian.
+#: The result of ``numpy.random.get_state()``: name, key [624], position, whether a Gaussian is cached, that Gaussian.
 NumpyState = tuple[Any, ...]
 
 _KEY, _POSITION, _GAUSSIAN = 624 * 4, struct.Struct("i"), struct.Struct("i4xd")
 
 
 def numpy_state() -> NumpyState:
-    """What ``numpy.random.get_state()`` returns.
+    """Equivalent to ``numpy.random.get_state()``.
 
     >>> [type(part).__name__ for part in numpy_state()]
     ['str', 'ndarray', 'int', 'int', 'float']
@@ -33,7 +33,7 @@ def numpy_state() -> NumpyState:
 
 
 def set_numpy_state(state: NumpyState) -> None:
-    """``numpy.random.set_state(state)``."""
+    """Equivalent to ``numpy.random.set_state(state)``."""
     memory, key = _memory(), state[1].tobytes()
     if memory is None or len(state) != 5 or len(key) != _KEY:
         np.random.set_state(state)
@@ -43,7 +43,7 @@ def set_numpy_state(state: NumpyState) -> None:
 
 
 def _gaussian_offset() -> int | None:
-    """Where a ``RandomState`` object holds its cached Gaussian; None where this numpy lays it out in another way."""
+    """The offset of the cached Gaussian in a ``RandomState`` object; None if this numpy has another layout."""
     generator = np.random.RandomState(0)
     generator.standard_normal()
     memory = ctypes.string_at(id(generator), np.random.RandomState.__basicsize__)
@@ -53,11 +53,11 @@ def _gaussian_offset() -> int | None:
 
 
 _OFFSET = _gaussian_offset()
-_known: tuple[Any, tuple[Any, Any] | None] = (None, None)  # the generator's source of bits, and where both lie
+_known: tuple[Any, tuple[Any, Any] | None] = (None, None)  # the generator's bit source, and their addresses
 
 
 def _memory() -> tuple[Any, Any] | None:
-    """The bytes of key and position, and of the cached Gaussian; None where only numpy can read them."""
+    """The bytes of key and position, and of the cached Gaussian; None if only numpy can read them."""
     global _known
     generator = np.random.mtrand._rand
     source = generator._bit_generator

@@ -1,4 +1,4 @@
-"""Losses and norms keep float32 under autocast, and float64 where the parameters have it."""
+"""Keeps losses and norms in float32 under autocast, and in float64 for float64 parameters."""
 
 import torch
 from torch import Tensor

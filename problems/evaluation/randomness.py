@@ -1,4 +1,4 @@
-"""The state of every random generator that a loss may use, to capture, restore and replay."""
+"""Captures, restores and replays the state of every random generator that a loss may use."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from multilevel.problems.evaluation.numpy_state import numpy_state, set_numpy_st
 
 @dataclass(frozen=True)
 class RandomState:
-    """State of torch's (CPU and every CUDA device in use), numpy's and Python's global generators.
+    """The state of torch's (CPU and every CUDA device in use), numpy's and Python's global generators.
 
     Attributes:
         cpu: torch's CPU generator, uint8 vector.
-        cuda: one uint8 vector a device; empty where CUDA is not in use.
-        numpy: what ``numpy.random.get_state`` returns.
-        python: what ``random.getstate`` returns.
+        cuda: one uint8 vector per device; empty if CUDA is not in use.
+        numpy: the result of ``numpy.random.get_state``.
+        python: the result of ``random.getstate``.
     """
 
     cpu: Tensor
@@ -38,14 +38,15 @@ class RandomState:
 
     @classmethod
     def seeded(cls, seed: int) -> RandomState:
-        """The state after seeding every generator with ``seed``, 0 <= seed < 2**32; the current one stays."""
+        """The state after seeding every generator with ``seed``, 0 <= seed < 2**32; the current state does not
+        change."""
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         cuda = tuple(torch.Generator(f"cuda:{index}").manual_seed(seed).get_state() for index in devices)
         numpy = tuple(np.random.RandomState(seed).get_state())
         return cls(torch.Generator().manual_seed(seed).get_state(), cuda, numpy, random.Random(seed).getstate())
 
     def equals(self, state: RandomState) -> bool:
-        """Whether every generator would go on alike."""
+        """Whether every generator would continue identically."""
         return (
             torch.equal(self.cpu, state.cpu)
             and len(self.cuda) == len(state.cuda)
@@ -62,7 +63,7 @@ class RandomState:
         random.setstate(self.python)
 
     def active(self) -> Stream:
-        """Within the block the generators start from this state; after it they are as they were before."""
+        """Within the block, the generators start from this state; after it, they are restored."""
         return Stream(self)
 
     def state_dict(self) -> dict[str, Any]:
@@ -70,7 +71,7 @@ class RandomState:
 
 
 class Stream:
-    """A block in which the generators start from a state, and after which they are as they were before it."""
+    """A block in which the generators start from a stored state, and after which they are restored."""
 
     def __init__(self, state: RandomState) -> None:
         self._state = state
@@ -85,9 +86,9 @@ class Stream:
 
 
 class ReplayableDropout(TorchFunctionMode):
-    """Has dropout draw the same mask from the same generator state, however a loss is being differentiated.
+    """Makes dropout draw the same mask from the same generator state, however a loss is being differentiated.
 
-    A mask is drawn in the order of its input's memory, which differs between attention kernels and under torch.func.
+    torch draws masks in the memory order of the input, which differs between attention kernels and under torch.func.
     """
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
@@ -95,7 +96,7 @@ class ReplayableDropout(TorchFunctionMode):
         name = getattr(function, "__name__", "")
         if "dropout" in name and arguments and isinstance(arguments[0], Tensor):
             return function(arguments[0].contiguous(), *arguments[1:], **keywords)
-        # where it is given by position, as torch.nn.MultiheadAttention does, dropout is the only float
+        # if given by position, as in torch.nn.MultiheadAttention, dropout is the only float
         dropout = keywords.get("dropout_p") or any(isinstance(value, float) and value > 0 for value in arguments)
         if "attention" in name and dropout:
             with sdpa_kernel(SDPBackend.MATH):

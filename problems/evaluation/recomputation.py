@@ -1,4 +1,5 @@
-"""torch.utils.checkpoint in a loss: its recomputation runs in a backward pass, when the substitution is over."""
+"""Supports torch.utils.checkpoint in losses: its recomputation runs in a backward pass, after the substitution has
+ended."""
 
 from __future__ import annotations
 
@@ -13,19 +14,19 @@ from torch.autograd import forward_ad
 from multilevel.problems.evaluation.compilation import as_written
 from multilevel.solvers.differentiation import computing_again, modes_again
 
-# Every call of torch.utils.checkpoint goes through one of these, by whatever name it was imported.
+# Every call of torch.utils.checkpoint goes through one of these, under any imported name.
 _GENERATOR, _REENTRANT = "_checkpoint_without_reentrant_generator", "CheckpointFunction"
 
 
 class RecomputedWithin:
-    """Within the block, what torch.utils.checkpoint computes again it computes within ``surroundings``, and within the
-    function modes of the first time. Nothing is compiled, neither at first nor again.
+    """Within the block, torch.utils.checkpoint recomputes within ``surroundings`` and the function modes of the first
+    computation. Neither computation is compiled.
 
-    Checkpoints do not go together with forward mode and torch.func: there the function is called as it is. Reentrant
-    ones do not go together with ``torch.autograd.grad``: they are made as ``use_reentrant=False`` has them.
+    Checkpoints do not work with forward mode and torch.func, where the function is called directly. Reentrant
+    checkpoints do not work with ``torch.autograd.grad``, so they run with ``use_reentrant=False``.
 
     Args:
-        surroundings: can be entered again and again.
+        surroundings: a context that can be entered repeatedly.
     """
 
     def __init__(self, surroundings: AbstractContextManager[Any]) -> None:
@@ -50,12 +51,12 @@ class RecomputedWithin:
             with self._surroundings, as_written(), computing_again(modes):
                 return function(*inputs, **named)
 
-        with as_written():  # a compiled function keeps other tensors than what is computed again
+        with as_written():  # a compiled function saves other tensors than its recomputation
             yield from generator(again, *arguments, **keywords)
 
 
 class _NotReentrant:
-    """Stands for torch's ``CheckpointFunction``."""
+    """Replaces torch's ``CheckpointFunction``."""
 
     @staticmethod
     def apply(function: Callable[..., Any], preserve: bool, *arguments: Any) -> Any:

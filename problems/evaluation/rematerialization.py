@@ -1,9 +1,9 @@
-"""Layers whose activations are computed again when they are differentiated, instead of being kept until then.
+"""Layers that recompute their activations when differentiated instead of keeping them.
 
-Chen et al. 2016, "Training deep nets with sublinear memory cost". torch.utils.checkpoint hooks into what autograd
-saves, which torch.func does not allow, and it keeps all of a gradient's own graph. Here a layer is a function of its
-parameters and inputs; its pullback and its pushforward are functions of theirs; and each of them keeps no more than
-what it was given, however often it is differentiated.
+Chen et al. 2016, "Training deep nets with sublinear memory cost". torch.utils.checkpoint hooks into autograd's saved
+tensors, which torch.func does not allow, and keeps all of a gradient's graph. Here a layer is a function of its
+parameters and inputs, its pullback and its pushforward are functions of theirs, and each keeps only its inputs, however
+often it is differentiated.
 """
 
 from __future__ import annotations
@@ -35,32 +35,33 @@ Indices = Sequence[int]
 
 
 def rematerialize(layer: nn.Module) -> None:
-    """Have a layer compute its activations again whenever it is differentiated, see ``rematerialized``.
+    """Make a layer recompute its activations whenever it is differentiated, see ``rematerialized``.
 
-    Parameters, buffers and hooks stay what and where they are; once is enough.
+    Parameters, buffers and hooks stay unchanged. Call this once per layer.
     """
     layer.forward = partial(rematerialized, layer, layer.forward)
 
 
 def rematerialized(module: nn.Module, compute: Callable[..., Any], *inputs: Any, **keywords: Any) -> Any:
-    """``compute(*inputs, **keywords)``, keeping nothing for its derivatives but parameters and inputs.
+    """Call ``compute(*inputs, **keywords)``, keeping only parameters and inputs for its derivatives.
 
-    Derivatives are those of a plain call, of any order, in reverse mode, under torch.func, and where these are mixed. A
-    computation that is repeated finds the generators, autocast, buffers and torch function modes of the first one.
-    Where nothing would be kept anyway, as no gradient is asked for, it is a plain call; and where tangents of
-    ``forward_ad`` pass, so that the caller sees every function that they meet.
+    Derivatives of any order equal those of a plain call, in reverse mode, under torch.func, and in mixtures of both. A
+    recomputation restores the generators, autocast, buffers and torch function modes of the first computation. It is a
+    plain call if no gradient is needed, so nothing would be kept, and if ``forward_ad`` tangents pass, so that the
+    caller sees every function that they meet.
 
     Args:
-        module: whose parameters and buffers ``compute`` uses; those that functional_call has put in place count.
-        compute: of the module: a method of it, or a function that calls it.
-        inputs: of ``compute``: tensors, in nested tuples, lists and dicts or not, and anything else.
+        module: the module whose parameters and buffers ``compute`` uses; functional_call may have substituted them.
+        compute: a method of the module, or a function that calls it.
+        inputs: of ``compute``: tensors, also in nested tuples, lists and dicts, and any other values.
         keywords: of ``compute``, in the same form.
 
     Returns:
-        What ``compute`` returns: floating-point tensors, nested or not.
+        The result of ``compute``: floating-point tensors, possibly nested.
 
     Raises:
-        RuntimeError: ``compute`` uses a tensor that requires a gradient and is no parameter of the module and no input.
+        RuntimeError: ``compute`` uses a tensor that requires a gradient but is neither a parameter of the module nor an
+            input.
     """
     call = ModuleCall(module, compute)
     parameters = dict(call.named_parameters())
@@ -77,18 +78,18 @@ def rematerialized(module: nn.Module, compute: Callable[..., Any], *inputs: Any,
 
 
 class _Function(ABC):
-    """A function of tensors, its points, to a tuple of tensors, alike whenever it is evaluated."""
+    """A deterministic function of tensors, its points, that returns a tuple of tensors."""
 
     @abstractmethod
     def __call__(self, *points: Tensor) -> Tensors: ...
 
     def pulled(self, points: Tensors, cotangents: Tensors, result_indices: Indices, point_indices: Indices) -> Tensors:
-        """Gradients in the points at ``point_indices``, from cotangents of the results at ``result_indices``."""
+        """Gradients in the points at ``point_indices`` from cotangents of the results at ``result_indices``."""
         return _Rematerialized.apply(_Pullback(self, len(points), result_indices, point_indices), *points, *cotangents)
 
 
 class _Rematerialized(torch.autograd.Function):
-    """Evaluates a ``_Function``, and evaluates it again for each of its derivatives."""
+    """Evaluates a ``_Function``, and again for each of its derivatives."""
 
     generate_vmap_rule = True
 
@@ -126,7 +127,7 @@ class _Rematerialized(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Surroundings:
-    """All that the result of a call depends on beside parameters and inputs, as it was before the call."""
+    """Everything that the result of a call depends on except parameters and inputs, in its state before the call."""
 
     random: RandomState
     autocast: AutocastState
@@ -140,24 +141,24 @@ class _Surroundings:
 
     @contextmanager
     def active(self, first: bool) -> Iterator[None]:
-        """Within the block all is as it was; the generators of the ``first`` time move on."""
+        """Restore everything within the block; the generators of the ``first`` evaluation advance."""
         with self.autocast.active(), nullcontext() if first else self.random.active(), computing_again(self.modes):
             yield
 
 
 @dataclass
 class _Layer(_Function):
-    """A call on a module: its parameters and the tensors among its arguments to the tensors that it returns.
+    """A call on a module, as a function from its parameters and tensor arguments to the tensors that it returns.
 
     Attributes:
-        call: what is called.
+        call: the called function.
         names: of the parameters.
-        constants: the arguments, flat, None standing for each tensor.
-        indices: of the tensors among them.
+        constants: the flattened arguments, with None for each tensor.
+        indices: indices of the tensors among them.
         arguments: the structure of the arguments.
         surroundings: of the first evaluation.
-        results: the structure of what the call returns, after the first evaluation.
-        evaluated: whether that has been.
+        results: the structure of the result, after the first evaluation.
+        evaluated: whether the first evaluation has happened.
     """
 
     call: ModuleCall
@@ -203,7 +204,7 @@ class _Pullback(_Function):
         if torch._C._are_functorch_transforms_active():
             with _plain_attention():
                 return vjp(evaluate, *moved)[1](cotangents)
-        # Without torch.func attention can take the kernel that it has taken at first.
+        # Without torch.func, attention can take the same kernel as in the first evaluation.
         with torch.enable_grad(), _plain_attention() if differentiable else nullcontext():
             leaves = [leaf.view_as(leaf) if leaf.requires_grad else leaf.detach().requires_grad_() for leaf in moved]
             pairs = [pair for pair in zip(evaluate(*leaves), cotangents, strict=True) if pair[0].requires_grad]
@@ -215,7 +216,7 @@ class _Pullback(_Function):
 
 @dataclass(frozen=True)
 class _Pushforward(_Function):
-    """Points of a function and tangents of the points ``moving`` to the tangents of its results."""
+    """A function from points and tangents of the points ``moving`` to tangents of the results."""
 
     function: _Function
     count: int  # of points
@@ -231,9 +232,9 @@ class _Pushforward(_Function):
             return jvp(evaluate, tuple(points[index] for index in self.moving), tangents)[1]
 
     def pulled(self, points: Tensors, cotangents: Tensors, result_indices: Indices, point_indices: Indices) -> Tensors:
-        """In the tangents: the function's own pullback. In its points: that pullback's derivative along the tangents.
+        """For the tangents, the function's pullback; for its points, the pullback's derivative along the tangents.
 
-        Not a reverse pass over the tangents, as torch's forward derivatives of some functions do not allow one.
+        This avoids a reverse pass over the tangents, which torch's forward derivatives of some functions do not allow.
         """
         points, tangents = points[: self.count], points[self.count :]
         primal_indices = [index for index in point_indices if index < self.count]
@@ -248,7 +249,7 @@ class _Pushforward(_Function):
 
 @contextmanager
 def _gradients_enabled() -> Iterator[None]:
-    """``torch.enable_grad()``, which function modes see nothing of: to them it is no part of the layer."""
+    """``torch.enable_grad()``, hidden from function modes, since it does not belong to the layer."""
     before = torch.is_grad_enabled()
     with torch._C.DisableTorchFunction():
         torch._C._set_grad_enabled(True)
@@ -260,7 +261,7 @@ def _gradients_enabled() -> Iterator[None]:
 
 
 def _present(vectors: Sequence[Tensor | None]) -> tuple[list[int], Tensors]:
-    """The vectors that are there, and their indices."""
+    """The vectors that are not None, and their indices."""
     pairs = [(index, vector) for index, vector in enumerate(vectors) if vector is not None]
     return [index for index, _ in pairs], tuple(vector for _, vector in pairs)
 
@@ -273,7 +274,7 @@ def _replaced(sequence: Sequence[Any], indices: Indices, values: Tensors) -> lis
 
 
 def _plain_attention() -> AbstractContextManager[None]:
-    """Attention's fused kernels have no second and no forward derivative."""
+    """Use plain attention, since fused kernels have neither second nor forward derivatives."""
     return sdpa_kernel(SDPBackend.MATH)
 
 
@@ -285,7 +286,7 @@ def _is_recorded(tensor: Tensor) -> bool:
 
 
 def _is_dual(tensor: Tensor) -> bool:
-    """Whether it carries a tangent of ``forward_ad`` itself, not of torch.func, or is wrapped so that it may."""
+    """Whether a tensor carries a tangent of ``forward_ad`` itself, not of torch.func, or is wrapped so that it may."""
     if forward_ad._current_level < 0 or any(
         interpreter.key() == TransformType.Jvp for interpreter in retrieve_all_functorch_interpreters()
     ):

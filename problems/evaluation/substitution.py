@@ -1,4 +1,4 @@
-"""Tensors in the places of the parameters and buffers of all levels' modules."""
+"""Substitutes tensors for the parameters and buffers of all levels' modules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from multilevel.solvers.vectors import Tensors
 
 @dataclass(frozen=True, eq=False)
 class Variable:
-    """A parameter or buffer, and every place that holds it: (dictionary of a module, key); several where it is tied."""
+    """A parameter or buffer, and every place that holds it, (dictionary of a module, key); several if it is tied."""
 
     level: str
     name: str
@@ -24,7 +24,7 @@ class Variable:
     @property
     def current(self) -> Tensor | None:
         holder, key = self.places[0]
-        return holder.get(key)  # forward passes may take a buffer out
+        return holder.get(key)  # forward passes may remove a buffer
 
     def put(self, value: Tensor | None) -> None:
         for holder, key in self.places:
@@ -34,15 +34,15 @@ class Variable:
 class Modules:
     """All levels' modules as one.
 
-    ``torch.func.functional_call`` over a module that holds them all would do, but finds names and ties anew at every
-    call, and forgets buffers that the call assigns anew.
+    ``torch.func.functional_call`` on a container module would work too, but looks up names and ties in every call, and
+    loses reassigned buffers.
 
     Args:
-        modules: by level. Names, ties and buffers are worked out once.
+        modules: by level. Names, ties and buffers are determined once.
 
     Attributes:
-        modules: every module and submodule, once.
-        rnns: modules that keep a list of their own weights beside the parameters.
+        modules: every module and submodule, without duplicates.
+        rnns: modules that keep a separate list of their weights.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
@@ -80,13 +80,13 @@ class Modules:
         differentiable: bool = False,
         moving: Mapping[str, Collection[str]] | None = None,
     ) -> Substitution:
-        """Puts ``values``, ``{level: {name: tensor}}``, in their places, and copies where there is none.
+        """Substitute ``values``, ``{level: {name: tensor}}``, and copies where there is no value.
 
         Args:
-            values: for parameters and buffers; a parameter that is not among them enters detached, a buffer as a copy.
-            cast: applied to those; None leaves them.
-            differentiable: let every parameter that requires a gradient be one that a loss itself can differentiate in.
-            moving: of each level, the parameters that its forward pass writes to, which enter as copies; None: all do.
+            values: for parameters and buffers; other parameters enter detached, other buffers as copies.
+            cast: applied to all substitutes; None leaves them unchanged.
+            differentiable: whether a loss itself can differentiate in every parameter that requires a gradient.
+            moving: for each level, the parameters that its forward pass writes to, which enter as copies; None: all.
         """
         pairs: list[tuple[Variable, Tensor | None]] = []
         nominal: dict[int, bool] = {}
@@ -110,7 +110,7 @@ class Modules:
 
 
 def marked(leaf: Tensor) -> Tensor:
-    """A tensor to differentiate in, marked: a loss that keeps it for its next evaluation is found out."""
+    """Mark a tensor to differentiate in, to detect losses that keep it for their next evaluation."""
     leaf.is_substitute = id(leaf)  # type: ignore[attr-defined]  # a copy of it has this attribute, and another id
     return leaf
 
@@ -120,12 +120,12 @@ def is_marked(leaf: Tensor) -> bool:
 
 
 class Substitution:
-    """Within the block the modules hold the substitutes; after it what they held before. It can be entered again.
+    """A reusable block in which the modules hold the substitutes; after it, they hold the original tensors again.
 
     Attributes:
-        nominal: whether the parameter in whose place a substitute is requires a gradient, by the substitute's ``id``.
-        replaced: the ``id`` of each parameter in whose place there is a substitute.
-        added: names of buffers and parameters that were registered in the block; they are taken out again.
+        nominal: whether the replaced parameter requires a gradient, by the substitute's ``id``.
+        replaced: the ``id`` of each replaced parameter.
+        added: names of buffers and parameters registered in the block, which are removed again.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Substitution:
         self.replaced = replaced
         self._rnns = rnns
         self._before: list[list[Tensor | None]] = []
-        #: What all held when the block ended: a forward pass may have assigned buffers anew.
+        #: The contents at the end of the block, since a forward pass may have reassigned buffers.
         self._after: list[tuple[Variable, Tensor | None]] = []
         #: The substitutes of parameters, and where each is in ``pairs``.
         self._parameters: list[Tensor] = []
@@ -152,7 +152,7 @@ class Substitution:
             if variable.is_parameter and value is not None:
                 self._parameters.append(value)
                 self._indices.append(index)
-        #: How often each parameter had been written to when the block began.
+        #: How often each parameter had been written to at the start of the block.
         self._versions: list[int] = []
 
     def __enter__(self) -> Substitution:
@@ -181,7 +181,7 @@ class Substitution:
             rnn._flat_weights = [getattr(rnn, name, None) for name in rnn._flat_weights_names]
 
     def substitutes(self, level: str) -> list[Tensor]:
-        """Those of a level's parameters."""
+        """The substitutes of a level's parameters."""
         return [
             value
             for variable, value in self._pairs
@@ -189,7 +189,7 @@ class Substitution:
         ]
 
     def moved(self, level: str, moving: Collection[str] = ()) -> list[tuple[Variable, Tensor | None]]:
-        """A level's buffers, and its parameters that are ``moving``, with what they held when the block ended."""
+        """A level's buffers and ``moving`` parameters, with their contents at the end of the block."""
         return [
             (variable, value)
             for variable, value in self._after
@@ -197,7 +197,7 @@ class Substitution:
         ]
 
     def storages(self) -> dict[int, Variable]:
-        """The parameters by the address of their substitutes' storage."""
+        """The parameters, by the storage address of their substitutes."""
         return {
             value.untyped_storage().data_ptr(): variable
             for variable, value in self._pairs
@@ -205,8 +205,8 @@ class Substitution:
         }
 
     def written(self) -> list[Variable]:
-        """The parameters that the block has written to or assigned anew, but for what torch does not count: writes
-        through ``data``."""
+        """The parameters that the block wrote to or reassigned, except for writes through ``data``, which torch does
+        not count."""
         return [
             self._pairs[index][0]
             for index, value, version in zip(self._indices, self._parameters, self._versions, strict=True)
@@ -214,7 +214,7 @@ class Substitution:
         ]
 
     def differing(self) -> list[Variable]:
-        """The parameters that have other values after the block; they must have entered as copies."""
+        """The parameters with changed values after the block; they must have entered as copies."""
         return [
             variable
             for variable, value in self._after
@@ -233,7 +233,7 @@ class Substitution:
 
 
 def _size(module: nn.Module) -> int:
-    """How many parameters and buffers a module itself has registered."""
+    """The number of parameters and buffers that a module itself has registered."""
     return len(module._parameters) + len(module._buffers)
 
 

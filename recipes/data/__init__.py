@@ -1,4 +1,4 @@
-"""Image sets for every recipe: read, divided into parts that do not leak, and served in batches."""
+"""Image data for every recipe: reads data sets, splits them without leaks, and serves batches."""
 
 from multilevel.recipes.data.images import Images
 from multilevel.recipes.data.loader import ImageLoader

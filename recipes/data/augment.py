@@ -12,14 +12,14 @@ from torch import Tensor
 from multilevel.recipes.data.targets.boxes import mirror_boxes, move
 
 _TRIES = 10
-_WIDEST = 4 / 3  # a crop is at most this much wider than high, or higher than wide
+_WIDEST = 4 / 3  # largest ratio of a crop's sides
 
 
 def draw_boxes(count: int, image_size: int, crop_scale: float, generator: torch.Generator) -> Tensor:
     """Boxes for random resized crops.
 
-    A box's share of the area is uniform from ``crop_scale`` to 1, its shape log-uniform from 3/4 to 4/3.
-    One that would not fit is drawn again, ten times at most; then the whole image is taken.
+    A box's share of the area is uniform from ``crop_scale`` to 1, its shape log-uniform from 3/4 to 4/3. A box that
+    does not fit is drawn again, at most ten times; then the whole image is taken.
 
     Returns:
         float32 tensor ``[count, 4]`` of top, left, height and width, in pixels.
@@ -40,18 +40,18 @@ def draw_boxes(count: int, image_size: int, crop_scale: float, generator: torch.
 def crop(images: Tensor, boxes: Tensor, mode: str = "bilinear") -> Tensor:
     """Cut a box out of every image and resize it to the image's size.
 
-    Nothing outside a box is seen: at its edge the outermost pixels are repeated.
+    Pixels outside a box have no effect: interpolation at its edge repeats the outermost pixels.
 
     Args:
         images: float32 tensor ``[B, C, S, S]``.
         boxes: float32 tensor ``[B, 4]`` of top, left, height and width, in pixels.
-        mode: bilinear, or nearest for values that must not be mixed.
+        mode: bilinear, or nearest for values that must not be interpolated.
 
     Returns:
         float32 tensor ``[B, C, S, S]``.
     """
     size = images.shape[-1]
-    top, left, height, width = (boxes * (2 / size)).unbind(1)  # the grid counts from -1 to 1
+    top, left, height, width = (boxes * (2 / size)).unbind(1)  # the grid spans -1 to 1
     affine = torch.zeros(len(images), 2, 3)
     affine[:, 0, 0], affine[:, 0, 2] = width / 2, left + width / 2 - 1
     affine[:, 1, 1], affine[:, 1, 2] = height / 2, top + height / 2 - 1
@@ -75,7 +75,7 @@ def mirror(images: Tensor, mirrored: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The draws for the images of one batch, to apply to their pixels and targets.
+    """The random draws for one batch's images, to apply to both pixels and targets.
 
     Args:
         crops: float32 tensor ``[B, 4]`` of top, left, height and width, in pixels; ``None`` crops nothing.
@@ -91,19 +91,20 @@ class Geometry:
         return Geometry(None if crops is None else crops[images], None if mirrored is None else mirrored[images])
 
     def images(self, images: Tensor) -> Tensor:
-        """uint8 tensor ``[B, C, S, S]`` to the same scale: float32 after a crop, otherwise uint8."""
+        """Transform a uint8 tensor ``[B, C, S, S]``, keeping its scale: float32 after a crop, otherwise uint8."""
         if self.crops is not None:
             images = crop(images.float(), self.crops)
         return images if self.mirrored is None else mirror(images, self.mirrored)
 
     def masks(self, masks: Tensor) -> Tensor:
-        """uint8 tensor ``[B, 1, S, S]``, whose values stay what they are: each pixel takes the nearest one."""
+        """Transform a uint8 tensor ``[B, 1, S, S]`` by nearest neighbour, so that its values stay valid."""
         if self.crops is not None:
             masks = crop(masks.float(), self.crops, mode="nearest").to(masks.dtype)
         return masks if self.mirrored is None else mirror(masks, self.mirrored)
 
     def boxes(self, boxes: Tensor, image_size: int) -> Tensor:
-        """float32 tensor ``[B, K, 5]``, see ``boxes.move``: clipped, and without those that are mostly cut off."""
+        """Transform a float32 tensor ``[B, K, 5]``, see ``boxes.move``: boxes are clipped, and dropped if mostly cut
+        off."""
         if self.crops is not None:
             top, left, height, width = self.crops.unbind(1)
             scale = image_size / torch.stack([width, height], dim=1)
@@ -112,14 +113,14 @@ class Geometry:
 
 
 def draw_geometry(count: int, image_size: int, flip: bool, crop_scale: float, generator: torch.Generator) -> Geometry:
-    """Draw a random resized crop for each image, then whether it is mirrored, with a chance of one half.
+    """Draw a random resized crop for each image, then whether to mirror it, with probability one half.
 
     Args:
         count: images in the batch.
         image_size: height and width.
         flip: whether images are mirrored.
         crop_scale: smallest share of an image's area that a crop keeps; 1.0 crops nothing.
-        generator: a CPU generator, the only one that is drawn from.
+        generator: a CPU generator, the only source of randomness.
     """
     crops = draw_boxes(count, image_size, crop_scale, generator) if crop_scale < 1 else None
     return Geometry(crops, torch.rand(count, generator=generator) < 0.5 if flip else None)

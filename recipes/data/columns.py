@@ -1,4 +1,5 @@
-"""Columns of a table: which hold images, labels, masks, lists of labels or boxes; and labels as class numbers."""
+"""Finds the columns of a table with images, labels, masks, lists of labels or boxes, and reads labels as class
+numbers."""
 
 from __future__ import annotations
 
@@ -18,14 +19,14 @@ Names = tuple[str, ...]
 
 
 def find_image_column(features: Any, setting: str | None) -> str:
-    """The column of images: the wanted one, otherwise the first whose name is not that of a mask.
+    """The column of images: the wanted one, otherwise the first whose name does not suggest a mask.
 
     Args:
         features: the ``features`` of a ``datasets.Dataset``.
         setting: ``data.image_column``.
 
     Raises:
-        SettingError: no such column, a column of something else, or none to be found.
+        SettingError: the column does not exist or holds something else, or none was found.
     """
     images = [name for name, feature in features.items() if holds_images(feature)]
     default = next((name for name in images if "mask" not in name.lower()), None)
@@ -33,14 +34,14 @@ def find_image_column(features: Any, setting: str | None) -> str:
 
 
 def find_label_column(features: Any, setting: str | None) -> str | None:
-    """The column of labels: the wanted one, otherwise the first of class labels, ``None`` without any.
+    """The column of labels: the wanted one, otherwise the first column of class labels; ``None`` if there is none.
 
     Args:
         features: the ``features`` of a ``datasets.Dataset``.
         setting: ``data.label_column``.
 
     Raises:
-        SettingError: no such column, or one that holds neither class labels, whole numbers nor text.
+        SettingError: the column does not exist, or holds neither class labels, whole numbers nor text.
     """
     import datasets
 
@@ -52,12 +53,13 @@ def find_label_column(features: Any, setting: str | None) -> str | None:
 
 
 def find_mask_column(features: Any, setting: str | None, image_column: str) -> str | None:
-    """The column of masks: the wanted one, otherwise the first of images whose name says so, ``None`` without any.
+    """The column of masks: the wanted one, otherwise the first image column whose name suggests masks; ``None`` if
+    there is none.
 
     Args:
         features: the ``features`` of a ``datasets.Dataset``.
         setting: ``data.mask_column``.
-        image_column: that of the images.
+        image_column: the column of the images.
 
     Raises:
         SettingError: no such column, or one of something else.
@@ -69,14 +71,14 @@ def find_mask_column(features: Any, setting: str | None, image_column: str) -> s
 
 
 def find_lists_column(features: Any, setting: str | None) -> str:
-    """The column of lists of labels: the wanted one, otherwise the first of lists of class labels.
+    """The column of lists of labels: the wanted one, otherwise the first column of lists of class labels.
 
     Args:
         features: the ``features`` of a ``datasets.Dataset``.
         setting: ``data.label_column``.
 
     Raises:
-        SettingError: no such column, or none to be found.
+        SettingError: the column does not exist, or none was found.
     """
     import datasets
 
@@ -86,7 +88,7 @@ def find_lists_column(features: Any, setting: str | None) -> str:
 
 
 def find_boxes_column(features: Any, setting: str | None) -> str | None:
-    """The column of boxes: the wanted one, otherwise ``objects`` or ``boxes``, ``None`` without any.
+    """The column of boxes: the wanted one, otherwise ``objects`` or ``boxes``; ``None`` if there is none.
 
     Args:
         features: the ``features`` of a ``datasets.Dataset``.
@@ -103,15 +105,15 @@ def find_boxes_column(features: Any, setting: str | None) -> str | None:
 
 
 def _checked(role: str, column: str | None, usable: list[str], expected: str, features: Any) -> str:
-    """The column, where it is usable; the error lists the usable columns, or all of them where none is."""
+    """Return the column if it is usable; the error lists the usable columns, or all columns if none is usable."""
     if column is None or column not in usable:
-        columns = f": {', '.join(usable)}" if usable else f"; none of the columns is one: {', '.join(features)}"
+        columns = f": {', '.join(usable)}" if usable else f"; the table has none, only: {', '.join(features)}"
         raise SettingError(f"data.{role}_column", column, expected + columns)
     return column
 
 
 def holds_images(feature: Any) -> bool:
-    """Whether a feature is of images; files written without ``datasets`` have bare bytes instead."""
+    """Whether a feature holds images; files written without ``datasets`` have bare bytes instead."""
     import datasets
 
     if isinstance(feature, datasets.Image):
@@ -122,7 +124,7 @@ def holds_images(feature: Any) -> bool:
 
 
 def holds_labels(feature: Any) -> bool:
-    """Whether a feature is of class labels, whole numbers or text."""
+    """Whether a feature holds class labels, whole numbers or text."""
     import datasets
 
     if isinstance(feature, datasets.ClassLabel):
@@ -132,12 +134,12 @@ def holds_labels(feature: Any) -> bool:
 
 
 def is_list(feature: Any) -> bool:
-    """Whether a feature is of lists; `datasets` has several."""
+    """Whether a feature holds lists, for which `datasets` has several types."""
     return isinstance(feature, list) or hasattr(feature, "feature")
 
 
 def inner(feature: Any) -> Any:
-    """What the lists of a feature hold, of nested lists the innermost."""
+    """The element type of a feature's lists; for nested lists, of the innermost."""
     while is_list(feature):
         feature = feature[0] if isinstance(feature, list) else feature.feature
     return feature
@@ -151,20 +153,20 @@ def _holds_boxes(feature: Any) -> bool:
 
 
 def read_labels(table: Any, column: str, class_names: Names | None, name: str) -> tuple[Names, Tensor]:
-    """The labels of a split as class numbers.
+    """Read the labels of a split as class numbers.
 
     Args:
         table: a ``datasets.Dataset``.
         column: its column of labels.
-        class_names: the classes of the training split, ``None`` while reading that one. Whole numbers
-            and text have the sorted distinct values of the training split as classes.
-        name: what the table is called in messages.
+        class_names: the classes of the training split, ``None`` while reading the training split. For whole numbers and
+            text the classes are its sorted distinct values.
+        name: the table's name in messages.
 
     Returns:
         The names of the classes, and an int64 tensor ``[N]``.
 
     Raises:
-        DataError: a row without a label, or with one that the training split lacks.
+        DataError: a row has no label, or one that the training split lacks.
     """
     import datasets
 

@@ -18,19 +18,19 @@ from tqdm import tqdm
 from multilevel.recipes.data.pictures import to_pixels
 from multilevel.solvers.errors import DataError
 
-_LARGEST_TASK = 64  # a small image takes 0.1 ms: a task for every one would cost as much again
+_LARGEST_TASK = 64  # a small image takes 0.1 ms, about as long as a task costs
 _MOST_WORKERS = 32
-_SMALL_PICTURE = 96 * 96  # pixels; opening smaller ones is Python's work, and threads only slow that down
+_SMALL_PICTURE = 96 * 96  # pixels; smaller images spend their time in Python, where threads only slow things down
 
 
 class Source(ABC):
-    """Images that are not decoded yet, one per row.
+    """Images before decoding, one per row.
 
     Attributes:
         labels: int64 tensor ``[N]``, -1 where an image has no label.
-        multilabels: float32 tensor ``[N, classes]`` of 0 and 1; ``None`` without.
-        boxes: of each image a float array ``[K, 5]`` of left, top, right, bottom, in pixels of the picture, and class;
-            ``None`` without.
+        multilabels: float32 tensor ``[N, classes]`` of 0 and 1, or ``None``.
+        boxes: for each image a float array ``[K, 5]`` of left, top, right, bottom, in pixels of the picture, and class,
+            or ``None``.
         has_masks: whether ``open_mask`` may be called.
     """
 
@@ -44,14 +44,14 @@ class Source(ABC):
 
     @abstractmethod
     def open(self, row: int) -> Image.Image:
-        """Open one image; any error for a broken one is reported with ``describe_row(row)``."""
+        """Open one image; any error of a broken image is reported with ``describe_row(row)``."""
 
     @abstractmethod
     def describe_row(self, row: int) -> str:
         """The file, or the row of a table, that holds an image: for messages."""
 
     def open_mask(self, row: int) -> Image.Image | None:
-        """Open the mask of an image; ``None`` where nothing is marked."""
+        """Open the mask of an image; ``None`` if nothing is marked."""
         raise NotImplementedError
 
     def describe_mask(self, row: int) -> str:
@@ -64,9 +64,9 @@ class SourceSplits:
     """A data set: training images, its own test images if it has any, and the names of its classes.
 
     Attributes:
-        class_names: by label; those that images are divided by.
-        target_names: by number, of ``multilabels`` or ``boxes``, where the set has them.
-        signal_patches: bool ``[L]``, the patches of ``data.patch_size`` that show the class, where that is known.
+        class_names: by label; images are split by these classes.
+        target_names: by number, of ``multilabels`` or ``boxes``, if any.
+        signal_patches: bool ``[L]``, the patches of ``data.patch_size`` that show the class, if known.
     """
 
     train: Source
@@ -77,10 +77,10 @@ class SourceSplits:
 
 
 class Images(ABC):
-    """A set of images of one size.
+    """Images of equal size.
 
     Args:
-        source: where the images are read from.
+        source: source of the images.
         image_size: height and width.
         channels: 1 or 3.
         fit: see ``to_square``.
@@ -115,7 +115,7 @@ class Images(ABC):
 
     @abstractmethod
     def prepare(self, indices: Tensor) -> None:
-        """Decode these images (int64 ``[B]``) now, where decoded ones are kept.
+        """Decode these images (int64 ``[B]``) now if decoded images are kept.
 
         Raises:
             DataError: a broken image, by its name.
@@ -125,7 +125,7 @@ class Images(ABC):
         return torch.empty((count, self.channels, self.image_size, self.image_size), dtype=torch.uint8)
 
     def _decode(self, rows: list[int], into: np.ndarray, places: list[int], progress: bool) -> None:
-        """Decode ``rows`` in threads, each into its place of ``into``, a uint8 array ``[*, C, H, W]``."""
+        """Decode ``rows`` in threads into ``into``, a uint8 array ``[*, C, H, W]``."""
         workers = worker_count() if rows and self._gains_from_threads(rows[0]) else 1
         task_size = max(1, min(_LARGEST_TASK, len(rows) // (4 * workers)))
 
@@ -142,15 +142,15 @@ class Images(ABC):
             tqdm(total=len(rows), desc="decoding", leave=False, file=sys.stderr, disable=silent) as bar,
             ThreadPoolExecutor(workers, "decode") as pool,
         ):
-            for count in pool.map(decode_some, starts):  # a failure cancels the tasks that have not begun
+            for count in pool.map(decode_some, starts):  # a failure cancels the tasks that have not started
                 bar.update(count)
 
     def _gains_from_threads(self, row: int) -> bool:
-        """Whether decoding is mostly work that lets other threads run, judged by the size of one image."""
+        """Whether decoding mostly releases the interpreter lock, judged by the size of one image."""
         try:
             with self.source.open(row) as picture:
                 return picture.width * picture.height > _SMALL_PICTURE
-        except Exception:  # broken: decoding it will say so
+        except Exception:  # broken: decoding will report it
             return True
 
     def _decode_one(self, row: int) -> np.ndarray:
@@ -162,10 +162,10 @@ class Images(ABC):
 
 
 class MemoryImages(Images):
-    """Images that are decoded once, when first requested, and stay in memory as uint8.
+    """Images that are decoded on first request and kept in memory as uint8.
 
     Args:
-        rows: int64 tensor, the only indices that will be asked for; memory is taken only for these.
+        rows: int64 tensor, the only indices that will be requested; memory is allocated only for these.
 
     Attributes:
         decoded: bool tensor ``[N]``, which images have been decoded so far.
@@ -177,7 +177,7 @@ class MemoryImages(Images):
         self._pixels = self._empty(len(rows))
         self._places = torch.full((len(source),), -1, dtype=torch.int64)
         self._places[rows] = torch.arange(len(rows))
-        self._lock = threading.Lock()  # loaders ask from threads of their own
+        self._lock = threading.Lock()  # loaders call this from their own threads
 
     def pixels(self, indices: Tensor) -> Tensor:
         self.prepare(indices)
@@ -193,7 +193,7 @@ class MemoryImages(Images):
 
 
 class StreamedImages(Images):
-    """Images that are decoded at every request: for sets larger than the memory."""
+    """Images that are decoded at every request, for data sets larger than memory."""
 
     def pixels(self, indices: Tensor) -> Tensor:
         pixels = self._empty(len(indices))
@@ -201,7 +201,7 @@ class StreamedImages(Images):
         return pixels
 
     def prepare(self, indices: Tensor) -> None:
-        """Nothing is cached, so there is nothing to prepare."""
+        """Do nothing, since nothing is cached."""
 
 
 def unreadable(where: str, error: Exception) -> DataError:
@@ -211,6 +211,6 @@ def unreadable(where: str, error: Exception) -> DataError:
 
 
 def worker_count() -> int:
-    """Number of decoding threads: the processors that this process may use."""
+    """The number of decoding threads: the processors available to this process."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(usable, _MOST_WORKERS)

@@ -1,4 +1,4 @@
-"""Batches of a part of a data set: shuffled, augmented, normalised, and prepared ahead in one thread."""
+"""Serves batches of a part of a data set: shuffled, augmented, normalised, and prepared ahead in one thread."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _AHEAD = 2
 class ImageLoader:
     """Batches of one part; every ``iter()`` is one epoch.
 
-    ``iter()`` draws from torch's global generator at once: a permutation (where ``shuffle``), then one seed
-    (where ``shuffle``, or where images are augmented). Nothing after that touches a global generator: batch
-    ``k`` is augmented from a separate generator, seeded from that seed and ``k``.
+    ``iter()`` immediately draws from torch's global generator: a permutation (with ``shuffle``), then one seed (with
+    ``shuffle`` or augmentation). Nothing else touches a global generator: batch ``k`` is augmented from a separate
+    generator, seeded from that seed and ``k``.
 
     Args:
         part: the images.
@@ -38,10 +38,10 @@ class ImageLoader:
         flip: mirror images at random.
         crop_scale: smallest share of an image's area that a random crop keeps; 1.0 crops nothing.
         drop_last: leave out the last images if they do not fill a batch.
-        shuffle: a new order every epoch; otherwise the part's own.
+        shuffle: draw a new order every epoch; otherwise keep the part's order.
 
     Raises:
-        DataError: no images, or with ``drop_last`` fewer images than a batch.
+        DataError: no images, or fewer images than a batch with ``drop_last``.
     """
 
     part: Split
@@ -63,12 +63,12 @@ class ImageLoader:
         self.share = slice(0, self.batch_size)
 
     def batch_share(self, rank: int, count: int) -> ImageLoader:
-        """A loader of the images of each batch that are rank ``rank``'s of ``count``, shuffled and augmented as in the
-        whole batch; the others are not read.
+        """A loader of rank ``rank``'s share of each batch among ``count`` ranks, shuffled and augmented as in the whole
+        batch; other images are not read.
 
         Raises:
-            SettingError: a batch size that is no multiple of ``count``.
-            ValueError: the last batch may be a smaller one.
+            SettingError: the batch size is not a multiple of ``count``.
+            ValueError: the last batch may be smaller.
         """
         if not self.drop_last:
             raise ValueError("drop_last: got False; ranks can only share full batches")
@@ -90,13 +90,13 @@ class ImageLoader:
         return len(self) * self.batch_size if self.drop_last else len(self.part)
 
     def __iter__(self) -> Iterator[Batch]:
-        """One epoch of ``(images float32 [B, C, H, W], targets [B, ...])``, which are the part's, see ``Split``."""
+        """One epoch of ``(images float32 [B, C, H, W], targets [B, ...])``; for targets see ``Split``."""
         return self.iterate_from(0)
 
     def iterate_from(self, start: int) -> Iterator[Batch]:
-        """The epoch that ``iter()`` would give, from batch ``start`` on; the ones before are not computed.
+        """The epoch of ``iter()`` from batch ``start`` on; earlier batches are not computed.
 
-        The draws from torch's global generator are those of ``iter()``, made before this returns.
+        The draws from torch's global generator are the same as in ``iter()``, made before this returns.
 
         Raises:
             ValueError: ``start`` is not a batch of the epoch (its end, ``len(self)``, is allowed).
@@ -128,7 +128,7 @@ class Epoch(Iterator[Batch]):
     """Batches ``start`` to ``stop``, computed by one thread, which ends when the iterator is garbage-collected.
 
     Args:
-        compute: the batch of a number; called in the thread, in order. It must not lead back to this object.
+        compute: maps a number to its batch; called in order in the thread. It must not reference this object.
         start: the first number.
         stop: the number after the last.
     """
@@ -138,7 +138,7 @@ class Epoch(Iterator[Batch]):
         self._numbers = iter(range(start, stop))
         self._ahead: deque[Future[Batch]] = deque()
         self._thread = ThreadPoolExecutor(1, "batches")
-        # Not waiting: the garbage collector may call this from the thread itself.
+        # Without waiting, since the garbage collector may call this from the thread itself.
         self._close = weakref.finalize(self, self._thread.shutdown, wait=False, cancel_futures=True)
         for _ in range(_AHEAD):
             self._order_next()
@@ -147,7 +147,7 @@ class Epoch(Iterator[Batch]):
         """The next batch.
 
         Raises:
-            StopIteration: after the last batch, and after an error.
+            StopIteration: after the last batch or an error.
             Exception: whatever computing the batch raised.
         """
         if not self._ahead:
@@ -169,5 +169,5 @@ class Epoch(Iterator[Batch]):
 
 
 def mixed_seed(seed: int, number: int) -> int:
-    """A seed for one batch, unrelated to that of the next batch and to that of the next epoch."""
+    """A seed for one batch, unrelated to the seeds of the next batch and the next epoch."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0])

@@ -1,4 +1,4 @@
-"""From an image file of any mode and size to one square uint8 array."""
+"""Converts an image file of any mode and size to a square uint8 array."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _SIXTEEN_BIT_STEP = 257  # 65535 / 255: the step that maps 16 bits onto 8, black
 
 
 def to_pixels(picture: Image.Image, image_size: int, channels: int, fit: str = "crop") -> np.ndarray:
-    """Bring a picture to ``channels`` colours and to a square.
+    """Convert a picture to ``channels`` colours and a square.
 
-    Transparent parts become white, 16-bit grey is scaled to 8 bits, a camera's orientation mark is obeyed.
+    Transparent parts become white, 16-bit grey is scaled to 8 bits, a camera's orientation tag is applied.
 
     Args:
         picture: any picture that Pillow has opened.
@@ -33,12 +33,12 @@ def to_pixels(picture: Image.Image, image_size: int, channels: int, fit: str = "
 
 
 def upright(picture: Image.Image) -> Image.Image:
-    """The picture turned as its camera recorded it; most files carry no such mark, and cost no time here."""
+    """Rotate the picture as its orientation tag says; most files have none, which costs no time here."""
     return ImageOps.exif_transpose(picture) if "exif" in picture.info else picture
 
 
 def to_colours(picture: Image.Image, channels: int) -> Image.Image:
-    """The picture in mode ``L`` (one channel) or ``RGB`` (three)."""
+    """Convert the picture to mode ``L`` (one channel) or ``RGB`` (three)."""
     mode = "L" if channels == 1 else "RGB"
     if picture.mode == mode and "transparency" not in picture.info:
         return picture
@@ -51,9 +51,9 @@ def to_colours(picture: Image.Image, channels: int) -> Image.Image:
 
 
 def to_eight_bits(picture: Image.Image) -> Image.Image:
-    """A grey picture of 16 bits, 32 bits or floating point, in mode ``L``.
+    """Convert a grey picture of 16 bits, 32 bits or floating point to mode ``L``.
 
-    Integers are read as 16 bits; floating point as 0 to 1 where no value is larger, otherwise as 0 to 255.
+    Integers are read as 16 bits; floating point as 0 to 1 if no value is larger, otherwise as 0 to 255.
     """
     values = np.asarray(picture).astype(np.float64)
     if picture.mode == "F":
@@ -69,12 +69,12 @@ def to_square(
     fit: str = "crop",
     resampling: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image:
-    """A square of the picture, resized (with antialiasing, unless to the nearest).
+    """Resize the picture to a square (with antialiasing, except by nearest neighbour).
 
     Args:
         picture: of any size.
-        image_size: pixels a side.
-        fit: crop (the centre, its side the picture's short side) or stretch (all of it).
+        image_size: pixels per side.
+        fit: crop (the centre square of the picture) or stretch (the whole picture).
         resampling: of the resizing.
     """
     size = (image_size, image_size)

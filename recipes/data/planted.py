@@ -1,4 +1,4 @@
-"""Generated images whose class is visible only in a few known patches, to test whether a masking network finds them."""
+"""Generates images whose class is visible only in a few known patches, to test whether a masking network finds them."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from multilevel.solvers.errors import SettingError
 CLASSES = 4
 TRAIN_IMAGES, TEST_IMAGES = 5000, 1000
 SEED = 0
-CONTRAST, NOISE = 60.0, 40.0  # of grey values, 0 to 255: a pattern's amplitude, and the deviation of each pixel
+CONTRAST, NOISE = 60.0, 40.0  # in grey values, 0 to 255: a pattern's amplitude, and the noise of each pixel
 TEXTURES, IMAGES = 0, 1  # purposes of random generators
 
 
 class PlantedSource(Source):
     """Grey images of textured patches. In each block of 2 x 2 patches one shows the class, three show clutter.
 
-    An image has four hidden labels, drawn independently and uniformly: its class and three others of which nobody is
-    told. Each is shown by its own place in every block of 2 x 2 patches, as that place's texture of its number (half of
-    the pixels light, half dark), with noise. So clutter and signal vary as much, and can be predicted as well from the
-    other patches of their place: nothing but the labels tells them apart.
+    An image has four hidden labels, drawn independently and uniformly: its class and three secret ones. Each has its
+    own place in every block of 2 x 2 patches, which shows that place's texture for the label (half of the pixels light,
+    half dark) with noise. So clutter and signal vary equally, and are equally predictable from the other patches of
+    their place; only the labels tell them apart.
 
     Args:
-        image_size: pixels a side, an even number of patches.
-        patch_size: pixels a side.
+        image_size: pixels per side, an even number of patches.
+        patch_size: pixels per side.
         count: images.
-        seed: of the images; the textures are the same for all.
+        seed: of the images; the textures do not depend on it.
 
     Raises:
         SettingError: patches do not fit into blocks of 2 x 2.
@@ -59,12 +59,12 @@ class PlantedSource(Source):
 
 
 def signal_patches(side: int) -> Tensor:
-    """Which of ``side`` x ``side`` patches show the class: bool [side * side], in row-major order."""
+    """Mark the patches out of ``side`` x ``side`` that show the class: bool [side * side], in row-major order."""
     return torch.from_numpy(_places(side) == 0)
 
 
 def read_planted(image_size: int, patch_size: int) -> SourceSplits:
-    """The training and test images."""
+    """Generate the training and test images."""
     train, test = (
         PlantedSource(image_size, patch_size, count, seed) for seed, count in enumerate((TRAIN_IMAGES, TEST_IMAGES))
     )
@@ -73,6 +73,6 @@ def read_planted(image_size: int, patch_size: int) -> SourceSplits:
 
 
 def _places(side: int) -> np.ndarray:
-    """The place of each patch in its block of 2 x 2: int64 [side * side], 0 to 3."""
+    """The position of each patch in its block of 2 x 2: int64 [side * side], 0 to 3."""
     rows, columns = np.divmod(np.arange(side * side), side)
     return 2 * (rows % 2) + columns % 2

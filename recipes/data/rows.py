@@ -1,4 +1,4 @@
-"""Division of a set: which image goes to which part."""
+"""Splits a data set: assigns each image to a part."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from multilevel.solvers.errors import DataError
 
 @dataclass(frozen=True)
 class Rows:
-    """Sorted int64 arrays: rows of the training images; ``test`` of the test images where a set has some."""
+    """Sorted int64 arrays: rows of the training images; ``test`` of the test images if the data set has any."""
 
     pretrain: np.ndarray
     finetune: np.ndarray
@@ -26,14 +26,15 @@ class Rows:
 
 
 def divide(sources: SourceSplits, settings: DataSettings) -> Rows:
-    """Divide a set: the test images (where it brings none), validation, then the limit, then mask learning's share.
+    """Split a data set: first the test images (unless it has its own), validation, then the limit, then mask learning's
+    share.
 
     Args:
-        sources: the set; only its labels are read.
+        sources: the data set; only its labels are read.
         settings: the shares, the limit and the seed.
 
     Raises:
-        DataError: one class only, or a class with too few images to be divided.
+        DataError: only one class, or a class with too few images to split.
     """
     labels = sources.train.labels.numpy()
     unlabelled = np.flatnonzero(labels == UNLABELLED)
@@ -59,15 +60,15 @@ def divide(sources: SourceSplits, settings: DataSettings) -> Rows:
 
 
 def training_parts(settings: DataSettings) -> list[str]:
-    """The parts that training divides the labelled images into."""
+    """The parts that training splits the labelled images into."""
     return ["finetune"] if settings.mask_share == 0 else ["finetune", "mask"]
 
 
 def check_classes(labels: np.ndarray, sources: SourceSplits, settings: DataSettings) -> None:
-    """Refuse a single class, and a class with too few images for the parts that are cut from it.
+    """Reject a single class, and a class with too few images for its parts.
 
     Raises:
-        DataError: naming the class.
+        DataError: names the class.
     """
     check_several_classes(labels, sources.class_names, f"data={settings.name}")
     parts = training_parts(settings)
@@ -80,21 +81,21 @@ def check_classes(labels: np.ndarray, sources: SourceSplits, settings: DataSetti
         if count < len(parts):
             remedy = " or a test split" if sources.test is None else ""
             raise DataError(
-                f"class {sources.class_names[label]!r} has {count} images and is divided into "
-                f"{', '.join(parts)}: it needs at least {len(parts)}; add images{remedy}"
+                f"class {sources.class_names[label]!r} has {count} images and is split into {', '.join(parts)}: it "
+                f"needs at least {len(parts)}; add images{remedy}"
             )
 
 
 def check_several_classes(labels: np.ndarray, class_names: tuple[str, ...], cause: str) -> None:
-    """Refuse labels of fewer than two classes.
+    """Reject labels of fewer than two classes.
 
     Raises:
-        DataError: naming the class.
+        DataError: names the class.
     """
     present = np.unique(labels)
     if len(present) < 2:
         names = ", ".join(class_names[label] for label in present) or "none"
         raise DataError(
             f"{cause}: the labelled training images are of one class only ({names}); expected two classes "
-            "or more (images without labels lie loose in their folder, or in a subfolder 'unlabelled')"
+            "or more (put images without labels directly into the folder, or into a subfolder 'unlabelled')"
         )

@@ -13,39 +13,39 @@ Share = Annotated[float, AtLeast(0), Below(1)]
 
 @dataclass(kw_only=True)
 class DataSettings:
-    """Which images a run uses, how large they are, and how they are divided.
+    """The images of a run, their size, and their splits.
 
-    A set comes from ``path`` where that is given, otherwise from ``hub``; ``name="digits"`` needs neither.
+    A data set comes from ``path`` if given, otherwise from ``hub``; ``name="digits"`` needs neither.
 
     Args:
-        name: the name of the set; ``digits`` is the one that comes with scikit-learn.
+        name: the name of the data set; ``digits`` comes with scikit-learn.
         path: a folder of ``train*.parquet`` files (or one such file), or a folder of images.
-        hub: the set's name on the Hugging Face hub.
-        image_size: height and width that every image is brought to, in pixels.
+        hub: the data set's name on the Hugging Face hub.
+        image_size: height and width of every image after resizing, in pixels.
         channels: 3 (RGB) or 1 (grey).
-        fit: how an image becomes a square: crop (its centre) or stretch (all of it, with other proportions).
-        patch_size: a patch that suits images of this size; only the model's configuration reads it.
+        fit: how an image becomes a square: crop (its centre) or stretch (the whole image, distorted).
+        patch_size: a suitable patch size for the images; only the model's configuration reads it.
         batch_size: images in a batch.
         mask_share: share of the labelled training images that mask learning gets; finetuning gets the rest.
-        test_share: share of the labelled images kept for testing, where the set comes without a test split.
-        validation_share: share of the labelled training images that is kept out of training, for choosing settings.
-        split_seed: the seed of every random division of the set.
-        limit: use only that many training images, every class in proportion; ``None`` uses all.
+        test_share: share of the labelled images kept for testing, if the data set has no test split.
+        validation_share: share of the labelled training images held out for choosing settings.
+        split_seed: the seed of all random splits.
+        limit: largest number of training images, with every class in proportion; ``None`` uses all.
         image_column: the column of a table that holds the images; ``None`` finds it.
         label_column: the column of a table that holds the labels; ``None`` finds it.
         mask_column: the column of a table that holds mask images, for tasks that learn from them; ``None`` finds it.
         boxes_column: the column of a table that holds boxes, for tasks that learn from them; ``None`` finds it.
-        mask_classes: meaning of a mask: ``binary`` (a defect above half of white), ``labels`` (the class of its image
-            there) or ``values`` (class numbers, 0 the background, 255 where a pixel does not count).
-        min_area: marks in a mask with fewer pixels get no box.
+        mask_classes: meaning of a mask: ``binary`` (a defect above half of white), ``labels`` (the class of its image)
+            or ``values`` (class numbers, 0 for the background, 255 for pixels to ignore).
+        min_area: marks with fewer pixels in a mask get no box.
         train_split: the name of the training split, on the hub and in the names of parquet files.
         test_split: the name of the test split; ``None`` looks for ``test``, then ``validation``.
         flip: mirror training images at random.
         crop_scale: smallest share of an image's area that a random crop keeps; 1.0 crops nothing.
-        memory_gib: a decoded set up to this size is kept in memory, a larger one is decoded on demand.
+        memory_gib: keep decoded images in memory up to this size; larger data sets are decoded on demand.
 
     Raises:
-        SettingError: a value that cannot work, by its name (``data.mask_share``).
+        SettingError: an unusable value, by its name (``data.mask_share``).
     """
 
     name: Text
@@ -80,6 +80,6 @@ class DataSettings:
         """Check every value; ``load_data`` calls this again, since fields can be changed after construction.
 
         Raises:
-            SettingError: the first value that cannot work.
+            SettingError: the first unusable value.
         """
         check(self, "data.")

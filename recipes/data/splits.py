@@ -1,4 +1,4 @@
-"""The parts of a data set: those that the levels of a recipe learn from, and the test part."""
+"""Splits a data set into the parts that a recipe's levels learn from, and the validation and test parts."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _STATISTICS_BATCH = 500
 
 @dataclass(frozen=True)
 class Split:
-    """Some images of a set.
+    """A subset of a data set's images.
 
     Attributes:
-        name: what messages call it (``finetune``).
-        images: the set.
-        indices: int64 tensor ``[N]``, which images of the set.
-        target_set: what a task learns of the set; ``None``: its labels.
+        name: its name in messages (``finetune``).
+        images: the data set.
+        indices: int64 tensor ``[N]``, the part's images in the data set.
+        target_set: the targets that a task learns; ``None``: the labels.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Split:
 
         Args:
             positions: in this part.
-            geometry: what was done to the images, and is done to masks and boxes too.
+            geometry: the transformation of the images, applied to masks and boxes too.
 
         Raises:
             DataError: a broken mask, or a box outside its image, by its name.
@@ -73,19 +73,18 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set, divided.
+    """A data set and its parts.
 
-    ``finetune`` and ``mask`` share no image and are ``train`` together; ``pretrain`` is ``finetune`` and the
-    unlabelled training images. ``validation`` and ``test`` share no image with any of them or with each other, and
-    are not decoded before they are asked for. Without labels there is only ``pretrain``; the other parts are
-    empty, ``labelled`` is false.
+    ``finetune`` and ``mask`` are disjoint and together form ``train``; ``pretrain`` is ``finetune`` and the unlabelled
+    training images. ``validation`` and ``test`` share no image with these parts or with each other, and are decoded
+    only on request. Without labels there is only ``pretrain``: the other parts are empty and ``labelled`` is false.
 
     Attributes:
         class_names: the classes, by label; empty without labels.
         signal_patches: bool tensor ``[L]``, the patches of ``data.patch_size`` that show the class, where known.
-        target_names: the classes of what the task learns, by number (those of masks begin with the background).
-        target_counts: of each in ``train``: images, pixels of masks, or boxes.
-        mean, std: float32 tensors ``[C]`` of the pretraining images, on the scale where white is 1.
+        target_names: the classes of the task's targets, by number (for masks starting with the background).
+        target_counts: number of each in ``train``: images, pixels of masks, or boxes.
+        mean, std: float32 tensors ``[C]`` of the pretraining images, where white is 1.
     """
 
     pretrain: Split
@@ -106,11 +105,11 @@ class ImageData:
     signal_patches: Tensor | None = None
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Bring images to mean 0 and deviation 1 in every channel.
+        """Normalize images to mean 0 and deviation 1 in every channel.
 
         Args:
-            images: uint8 tensor ``[B, C, H, W]`` on any device, or a floating-point one on the same scale of
-                0 to 255.
+            images: uint8 tensor ``[B, C, H, W]`` on any device, or a floating-point tensor on the same scale of 0 to
+                255.
 
         Returns:
             float32 tensor ``[B, C, H, W]`` on the same device.
@@ -121,21 +120,21 @@ class ImageData:
 
 
 def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str = "labels") -> ImageData:
-    """Read, divide and, where they fit in memory, decode the training images of a set.
+    """Read and split a data set, and decode its training images if they fit in memory.
 
-    The division depends only on the set and ``settings.split_seed``; global random states do not move.
+    The split depends only on the data set and ``settings.split_seed``; global random states do not change.
 
     Args:
-        settings: which set, and how it is divided.
+        settings: name the data set and its splits.
         allow_no_mask: accept ``mask_share`` 0, for a recipe without mask learning.
-        targets: what the task learns, one of ``TARGETS``. All parts but ``pretrain`` have it.
+        targets: the kind of the task's targets, one of ``TARGETS``. All parts except ``pretrain`` have them.
 
     Returns:
-        The divided set; no validation or test image is decoded.
+        The data set and its parts; no validation or test image is decoded.
 
     Raises:
-        SettingError: a setting that cannot work.
-        DataError: no images, a broken one, one class only, a class with too few images, or no such targets.
+        SettingError: an unusable setting.
+        DataError: no images, a broken image, only one class, a class with too few images, or no such targets.
     """
     settings.validate()
     if settings.mask_share == 0 and not allow_no_mask:
@@ -178,7 +177,7 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str 
 
 
 def open_images(rows: Rows, settings: DataSettings, sources: SourceSplits, channels: int) -> tuple[Images, Images]:
-    """The training and the test images, in memory where both fit; one object where the test is cut off."""
+    """The training and test images, in memory if both fit; one object if the test part is split off."""
     training = np.union1d(np.union1d(rows.pretrain, rows.train), rows.validation)
     gib = (len(training) + len(rows.test)) * channels * settings.image_size**2 / 2**30
     in_memory = gib <= settings.memory_gib
@@ -195,16 +194,16 @@ def open_images(rows: Rows, settings: DataSettings, sources: SourceSplits, chann
 
 
 def pixel_statistics(part: Split, split_seed: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every channel, over at most 10,000 images drawn from a part.
+    """Mean and standard deviation of every channel over at most 10,000 images drawn from a part.
 
     Returns:
-        Two float32 tensors ``[C]``, on the scale where white is 1; a channel of one value gets deviation 1.
+        Two float32 tensors ``[C]``, where white is 1; a constant channel gets deviation 1.
     """
     positions = torch.arange(len(part))
     if len(part) > _STATISTICS_IMAGES:
         drawn = random_for(split_seed, "statistics").permutation(len(part))[:_STATISTICS_IMAGES]
         positions = torch.from_numpy(np.sort(drawn))
-    total = torch.zeros(part.images.channels, dtype=torch.int64)  # whole numbers: no rounding to add up
+    total = torch.zeros(part.images.channels, dtype=torch.int64)  # sums of integers have no rounding
     squares = torch.zeros_like(total)
     for batch in positions.split(_STATISTICS_BATCH):
         pixels = part.pixels(batch).transpose(0, 1).flatten(1).long()

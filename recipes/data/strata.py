@@ -1,4 +1,4 @@
-"""Random divisions of labelled images that keep every class in proportion."""
+"""Random splits of labelled images that keep every class in proportion."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ UNLABELLED = -1
 
 
 def random_for(split_seed: int, purpose: str) -> np.random.Generator:
-    """A separate generator for one purpose: what one division draws does not change another."""
+    """A separate generator for each purpose, so that the draws of one split do not change another."""
     return np.random.default_rng([split_seed, *purpose.encode()])
 
 
 def cut_share(
     labels: np.ndarray, rows: np.ndarray, share: float, keep: int, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Divide rows into two parts, class by class.
+    """Split rows into two parts, class by class.
 
-    A class of ``keep + 1`` images or more has at least one in the cut part and ``keep`` in the other. Classes
-    of a single image are divided together, as if they were one class.
+    A class of at least ``keep + 1`` images has at least one in the cut part and ``keep`` in the other. Classes of a
+    single image are split together, like one class.
 
     Args:
-        labels: int64 array ``[N]``, the labels of a whole set.
-        rows: int64 array ``[R]``, the rows to divide.
-        share: the share of every class that is cut off; 0 cuts nothing.
-        keep: how many images of a class must stay.
-        random: what draws the images.
+        labels: int64 array ``[N]``, the labels of the whole data set.
+        rows: int64 array ``[R]``, the rows to split.
+        share: share of every class to cut off; 0 cuts nothing.
+        keep: smallest number of images of a class that must stay.
+        random: generator that draws the images.
 
     Returns:
         Two sorted int64 arrays: the rows that stay and the rows that are cut off.
@@ -47,15 +47,15 @@ def cut_share(
 
 
 def limit_rows(labels: np.ndarray, rows: np.ndarray, limit: int | None, random: np.random.Generator) -> np.ndarray:
-    """Draw ``limit`` rows, every class (and the unlabelled images, as one class) in proportion.
+    """Draw ``limit`` rows with every class (and the unlabelled images, as one class) in proportion.
 
-    Two images of every class stay where the limit has room for that, so that a division can follow.
+    If the limit allows, two images of every class stay, so that the rows can still be split.
 
     Args:
-        labels: int64 array ``[N]``, the labels of a whole set.
+        labels: int64 array ``[N]``, the labels of the whole data set.
         rows: int64 array ``[R]``, the rows to draw from.
-        limit: how many to draw; ``None`` and anything above ``R`` keep all.
-        random: what draws the images.
+        limit: number of rows to draw; ``None`` or more than ``R`` keeps all.
+        random: generator that draws the images.
 
     Returns:
         A sorted int64 array.
@@ -69,14 +69,14 @@ def limit_rows(labels: np.ndarray, rows: np.ndarray, limit: int | None, random: 
 
 
 def apportion(sizes: np.ndarray, total: int) -> np.ndarray:
-    """Whole numbers in proportion to ``sizes`` that add up to ``total``, none above its size.
+    """Integers in proportion to ``sizes`` that sum to ``total``, none above its size.
 
     Args:
         sizes: int64 array ``[K]``.
         total: at most the sum of ``sizes``.
 
     Returns:
-        int64 array ``[K]``; at least 2 (or the size) everywhere where ``total`` allows that.
+        int64 array ``[K]``; at least 2 (or the size) each, if ``total`` allows it.
     """
     exact = sizes * (total / sizes.sum())
     lowest = np.minimum(sizes, 2)
@@ -91,7 +91,7 @@ def apportion(sizes: np.ndarray, total: int) -> np.ndarray:
 
 
 def rows_by_class(labels: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
-    """The rows of every class that occurs, in the order of the labels, each sorted."""
+    """The sorted rows of every class that occurs, in the order of the labels."""
     ordered = np.sort(rows)
     ordered = ordered[np.argsort(labels[ordered], kind="stable")]
     starts = np.flatnonzero(np.diff(labels[ordered])) + 1

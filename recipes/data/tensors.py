@@ -1,4 +1,4 @@
-"""Data that fits in memory as tensors, and batches of it, for recipes that are small."""
+"""In-memory data as tensors, and batches of it, for small recipes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from multilevel.solvers.errors import DataError
 
 
 def tensors(data: ImageData, part: Split) -> tuple[Tensor, Tensor]:
-    """All images of a part, normalized, float32 [N, C, H, W], and their labels, int64 [N].
+    """All normalized images of a part, float32 [N, C, H, W], and their labels, int64 [N].
 
     Raises:
         DataError: a broken image, by its name.
@@ -23,25 +23,25 @@ def some_of_each_class(labels: Tensor, order: Tensor, count: int) -> Tensor:
     """The first ``count`` positions of each class in an order: int64 [classes * count], class by class.
 
     Args:
-        labels: int64 [N], each class among them at least ``count`` times.
+        labels: int64 [N], with each class at least ``count`` times.
         order: a permutation, int64 [N].
-        count: of each class.
+        count: number of positions per class.
     """
     return torch.cat([order[labels[order] == label][:count] for label in labels.unique()])
 
 
 def batches(*tensors: Tensor, size: int) -> DataLoader:
-    """Batches of the same rows of all tensors, in a new order every epoch; rows that fill no batch are left out.
+    """Batches of the same rows of all tensors, in a new order every epoch; rows that do not fill a batch are left out.
 
     Args:
         tensors: each [N, ...].
-        size: rows in a batch; all of them, where there are fewer.
+        size: rows in a batch; all rows if there are fewer.
 
     Raises:
         DataError: no rows.
     """
     data = TensorDataset(*tensors)
     if len(data) == 0:
-        raise DataError("no samples to train on; expected more data, or other values of the settings that divide it")
+        raise DataError("no samples to train on; expected more data, or other values of the settings that split it")
     rows = BatchSampler(RandomSampler(data), min(size, len(data)), drop_last=True)
     return DataLoader(data, sampler=rows, batch_size=None)

@@ -1,4 +1,5 @@
-"""How good encoders are: protocols fitted to labelled training images and scored on the test or validation split."""
+"""Evaluation of encoders: protocols are fitted to labelled training images and scored on the test or validation
+split."""
 
 from multilevel.recipes.evaluation.evaluate import evaluate_features, raw_pixels
 from multilevel.recipes.evaluation.protocols import PROTOCOLS, Candidate, Setup

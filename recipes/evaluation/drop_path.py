@@ -1,4 +1,4 @@
-"""Drop path: residual branches left out at random while training."""
+"""Drop path: leaves out residual branches at random during training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from multilevel.levels import MaskedAutoencoder
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): 0 for a share of the images, the others scaled to keep the expectation.
+    """Stochastic depth (Huang et al. 2016): zeroes a share of the images and scales the others to keep the expectation.
 
     Args:
         rate: the share, 0 to 1.
@@ -20,7 +20,7 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, branch: Tensor) -> Tensor:
-        """A residual branch's output [B, ...], the same shape."""
+        """Apply to a residual branch's output [B, ...]; returns the same shape."""
         if not self.training or self.rate == 0:
             return branch
         shape = (len(branch), *[1] * (branch.ndim - 1))
@@ -29,7 +29,8 @@ class DropPath(nn.Module):
 
 
 def add_drop_path(encoder: MaskedAutoencoder, rate: float) -> None:
-    """Let every block drop its two branches, with a chance that rises linearly from 0 at the first to ``rate``."""
+    """Make every block drop its two branches with a probability that rises linearly from 0 at the first block to
+    ``rate``."""
     layers = encoder.mae.vit.layers
     for index, layer in enumerate(layers):
         # a block's dropout is the last thing on both of its branches

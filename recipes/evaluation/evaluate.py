@@ -1,4 +1,4 @@
-"""Scores of encoders on the test or the validation split; nothing else reads the test split."""
+"""Scores encoders on the test or validation split; nothing else reads the test split."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from multilevel.recipes.evaluation.settings import EvaluationSettings
 from multilevel.solvers import DataError, SettingError
 
 LARGEST_RAW_SIZE = 32
-FEWEST = 2  # images of a class in any share of the labels, where the class has as many
+FEWEST = 2  # smallest number of images per class in any share of the labels, if the class has as many
 
 
 def evaluate_features(candidates: Sequence[Candidate], setup: Setup, settings: EvaluationSettings) -> list[Score]:
-    """Every candidate by every protocol, fitted to every share of the labelled training images.
+    """Score every candidate with every protocol, fitted to every share of the labelled training images.
 
     Args:
-        candidates: each is given normalized images on ``setup.device``; none of their modules changes.
+        candidates: they get normalized images on ``setup.device``; their modules do not change.
         setup: data, task and device.
-        settings: the protocols, their options, the shares, and the split to score on; the other one is not touched.
+        settings: the protocols, their options, the shares, and the split to score on; the other split is not read.
 
     Returns:
-        Scores, candidate after candidate. At the end those of ``"majority class"``, what always answering with the
-        most frequent training class comes to.
+        Scores by candidate. The last candidate is ``"majority class"``, which always predicts the most frequent
+        training class.
 
     Raises:
         DataError: no labels, no images to score, or an encoder whose features are not finite.
@@ -76,7 +76,7 @@ def _score(name: str, share: float, protocol: EvaluationProtocol, metric: str, t
 def raw_pixels(images: Tensor) -> Tensor:
     """The pixels themselves as features: [B, C, H, W] to [B, C * H * W].
 
-    Images above 32 pixels a side are averaged down to 32, so that a probe on them stays affordable.
+    Images larger than 32 pixels per side are averaged down to 32, which keeps probes affordable.
     """
     size = min(images.shape[-1], LARGEST_RAW_SIZE)
     return adaptive_avg_pool2d(images, size).flatten(1)
@@ -85,14 +85,14 @@ def raw_pixels(images: Tensor) -> Tensor:
 def extract_features(
     encoder: Encoder, data: ImageData, part: Split, positions: Tensor, batch_size: int, device: torch.device, name: str
 ) -> np.ndarray:
-    """Features float32 [N, D] of the images of a part at ``positions`` (int64 [N]).
+    """Compute features float32 [N, D] of a part's images at ``positions`` (int64 [N]).
 
     Raises:
         DataError: features that are not finite.
     """
     features = []
     with torch.no_grad():
-        # disable=None: no bar where standard error is not a terminal
+        # disable=None: no bar unless standard error is a terminal
         for batch in tqdm(positions.split(batch_size), desc=f"encoding, {name}", leave=False, disable=None):
             features.append(encoder(data.normalize(part.pixels(batch).to(device))).float().cpu())
     joined = torch.cat(features)
@@ -102,25 +102,26 @@ def extract_features(
 
 
 def stratified_positions(labels: Tensor, limit: int | None, seed: int) -> Tensor:
-    """At most ``limit`` positions (int64, sorted), every class in proportion.
+    """Draw at most ``limit`` sorted positions (int64), with every class in proportion.
 
     Args:
         labels: int64 [N].
         limit: None takes all.
-        seed: of the drawing.
+        seed: of the draw.
     """
     rows = np.arange(len(labels))
     return torch.from_numpy(limit_rows(labels.numpy(), rows, limit, random_for(seed, "evaluation")))
 
 
 def label_share(labels: Tensor, pool: Tensor, share: float, seed: int) -> Tensor:
-    """A share of the images, every class in proportion, at least two of each; smaller shares lie within larger ones.
+    """Draw a share of the images, every class in proportion but with at least two images; smaller shares are subsets of
+    larger ones.
 
     Args:
-        labels: int64 [N], of all labelled training images, of whose classes the share is taken.
-        pool: int64 [P], the positions that may be taken.
+        labels: int64 [N], of all labelled training images.
+        pool: int64 [P], the positions to draw from.
         share: above 0; 1 takes the whole pool.
-        seed: of the drawing.
+        seed: of the draw.
 
     Returns:
         Positions in ``pool``, int64, sorted.
@@ -138,9 +139,9 @@ def label_share(labels: Tensor, pool: Tensor, share: float, seed: int) -> Tensor
 
 
 def _parts(data: ImageData, settings: EvaluationSettings) -> tuple[Tensor, Split]:
-    """Positions of the training images that may be fitted to, and the part that is scored."""
+    """Positions of the training images to fit to, and the part to score."""
     if not data.labelled:
-        raise DataError("the images have no labels: there is nothing to evaluate features on")
+        raise DataError("the images have no labels, so features cannot be evaluated")
     scored = data.validation if settings.split == "validation" else data.test
     if not len(scored):
         remedy = "" if settings.split == "validation" else ", or give the set a test split"
@@ -155,7 +156,7 @@ def _check_labels(
         if not protocol.needs_classes:
             continue
         if min(int(fitted.labels.min()), int(scored.labels.min())) < 0:
-            raise SettingError("evaluation.protocols", name, "head or finetune: some images are of no single class")
+            raise SettingError("evaluation.protocols", name, "head or finetune: some images have no single class")
         if len(fitted.labels.unique()) < 2:
             raise SettingError("evaluation.max_images", settings.max_images, "enough images for two classes")
 
@@ -167,7 +168,7 @@ def _subset(part: Split, positions: Tensor) -> Split:
 def _frozen_features(
     candidate: Candidate, setup: Setup, settings: EvaluationSettings, *parts: Split
 ) -> Callable[[], list[np.ndarray]]:
-    """The candidate's features of each part, computed when they are first asked for."""
+    """The candidate's features of each part, computed on first use."""
 
     def extract(part: Split) -> np.ndarray:
         every = torch.arange(len(part))

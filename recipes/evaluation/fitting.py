@@ -1,4 +1,4 @@
-"""Training of what protocols put on an encoder: warmup and cosine over a number of epochs, with a bar."""
+"""Trains the modules that protocols put on an encoder, with warmup, a cosine schedule and a progress bar."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from multilevel.solvers import SettingError
 
 
 def new_loader(part: Split, setup: Setup, batch_size: int, augmented: bool) -> ImageLoader:
-    """Full, shuffled batches of a part; of all its images where it has fewer than ``batch_size``."""
+    """Full, shuffled batches of a part, or of all its images if it has fewer than ``batch_size``."""
     return ImageLoader(
         part,
         setup.data.normalize,
@@ -48,15 +48,15 @@ def fit(
     Args:
         forward: images [B, C, H, W] to outputs [B, ...].
         criterion: outputs and targets to a scalar.
-        optimizer: its learning rates are the largest, after the warmup.
+        optimizer: its learning rates are the peak values after the warmup.
         loader: batches of (images, targets).
         setup: device and precision.
-        epochs: how many; more where they come to fewer than ``least_updates``.
-        least_updates: so that a fit to few images is one.
-        warmup: share of the updates over which the learning rate rises; then it falls to 0 as a cosine.
-        name: what the progress bar says.
+        epochs: number of epochs; raised if they make fewer than ``least_updates`` updates.
+        least_updates: smallest number of updates, for fits to few images.
+        warmup: share of the updates over which the learning rate rises, before it falls to 0 as a cosine.
+        name: label of the progress bar.
         setting: ``evaluation.PROTOCOL``, for messages.
-        mix: changes a batch on the device; None leaves it.
+        mix: transforms a batch on the device; None leaves it.
 
     Raises:
         SettingError: the loss is not finite.

@@ -12,8 +12,8 @@ from torch import Tensor
 class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling (You, Gitman and Ginsburg 2017), as in the MAE paper's code.
 
-    v <- momentum * v + q * g,  p <- p - lr * v,  with g the gradient plus weight_decay * p and
-    q = trust * |p| / |g|, 1 where either norm is 0. Vectors (biases, norms) are neither scaled nor decayed.
+    v <- momentum * v + q * g,  p <- p - lr * v,  with g the gradient plus weight_decay * p and q = trust * |p| / |g|,
+    or 1 if either norm is 0. Vectors (biases, norm parameters) are neither scaled nor decayed.
 
     Args:
         params: tensors or groups.

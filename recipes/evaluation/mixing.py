@@ -1,4 +1,4 @@
-"""Mixup and cutmix: pairs of images of a batch joined into one, their targets in the same proportion."""
+"""Mixup and cutmix: combine pairs of images in a batch, and their targets in the same proportion."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ Box = tuple[int, int, int, int]
 
 
 def soft_targets(labels: Tensor, classes: int, smoothing: float) -> Tensor:
-    """Labels int64 [B] as probabilities [B, classes]: 1 - smoothing on the label, and smoothing spread over all."""
+    """Convert labels int64 [B] to probabilities [B, classes]: 1 - smoothing on the label, plus smoothing spread over
+    all classes."""
     spread = torch.full((len(labels), classes), smoothing / classes, device=labels.device)
     return spread.scatter_add(1, labels[:, None], torch.full_like(spread[:, :1], 1 - smoothing))
 
 
 def mixup(images: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """``share`` of each image and the rest of its partner, pixel by pixel (Zhang et al. 2018).
+    """Blend ``share`` of each image with the rest from its partner, pixel by pixel (Zhang et al. 2018).
 
     Args:
         images: [B, C, H, W]; the partner of the first is the last, and so on.
@@ -28,7 +29,7 @@ def mixup(images: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor
 
 
 def cutmix(images: Tensor, targets: Tensor, box: Box) -> tuple[Tensor, Tensor]:
-    """Each image with a box of its partner pasted in, targets in proportion to the areas (Yun et al. 2019).
+    """Paste a box of its partner into each image, and mix targets in proportion to the areas (Yun et al. 2019).
 
     Args:
         images: [B, C, H, W]; the partner of the first is the last, and so on.
@@ -43,10 +44,10 @@ def cutmix(images: Tensor, targets: Tensor, box: Box) -> tuple[Tensor, Tensor]:
 
 
 def draw_box(size: int, share: float) -> Box:
-    """A square of area ``1 - share`` around a random pixel, what lies outside the image cut off.
+    """Draw a square of area ``1 - share`` around a random pixel, clipped to the image.
 
     Args:
-        size: pixels a side of the image.
+        size: pixels per side of the image.
         share: 0 to 1.
     """
     half = int(size * (1 - share) ** 0.5) // 2
@@ -57,10 +58,10 @@ def draw_box(size: int, share: float) -> Box:
 
 @dataclass(frozen=True)
 class Mixing:
-    """Label smoothing, then mixup or cutmix of a whole batch, each with a chance of one half where both are on.
+    """Label smoothing, then mixup or cutmix of a whole batch, each with probability one half if both are on.
 
     Args:
-        classes: how many.
+        classes: number of classes.
         label_smoothing: 0 to 1.
         mixup: shares are Beta(mixup, mixup); 0 is off.
         cutmix: shares are Beta(cutmix, cutmix); 0 is off.

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Score:
-    """How one encoder does by one protocol.
+    """The score of one encoder under one protocol.
 
     Attributes:
         encoder: its name.
         protocol: its name in ``evaluation.protocols``.
         labels: share of the labelled training images that the protocol was fitted to.
-        metrics: by name, shares of 1; the one that tables show comes first.
+        metrics: by name, shares of 1; tables show the first.
     """
 
     encoder: str
@@ -23,5 +23,5 @@ class Score:
 
 
 def shown_first(metrics: dict[str, float], metric: str) -> dict[str, float]:
-    """The metrics, ``metric`` first where it is among them."""
+    """The metrics, with ``metric`` first if it is among them."""
     return {name: metrics[name] for name in sorted(metrics, key=lambda name: name != metric)}

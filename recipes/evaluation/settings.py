@@ -14,18 +14,19 @@ from multilevel.solvers.ranges import Count, OneOf, PositiveShare, Seed, check, 
 
 @dataclass(kw_only=True)
 class CommonSettings:
-    """How encoders are evaluated.
+    """Settings of every evaluation.
 
     Args:
-        protocols: names; None takes the task's own.
-        labels: shares of the labelled training images; every protocol is fitted to each. Smaller ones lie in larger.
-        split: test or validation, on which everything is scored.
-        metric: what the table shows; None takes the task's.
-        references: score an untrained encoder and raw pixels as well.
-        max_images: labelled training images that the protocols are fitted to, drawn by class; None takes all.
-        neighbours: of the nearest-neighbour vote.
-        batch_size: images that are encoded together.
-        seed: of all drawings, of the part on which the probe's regularization is chosen, and of what is trained.
+        protocols: names of the protocols; None takes the task's own.
+        labels: shares of the labelled training images; every protocol is fitted to each. Smaller shares are subsets of
+            larger ones.
+        split: the split to score on: test or validation.
+        metric: the metric in the table; None takes the task's.
+        references: also score an untrained encoder and raw pixels.
+        max_images: largest number of labelled training images to fit to, drawn by class; None takes all.
+        neighbours: number of neighbours in the nearest-neighbour vote.
+        batch_size: images to encode together.
+        seed: seed of all draws, of the split that chooses the probe's regularization, and of trained modules.
     """
 
     protocols: list[Annotated[str, OneOf(*PROTOCOLS)]] | None = None
@@ -43,20 +44,20 @@ class CommonSettings:
         require("evaluation.labels", self.labels, bool(self.labels), "at least one share of the labels, such as [1.0]")
 
     def protocol(self, name: str) -> EvaluationProtocol:
-        """A protocol with its options as they are set."""
+        """A protocol with its configured options."""
         return getattr(self, name, None) or PROTOCOLS[name]()
 
     def check_task(self, task: Task) -> None:
-        """Raise SettingError if ``metric`` is none that the protocols report of this task."""
+        """Raise SettingError unless the protocols report ``metric`` for this task."""
         if self.metric is not None and self.metric not in self.metrics_of(task):
             raise SettingError("evaluation.metric", self.metric, f"one of {', '.join(self.metrics_of(task))}")
 
     def protocols_of(self, task: Task) -> list[str]:
-        """The protocols that are set, or else the task's own."""
+        """The configured protocols, or else the task's own."""
         return list(task.protocols if self.protocols is None else self.protocols)
 
     def metrics_of(self, task: Task, protocol: str | None = None) -> list[str]:
-        """The metrics that a protocol reports of a task; None: that any of its protocols does."""
+        """The metrics that a protocol reports for a task; None: that any of its protocols reports."""
         names = self.protocols_of(task) if protocol is None else [protocol]
         kinds = [CLASSIFICATION_METRICS if PROTOCOLS[name].needs_classes else task.metric_names for name in names]
         return list(dict.fromkeys(metric for kind in kinds for metric in kind))

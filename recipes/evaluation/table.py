@@ -1,4 +1,4 @@
-"""Scores as a table."""
+"""Formats scores as a table."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from multilevel.solvers import SettingError
 
 
 def format_table(scores: Sequence[Score], split: str = "test", metric: str | None = None) -> str:
-    """A row for each encoder, a column for each protocol, in percent; a block for each share of the labels.
+    """One row per encoder and one column per protocol, in percent; one block per share of the labels.
 
     Args:
         scores: at least one.
-        split: what they were scored on.
-        metric: which of theirs; None takes the first of each.
+        split: the split of the scores.
+        metric: the metric to show; None takes each score's first.
 
     Raises:
-        SettingError: a score does not have ``metric``.
+        SettingError: a score lacks ``metric``.
     """
     for score in scores:
         if metric is not None and metric not in score.metrics:

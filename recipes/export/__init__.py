@@ -1,4 +1,4 @@
-"""A trained model for use elsewhere: a folder that `transformers` and onnxruntime load, and what is done with one."""
+"""Exports a trained model to a folder that `transformers` and onnxruntime load, and uses exported models."""
 
 from multilevel.recipes.export.exported import ExportedModel
 from multilevel.recipes.export.folder import FORMATS, write_export

@@ -1,4 +1,4 @@
-"""The model card: what a run says of its model, and nothing else."""
+"""Writes the model card, from a run's settings and results only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from multilevel.recipes.export.trained import TrainedModel
 
-PRIVATE = (("data", "path"), ("output",))  # settings that tell of one machine alone
+PRIVATE = (("data", "path"), ("output",))  # settings that depend on the machine
 LOAD = {
     "transformers": """```python
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, ViTMAEForPreTraining
@@ -17,8 +17,8 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassif
 processor = AutoImageProcessor.from_pretrained("FOLDER")
 {lines}```
 
-The file of weights holds the encoder twice, as each class names it: loading one reports the others' names as
-unexpected, and that the folder's type is dinov2. The decoder's mask ratio is that of the training.
+The weights file holds the encoder twice, under the names of each class, so loading one class reports the other's names
+as unexpected, and dinov2 as the folder's type. The decoder's mask ratio is the same as in training.
 """,
     "onnx": """```python
 import onnxruntime
@@ -46,8 +46,8 @@ def model_card(
     Args:
         trained: the model.
         config: the run's settings.
-        summary: the run's ``summary.json``; None where the run has not ended.
-        step: of the checkpoint that is exported.
+        summary: the run's ``summary.json``; None if the run has not ended.
+        step: of the exported checkpoint.
         format: transformers or onnx.
     """
     classifies = trained.classifier is not None
@@ -77,7 +77,7 @@ def _model(trained: TrainedModel, config: Mapping[str, Any], step: int) -> str:
         f"exported at step {step} of {config['steps']}."
     )
     if trained.classifier is None:
-        return f"{text} There is no classifier: only an encoder and a decoder.\n"
+        return f"{text} It is an encoder and a decoder without a classifier.\n"
     return f"{text} The classifier is one linear layer on the mean of the patch tokens.\n"
 
 
@@ -97,11 +97,11 @@ def _data(trained: TrainedModel, config: Mapping[str, Any]) -> str:
 
 def _metrics(summary: Mapping[str, Any] | None) -> str:
     if summary is None:
-        return "## Metrics\n\nThe run had not ended when this was exported: it has no metrics.\n"
+        return "## Metrics\n\nThe model was exported before the run ended, so there are no metrics.\n"
     lines = ["## Metrics\n"]
     for name, level in summary["levels"].items():
         metrics = "".join(f", {metric} {value:.4g}" for metric, value in level["last_metrics"].items())
-        loss = "no update was made" if level["last_loss"] is None else f"loss {level['last_loss']:.4g}"
+        loss = "no updates" if level["last_loss"] is None else f"loss {level['last_loss']:.4g}"
         lines.append(f"- level `{name}`, at the end of training: {loss}{metrics}")
     scores = summary["evaluation"]
     if not scores:
@@ -122,11 +122,11 @@ def _use(trained: TrainedModel) -> str:
     else:
         lines.append(
             f"Labels images like those of the training data with one of {len(trained.data.class_names)} classes. It "
-            "answers with one of them whatever an image shows, and its probabilities have not been calibrated."
+            "predicts one of these classes for any image, and its probabilities are not calibrated."
         )
     lines.append(
-        "How it does on other data is unknown. `multilevel monitor FOLDER IMAGES` says how far new images are from "
-        "the training ones."
+        "Its performance on other data is unknown. `multilevel monitor FOLDER IMAGES` measures how far new images are "
+        "from the training images."
     )
     if trained.data.channels == 1:
         lines.append('Convert images to grey before the image processor sees them: `image.convert("L")`.')

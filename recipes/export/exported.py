@@ -1,4 +1,4 @@
-"""An exported model at work: it needs neither the run nor its data."""
+"""Runs an exported model, without the run or its data."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class ExportedModel:
-    """A classifier, or just an encoder, from an exported folder of either format.
+    """A classifier, or only an encoder, from an exported folder of either format.
 
     Args:
-        folder: what ``multilevel export`` has written; ``model.onnx`` is used where there are no other weights.
-        device: where PyTorch computes; onnxruntime computes on the CPU.
+        folder: written by ``multilevel export``; ``model.onnx`` is used if there are no other weights.
+        device: for PyTorch; onnxruntime runs on the CPU.
 
     Attributes:
-        class_names: by label; empty where there is no classifier.
-        image_size: pixels a side.
+        class_names: by label; empty without a classifier.
+        image_size: pixels per side.
         channels: 1 or 3.
-        fit: how an image is brought to the square, see ``to_square``.
+        fit: how an image becomes a square, see ``to_square``.
 
     Raises:
-        SettingError: ``folder`` is no exported folder.
-        MultilevelError: a broken file in it, or onnxruntime is needed and missing.
+        SettingError: ``folder`` is not an exported folder.
+        MultilevelError: the folder has a broken file, or needs onnxruntime, which is missing.
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         weights = [folder / name for name in (WEIGHTS, ONNX) if (folder / name).is_file()]
         if not weights or not (folder / PROCESSOR).is_file() or not (folder / "config.json").is_file():
-            raise SettingError("EXPORT", str(folder), "a folder that multilevel export has written")
+            raise SettingError("EXPORT", str(folder), "a folder written by multilevel export")
         try:
             settings, config = (json.loads((folder / name).read_text()) for name in (PROCESSOR, "config.json"))
             self.class_names = tuple(config["id2label"][str(label)] for label in range(len(config["id2label"])))

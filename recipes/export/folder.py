@@ -1,4 +1,4 @@
-"""An exported folder, written whole or not at all."""
+"""Writes an exported folder atomically."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ PROCESSOR, WEIGHTS, CARD = "preprocessor_config.json", "model.safetensors", "REA
 
 
 def check_export(format: str, output: Path) -> None:
-    """Raise before any work is done where an export cannot be written.
+    """Raise before any work is done if an export cannot be written.
 
     Raises:
-        SettingError: an unknown format, or an output that exists.
-        MultilevelError: packages that the format needs are missing.
+        SettingError: the format is unknown, or the output exists.
+        MultilevelError: packages for the format are missing.
     """
     if format not in FORMATS:
         raise SettingError("format", format, f"one of {', '.join(FORMATS)}")
@@ -41,13 +41,14 @@ def write_export(trained: TrainedModel, output: Path, format: str, card: str) ->
 
     Args:
         trained: the model.
-        output: the folder to make.
-        format: transformers (``model.safetensors``) or onnx (``model.onnx`` in its place).
+        output: the folder to create.
+        format: transformers (``model.safetensors``) or onnx (``model.onnx`` instead).
         card: the text of README.md.
 
     Raises:
-        SettingError: an unknown format, an output that exists or cannot be written, or ONNX without a classifier.
-        MultilevelError: packages that the format needs are missing.
+        SettingError: the format is unknown, the output exists or cannot be written, or ONNX is asked for without a
+            classifier.
+        MultilevelError: packages for the format are missing.
     """
     check_export(format, output)
     if format == "onnx" and trained.classifier is None:
@@ -66,7 +67,7 @@ def write_export(trained: TrainedModel, output: Path, format: str, card: str) ->
         save_file(dict(reference_tensors(trained)), folder / REFERENCE)
         (folder / CARD).write_text(card)
         for path in folder.glob("*.safetensors"):
-            shutil.copymode(folder / CARD, path)  # safetensors lets nobody else read what it writes
+            shutil.copymode(folder / CARD, path)  # safetensors writes files that only their owner can read
 
 
 @contextmanager

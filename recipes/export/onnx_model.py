@@ -1,4 +1,4 @@
-"""The classifier in ONNX, checked against PyTorch before anyone relies on it."""
+"""Writes the classifier in ONNX, and checks it against PyTorch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOLERANCE = 1e-4
 
 
 def require_packages(names: Sequence[str]) -> None:
-    """Raise MultilevelError, with the command that installs them, unless the packages are there."""
+    """Raise MultilevelError with the install command unless the packages are installed."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise MultilevelError(f"ONNX needs packages that are not installed: pip install {' '.join(missing)}")
@@ -32,7 +32,7 @@ def write_onnx(model: FeaturesAndLogits, path: Path) -> None:
 
     Args:
         model: on the CPU.
-        path: the file; its batch size is free.
+        path: the file; its batch size is dynamic.
 
     Raises:
         MultilevelError: onnxruntime's logits differ from PyTorch's by more than 1e-4.
@@ -79,7 +79,7 @@ class OnnxModel:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's reports on its own progress."""
+    """Silence the exporter's progress reports."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

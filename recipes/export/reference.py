@@ -1,4 +1,4 @@
-"""The reference for new images: features and logits of a sample of the training images."""
+"""The reference for monitoring: features and logits of a sample of the training images."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from multilevel.solvers import DataError
 
 REFERENCE = "reference.safetensors"
 LARGEST = 1000
-ENOUGH = 100  # images that were held out, from which on they are preferred
+ENOUGH = 100  # if at least this many images were held out, they are preferred
 BATCH_SIZE = 256
 SEED = 0
 
 
 @dataclass(frozen=True)
 class DriftReference:
-    """Features float32 [N, width] and logits float32 [N, classes]; None where there is no classifier."""
+    """Features float32 [N, width] and logits float32 [N, classes]; None without a classifier."""
 
     features: np.ndarray
     logits: np.ndarray | None
 
     @classmethod
     def load(cls, folder: Path) -> DriftReference:
-        """That of an exported folder.
+        """Load the reference of an exported folder.
 
         Raises:
-            DataError: it has none, or a broken one.
+            DataError: the reference is missing or broken.
         """
         path = folder / REFERENCE
         try:
@@ -63,8 +63,8 @@ def reference_tensors(trained: TrainedModel) -> Mapping[str, Tensor]:
 
 
 def reference_part(data: ImageData) -> Split:
-    """Training images that neither encoder nor classifier was fitted to, if there are enough: on those that they were
-    fitted to, features and confidence differ a little from those on any new image."""
+    """Training images that neither encoder nor classifier was fitted to, if there are enough; on fitted images,
+    features and confidence differ slightly from those on new images."""
     if len(data.mask) >= ENOUGH:
         return data.mask
     return data.train if data.labelled else data.pretrain

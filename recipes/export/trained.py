@@ -1,4 +1,4 @@
-"""A trained model, as an export takes it."""
+"""A trained model, for export."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class TrainedModel:
 
     Attributes:
         autoencoder: encoder and decoder.
-        classifier: from the mean of the encoder's patch tokens [B, width] to logits [B, classes]; None where the
-            task is another than classification, or the images have no labels.
-        data: its statistics and class names describe what the model expects and answers.
-        device: where the modules are.
+        classifier: from the mean of the encoder's patch tokens [B, width] to logits [B, classes]; None if the task is
+            not classification or the images have no labels.
+        data: its statistics and class names describe the model's inputs and outputs.
+        device: of the modules.
     """
 
     autoencoder: MaskedAutoencoder

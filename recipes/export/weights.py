@@ -1,10 +1,10 @@
 """One configuration and one set of weights that three classes of `transformers` load.
 
-`ViTForImageClassification` reads the class token, where the classifier here reads the mean of the patch tokens.
-`Dinov2ForImageClassification` (transformers 5.24) is a linear layer on both, [class token, mean of the patch
-tokens], on blocks that are those of ViTMAE but for a layer scale: with that at 1, and weights of 0 for the class
-token, it gives the same logits. So the folder's type is dinov2, and `ViTMAEForPreTraining` finds its own sizes and
-weights beside.
+`ViTForImageClassification` reads the class token, whereas the classifier here reads the mean of the patch tokens.
+`Dinov2ForImageClassification` (transformers 5.24) is a linear layer on both, [class token, mean of the patch tokens],
+on the blocks of ViTMAE plus a layer scale: with a layer scale of 1 and weights of 0 for the class token, it gives the
+same logits. So the folder's type is dinov2, and `ViTMAEForPreTraining` finds its own sizes and weights in the same
+folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import Dinov2Config, Dinov2ForImageClassification, ViTMAEConfi
 from multilevel.recipes.data import ImageData
 from multilevel.recipes.export.trained import TrainedModel
 
-BICUBIC = 3  # Pillow's number for the resampling of recipes/data/pictures.py
+BICUBIC = 3  # Pillow's number for the resampling in recipes/data/pictures.py
 SHARED = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "hidden_dropout_prob", "image_size",
     "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps", "patch_size", "num_channels", "qkv_bias",
@@ -41,7 +41,7 @@ class FeaturesAndLogits(nn.Module):
     """Normalized images [B, C, H, W] to logits [B, classes] and the mean of the patch tokens [B, width].
 
     Args:
-        model: its classifier passes its input on where there are no classes.
+        model: without classes, its classifier returns its input.
     """
 
     def __init__(self, model: Dinov2ForImageClassification) -> None:
@@ -55,11 +55,11 @@ class FeaturesAndLogits(nn.Module):
 
 
 def transformers_config(mae: ViTMAEConfig, class_names: Sequence[str]) -> Dinov2Config:
-    """Sizes of encoder, classifier and decoder.
+    """The configuration for transformers, with the sizes of encoder, classifier and decoder.
 
     Args:
         mae: the autoencoder's configuration.
-        class_names: by label; none for an encoder without a classifier.
+        class_names: by label; empty for an encoder without a classifier.
     """
     return Dinov2Config(
         architectures=["Dinov2ForImageClassification" if class_names else "Dinov2Model"],
@@ -73,16 +73,17 @@ def transformers_config(mae: ViTMAEConfig, class_names: Sequence[str]) -> Dinov2
 
 
 def transformers_weights(trained: TrainedModel) -> dict[str, Tensor]:
-    """Weights under the names of `Dinov2ForImageClassification` and, again, of `ViTMAEForPreTraining`."""
+    """The weights under the names of `Dinov2ForImageClassification`, and again under those of
+    `ViTMAEForPreTraining`."""
     autoencoder = {name: tensor.detach().cpu() for name, tensor in trained.autoencoder.mae.state_dict().items()}
     return {**autoencoder, **_dinov2_weights(autoencoder), **_classifier_weights(trained.classifier)}
 
 
 def load_dinov2(config: Dinov2Config, weights: Mapping[str, Tensor]) -> FeaturesAndLogits:
-    """The classifier that exported weights hold.
+    """Load the classifier from exported weights.
 
     Raises:
-        RuntimeError: weights that do not fit the configuration.
+        RuntimeError: the weights do not fit the configuration.
     """
     model = Dinov2ForImageClassification(config)
     names = [name for name in weights if name.startswith(("dinov2.", "classifier."))]
@@ -91,9 +92,10 @@ def load_dinov2(config: Dinov2Config, weights: Mapping[str, Tensor]) -> Features
 
 
 def processor_settings(data: ImageData) -> dict[str, Any]:
-    """``preprocessor_config.json``: brought to the square as the data was, 0 to 1, normalized with its statistics.
+    """The contents of ``preprocessor_config.json``: resize to the square like the data, scale to 0 to 1, normalize with
+    its statistics.
 
-    Grey images are expected as such: the processor only converts to colour.
+    Grey images must be given as grey: the processor can only convert to colour.
     """
     side = data.image_size
     return {

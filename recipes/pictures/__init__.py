@@ -1,4 +1,4 @@
-"""Pictures of what a recipe has trained: masks and reconstructions."""
+"""Pictures of a recipe's results, such as masks and reconstructions."""
 
 from multilevel.recipes.pictures.masks import draw_masks, reconstruct_pixels
 

@@ -1,4 +1,4 @@
-"""Figures without matplotlib's global state, saved whole or not at all."""
+"""Figures without matplotlib's global state, saved atomically."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches."""
+    """Create an empty figure with its size in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

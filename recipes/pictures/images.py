@@ -1,4 +1,4 @@
-"""Images of each class."""
+"""Draws images of each class."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from multilevel.recipes.pictures.figures import new_figure, save_figure
 
 
 def draw_images(path: Path, images: Mapping[str, Tensor]) -> None:
-    """Draw a column for each class, with its name.
+    """Draw one column per class, with its name.
 
     Args:
         path: the PNG to write.
-        images: of each class [N, C, H, W], 0 to 1, as many of each; what is outside the range is cut off.
+        images: of each class [N, C, H, W], 0 to 1, with the same N; values outside the range are clipped.
     """
     count = max(len(pictures) for pictures in images.values())
     figure = new_figure(0.8 * len(images) + 0.2, 0.8 * count + 0.3)

@@ -1,4 +1,4 @@
-"""Pictures of the masks: hidden patches, their probabilities, and the reconstruction."""
+"""Draws masks: hidden patches, their probabilities, and the reconstruction."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ GREY = 0.5
 def draw_masks(
     path: Path, images: Tensor, probabilities: Tensor | None, hidden: Tensor, reconstruction: Tensor, patch_size: int
 ) -> None:
-    """Draw a row for each image: the image, the probabilities as a heat map, the masked input, the reconstruction.
+    """Draw one row per image: the image, the probabilities as a heat map, the masked input, the reconstruction.
 
     Args:
         path: the PNG to write.
         images: [N, C, H, W], 0 to 1.
-        probabilities: [N, L] of hiding each patch; None leaves the heat map out.
+        probabilities: [N, L] of hiding each patch; None omits the heat map.
         hidden: [N, L], 1 where hidden.
         reconstruction: [N, C, H, W], 0 to 1.
-        patch_size: pixels a side.
+        patch_size: pixels per side.
     """
     count, side = len(images), images.shape[-1] // patch_size
     spread = torch.kron(hidden.float().cpu().view(count, 1, side, side), torch.ones(1, 1, patch_size, patch_size))
@@ -36,7 +36,7 @@ def draw_masks(
     if probabilities is None:
         titles.remove("probability of being hidden")
     else:
-        limits = (float(probabilities.min()), float(probabilities.max()))  # small differences show as well
+        limits = (float(probabilities.min()), float(probabilities.max()))  # to make small differences visible
     figure = new_figure(1.7 * len(titles) + 0.6, 1.6 * count + 0.4)
     axes = figure.subplots(count, len(titles), squeeze=False)
     for index, row in enumerate(axes):
@@ -70,10 +70,10 @@ def _draw_heat(axis: Axes, grid: Tensor, size: int, limits: tuple[float, float])
 def reconstruct_pixels(
     model: MaskedAutoencoder, images: Tensor, scores: Tensor, mean: Tensor, std: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Reconstruct images from their visible patches, for looking at.
+    """Reconstruct images from their visible patches, for display.
 
-    The model predicts pixels normalized within each patch; the true patch's mean and deviation bring them back, as
-    in the pictures of He et al. (2022). Visible patches are the image's own.
+    The model predicts pixels normalized within each patch; the true patch's mean and deviation undo this, as in the
+    pictures of He et al. (2022). Visible patches are taken from the image.
 
     Args:
         model: the autoencoder.

@@ -1,1 +1,1 @@
-"""Texts as data."""
+"""Text data."""

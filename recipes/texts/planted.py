@@ -1,24 +1,24 @@
-"""Generated texts whose class is told by a few known words only: does a masking network find them?"""
+"""Generates texts whose class shows only in a few known words, to test whether a masking network finds them."""
 
 from __future__ import annotations
 
 import numpy as np
 
 TOPICS = ("animal", "weather", "place", "food")
-CLASSES = ("red", "green", "blue", "grey")  # of the texts, and labels of each other topic
+CLASSES = ("red", "green", "blue", "grey")  # of the texts, and labels of every other topic
 WORDS = 8  # of a topic's label
 TEXTS, WORDS_OF_TOPIC = 4000, 4
-NOISE = 0.2  # share of the words that are drawn from all of their topic
+NOISE = 0.2  # share of the words drawn from their whole topic
 SEED = 0
 
 
 def planted_texts() -> tuple[list[str], np.ndarray]:
-    """Texts of 16 words, 4 of each topic in turn, and their classes: int64 [N].
+    """Generate texts of 16 words, 4 of each topic in turn, and their classes: int64 [N].
 
-    A text has four labels, drawn independently and uniformly, one for each topic; its class is that of the animals.
-    The words of a topic are drawn from those of the text's label there, or, at times, from all of the topic. So the
-    topics differ by nothing but the labels that are given: their words are as frequent, and can be predicted as well
-    from the text's other words of their topic. They are lists of words, such as ``animal_red_17``, not sentences.
+    A text has four labels, drawn independently and uniformly, one for each topic; its class is the label of the
+    animals. The words of a topic are drawn from those of its label, or sometimes from the whole topic. So only the
+    given labels distinguish the topics: their words are equally frequent, and equally predictable from the text's other
+    words of the same topic. The texts are lists of words such as ``animal_red_17``, not sentences.
     """
     random = np.random.default_rng(SEED)
     labels = random.integers(len(CLASSES), size=(TEXTS, 1, len(TOPICS)))

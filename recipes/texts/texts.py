@@ -1,4 +1,4 @@
-"""Labelled texts as numbers of words: generated ones, or your own file."""
+"""Labelled texts as word numbers, generated or from your own file."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parque
 
 @dataclass(kw_only=True)
 class TextSettings:
-    """Which texts a run uses, and how they are divided.
+    """The texts of a run, and their splits.
 
     Args:
-        name: what the texts are called.
-        path: a file with a column of texts and one of labels: .csv, .json, .jsonl or .parquet; None: generated texts, a
-            quarter of whose words tell the class.
+        name: the name of the data.
+        path: a .csv, .json, .jsonl or .parquet file with a column of texts and a column of labels; None: generated
+            texts, with a quarter of the words telling the class.
         text_column: the column of the texts.
         label_column: the column of their labels.
-        length: words; longer texts are cut off.
-        vocabulary: the most frequent words; others are one unknown word.
+        length: words per text; longer texts are truncated.
+        vocabulary: number of the most frequent words to know; others become one unknown word.
         batch_size: texts in a batch.
-        mask_share: share of the training texts that the masking network learns from.
+        mask_share: share of the training texts for the masking network.
         test_share: share of all texts kept for testing.
-        split_seed: the seed of every random division of the texts.
+        split_seed: the seed of all random splits.
     """
 
     name: str
@@ -56,7 +56,7 @@ class TextSettings:
 
 @dataclass(frozen=True)
 class TextPart:
-    """Some texts: words int64 [N, L], numbers in the vocabulary, ended by padding; classes int64 [N]."""
+    """A part of the texts: word numbers int64 [N, L], padded at the end; classes int64 [N]."""
 
     words: Tensor
     labels: Tensor
@@ -67,12 +67,12 @@ class TextData:
     """The texts of a run.
 
     Attributes:
-        train: those that train the encoder and the classifier.
-        mask: those that the masking network learns from.
-        test: those that nothing learns from.
-        vocabulary: the word of each number, special tokens left out; the most frequent words of ``train``.
+        train: texts for the encoder and the classifier.
+        mask: texts for the masking network.
+        test: texts that nothing learns from.
+        vocabulary: the word of each number, without special tokens; the most frequent words of ``train``.
         class_names: the class of each number.
-        signal: bool [words, special tokens included], which words tell the class; None where nobody knows.
+        signal: bool [words, special tokens included], the words that tell the class; None if unknown.
     """
 
     train: TextPart
@@ -84,16 +84,16 @@ class TextData:
 
     @property
     def words(self) -> int:
-        """Numbers of words that there may be, special tokens included."""
+        """The size of the vocabulary, special tokens included."""
         return SPECIAL + len(self.vocabulary)
 
 
 def load_texts(settings: TextSettings) -> TextData:
-    """Read texts, divide them at random, every class in proportion, and number their words.
+    """Read texts, split them at random with every class in proportion, and number their words.
 
     Raises:
-        SettingError: a setting that cannot work, or a column that is not there.
-        DataError: a file that cannot be read, a text without words, or too few texts of a class.
+        SettingError: an unusable setting, or a missing column.
+        DataError: an unreadable file, a text without words, or too few texts of a class.
     """
     check(settings, "data.")
     texts, labels, names = read_texts(Path(settings.path), settings) if settings.path else (*planted_texts(), CLASSES)
@@ -118,7 +118,7 @@ def load_texts(settings: TextSettings) -> TextData:
 
 
 def numbered(texts: Sequence[Sequence[str]], vocabulary: Sequence[str], length: int) -> Tensor:
-    """The words' numbers, int64 [N, length], padding after the last one."""
+    """The words' numbers, int64 [N, length], padded at the end."""
     numbers = {word: SPECIAL + number for number, word in enumerate(vocabulary)}
     words = torch.full((len(texts), length), PADDING)
     for row, text in enumerate(texts):
@@ -128,11 +128,11 @@ def numbered(texts: Sequence[Sequence[str]], vocabulary: Sequence[str], length: 
 
 
 def read_texts(path: Path, settings: TextSettings) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
-    """Texts, classes int64 [N] and the classes' names of a file with a column of texts and one of labels.
+    """Read texts, classes int64 [N] and class names from a file with a column of texts and a column of labels.
 
     Raises:
-        SettingError: no such file, or a column that it does not have.
-        DataError: it cannot be read, or a row has no label.
+        SettingError: the file or a column does not exist.
+        DataError: the file cannot be read, or a row has no label.
     """
     known = path.is_file() and path.suffix in FORMATS
     require("data.path", str(path), known, f"a file that ends in {', '.join(FORMATS)}")

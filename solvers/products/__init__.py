@@ -1,4 +1,4 @@
-"""Hessian-vector, Gauss-Newton and mixed products of a lower level's loss, one way of forming them a file."""
+"""Hessian-vector, Gauss-Newton and mixed products of a lower level's loss, one form per file."""
 
 from typing import Annotated
 

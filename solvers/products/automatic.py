@@ -1,4 +1,4 @@
-"""The products that a loss allows: exact ones wherever torch has the derivatives."""
+"""Chooses the products that a loss allows: exact products wherever torch has the derivatives."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from multilevel.solvers.products.forward import ForwardProducts
 from multilevel.solvers.products.reverse import ReverseProducts
 from multilevel.solvers.vectors import Tensors
 
-#: In the order in which they are tried.
+#: In order of preference.
 FORMS: dict[str, type[Products]] = {
     "forward": ForwardProducts,
     "reverse": ReverseProducts,
@@ -24,9 +24,9 @@ FORMS: dict[str, type[Products]] = {
 
 
 class AutomaticProducts(Products):
-    """Forward products where every operator of the loss has them, else reverse ones, else finite differences.
+    """Forward products if every operator of the loss supports them, else reverse products, else finite differences.
 
-    A radius asks for finite differences.
+    A given radius selects finite differences.
 
     Examples:
         The level of ``LowerLevel``'s example, H = diag(1, 2, 4):
@@ -47,7 +47,7 @@ class AutomaticProducts(Products):
 
     @property
     def form(self) -> str:
-        """Which products these are now: forward, reverse or finite_difference."""
+        """The current form: forward, reverse or finite_difference."""
         return self._choice.name
 
     def hessian(self, direction: Tensors, read_direction: Mapping[str, Tensors] | None = None) -> dict[str, Tensor]:
@@ -82,7 +82,7 @@ class AutomaticProducts(Products):
 
 
 def _advance(choice: ProductChoice, error: ProductError) -> bool:
-    """Take the next form, as ``error`` says that this one fails; False where none is left."""
+    """Switch to the next form after this one failed with ``error``; False if no form is left."""
     names = list(FORMS)
     position = names.index(choice.name) + 1
     if position == len(names):

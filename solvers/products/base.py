@@ -20,14 +20,14 @@ Reads = dict[str, dict[str, Tensor]]
 
 
 class Products(ABC):
-    """Products of second derivatives of one lower level at one point, and what they have cost so far.
+    """Products of second derivatives of one lower level at one point, and their cost so far.
 
     Attributes:
         evaluations: evaluations of the loss over the whole batch.
         products: Hessian-vector, Gauss-Newton-vector and mixed products formed.
     """
 
-    #: How derivatives are taken, why an operator may fail, and which product would work then.
+    #: The mode of differentiation, the derivative that an operator may lack, and the remedy.
     mode: str
     lacks: str
     remedy: str
@@ -40,22 +40,23 @@ class Products(ABC):
 
     @property
     def chosen(self) -> str:
-        """Which form was chosen and why; empty where there was no choice."""
+        """The chosen form and the reason; empty without a choice."""
         return ""
 
     @abstractmethod
     def hessian(self, direction: Tensors, read_direction: Mapping[str, Tensors] | None = None) -> dict[str, Tensor]:
-        """Derivative of dg/dp along ``direction`` in p: the Hessian times it, same names and shapes.
+        """The derivative of dg/dp along ``direction`` in p, the Hessian times ``direction``, with the same names and
+        shapes.
 
-        With ``read_direction``, ``{level: {parameter: tensor}}``, along that one in the levels read as well.
+        With ``read_direction``, ``{level: {parameter: tensor}}``, also along this direction in the levels read.
         """
 
     @abstractmethod
     def mixed(self, direction: Tensors) -> Reads:
-        """d/dr <dg/dp, v> for every level r read, v being ``direction``: ``{level: {parameter: tensor}}``."""
+        """d/dr <dg/dp, v> for every level r read, where v is ``direction``: ``{level: {parameter: tensor}}``."""
 
     def gradient(self) -> dict[str, Tensor]:
-        """dg/dp, same names and shapes as the parameters; 0 where g does not depend on one."""
+        """dg/dp, same names and shapes as the parameters; 0 for parameters that g does not depend on."""
         leaves = detached_leaves(self.lower.parameters)
         self.evaluations += 1
         return mean_over_parts(
@@ -68,12 +69,12 @@ class Products(ABC):
         J is the Jacobian of the level's outputs, C the Hessian of its criterion in them (Schraudolph 2002).
 
         Raises:
-            SolveError: the level does not say what its outputs are.
+            SolveError: the level does not declare outputs.
         """
         if self.lower.predictions is None:
             raise SolveError(
-                "curvature=gauss_newton needs a level that defines outputs and criterion beside its loss; "
-                "curvature=hessian works with any"
+                "curvature=gauss_newton needs a level that defines outputs and criterion; curvature=hessian works "
+                "with any level"
             )
         leaves = detached_leaves(self.lower.parameters)
         with self.explained():
@@ -104,20 +105,20 @@ class Products(ABC):
 
     @contextmanager
     def explained(self, fused: bool = False) -> Iterator[None]:
-        """Within the block an operator that lacks a derivative is named.
+        """Within the block, errors name an operator that lacks a derivative.
 
-        Whatever takes more than a gradient must be formed in it, see ``higher_derivatives``. An error that the loss
-        raises when it is merely evaluated stays what it is, and so does running out of memory.
+        Everything beyond a gradient must be formed in this block, see ``higher_derivatives``. Errors from merely
+        evaluating the loss, and out-of-memory errors, pass unchanged.
 
         Raises:
-            ProductError: an operator has no such derivative, or torch cannot form it.
+            ProductError: an operator lacks the derivative, or torch cannot form it.
         """
         try:
             with higher_derivatives(fused):
                 yield
         except MultilevelError:
             raise
-        except Exception as error:  # torch.func's errors are of all kinds
+        except Exception as error:  # torch.func raises errors of any type
             if is_out_of_memory(error):
                 raise
             operator = lacking_operator(error)
@@ -135,7 +136,7 @@ class Products(ABC):
             raise ProductError(f"{self.mode} cannot follow the loss ({reason}): {self.remedy}") from error
 
     def _loss_fails(self) -> bool:
-        """Whether the loss raises an error when it is merely evaluated."""
+        """Whether merely evaluating the loss raises an error."""
         try:
             for loss in self.lower.losses:
                 loss(self.lower.parameters, self.lower.reads)
@@ -144,7 +145,7 @@ class Products(ABC):
         return False
 
     def _custom_function(self) -> str:
-        """Which autograd.Function of the loss lacks a derivative; torch does not name it."""
+        """Name the autograd.Function of the loss that lacks a derivative, since torch does not."""
         parameters = detached_leaves(self.lower.parameters)
         reads = {level: detached_leaves(tensors) for level, tensors in self.lower.reads.items()}
         for loss in self.lower.losses:
@@ -160,7 +161,7 @@ LONGEST_REASON = 160
 
 
 def lacking_operator(error: Exception) -> str | None:
-    """The operator that lacks a derivative, from torch's error; None where the error is about something else."""
+    """The operator that lacks a derivative, parsed from torch's error; None for other errors."""
     text = str(error)
     for start, end in _MESSAGES:
         _, separator, tail = text.partition(start)
@@ -180,5 +181,5 @@ _MESSAGES = (
 )
 
 
-#: What torch says where dtypes meet that an operator does not take together.
+#: torch's messages for dtypes that an operator cannot combine.
 _MIXED = ("expected scalar type", "to have the same dtype", "should be the same")

@@ -18,15 +18,15 @@ Gradients = dict[Any, Tensor | None]
 
 
 class FiniteDifferenceProducts(Products):
-    """Central differences of gradients at ``p +- (radius / |v|) v``: first derivatives only, no second one.
+    """Central differences of gradients at ``p +- (radius / |v|) v``, from first derivatives only.
 
-    What the loss detaches is held at its value at p, see ``HeldLosses``.
+    Values that the loss detaches are held at their values at p, see ``HeldLosses``.
 
     Args:
-        radius: norm of the perturbation; None chooses it, see ``default_radius``.
+        radius: norm of the perturbation; None computes it, see ``default_radius``.
 
     Attributes:
-        losses: the level's, with what they detach held.
+        losses: the level's losses, with detached values held.
 
     Examples:
         The level of ``LowerLevel``'s example, H = diag(1, 2, 4):
@@ -111,19 +111,20 @@ class FiniteDifferenceProducts(Products):
 
 
 def default_radius(parameters: Tensors, arithmetic: torch.dtype) -> float:
-    """Norm of the perturbation where none is given: ``3 eps^(1/3)`` times the parameters' root mean square.
+    """The default norm of the perturbation: ``3 eps^(1/3)`` times the parameters' root mean square.
 
-    A central difference errs by O(radius^2) from truncation and by O(eps / radius) from rounding, ``eps`` being the
-    precision of ``arithmetic``: the sum is least where the radius goes with eps^(1/3). Its norm, not each of its
-    components, is measured against the size of one weight: in a network, moving N weights together matters more
-    the more there are, while their rounding averages out. benchmarks/finite_difference_radius.py measures it.
+    A central difference errs by O(radius^2) from truncation and by O(eps / radius) from rounding, where ``eps`` is the
+    precision of ``arithmetic``; the sum is smallest for a radius proportional to eps^(1/3). The norm of the
+    perturbation, not each component, is scaled to the size of one weight: in a network, moving N weights together has
+    an effect that grows with N, while their rounding errors average out. benchmarks/finite_difference_radius.py
+    measures it.
 
     Examples:
         >>> round(default_radius({"p": torch.ones(100)}, torch.float32), 4)
         0.0148
     """
     count = sum(tensor.numel() for tensor in parameters.values())
-    # Parameters near zero (a head just initialized) still live on the scale of usual initial weights.
+    # Parameters near zero (a newly initialized head) still have the scale of usual initial weights.
     scale = max(norm(parameters) / count**0.5, SMALLEST_SCALE)
     return RADIUS_FACTOR * torch.finfo(arithmetic).eps ** (1 / 3) * scale
 

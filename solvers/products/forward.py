@@ -28,13 +28,13 @@ from multilevel.solvers.vectors import Tensors
 
 
 class ForwardProducts(Products):
-    """Forward mode and reverse mode: exact, no radius, no graph of the gradient kept.
+    """Forward mode combined with reverse mode: exact, without a radius, and without a graph of the gradient.
 
     Hessian products are forward over reverse: the derivative along v of the gradient. Mixed products are reverse over
-    forward, cheaper there: the tangent of the loss along v, then one reverse pass to the levels read. Where a tangent
-    and a gradient meet in a function that is not among ``FOLLOWED`` they are forward over reverse as well: torch's
-    forward derivatives of some functions take for constants what they depend on (the statistics of a normalization,
-    the factors of a linear solve), and a reverse pass over them is silently wrong.
+        forward, which is cheaper for them: the tangent of the loss along v, then one reverse pass to the levels read.
+        If a tangent and a gradient meet in a function outside ``FOLLOWED``, they are forward over reverse too: torch's
+        forward derivatives of some functions treat intermediate values as constants (the statistics of a normalization,
+        the factors of a linear solve), and a reverse pass over them is silently wrong.
 
     Examples:
         The level of ``LowerLevel``'s example, H = diag(1, 2, 4):
@@ -49,8 +49,8 @@ class ForwardProducts(Products):
     mode = "forward mode"
     lacks = "forward derivative"
     remedy = (
-        "solver.product=reverse works where it has a second derivative, "
-        "solver.product=finite_difference needs only first derivatives"
+        "solver.product=reverse works if it has a second derivative, solver.product=finite_difference needs only "
+        "first derivatives"
     )
 
     def hessian(self, direction: Tensors, read_direction: Mapping[str, Tensors] | None = None) -> dict[str, Tensor]:
@@ -79,7 +79,7 @@ class ForwardProducts(Products):
         leaves = keyed(reads)
 
         def term(loss: Loss) -> dict[tuple[str, str], Tensor | None]:
-            # Not torch.func: its wrapped tensors keep attention from its fused kernel where only a gradient passes.
+            # Not torch.func: its wrapped tensors rule out the fused attention kernel where only a gradient passes.
             with forward_ad.dual_level():
                 point = {
                     name: make_dual(tensor.detach(), direction[name], level=0)
@@ -97,7 +97,7 @@ class ForwardProducts(Products):
         return grouped(product, reads)
 
     def _forward(self, slope_of: Callable[[Loss], Any], directions: tuple[Any, ...]) -> Any:
-        """Derivative of ``slope_of(loss)`` along directions in (p, r), averaged over the parts of the batch."""
+        """The derivative of ``slope_of(loss)`` along directions in (p, r), averaged over the parts of the batch."""
         points = (dict(self.lower.parameters), as_dicts(self.lower.reads))[: len(directions)]
         vectors = tuple(dict(direction) for direction in directions)
         total: Any = None
@@ -111,7 +111,7 @@ class ForwardProducts(Products):
         return total if count == 1 else tree_map(lambda tensor: tensor * (1 / count), total)
 
 
-#: Functions whose forward derivatives write in place on what a reverse pass over them needs.
+#: Functions whose forward derivatives overwrite values that a reverse pass over them needs.
 WRITING = frozenset(
     "softmax log_softmax logsumexp cross_entropy scaled_dot_product_attention multi_head_attention_forward".split()
 )
@@ -129,26 +129,26 @@ FOLLOWED = WRITING | frozenset(
 )
 
 
-#: Functions that need the graph of reverse mode, or change it: forward mode has none.
+#: Functions that need or change the graph of reverse mode, which forward mode lacks.
 GRAPH_FUNCTIONS = frozenset([Tensor.register_hook, Tensor.retain_grad, Tensor.detach_, Tensor.backward])
 
-#: Those of two operands, affine in the first one; those linear in it; and numbers in an operand that counts as small.
+#: Binary functions that are affine in the first operand; those linear in it; and the largest small operand.
 BINARY = frozenset("add radd sub rsub mul rmul div truediv".split())
 SCALING = frozenset("mul rmul div truediv".split())
 SMALL = 1000
 
-# forward_ad's functions of these names look for exporters and load decompositions at every call.
+# forward_ad's functions of these names look for exporters and load decompositions in every call.
 make_dual, unpack_dual = torch._VF._make_dual, torch._VF._unpack_dual
 
 
 class _NotFollowedError(ProductError):
-    """A tangent and a gradient meet in a function whose tangent a reverse pass may not follow."""
+    """A tangent and a gradient meet in a function whose tangent a reverse pass may not differentiate."""
 
 
 class OutOfPlace(TorchDispatchMode):
-    """Changes nothing, but has torch take its differentiable forward derivatives.
+    """Changes nothing, but makes torch use its differentiable forward derivatives.
 
-    Without a dispatch mode those of softmax and similar functions write in place on what a reverse pass needs.
+    Without a dispatch mode, those of softmax and similar functions overwrite values that a reverse pass needs.
     """
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
@@ -156,18 +156,18 @@ class OutOfPlace(TorchDispatchMode):
 
 
 class NoGradientNoTangent(TorchFunctionMode):
-    """Has forward mode see nothing of what runs without gradients, as reverse mode does.
+    """Hides code that runs without gradients from forward mode, as it is hidden from reverse mode.
 
-    Functions that torch does not differentiate rightly in forward mode are replaced.
+    Replaces functions that torch differentiates incorrectly in forward mode.
 
     Raises:
-        ProductError: in the loss, where a function depends on the graph of reverse mode, see ``needs_graph``.
+        ProductError: in the loss, if a function depends on the graph of reverse mode, see ``needs_graph``.
     """
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         keywords = keywords or {}
         if needs_graph(function, arguments, keywords):
-            descriptor = getattr(function, "__self__", None)  # of an attribute of tensors
+            descriptor = getattr(function, "__self__", None)  # a tensor attribute
             name = getattr(descriptor or function, "__name__", str(function))
             raise ProductError(f"{name} has no {ForwardProducts.lacks}: {ForwardProducts.remedy}")
         function = REPLACEMENTS.get(function, function)
@@ -175,14 +175,14 @@ class NoGradientNoTangent(TorchFunctionMode):
             arguments = (arguments[0], _unwrapped(arguments[1]))
         if torch.is_grad_enabled():
             return function(*arguments, **keywords)
-        if writes_in_place(function):  # the values change, the tangent does not
+        if writes_in_place(function):  # changes the values, not the tangent
             result = function(*without_tangents(arguments), **without_tangents(keywords))
             return None if result is None else arguments[0]
         return without_tangents(function(*arguments, **keywords))
 
 
 def needs_graph(function: Any, arguments: Any, keywords: Mapping[str, Any]) -> bool:
-    """Whether a function needs the graph of reverse mode, changes it, or defines a derivative for it alone."""
+    """Whether a function needs the graph of reverse mode, changes it, or defines a derivative for reverse mode only."""
     if function in GRAPH_FUNCTIONS:
         return isinstance(arguments[0], Tensor) and arguments[0].is_floating_point()
     if function == Tensor.data.__set__:  # type: ignore[attr-defined]
@@ -194,7 +194,7 @@ def needs_graph(function: Any, arguments: Any, keywords: Mapping[str, Any]) -> b
 
 
 def _unwrapped(tensor: Tensor) -> Tensor:
-    """The values of a tensor that torch.func may have wrapped, without tangent."""
+    """The values, without tangent, of a tensor that torch.func may have wrapped."""
     if not is_wrapped(tensor):
         return tensor.detach()
     while is_wrapped(tensor):
@@ -207,7 +207,8 @@ def without_tangents(values: Any) -> Any:
 
 
 class ReverseFollows(NoGradientNoTangent):
-    """Has each function compute tangents that a reverse pass can follow, at the least cost; where none can, raises."""
+    """Makes each function compute tangents that a reverse pass can differentiate, at the least cost; raises if that is
+    impossible."""
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         kind = _kind_of(function) if torch.is_grad_enabled() else None
@@ -232,7 +233,7 @@ class ReverseFollows(NoGradientNoTangent):
 
 @lru_cache(1024)
 def _kind_of(function: Any) -> str | None:
-    """Whether a function is called as it is ("followed") or by ``_binary``; None where its arguments decide."""
+    """Whether a function is called directly ("followed") or by ``_binary``; None if its arguments decide."""
     full_name = getattr(function, "__name__", "")
     name = full_name.strip("_")
     if function in REPLACEMENTS or "attention" in name or name in WRITING or name not in FOLLOWED:
@@ -243,10 +244,9 @@ def _kind_of(function: Any) -> str | None:
 
 
 def _binary(function: Any, first: Any, second: Any) -> Any:
-    """``function(first, second)``, with each operand's tangent in it or none.
+    """``function(first, second)``, where each operand may have a tangent.
 
-    Where one operand lacks a tangent torch computes by Python code of its own, which takes longer than an operation on
-    a small tensor.
+    If one operand lacks a tangent, torch runs Python code that takes longer than an operation on a small tensor.
     """
     if isinstance(second, int | float) and isinstance(first, Tensor):
         primal, tangent = unpack_dual(first, level=0)
@@ -266,12 +266,12 @@ def _binary(function: Any, first: Any, second: Any) -> Any:
 
 
 def _carries_both(value: Any) -> bool:
-    """Whether it is a tensor with a tangent on which a gradient depends too."""
+    """Whether a value is a tensor that carries both a tangent and a gradient."""
     return isinstance(value, Tensor) and value.requires_grad and forward_ad.unpack_dual(value).tangent is not None
 
 
 def cut(loss: Loss) -> Callable[[Any, Any], Tensor]:
-    """The loss, with no tangent through what it computes without gradients."""
+    """The loss, without tangents through code that runs without gradients."""
 
     def evaluate(parameters: Any, reads: Any) -> Tensor:
         with NoGradientNoTangent():

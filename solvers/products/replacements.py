@@ -1,4 +1,4 @@
-"""Replacements for functions that forward mode differentiates wrongly, or not at all."""
+"""Replaces functions that forward mode differentiates incorrectly or not at all."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def mse_loss(
     reduction: str = "mean",
     **weight: Tensor | None,
 ) -> Tensor:
-    """``F.mse_loss``, whose mean fails where the target has no tangent: torch divides the missing one in place."""
-    if weight.get("weight") is not None:  # torch computes it by elementary operations itself
+    """``F.mse_loss``, whose mean fails if the target has no tangent: torch divides the missing tangent in place."""
+    if weight.get("weight") is not None:  # torch itself computes it by elementary operations
         return F.mse_loss(input, target, size_average, reduce, reduction, **weight)
     return _reduced(F.mse_loss(input, target, reduction="none"), _named(size_average, reduce, reduction))
 
@@ -49,7 +49,7 @@ REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
 
 
 def _named(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
-    """The reduction, from torch's deprecated arguments where they are given."""
+    """The reduction, from torch's deprecated arguments if given."""
     return reduction if size_average is None and reduce is None else legacy_get_string(size_average, reduce)
 
 

@@ -17,7 +17,7 @@ from multilevel.solvers.vectors import Tensors
 
 
 class ReverseProducts(Products):
-    """Reverse over reverse: exact. The gradient's graph is built once and serves every product of a solve.
+    """Reverse over reverse: exact. The gradient's graph is built once for all products of a solve.
 
     Examples:
         The level of ``LowerLevel``'s example, H = diag(1, 2, 4):
@@ -62,7 +62,7 @@ class ReverseProducts(Products):
         return list(filled(pulled(linear, direction, dummies), dummies).values())
 
     def _differentiate(self, leaves: dict[Key, Tensor], direction: Tensors) -> dict[Key, Tensor]:
-        """Derivative of <dg/dp, direction> in ``leaves``, averaged over the parts of the batch."""
+        """The derivative of <dg/dp, direction> in ``leaves``, averaged over the parts of the batch."""
         with self.explained():
             product = mean_over_parts(
                 lambda slopes: pulled(slopes, direction, leaves, keep=True), self._built(), leaves
@@ -71,7 +71,7 @@ class ReverseProducts(Products):
         return product
 
     def _transposed(self, direction: Tensors, read_direction: Mapping[str, Tensors]) -> dict[str, Tensor]:
-        """d/dp of <dg/dp, v> + <dg/dr, w>: a separate graph, as it needs the gradient in the levels read."""
+        """d/dp of <dg/dp, v> + <dg/dr, w>: uses a separate graph, since it needs the gradient in the levels read."""
         leaves = {**keyed({"": self._parameters}), **keyed(self._reads)}
         vectors = {**keyed({"": direction}), **keyed(read_direction)}
 
@@ -100,11 +100,11 @@ class ReverseProducts(Products):
 
 
 def differentiable_twice(loss: Tensor) -> Tensor:
-    """``loss``, unless it was computed by a Function marked ``once_differentiable``: torch takes some second
-    derivatives of those for 0 silently.
+    """Return ``loss`` unless it was computed by a Function marked ``once_differentiable``, whose second derivatives
+    torch may silently set to 0.
 
     Raises:
-        ProductError: it names the Function.
+        ProductError: the message names the Function.
     """
     for node in nodes(loss):
         function: Any = getattr(type(node), "_forward_cls", None)

@@ -1,4 +1,5 @@
-"""Holds what a loss detaches while its parameters move, so that differences of gradients cut what autograd cuts."""
+"""Holds a loss's detached values while its parameters move, so that finite differences treat them as constants, as
+autograd does."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from multilevel.solvers.gradients import detached_leaves, gradients, mean_over_p
 from multilevel.solvers.lower_level import LowerLevel
 from multilevel.solvers.vectors import Tensors
 
-#: Functions whose result is outside the graph, tensors and numbers.
+#: Functions with results (tensors or numbers) outside the graph.
 CUTTING = frozenset(
     [
         Tensor.detach,
@@ -44,23 +45,23 @@ CUTTING = frozenset(
 )
 
 
-#: Functions whose result may come back in a way that is not seen.
+#: Functions with results that may re-enter the graph unseen.
 LEAVING_TORCH = frozenset(
     [Tensor.__dlpack__, Tensor.__array__, Tensor.untyped_storage, Tensor.data.__set__]  # type: ignore[attr-defined]
 )
 
 
 class HeldLosses:
-    """A lower level's losses at moved parameters, with everything that they detach as it is at the current point.
+    """A lower level's losses at moved parameters, with everything that they detach held at the current point.
 
-    That is what ``detach``, ``no_grad`` and ``item`` mean to autograd: constants. A loss that detaches something and
-    uses it is evaluated at the current point once more.
+    To autograd, the results of ``detach``, ``no_grad`` and ``item`` are constants. A loss that uses detached values is
+    evaluated once more at the current point.
 
     Args:
         lower: the level.
 
     Attributes:
-        evaluations: those at the current point, over the whole batch.
+        evaluations: evaluations at the current point, over the whole batch.
     """
 
     def __init__(self, lower: LowerLevel) -> None:
@@ -72,7 +73,7 @@ class HeldLosses:
         """The loss on one part of the batch at ``parameters`` and ``reads``.
 
         Raises:
-            ProductError: the loss detaches other things than at the current point.
+            ProductError: the loss detaches other values than at the current point.
         """
         loss = self._lower.losses[part]
         if self._held[part] is None:
@@ -103,7 +104,7 @@ class HeldLosses:
 
 
 class _LeavingGraph(TorchFunctionMode):
-    """Follows what leaves the graph of a loss while gradients are enabled around it."""
+    """Tracks values that leave a loss's graph while gradients are enabled around it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,32 +122,33 @@ class _LeavingGraph(TorchFunctionMode):
         return self._handed_on(function, (arguments, keywords), result, has_left, enabled)
 
     def _handed_on(self, function: Any, inputs: tuple[Any, Any], result: Any, has_left: bool, enabled: bool) -> Any:
-        """What the loss gets in place of a function's result.
+        """The value that the loss gets instead of a function's result.
 
         Args:
-            function: of torch.
+            function: a torch function.
             inputs: its arguments and keywords.
-            result: what it has returned.
-            has_left: whether that is outside the graph.
+            result: its result.
+            has_left: whether the result is outside the graph.
             enabled: whether gradients were enabled before it.
         """
         raise NotImplementedError
 
     def _leaves(self, function: Any, arguments: Any, keywords: Any, enabled: bool, result: Any) -> bool:
-        """Whether a function's result is outside the graph; ``enabled``: gradients were, before it."""
+        """Whether a function's result is outside the graph; ``enabled`` says whether gradients were enabled before
+        it."""
         if function is torch._C._set_grad_enabled:
             self._follow(enabled, arguments[0])
         if function is torch.autograd.grad:
             return not keeps_graph(arguments, **keywords)
         off = not torch.is_grad_enabled()
-        if off and torch.is_inference_mode_enabled():  # torch tells no function mode that it is entered
+        if off and torch.is_inference_mode_enabled():  # torch does not notify function modes of it
             return _holds_tensor(result)
-        if off and not self._cutting:  # within an autograd.Function, whose backward pass says what its derivative is
+        if off and not self._cutting:  # within an autograd.Function, whose backward pass defines its derivative
             return False
         return function in CUTTING or (off and _holds_tensor(result))
 
     def _follow(self, before: bool, now: bool) -> None:
-        """Tell a loss's own ``no_grad`` from gradients that are off as an ``autograd.Function`` is being computed."""
+        """Distinguish a loss's own ``no_grad`` from disabled gradients inside an ``autograd.Function``."""
         if now and not before:
             self._outer.append(self._cutting)
             self._cutting = False
@@ -155,10 +157,10 @@ class _LeavingGraph(TorchFunctionMode):
 
 
 class ReuseDetection(_LeavingGraph):
-    """Finds whether anything that leaves the graph comes into it again; what a metric is made of does not.
+    """Detects whether values that left the graph re-enter it; values that only form metrics do not.
 
     Attributes:
-        used: whether it is. Numbers count as used.
+        used: whether any re-enters. Numbers count as used.
     """
 
     def __init__(self) -> None:
@@ -178,7 +180,7 @@ class ReuseDetection(_LeavingGraph):
         return result
 
     def _takes(self, inputs: tuple[Any, Any]) -> bool:
-        """Whether any of the tensors that have left the graph is among the arguments."""
+        """Whether a tensor that has left the graph is among the arguments."""
         return bool(self._tensors) and any(id(leaf) in self._tensors for leaf in tree_leaves(inputs))
 
     def _follow_on(self, values: Sequence[Any]) -> None:
@@ -186,14 +188,14 @@ class ReuseDetection(_LeavingGraph):
 
 
 class StopGradients(_LeavingGraph):
-    """Records what leaves the graph, or gives what was recorded instead.
+    """Records values that leave the graph, or replays recorded values.
 
     Args:
-        recorded: to be given in turn; None records.
-        start: place of the first one to be given.
+        recorded: values to replay in order; None records.
+        start: index of the first value to replay.
 
     Attributes:
-        values: recorded: tensors, numbers and what holds them.
+        values: the recorded tensors and numbers, with their containers.
     """
 
     def __init__(self, recorded: list[Any] | None = None, start: int = 0) -> None:
@@ -204,7 +206,7 @@ class StopGradients(_LeavingGraph):
         self._entered = 0
 
     def __enter__(self) -> Self:
-        if not self._entered:  # within a function of its own it goes on where it is
+        if not self._entered:  # within its own function, it continues at the same index
             self._position = self._start
         self._entered += 1
         super().__enter__()
@@ -215,7 +217,8 @@ class StopGradients(_LeavingGraph):
         super().__exit__(*error)
 
     def again(self) -> StopGradients:
-        """For what is computed from here on to be computed again, as checkpointing does: gives what was recorded."""
+        """A mode for the recomputation of everything from here on, as in checkpointing, which replays the recorded
+        values."""
         return StopGradients(self.values, len(self.values) if self._recording else self._position)
 
     def _handed_on(self, function: Any, inputs: tuple[Any, Any], result: Any, has_left: bool, enabled: bool) -> Any:
@@ -232,28 +235,28 @@ class StopGradients(_LeavingGraph):
             self._position += 1
             if isinstance(result, Tensor) and isinstance(value, Tensor):
                 if result.shape == value.shape and torch.equal(result, value):
-                    return result  # where writing to it, as to a parameter's data, goes where it should
+                    return result  # so that writes to it, as to a parameter's data, reach the original
                 if arguments and result is arguments[0]:  # written in place
                     return result.copy_(value)
             return _copied(value)
 
     def check(self) -> None:
-        """Raise ProductError where less has been asked for than was recorded."""
+        """Raise ProductError if fewer values were replayed than recorded."""
         if self._position < len(self.values):
             raise ProductError(OTHER_WAY)
 
 
 REMEDY = "use solver.product=forward or reverse"
-OTHER_WAY = f"a loss detaches other things at moved parameters, which finite differences cannot hold: {REMEDY}"
+OTHER_WAY = f"a loss detaches other values at moved parameters, which finite differences cannot hold: {REMEDY}"
 
 
 def keeps_graph(arguments: Any, create_graph: Any = False, **_: Any) -> bool:
-    """Whether ``torch.autograd.grad`` with these arguments gives what can be differentiated."""
+    """Whether ``torch.autograd.grad`` with these arguments returns differentiable gradients."""
     return bool(arguments[4] if len(arguments) > 4 else create_graph)
 
 
 def _gumbel_softmax(logits: Tensor, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1) -> Tensor:
-    """``F.gumbel_softmax``, whose ``detach`` no function mode sees."""
+    """``F.gumbel_softmax``, whose ``detach`` is invisible to function modes."""
     noise = -torch.empty_like(logits, memory_format=torch.legacy_contiguous_format).exponential_().log()
     soft = ((logits + noise) / tau).softmax(dim)
     if not hard:
@@ -268,7 +271,7 @@ def _holds_tensor(result: Any) -> bool:
 
 
 def _copied(value: Any) -> Any:
-    """A separate value, outside any graph."""
+    """A detached copy."""
     if isinstance(value, np.ndarray):
         return value.copy()
     return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), value)

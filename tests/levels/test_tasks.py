@@ -160,7 +160,7 @@ def test_segmentation_metrics_are_those_of_a_dense_confusion_matrix():
 def test_masks_that_cannot_be_scored_are_named():
     task = TASKS["segmentation"](data())
     outputs = randn(2, 3, 4, 4)
-    with pytest.raises(DataError, match="class number 7; those of the training images end at 2"):
+    with pytest.raises(DataError, match="class number 7; the training images have numbers up to 2"):
         task.metrics(outputs, torch.full((2, 8, 8), 7))
     with pytest.raises(DataError, match="no pixel"):
         task.metrics(outputs, torch.full((2, 8, 8), 255))

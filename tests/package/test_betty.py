@@ -63,8 +63,8 @@ def test_one_table_has_bettys_hypergradients_and_those_here(tmp_path):
     ("asked", "text"),
     [
         ("levels.classify.optimizer=adamw", "from its defaults, which AdamW refuses"),
-        ("shares=0.5", "shares: got 0.5; expected nothing: Betty computes as the recipe says, on all rows"),
-        ("precisions=bf16", "precisions: got 'bf16'; expected nothing: Betty computes as"),
+        ("shares=0.5", "shares: got 0.5; expected no value: Betty uses the recipe's precision, and all rows"),
+        ("precisions=bf16", "precisions: got 'bf16'; expected no value: Betty uses"),
     ],
 )
 @pytest.mark.usefixtures("in_this_process")

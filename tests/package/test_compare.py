@@ -74,7 +74,9 @@ def test_precisions_and_shares_of_the_batch_stand_beside_each_other(tmp_path):
     assert errors["float32", 1.0] < 1e-3 < errors["bf16", 1.0] < errors["float32", 0.5]
     refused = [row["problem"] for row in rows if row["name"] == "unrolled" and row["share"] == 0.5]
     assert len(refused) == 2
-    assert all("solve_share: got 0.5; expected 1, as Unrolled differentiates whole updates" in one for one in refused)
+    assert all(
+        "solve_share: got 0.5; expected 1, since Unrolled differentiates whole updates" in one for one in refused
+    )
 
 
 def test_table_csv_and_picture_hold_the_same_rows(compared):

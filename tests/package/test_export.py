@@ -269,7 +269,7 @@ WRONG = [
     (["export", "{run}", "output={tmp}/new", "format=tflite"], "format: got 'tflite'; expected one of transformers"),
     (["export", "{run}", "output={tmp}/new", "data.pth=x"], "data.pth: got 'x'; expected a known setting"),
     (["predict", "{run}/export"], "multilevel predict EXPORT FILE"),
-    (["predict", "{run}", "{run}"], "EXPORT: got '{run}'; expected a folder that multilevel export has written"),
+    (["predict", "{run}", "{run}"], "EXPORT: got '{run}'; expected a folder written by multilevel export"),
     (["predict", "{run}/export", "{tmp}"], "holds no images"),
     (["predict", "{run}/export", "{tmp}/none.png"], "FILE: got '{tmp}/none.png'"),
     (["predict", "{run}/export", "{pictures}", "batch=3"], "batch: got '3'; expected a setting of predict: output"),
@@ -277,7 +277,7 @@ WRONG = [
     (["predict", "{run}/export", "{pictures}", "device=none"], "device: got 'none'"),
     (["predict", "{run}/export", "{pictures}", "output={tmp}"], "output: got '{tmp}'"),
     (["monitor", "{run}/export", "{pictures}/000.png"], "1 images to compare with 287 training ones are too few"),
-    (["monitor", "{run}/export", "{pictures}", "output=m.png"], "output: got 'm.png'; expected a name in .json"),
+    (["monitor", "{run}/export", "{pictures}", "output=m.png"], "output: got 'm.png'; expected a .json file"),
 ]  # fmt: skip
 
 

@@ -39,14 +39,14 @@ def test_a_run_takes_weights_and_sizes_from_the_checkpoint(released, tmp_path, c
 
 def test_sizes_that_are_given_hold_where_they_agree(released):
     assert build_recipe(compose_config([f"init={released}", "model.width=16"])).settings.model.width == 16
-    with pytest.raises(SettingError, match=r"model\.width: got 24; expected 16, as .* has it"):
+    with pytest.raises(SettingError, match=r"model\.width: got 24; expected 16, as in "):
         build_recipe(compose_config([f"init={released}", "model.width=24"]))
-    with pytest.raises(SettingError, match=r"model\.width: got 48; expected 16, as .* has it"):
+    with pytest.raises(SettingError, match=r"model\.width: got 48; expected 16, as in "):
         build_recipe(compose_config([f"init={released}", "model=tiny"]))
 
 
 def test_the_data_must_fit_the_checkpoint(released):
-    with pytest.raises(SettingError, match=r"data\.channels: got 3; expected 1, as init="):
+    with pytest.raises(SettingError, match=r"data\.channels: got 3; expected 1, as in init="):
         build_recipe(compose_config([f"init={released}", "data.channels=3"]))
     with pytest.raises(SettingError, match=r"data\.image_size: got 9; expected a multiple of 2, the patches of init="):
         build_recipe(compose_config([f"init={released}", "data.image_size=9"]))

@@ -111,7 +111,7 @@ def test_a_run_that_diverges_says_where_and_what_to_try(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "update 1 of level pretrain skipped: the loss of level 'pretrain' is nan" in said
     last = said.strip().splitlines()[-1]
-    assert last.startswith("multilevel: 4 updates in a row of level 'pretrain' had to be skipped")
+    assert last.startswith("multilevel: 4 updates in a row of level 'pretrain' were skipped")
     assert "lower its learning rate" in last
     assert "checkpoint" in last
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -6,7 +6,7 @@ from PIL import Image
 from multilevel.__main__ import main
 
 CASES = [
-    (["foo"], "there is no command 'foo'; the commands are train, compare, study, recipes, graph, evaluate"),
+    (["foo"], "unknown command 'foo'; the commands are train, compare, study, recipes, graph, evaluate"),
     (["train", "recipe=none"], "recipe: got 'none'; expected one of architecture_search, "),
     (["compare", "precisions=half"], "precisions: got 'half'; expected some of float32, bf16"),
     (["compare", "shares=1,0"], "shares: got 0.0; expected a list, each a share above 0 and at most 1"),

@@ -231,7 +231,7 @@ def test_a_level_that_starts_anew_is_trained_by_no_schedule_of_bettys():
             self.optimizer.state.clear()
 
     engine = bridge.BettyEngine(network_graph(FiniteDifference(radius=0.01), fit_kind=Anew))
-    with pytest.raises(bridge.BettyError, match="level 'fit' starts anew for every update of the next level up"):
+    with pytest.raises(bridge.BettyError, match="level 'fit' restarts before every update of the next level up"):
         engine.run(1)
 
 

@@ -88,8 +88,8 @@ def test_one_notice_a_run_says_that_a_module_that_a_user_has_compiled_runs_as_wr
     made.run(2)
     made.run(1)
     assert made.notices == [
-        "level 'fit': compiled by torch.compile, but run as written, since solves need derivatives that a compiled "
-        "function lacks; compile=true or Engine(compile=True) compiles updates"
+        "level 'fit': compiled by torch.compile, but run as written, since solves need derivatives that compiled "
+        "functions lack; compile=true or Engine(compile=True) compiles updates"
     ]
     untold = engine(net=WAYS[way][0])
     untold.callbacks.clear()

@@ -67,7 +67,7 @@ def trained_elsewhere():
 
 
 CASES = {
-    "two of one name": (GraphError, "two levels are called 'a'", lambda: Graph(level("a"), level("a"))),
+    "two of one name": (GraphError, "two levels are named 'a'", lambda: Graph(level("a"), level("a"))),
     "no level": (GraphError, "at least one level", lambda: Graph()),
     "no identifier": (GraphError, "'my level'", lambda: level("my level")),
     "a shared parameter": (GraphError, "'a' and 'b' share the parameter 'value'", shared),
@@ -82,7 +82,7 @@ CASES = {
     "no optimizer": (GraphError, "'a' has no optimizer", lambda: Engine(Graph(level())).run(1)),
     "an unknown level": (
         GraphError,
-        "no level 'b'; the levels are a",
+        "unknown level 'b'; the levels are a",
         lambda: Engine(Graph(level())).hypergradient("b"),
     ),
     "a loss of nothing": (
@@ -93,7 +93,7 @@ CASES = {
     "a nested chain": (NestedChainError, "read each other", lambda: Engine(nested_chain())),
     "a pinned level that does not exist": (
         ReadsError,
-        "'p' is pinned to read 'x', and there is no such level",
+        "'p' is pinned to read 'x', which is not a level",
         lambda: Engine(pinned(("u", "x"))),
     ),
     "too few pinned reads": (
@@ -137,7 +137,7 @@ def test_an_iterator_that_has_ended():
     problem.optimizer = torch.optim.SGD(problem.module.parameters(), 0.1)
     engine = Engine(Graph(problem))
     engine.run(2)
-    with pytest.raises(DataError, match="iterator that cannot start again"):
+    with pytest.raises(DataError, match="iterator that cannot restart"):
         engine.run(1)
 
 

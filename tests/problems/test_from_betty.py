@@ -162,15 +162,15 @@ def without_edge(key):
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: program("sama"), "nothing here equals Betty's type='sama'; name a solver"),
+        (lambda: program("sama"), "no solver here matches Betty's type='sama'; name one"),
         (lambda: program(darts_multitask=True), "darts_multitask=True"),
-        (lambda: program(precision="bf16"), r"Config\(precision='bf16'\) means nothing for a level: Engine\(graph"),
+        (lambda: program(precision="bf16"), r"Config\(precision='bf16'\) has no effect on a level: Engine\(graph"),
         (lambda: program(warmup_steps=5), "warmup_steps=5"),
         (
             lambda: program(lower=with_hook("on_inner_loop_start")),
-            "'classify' has on_inner_loop_start, which levels do not support",
+            "'classify' has on_inner_loop_start, which a level does not call",
         ),
-        (lambda: without_edge("u2l"), "'classify' depends on 'weigh', which dependencies leave out.* add it to 'u2l'"),
+        (lambda: without_edge("u2l"), "'classify' depends on 'weigh', which dependencies omit.* add it to 'u2l'"),
         (lambda: two_leaves(3, 2), "'one' and 'two' do not depend on each other and differ in unroll_steps"),
     ],
 )

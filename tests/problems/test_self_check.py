@@ -155,7 +155,7 @@ def test_a_stop_gradient_that_torch_does_not_see(stopped, solver, setting, dtype
     stop = UNSEEN[stopped]
     lines = notices(lambda p, u: (stop(p).exp() * p.square() * u.square()).sum(), solver, dtype)
     assert told(lines, "finite_difference", "reverse", "finite_difference", f"{setting}reverse")
-    assert "changes by what torch does not see" in lines[0]
+    assert "changes in ways that torch does not see" in lines[0]
 
 
 @every_dtype
@@ -183,7 +183,7 @@ def test_a_gradient_that_is_declared_is_not_said_to_be_wrong(dtype):
     assert notices(loss, Dense(product="reverse"), dtype) == []
 
 
-@pytest.mark.parametrize(("share", "said"), [(0.5, ""), (0.9, "nothing tells which is right")])
+@pytest.mark.parametrize(("share", "said"), [(0.5, ""), (0.9, "it is unclear which is right")])
 def test_it_blames_nothing_where_a_hidden_constant_hardly_shows(share, said):
     """The constant takes all but (1 - share)^2 of the loss's curvature, and 1 - share of that of finite differences."""
 
@@ -281,7 +281,7 @@ def test_running_out_of_memory_is_one_notice(monkeypatch, error):
     monkeypatch.setattr(PRODUCTS["reverse"], "mixed", fails)
     monkeypatch.setattr(PRODUCTS["finite_difference"], "mixed", fails)
     lines = notices(lambda p, u: (p * u).sum(), Identity(product="forward"), torch.float32)
-    assert lines == ["self-check: the products at level 'p' were not compared: memory ran out; training goes on"]
+    assert lines == ["self-check: the products at level 'p' were not compared: out of memory; training continues"]
 
 
 def test_a_derivative_that_is_missing_is_one_notice():

@@ -102,7 +102,7 @@ def test_a_reference_takes_all_rows():
 
 
 def test_a_batch_without_rows_is_named():
-    with pytest.raises(DataError, match=r"has no rows to take a part of: set levels\.fit\.solve_share to 1"):
+    with pytest.raises(DataError, match=r"has no rows to take a share of: set levels\.fit\.solve_share to 1"):
         first_rows((torch.tensor(1.0), None), 0.5, "fit")
 
 
@@ -117,7 +117,7 @@ def test_a_share_out_of_range_is_refused(share):
 
 
 def test_a_solver_that_goes_through_whole_updates_refuses_a_share():
-    with pytest.raises(SettingError, match=r"solve_share: got 0\.5; expected 1, as Unrolled differentiates whole"):
+    with pytest.raises(SettingError, match=r"solve_share: got 0\.5; expected 1, since Unrolled differentiates whole"):
         engine(solve_share=0.5, solver=Unrolled())
 
 

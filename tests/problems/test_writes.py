@@ -112,7 +112,7 @@ def test_the_hypergradient_of_a_moving_average_is_that_of_plain_torch(way, produ
 
 def test_a_teacher_that_is_left_alone_at_first_is_refused_where_it_moves():
     module = Student("later")
-    with pytest.raises(LossError, match=r"writes to the parameter 'teacher\.weight' .*, which it did not do at first"):
+    with pytest.raises(LossError, match=r"writes to the parameter 'teacher\.weight' .*, which it did not do before"):
         engine_of(module).run(1)
 
 
@@ -207,7 +207,7 @@ def test_a_level_that_nothing_uses_is_a_warning():
     module, strength = nn.Linear(3, 2).double(), Strength()
     lower = Alone("fit", module, optimizer=torch.optim.SGD(module.parameters(), 0.1), data=[(X, Y)])
     upper = Validate("strength", strength, optimizer=torch.optim.SGD(strength.parameters(), 0.1), data=[(-X, Y)])
-    with pytest.warns(UserWarning, match="level 'strength' will never move"):
+    with pytest.warns(UserWarning, match="level 'strength' will never change"):
         Engine(Graph(lower, upper))
 
 

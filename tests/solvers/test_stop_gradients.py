@@ -147,5 +147,5 @@ def test_a_loss_that_detaches_less_at_moved_parameters_is_refused():
         weight = p["p"].detach() if len(evaluations) < 3 else torch.ones_like(POINT)  # found, recorded, then another
         return (weight * p["p"].square() * reads["u"]["v"].square()).sum()
 
-    with pytest.raises(ProductError, match="detaches other things at moved parameters"):
+    with pytest.raises(ProductError, match="detaches other values at moved parameters"):
         PRODUCTS["finite_difference"](LowerLevel([loss], {"p": POINT}, UPPER)).mixed(DIRECTION)

@@ -1,4 +1,4 @@
-"""Level: a linear regression whose weights are penalized as another level says."""
+"""Level: linear regression with a penalty on each weight that another level sets."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class NewLevel(Problem):
         self.penalty = penalty
 
     def loss(self, levels: Levels, batch: Any, draws: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        # levels.NAME is that level's module: call it, or any method of it, or read its parameters. What is random
-        # belongs into a method draw(self, levels, batch), whose result arrives here as ``draws``.
+        # levels.NAME is that level's module: call it, or any method of it, or read its parameters. Anything random
+        # belongs in a method draw(self, levels, batch), whose result arrives here as ``draws``.
         inputs, targets = batch
         module = getattr(levels, self.name)
         error = F.mse_loss(module(inputs), targets)

@@ -1,6 +1,6 @@
-"""Recipe: learn how strongly each pixel's weights are penalized in a linear classifier of digits.
+"""Recipe: learn the penalty on each pixel's weights in a linear classifier of digits.
 
-Follows: nothing published; name what yours follows here, and its result.
+Follows: nothing published; name here the publication that your recipe follows, and its result.
 
 Result: ``multilevel train recipe=new_recipe`` prints what ``findings`` returns; write it down here.
 """

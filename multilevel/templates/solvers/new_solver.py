@@ -12,11 +12,11 @@ from multilevel.solvers.ranges import Count, NonNegative
 
 @dataclass
 class NewSolver(ImplicitSolver):
-    """Solves ``(H + damping I) x = a`` by steepest descent, each step as long as lowers the error most (Cauchy 1847).
+    """Solves ``(H + damping I) x = a`` by steepest descent with the optimal step length (Cauchy 1847).
 
     Assumes: a positive definite lower Hessian, damping included.
-    Costs: a Hessian-vector product an iteration.
-    Use when: a solver of your own is wanted: this is its starting point (``conjugate_gradient`` takes fewer products).
+    Costs: one Hessian-vector product per iteration.
+    Use when: writing your own solver, with this as its starting point (``conjugate_gradient`` needs fewer products).
 
     Args:
         iterations: largest number of iterations, at least 1.

@@ -1,4 +1,4 @@
-"""The level new_level has the gradient of torch.autograd and the hypergradient of dense algebra."""
+"""The level new_level's gradient matches torch.autograd, and its hypergradient dense linear algebra."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The recipe new_recipe learns, and along the right hypergradient."""
+"""The recipe new_recipe learns, along the right hypergradient."""
 
 from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.levels.classification import accuracy

@@ -1,4 +1,4 @@
-"""The solver new_solver solves what dense linear algebra solves, and says where it cannot."""
+"""The solver new_solver agrees with dense linear algebra, and reports the solves that it cannot do."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ class Upper(Problem):
 
 
 def solved(eigenvalues, solver):
-    """The hypergradient and the report of its solve, and what dense linear algebra says."""
+    """The hypergradient, the report of its solve, and the result of dense linear algebra."""
     torch.manual_seed(0)
     basis = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64))[0]
     hessian = basis @ torch.diag(torch.tensor(eigenvalues, dtype=torch.float64)) @ basis.T

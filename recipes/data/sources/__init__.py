@@ -1,1 +1,1 @@
-"""Sources of images: folders, tables, mask files, and generated images with a planted signal."""
+"""Sources of images: folders, tables and mask files."""

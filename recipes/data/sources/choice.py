@@ -1,4 +1,4 @@
-"""Which kind of set the settings name: a path, a set of the hub, scikit-learn's digits, or a generated one."""
+"""Chooses the source that the settings name: a path, the hub, scikit-learn's digits, or generated images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DIGITS_RANGE = 16.0  # scikit-learn's digits count the ink of 4 x 4 cells
 
 
 class DigitsSource(Source):
-    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, which need no network."""
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, available offline."""
 
     def __init__(self) -> None:
         from sklearn.datasets import load_digits
@@ -37,19 +37,18 @@ class DigitsSource(Source):
 
 
 def read_sources(settings: DataSettings, targets: type[Targets] = Labels) -> SourceSplits:
-    """Find the images and labels that the settings name; nothing is decoded.
+    """Find the images and labels that the settings name, without decoding any image.
 
     Args:
-        settings: which set.
-        targets: what a task learns of each image.
+        settings: name the data set.
+        targets: the kind of targets that the task learns.
 
     Returns:
-        The training images, the set's own test images if it brings any, and the names of the classes
-        (none for a set without labels).
+        The training images, the data set's own test images if any, and the names of the classes (none without labels).
 
     Raises:
-        SettingError: ``data.path`` is needed or not there, or a split or column is not there.
-        DataError: no images, labels that are missing, or a set that cannot be fetched or read.
+        SettingError: ``data.path`` is required or does not exist, or a split or column does not exist.
+        DataError: no images, missing labels, or a data set that cannot be downloaded or read.
     """
     if settings.path is not None:
         return read_path(Path(settings.path).expanduser(), settings, targets)
@@ -59,12 +58,12 @@ def read_sources(settings: DataSettings, targets: type[Targets] = Labels) -> Sou
         return SourceSplits(DigitsSource(), None, tuple(str(digit) for digit in range(10)))
     if settings.name == "planted":
         return read_planted(settings.image_size, settings.patch_size)
-    expected = "a folder of images, or of train*.parquet files (or set data.hub to a set of the hub)"
+    expected = "a folder of images, or of train*.parquet files (or set data.hub to a data set on the hub)"
     raise SettingError("data.path", settings.path, expected)
 
 
 def read_path(path: Path, settings: DataSettings, targets: type[Targets]) -> SourceSplits:
-    """Read a local set: parquet where a training file of it is there, otherwise a folder of images."""
+    """Read a local data set: parquet if it has a parquet training file, otherwise a folder of images."""
     one_file = path.is_file() and path.suffix == ".parquet"
     if not one_file and not path.is_dir():
         expected = "an existing folder of images, or of train*.parquet files, or one parquet file"

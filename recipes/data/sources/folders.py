@@ -1,4 +1,4 @@
-"""Folders of images: every class a subfolder, loose images and a folder ``unlabelled`` without labels."""
+"""Reads folders of images: one subfolder per class; images at the top or in ``unlabelled`` have no label."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class FolderSource(Source):
     Args:
         labelled: the files of each class.
         class_names: by label.
-        unlabelled: files without a label, which is -1.
-        masks: the mask of each file that has one.
+        unlabelled: files without per label, which is -1.
+        masks: the mask file of each image that has one.
     """
 
     def __init__(self, labelled: Labelled, class_names: tuple[str, ...], unlabelled: list[Path], masks: Masks) -> None:
@@ -58,31 +58,31 @@ class FolderSource(Source):
 def read_image_folder(root: Path, settings: DataSettings, targets: type[Targets] = Labels) -> SourceSplits:
     """Find the images of a folder.
 
-    With a subfolder ``train``, that one holds the classes, and ``test`` (or ``settings.test_split``,
-    ``validation``, ``val``: the first that is there) the test images. Without it the classes are
-    subfolders of ``root`` itself. Images that lie loose, and those in ``unlabelled``, have no label. Masks are
-    found as ``find_masks`` says, and are no images.
+    If there is a subfolder ``train``, it holds the classes, and ``test`` (or the first existing of
+    ``settings.test_split``, ``validation`` and ``val``) the test images. Otherwise the classes are subfolders of
+    ``root`` itself. Images at the top, and those in ``unlabelled``, have no label. Mask files (see ``find_masks``) do
+    not count as images.
 
     Args:
         root: an existing folder.
         settings: ``train_split`` and ``test_split`` are read.
-        targets: what a task learns; where it is marked in the images and there are no classes, the loose images
-            are one.
+        targets: the kind of targets that the task learns. If they are marked in the images and there are no classes,
+            the images at the top form one class.
 
     Returns:
-        The training images and, where there is a test folder, the labelled test images.
+        The training images and, if there is a test folder, the labelled test images.
 
     Raises:
-        DataError: no images; a test folder without a training folder, without classes, or with
-            classes that the training images lack.
+        DataError: no images, or a test folder without a training folder, without classes, or with classes that the
+            training images lack.
     """
     train_root = subfolder(root, (settings.train_split,))
     test_names = TEST_FOLDERS if settings.test_split is None else (settings.test_split, *TEST_FOLDERS)
     test_root = subfolder(root, test_names)
     if train_root is None and test_root is not None:
         raise DataError(
-            f"{root} has a folder {test_root.name!r} but no {settings.train_split!r} beside it: put the "
-            f"training classes into {settings.train_split!r}, or rename {test_root.name!r} if it is a class"
+            f"{root} has a folder {test_root.name!r} but no {settings.train_split!r} next to it: put the training "
+            f"classes into {settings.train_split!r}, or rename {test_root.name!r} if it is a class"
         )
     labelled, unlabelled, masks = list_images(train_root or root, targets.marked)
     if train_root is not None:
@@ -100,10 +100,10 @@ def read_image_folder(root: Path, settings: DataSettings, targets: type[Targets]
 
 
 def read_test_folder(test_root: Path, class_names: tuple[str, ...], loose_class: bool) -> FolderSource:
-    """The labelled images of a test folder.
+    """Read the labelled images of a test folder.
 
     Raises:
-        DataError: there are none, or a class that is not among ``class_names``.
+        DataError: there are none, or a class is not among ``class_names``.
     """
     labelled, _, masks = list_images(test_root, loose_class)
     if not labelled:
@@ -115,9 +115,9 @@ def read_test_folder(test_root: Path, class_names: tuple[str, ...], loose_class:
 
 
 def list_images(root: Path, loose_class: bool) -> tuple[Labelled, list[Path], Masks]:
-    """The images below ``root``: by class, in the order of their names, those without a label, and masks by image.
+    """List the images below ``root``: by class in alphabetical order, then those without a label, and masks by image.
 
-    With ``loose_class``, where there are masks and no classes, the images that lie loose are a class, ``images``.
+    With ``loose_class``, if there are masks and no classes, the images at the top form a class ``images``.
     """
     special = {folder for folder in visible_folders(root) if folder.name.lower() in UNLABELLED}
     by_class = {folder.name: images_below(folder) for folder in visible_folders(root) if folder not in special}
@@ -134,7 +134,7 @@ def list_images(root: Path, loose_class: bool) -> tuple[Labelled, list[Path], Ma
 
 
 def unlabelled_images(root: Path) -> list[Path]:
-    """The images that lie loose in ``root``, and those in its folder ``unlabelled``."""
+    """The images directly in ``root``, and those in its folder ``unlabelled``."""
     loose = images_among(root.iterdir())
     folders = [folder for folder in visible_folders(root) if folder.name.lower() in UNLABELLED]
     return loose + [file for folder in folders for file in images_below(folder)]
@@ -157,11 +157,11 @@ def images_among(paths: Iterable[Path]) -> list[Path]:
 
 
 def visible_folders(root: Path) -> list[Path]:
-    """The subfolders of ``root`` that are not hidden, in the order of their names."""
+    """The visible subfolders of ``root`` in alphabetical order."""
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def subfolder(root: Path, names: tuple[str, ...]) -> Path | None:
-    """The subfolder with the earliest of ``names``, in any case."""
+    """The subfolder with the first matching name of ``names``, ignoring case."""
     folders = {folder.name.lower(): folder for folder in visible_folders(root)}
     return next((folders[name.lower()] for name in names if name.lower() in folders), None)

@@ -1,4 +1,4 @@
-"""Which files of a folder are masks: ``masks/CLASS/NAME.png`` or ``CLASS/NAME_mask.png`` of ``CLASS/NAME.jpg``."""
+"""Finds mask files in a folder: ``masks/CLASS/NAME.png`` or ``CLASS/NAME_mask.png`` for ``CLASS/NAME.jpg``."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ SUFFIX = "_mask"
 
 
 def find_masks(root: Path, files: Iterable[Path]) -> dict[Path, Path]:
-    """The mask of each image that has one; a file is a mask only if the image is there that it belongs to.
+    """Find the mask of each image that has one; a file is a mask only if its image exists.
 
-    A folder ``masks`` repeats the folders of the images; images that lie in ``images`` may have theirs in ``masks``
-    directly. Names may end in ``_mask`` there as well.
+    A folder ``masks`` mirrors the folders of the images; masks of images in ``images`` may be directly in ``masks``.
+    Names there may also end in ``_mask``.
 
     Args:
         root: the folder that holds the classes.
         files: every image file below it.
 
     Raises:
-        DataError: a file among the masks whose image is not there.
+        DataError: a mask file has no image.
     """
     keys = {file.relative_to(root).with_suffix(""): file for file in files}
     masks, alone = {}, []
@@ -33,12 +33,12 @@ def find_masks(root: Path, files: Iterable[Path]) -> dict[Path, Path]:
         elif key.parts[0] == FOLDER:
             alone.append(file)
     if alone and any(file.relative_to(root).parts[0] == FOLDER for file in masks.values()):
-        raise DataError(f"{alone[0]} is a mask without an image: expected one of that name, in a folder of that name")
+        raise DataError(f"{alone[0]} is a mask without an image: expected an image of that name in a like-named folder")
     return masks
 
 
 def _images_of(key: Path) -> list[Path]:
-    """Where the image of a mask may lie, both without their suffix."""
+    """The possible paths of a mask's image, both without suffix."""
     bare = key.with_name(key.name.removesuffix(SUFFIX))
     if key.parts[0] != FOLDER or len(key.parts) < 2:
         return [bare] if bare != key else []

@@ -1,4 +1,4 @@
-"""Sets that the ``datasets`` library reads: local parquet files and sets of the Hugging Face hub."""
+"""Reads data sets with the ``datasets`` library: local parquet files, or from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from multilevel.recipes.data.targets.base import Labels, Targets
 from multilevel.solvers.errors import DataError, SettingError
 
 TEST_SPLITS = ("test", "validation")
-# Pillow tries one format after the other; for small images that is a third of the time.
+# Pillow tries formats one by one, which takes a third of the time for small images.
 _FORMATS = {b"\xff\xd8": ["JPEG"], b"\x89PNG": ["PNG"]}
-_PARTS = 3  # that a set is cut into: finetuning, mask learning, test
+_PARTS = 3  # parts of a data set: finetuning, mask learning, test
 
 
 class TableSource(Source):
-    """The rows of a table whose images are still encoded.
+    """The rows of a table with encoded images.
 
     Args:
         table: a ``datasets.Dataset``.
@@ -61,9 +61,9 @@ class TableSource(Source):
 
 
 def open_cell(cell: Any) -> Image.Image | None:
-    """Open the image of one cell, ``None`` of an empty one.
+    """Open the image in one cell; ``None`` for an empty cell.
 
-    One cell at a time: `datasets` decodes slowly, and Arrow's take() overflows past 2 GiB of bytes.
+    This works cell by cell since `datasets` decodes slowly and Arrow's take() overflows beyond 2 GiB.
     """
     if isinstance(cell, dict):
         cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
@@ -76,16 +76,16 @@ def open_cell(cell: Any) -> Image.Image | None:
 
 
 def read_parquet(path: Path, settings: DataSettings, targets: type[Targets] = Labels) -> SourceSplits:
-    """Read ``train*.parquet`` and, where they are there, ``test*.parquet`` or ``validation*.parquet``.
+    """Read ``train*.parquet`` and, if they exist, ``test*.parquet`` or ``validation*.parquet``.
 
     Args:
         path: a folder, or one parquet file that holds the training images.
         settings: the names of splits and columns are read.
-        targets: what a task learns of each image.
+        targets: the kind of targets that the task learns.
 
     Raises:
-        SettingError: a split or column that is not there.
-        DataError: files that cannot be read, or labels that are missing.
+        SettingError: a split or column does not exist.
+        DataError: unreadable files or missing labels.
     """
     files = {"train": parquet_files(path, settings.train_split)} if path.is_dir() else {"train": [str(path)]}
     if path.is_dir():
@@ -99,16 +99,16 @@ def read_parquet(path: Path, settings: DataSettings, targets: type[Targets] = La
 
 
 def parquet_files(folder: Path, split: str) -> list[str]:
-    """The parquet files in ``folder`` whose names begin with a split's name, sorted."""
+    """The parquet files in ``folder`` whose names start with a split's name, sorted."""
     return sorted(str(file) for file in folder.glob("*.parquet") if file.name.startswith(split))
 
 
 def read_hub(hub: str, settings: DataSettings, targets: type[Targets] = Labels) -> SourceSplits:
-    """Read a set of the hub, from the local cache where it was fetched before.
+    """Read a data set from the hub, or from the local cache if it was downloaded before.
 
     Raises:
-        SettingError: a split or column that the set does not have.
-        DataError: the set cannot be fetched, or labels are missing.
+        SettingError: the data set lacks a split or column.
+        DataError: the data set cannot be downloaded, or labels are missing.
     """
     tables = load_tables(hub, f"{hub} cannot be downloaded from the hub; data.path takes a local copy")
     for setting, split in (("train_split", settings.train_split), ("test_split", settings.test_split)):
@@ -121,13 +121,13 @@ def read_hub(hub: str, settings: DataSettings, targets: type[Targets] = Labels) 
 
 
 def load_tables(builder: str, failure: str, **options: Any) -> Any:
-    """``datasets.load_dataset``, with every failure as one line."""
-    import datasets  # a second to import, and only these sets need it
+    """Call ``datasets.load_dataset``, with every error in one line."""
+    import datasets  # takes a second to import, and only these data sets need it
 
     try:
         with quiet_libraries():
             return datasets.load_dataset(builder, **options)
-    except Exception as error:  # of the network, the hub, the file system, Arrow
+    except Exception as error:  # from the network, the hub, the file system or Arrow
         cause = " ".join(str(error.__cause__ or error).split())
         raise DataError(f"{failure} ({type(error).__name__}: {cause})") from error
 
@@ -154,7 +154,7 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def to_splits(train: Any, test: Any | None, settings: DataSettings, name: str, targets: type[Targets]) -> SourceSplits:
-    """Choose the columns and read labels and targets of both splits."""
+    """Choose the columns, and read labels and targets of both splits."""
     if len(train) == 0:
         raise DataError(f"the training split of {name} holds no rows")
     tables = {"train": train, "test": test} if test is not None and len(test) else {"train": train}
@@ -183,7 +183,7 @@ def to_splits(train: Any, test: Any | None, settings: DataSettings, name: str, t
 
 
 def with_lists(tables: dict[str, Any], image_column: str, settings: DataSettings, name: str) -> SourceSplits:
-    """Read lists of labels; the images are divided by the rarest of each list."""
+    """Read lists of labels; the images are split by the rarest label of each list."""
     lists_column = columns.find_lists_column(tables["train"].features, settings.label_column)
     names: columns.Names | None = None
     sources: dict[str, TableSource] = {}

@@ -1,1 +1,1 @@
-"""What is predicted from an image: labels, lists of labels, masks, boxes."""
+"""Targets to predict from images: labels, lists of labels, masks, boxes."""

@@ -1,4 +1,4 @@
-"""Targets: what a task learns of each image, one class for each value of ``Task.targets``."""
+"""The interface of targets, with one class for each value of ``Task.targets``."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from multilevel.solvers.errors import DataError
 
 
 class Targets(ABC):
-    """Targets of the images of a set.
+    """Targets of a data set's images.
 
     Attributes:
-        lists: whether an image has a list of labels in place of one.
-        marked: whether places in the images are marked, by masks or by boxes.
-        boxed: whether they are marked by boxes.
+        lists: whether an image has a list of labels instead of one label.
+        marked: whether locations in the images are marked, by masks or boxes.
+        boxed: whether locations are marked by boxes.
     """
 
     lists: ClassVar[bool] = False
@@ -31,16 +31,16 @@ class Targets(ABC):
     @classmethod
     @abstractmethod
     def check(cls, sources: SourceSplits, settings: DataSettings) -> None:
-        """Refuse a set that lacks these targets.
+        """Reject a data set that lacks these targets.
 
         Raises:
             DataError: no masks, boxes or lists of labels.
-            SettingError: ``mask_classes=labels`` without labels, or with more than a mask has numbers for.
+            SettingError: ``mask_classes=labels`` without labels, or with more classes than a mask can number.
         """
 
     @classmethod
     def label(cls, sources: SourceSplits, settings: DataSettings) -> SourceSplits:
-        """Sources with the labels that parts of the set are cut in proportion to.
+        """Sources with the labels by which the data set is split.
 
         Raises:
             DataError: a broken mask.
@@ -49,19 +49,20 @@ class Targets(ABC):
 
     @classmethod
     def open(cls, sources: SourceSplits, settings: DataSettings, open_images: OpenImages) -> Pair:
-        """Targets of the training and of the test images; one object where the test is cut from the training images.
+        """Open the targets of the training and test images; one object if the test part is split off the training
+        images.
 
         Args:
             sources: the set.
-            settings: of it.
-            open_images: for targets that are images themselves.
+            settings: of the data set.
+            open_images: opens targets that are images themselves.
         """
         train = cls(sources.train, settings)
         return train, train if sources.test is None else cls(sources.test, settings)
 
     @abstractmethod
     def __init__(self, source: Source, settings: DataSettings) -> None:
-        """The targets of a source, of which nothing is read yet."""
+        """Create the targets of a source without reading anything."""
 
     @classmethod
     @abstractmethod
@@ -70,16 +71,16 @@ class Targets(ABC):
 
         Args:
             sources: the set.
-            settings: of it.
-            counts: int64, how often each class occurs in the training images.
+            settings: of the data set.
+            counts: int64, occurrences of each class in the training images.
 
         Raises:
-            DataError: nothing is marked in any training image.
+            DataError: no training image has any mark.
         """
 
     @abstractmethod
     def of(self, indices: Tensor, geometry: Geometry | None = None) -> Tensor:
-        """Targets ``[B, ...]`` of the images ``indices`` (int64 ``[B]``), moved as the images were.
+        """Targets ``[B, ...]`` of the images ``indices`` (int64 ``[B]``), transformed like the images.
 
         Raises:
             DataError: a broken mask or a box outside its image, by the name of its file or row.
@@ -87,18 +88,18 @@ class Targets(ABC):
 
     @abstractmethod
     def count(self, indices: Tensor) -> Tensor:
-        """How often each class occurs in the images ``indices``: int64, up to the last class that does."""
+        """Count the occurrences of each class in the images ``indices``: int64, up to the last class that occurs."""
 
 
 class Labels(Targets):
-    """int64 tensor ``[N]``, a label an image; -1 without."""
+    """int64 tensor ``[N]``, one label per image; -1 without."""
 
     def __init__(self, source: Source, settings: DataSettings) -> None:
         self.values = source.labels if source.multilabels is None else source.multilabels
 
     @classmethod
     def check(cls, sources: SourceSplits, settings: DataSettings) -> None:
-        """Without labels there are no targets, which is no error: an encoder can be pretrained."""
+        """Accept a data set without labels, since an encoder can be pretrained without targets."""
 
     @classmethod
     def class_names(cls, sources: SourceSplits, settings: DataSettings, counts: Tensor) -> tuple[str, ...]:
@@ -113,14 +114,14 @@ class Labels(Targets):
 
 
 class LabelLists(Labels):
-    """float32 tensor ``[N, classes]`` of 0 and 1, several labels an image."""
+    """float32 tensor ``[N, classes]`` of 0 and 1, several labels per image."""
 
     lists = True
 
     @classmethod
     def check(cls, sources: SourceSplits, settings: DataSettings) -> None:
         if sources.train.multilabels is None:
-            expected = "lists of labels for the task to learn: they come from a table"
+            expected = "lists of labels for this task, from a table"
             raise DataError(f"data={settings.name} has no {expected}")
 
     @classmethod
@@ -129,5 +130,5 @@ class LabelLists(Labels):
 
 
 Pair = tuple[Targets, Targets]
-#: From a set and a number of channels to its training and its test images.
+#: Maps a data set and a number of channels to its training and test images.
 OpenImages = Callable[[SourceSplits, int], tuple[Images, Images]]

@@ -1,4 +1,4 @@
-"""Boxes of an image: brought to the square that the image is brought to, moved with it, found in a mask."""
+"""Boxes of an image: resizes and moves them with the image, and finds them in a mask."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from torch import Tensor
 
 from multilevel.levels.tasks.losses import IGNORED
 
-MOST_BOXES = 100  # of an image; COCO's protocol looks at no more
-_KEPT_AREA = 0.25  # of a box, for it to stay: a long mark that crosses the whole picture may lose most of itself
+MOST_BOXES = 100  # per image; COCO's protocol uses no more
+_KEPT_AREA = 0.25  # smallest visible share of a box to keep; a mark across the whole picture may lose most of its area
 _DIAGONALS_TOO = np.ones((3, 3))
 
 
 def move(boxes: Tensor, offset: Tensor, scale: Tensor, image_size: int) -> Tensor:
-    """Boxes after their images were cut and resized: clipped, those lost whose center or three quarters are cut off.
+    """Transform boxes with their cropped and resized images. Boxes are clipped, and dropped if their center or three
+    quarters are cut off.
 
     Args:
         boxes: float32 tensor ``[B, K, 5]`` of left, top, right, bottom and class, rows of -1 without a box.
-        offset: float32 tensor ``[B, 2]``, left and top of what is cut out.
-        scale: float32 tensor ``[B, 2]``, pixels afterwards for each one before, across and down.
-        image_size: height and width afterwards.
+        offset: float32 tensor ``[B, 2]``, left and top of the crop.
+        scale: float32 tensor ``[B, 2]``, pixels after per pixel before, horizontally and vertically.
+        image_size: height and width after the transformation.
 
     Returns:
         float32 tensor ``[B, K, 5]``.
@@ -40,23 +41,23 @@ def area(corners: Tensor) -> Tensor:
 
 
 def mirror_boxes(boxes: Tensor, mirrored: Tensor, image_size: int) -> Tensor:
-    """Turn left and right around in the images ``mirrored`` (bool ``[B]``): ``[B, K, 5]`` to ``[B, K, 5]``."""
+    """Swap left and right in the images ``mirrored`` (bool ``[B]``): ``[B, K, 5]`` to ``[B, K, 5]``."""
     left, top, right, bottom, number = boxes.unbind(-1)
     turned = torch.stack([image_size - right, top, image_size - left, bottom, number], dim=-1)
     return turned.where((mirrored[:, None] & (number >= 0))[..., None], boxes)
 
 
 def boxes_in_square(boxes: np.ndarray, size: tuple[int, int], image_size: int, fit: str = "crop") -> Tensor:
-    """Boxes of a picture of a width and height, in the square that it is brought to.
+    """Convert boxes from a picture to its square.
 
     Args:
         boxes: float array ``[K, 5]``, in pixels of the picture.
         size: of the picture.
         image_size: height and width of the square.
-        fit: crop (the centre square is taken) or stretch (the whole picture).
+        fit: crop (the centre square) or stretch (the whole picture).
 
     Returns:
-        float32 tensor ``[MOST_BOXES, 5]``, the largest first, rows of -1 after the last.
+        float32 tensor ``[MOST_BOXES, 5]``, largest first, rows of -1 after the last.
     """
     cut = torch.tensor([size if fit == "stretch" else (min(size), min(size))], dtype=torch.float32)
     offset, scale = (torch.tensor([size]) - cut) / 2, image_size / cut
@@ -67,14 +68,14 @@ def boxes_in_square(boxes: np.ndarray, size: tuple[int, int], image_size: int, f
 
 
 def components(mask: np.ndarray, min_area: int) -> np.ndarray:
-    """The bounding boxes of the connected marks of each class, neighbours across corners included.
+    """The bounding boxes of the connected marks of each class, with diagonal neighbours connected.
 
     Args:
-        mask: uint8 array ``[H, W]`` of class numbers, 0 for the background, 255 where a pixel does not count.
-        min_area: marks of fewer pixels are left out.
+        mask: uint8 array ``[H, W]`` of class numbers, 0 for the background, 255 for pixels to ignore.
+        min_area: marks with fewer pixels are ignored.
 
     Returns:
-        float64 array ``[K, 5]`` of left, top, right, bottom and class, counted from 0 for the first after the
+        float64 array ``[K, 5]`` of left, top, right, bottom and class, counted from 0 for the first class after the
         background.
     """
     boxes = [
@@ -87,7 +88,7 @@ def components(mask: np.ndarray, min_area: int) -> np.ndarray:
 
 
 def _marks(marked: np.ndarray, min_area: int) -> list[tuple[slice, slice]]:
-    """Where the connected marks of enough pixels are: rows and columns."""
+    """The row and column ranges of connected marks with enough pixels."""
     numbered, count = ndimage.label(marked, structure=_DIAGONALS_TOO)
     areas = np.bincount(numbered.ravel(), minlength=count + 1)[1:]
     places = ndimage.find_objects(numbered)

@@ -1,4 +1,4 @@
-"""Targets that are marked in the images: masks, and boxes."""
+"""Targets that are marked in the images: masks and boxes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from multilevel.recipes.data.targets.masks import MaskSource, mask_splits, read_
 from multilevel.solvers.errors import DataError, SettingError
 
 _MARKS = ("without marks", "with marks")
-_TOGETHER = 256  # images whose targets are looked through at once
+_TOGETHER = 256  # images whose targets are examined at once
 
 
 class MarkedTargets(Targets):
-    """Targets by masks."""
+    """Targets from masks."""
 
     marked = True
     background: tuple[str, ...] = ()
@@ -36,28 +36,28 @@ class MarkedTargets(Targets):
     def check(cls, sources: SourceSplits, settings: DataSettings) -> None:
         if not sources.train.has_masks:
             raise DataError(
-                f"data={settings.name} has no masks for the task to learn: expected masks/CLASS/NAME.png for "
-                "CLASS/NAME.jpg, or NAME_mask.png beside NAME.jpg (in a table a column of images: data.mask_column)"
+                f"data={settings.name} has no masks for this task: expected masks/CLASS/NAME.png for "
+                "CLASS/NAME.jpg, or NAME_mask.png next to NAME.jpg (in a table, a column of images: data.mask_column)"
             )
         if settings.mask_classes == "labels" and not 2 <= len(sources.class_names) < IGNORED:
-            expected = f"binary or values, where the images have no labels or more than {IGNORED - 1} classes"
+            expected = f"binary or values, since the images have no labels or more than {IGNORED - 1} classes"
             raise SettingError("data.mask_classes", settings.mask_classes, expected)
 
     @classmethod
     def label(cls, sources: SourceSplits, settings: DataSettings) -> SourceSplits:
-        """Label the images of fewer than two classes by whether anything is marked in them."""
+        """Label images of fewer than two classes by whether they have any mark."""
         if len(sources.class_names) > 1:
             return sources
         train, test = sources.train, sources.test
         labelled = train.labels >= 0 if sources.class_names else torch.ones(len(train), dtype=torch.bool)
         train.labels = torch.where(labelled, cls.has_marks(train, settings).long(), -1)
-        if test is not None:  # nothing is cut from it: it is not read
+        if test is not None:  # nothing is split off it, so it is not read
             test.labels = torch.zeros(len(test), dtype=torch.int64)
         return replace(sources, class_names=_MARKS)
 
     @classmethod
     def has_marks(cls, source: Source, settings: DataSettings) -> Tensor:
-        """In which images anything is marked: bool ``[N]``.
+        """Whether each image has any mark: bool ``[N]``.
 
         Raises:
             DataError: a broken mask.
@@ -76,7 +76,7 @@ class MarkedTargets(Targets):
         if not counts[first:].any():
             raise DataError(
                 f"data={settings.name}: nothing is marked in the training masks with data.mask_classes="
-                f"{settings.mask_classes} (binary and labels: what is above half of white; values: class numbers)"
+                f"{settings.mask_classes} (binary and labels: pixels above half of white; values: class numbers)"
             )
         if settings.mask_classes == "binary":
             return (*cls.background, "defect")
@@ -115,7 +115,7 @@ class Masks(MarkedTargets):
 
 
 class Boxes(MarkedTargets):
-    """Boxes float32 ``[B, MOST_BOXES, 5]``, the source's own or those around the marks of its masks.
+    """Boxes float32 ``[B, MOST_BOXES, 5]``, the source's own or the bounding boxes of its masks' marks.
 
     Args:
         source: the images.
@@ -187,7 +187,7 @@ class Boxes(MarkedTargets):
             width, height = upright(picture).size
         left, top, right, bottom = boxes[:, :4].T
         wrong = (left < -1) | (top < -1) | (right > width + 1) | (bottom > height + 1) | (right < left) | (bottom < top)
-        if wrong.any():  # a pixel is left to rounding
+        if wrong.any():  # one pixel of tolerance for rounding
             corners = boxes[wrong][0, :4].round(1).tolist()
             raise ValueError(
                 f"a box goes from {corners[:2]} to {corners[2:]} and the image is {width} x {height} pixels; "

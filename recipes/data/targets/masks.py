@@ -1,4 +1,4 @@
-"""Mask images: read as class numbers, at the size of the picture or of the square that it is brought to."""
+"""Reads mask images as class numbers, at the size of the picture or of its square."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ _HALF_OF_WHITE = 127
 
 
 def class_numbers(mask: Image.Image, mask_classes: str, label: int) -> np.ndarray:
-    """A mask as class numbers: uint8 array ``[H, W]``, 0 for the background, 255 where a pixel does not count.
+    """Convert a mask to class numbers: uint8 array ``[H, W]``, 0 for the background, 255 for pixels to ignore.
 
     Args:
         mask: a picture that Pillow has opened.
-        mask_classes: ``binary``: 1 above half of white; ``labels``: 1 + ``label`` there; ``values``: the pixel's value
-            (of a palette: its index).
+        mask_classes: ``binary``: 1 above half of white; ``labels``: 1 + ``label`` above half of white; ``values``: the
+            pixel's value (or palette index).
         label: of the image.
 
     Raises:
-        ValueError: ``values`` of colours, or beyond 255.
+        ValueError: with ``values``, the mask has colours or values beyond 255.
     """
     if mask_classes == "values":
         values = np.asarray(mask)
         if values.ndim != 2:
-            raise ValueError(f"its pixels are colours ({mask.mode}) and should be class numbers")
+            raise ValueError(f"its pixels are colours ({mask.mode}), not class numbers")
         if values.min() < 0 or values.max() > IGNORED:
-            raise ValueError(f"its values go from {values.min()} to {values.max()} and should be 0 to {IGNORED}")
+            raise ValueError(f"its values are {values.min()} to {values.max()}; expected 0 to {IGNORED}")
         return values.astype(np.uint8)
     grey = to_eight_bits(mask) if mask.mode.startswith("I") or mask.mode == "F" else mask.convert("L")
     return (np.asarray(grey) > _HALF_OF_WHITE) * np.uint8(1 + label if mask_classes == "labels" else 1)
 
 
 def read_mask(source: Source, row: int, mask_classes: str) -> np.ndarray | None:
-    """The mask of an image at its own size, uint8 ``[H, W]``; ``None`` where nothing is marked.
+    """Read the mask of an image at its own size, uint8 ``[H, W]``; ``None`` if nothing is marked.
 
     Raises:
         Exception: whatever Pillow raises for a broken file.
-        ValueError: a mask of another shape than its image, or of values that are no class numbers.
+        ValueError: the mask and its image differ in shape, or its values are not class numbers.
     """
     opened = source.open_mask(row)
     if opened is None:
@@ -51,18 +51,18 @@ def read_mask(source: Source, row: int, mask_classes: str) -> np.ndarray | None:
     with opened, source.open(row) as picture:
         mask, (width, height) = upright(opened), upright(picture).size
         if abs(mask.width * height / mask.height - width) > max(1.0, width / mask.width):
-            raise ValueError(f"it is {mask.width} x {mask.height} pixels and its image {width} x {height}")
+            raise ValueError(f"it has {mask.width} x {mask.height} pixels and its image {width} x {height}")
         return class_numbers(mask, mask_classes, int(source.labels[row]))
 
 
 class MaskSource(Source):
-    """The masks of a source as grey pictures of class numbers, brought to the square by taking the nearest pixel.
+    """The masks of a source as grey pictures of class numbers, resized to the square by nearest neighbour.
 
     Args:
         source: the images, which have masks.
         image_size: height and width.
         mask_classes: see ``class_numbers``.
-        fit: how the images are brought to the square.
+        fit: how images become squares.
     """
 
     def __init__(self, source: Source, image_size: int, mask_classes: str, fit: str = "crop") -> None:
@@ -83,7 +83,7 @@ class MaskSource(Source):
 
 
 def mask_splits(sources: SourceSplits, settings: DataSettings) -> SourceSplits:
-    """The masks of training and test images; ``image_size``, ``mask_classes`` and ``fit`` are read."""
+    """The masks of training and test images; reads ``image_size``, ``mask_classes`` and ``fit``."""
     train, test = (
         source and MaskSource(source, settings.image_size, settings.mask_classes, settings.fit)
         for source in (sources.train, sources.test)

@@ -1,4 +1,4 @@
-"""Evaluation protocols, one file each: what is fitted to labelled images on top of an encoder, and scored."""
+"""Evaluation protocols, one file each: a protocol fits a predictor on an encoder to labelled images, and scores it."""
 
 from __future__ import annotations
 

@@ -26,9 +26,9 @@ class Candidate:
     """An encoder to evaluate.
 
     Args:
-        name: what scores call it.
-        features: what protocols for frozen features see.
-        module: what finetuning trains a copy of; None leaves such protocols out, as for raw pixels.
+        name: its name in scores.
+        features: computes frozen features.
+        module: copied and trained by finetuning; None skips such protocols, as for raw pixels.
     """
 
     name: str
@@ -41,11 +41,11 @@ class Setup:
     """The data, task and device that all evaluations of a run share.
 
     Args:
-        data: the set.
-        task: what the head learns where a protocol trains the task's.
-        device: where the encoders are.
+        data: the data set.
+        task: the task of the head, for protocols that train one.
+        device: of the encoders.
         precision: float32, or bf16 (training under autocast).
-        flip: whether training images may be mirrored.
+        flip: whether to mirror training images at random.
         crop_scale: smallest share of a training image's area that a random crop keeps.
     """
 
@@ -59,14 +59,14 @@ class Setup:
 
 @dataclass(frozen=True)
 class Trial:
-    """One candidate, the images that a protocol is fitted to, and those that it is scored on.
+    """One candidate, with the images to fit a protocol to and the images to score it on.
 
     Args:
         candidate: the encoder.
         setup: of the run.
         fitted: labelled training images.
         scored: of the test or the validation split.
-        features: called for frozen features float32 [N, D] of both, in their order.
+        features: returns the frozen features float32 [N, D] of both, in order.
         neighbours, batch_size, seed: see ``EvaluationSettings``.
     """
 
@@ -84,9 +84,10 @@ class EvaluationProtocol(ABC):
     """A way to score an encoder: a dataclass whose fields are its options, ``evaluation.PROTOCOL.OPTION``.
 
     Attributes:
-        title: what tables call it.
-        needs_module: whether it takes an encoder's module, not only its features.
-        needs_classes: whether it predicts the one class of an image, whatever the task; otherwise it is the task's.
+        title: its name in tables.
+        needs_module: whether it needs an encoder's module, not only its features.
+        needs_classes: whether it predicts the single class of an image whatever the task; otherwise it learns the
+            task's targets.
     """
 
     title: ClassVar[str]

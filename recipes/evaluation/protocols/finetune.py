@@ -1,4 +1,4 @@
-"""Protocol: the whole encoder trained on with the task's head."""
+"""Protocol: finetunes the whole encoder with the task's head."""
 
 from __future__ import annotations
 
@@ -27,23 +27,24 @@ class FinetuneProtocol(EvaluationProtocol):
     """End-to-end finetuning as in He et al. 2022, appendix A.1: AdamW with betas 0.9 and 0.999, layer-wise decay of the
     learning rate (Clark et al. 2020, Bao et al. 2022), warmup, cosine, label smoothing, mixup, cutmix, drop path.
 
-    Where we depart: 20 epochs of batches of 128 in place of 100 of 1024, but 500 updates at least; random crops and
-    mirror images, as ``data.crop_scale`` and ``data.flip`` have them, in place of RandAugment; the head is the task's
-    own, on the tokens after the final norm. Label smoothing, mixup and cutmix are only for classification: other
-    tasks' targets have no mixture.
+    Differences from the paper: 20 epochs of batches of 128 instead of 100 of 1024, but at least 500 updates; random
+        crops and mirror images (``data.crop_scale`` and ``data.flip``) instead of RandAugment; the task's own head, on
+        the tokens after the final norm. Label smoothing, mixup and cutmix apply only to classification, since other
+        tasks' targets cannot be mixed.
 
     Args:
-        epochs: over the images that it is fitted to.
-        least_updates: few images are gone over more often, until it is so many updates.
+        epochs: passes over the images to fit to.
+        least_updates: smallest number of updates; few images are repeated more often.
         batch_size: images in a batch.
-        learning_rate: for 256 images; times batch_size / 256. The paper's, for a ViT-B; smaller encoders take more.
-        weight_decay: of matrices.
-        layer_decay: of the learning rate, from each layer to the one below.
+        learning_rate: learning rate for 256 images, scaled by batch_size / 256. The paper's value for a ViT-B; smaller
+            encoders need more.
+        weight_decay: weight decay of matrices.
+        layer_decay: factor of the learning rate from each layer to the one below.
         warmup: share of the updates over which the learning rate rises.
-        label_smoothing: see ``Mixing``, as for mixup and cutmix.
-        mixup: 0 is off.
-        cutmix: 0 is off.
-        drop_path: of the last layer; it rises linearly from 0 at the first.
+        label_smoothing: amount of label smoothing, see ``Mixing``.
+        mixup: strength of mixup, see ``Mixing``; 0 is off.
+        cutmix: strength of cutmix, see ``Mixing``; 0 is off.
+        drop_path: drop path rate of the last layer; it rises linearly from 0 at the first.
     """
 
     title = "finetuning"
@@ -97,10 +98,10 @@ class FinetuneProtocol(EvaluationProtocol):
 def parameter_groups(
     encoder: MaskedAutoencoder, head: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float
 ) -> list[dict[str, Any]]:
-    """One group a parameter. Its learning rate is ``learning_rate * layer_decay ** (depth + 1 - layer)``.
+    """One group per parameter, with learning rate ``learning_rate * layer_decay ** (depth + 1 - layer)``.
 
     Layers count from 0 (the embeddings) over 1 to depth (the blocks) to depth + 1 (the final norm and the head).
-    Vectors, the class token and the positions have no weight decay. The decoder has no part.
+    Vectors, the class token and the positions have no weight decay. The decoder is not trained.
     """
     vit = encoder.mae.vit
     depth = len(vit.layers)

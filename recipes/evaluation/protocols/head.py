@@ -1,4 +1,4 @@
-"""Protocol: the task's head on frozen tokens."""
+"""Protocol: trains the task's head on frozen tokens."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from multilevel.solvers.ranges import Count, NonNegative, PositiveNumber
 
 @dataclass(kw_only=True)
 class Head(EvaluationProtocol):
-    """The task's head trained on the frozen encoder's tokens by AdamW with the task's loss, on images as they are.
+    """Trains the task's head on the frozen encoder's tokens by AdamW with the task's loss, on images without
+    augmentation.
 
     Args:
-        epochs: over the images that it is fitted to.
-        least_updates: few images are gone over more often, until it is so many updates.
+        epochs: passes over the images to fit to.
+        least_updates: smallest number of updates; few images are repeated more often.
         batch_size: images in a batch.
-        learning_rate: the largest.
-        weight_decay: of all parameters.
+        learning_rate: the peak value.
+        weight_decay: weight decay of all parameters.
         warmup: share of the updates over which the learning rate rises.
     """
 

@@ -1,4 +1,4 @@
-"""Protocol: nearest neighbours among the frozen features of the training images."""
+"""Protocol: nearest neighbours among the training images' frozen features."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Tri
 
 @dataclass(kw_only=True)
 class NearestNeighbours(EvaluationProtocol):
-    """The vote of the ``evaluation.neighbours`` nearest training images."""
+    """A vote of the ``evaluation.neighbours`` nearest training images."""
 
     title = "nearest neighbours"
 
@@ -30,7 +30,7 @@ def nearest_neighbours(features: np.ndarray, labels: np.ndarray, scored: np.ndar
         features: float32 [N, D].
         labels: int64 [N].
         scored: float32 [M, D].
-        neighbours: how many vote; at most N do.
+        neighbours: number of voting images, limited to N.
 
     Returns:
         Predicted labels, int64 [M].

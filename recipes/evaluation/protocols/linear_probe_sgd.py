@@ -23,15 +23,15 @@ class LinearProbeSGD(EvaluationProtocol):
     """Linear probing as in He et al. 2022, appendix A.1: a linear layer after a BatchNorm without affine parameters,
     on frozen features of images cropped and mirrored at random; no weight decay, warmup, cosine.
 
-    Where we depart: 30 epochs of batches of 128 in place of 90 of 16,384, and so SGD in place of LARS, which is for
-    such large batches; features are the mean of the patch tokens, those of the other protocols, not the class token;
-    crops keep ``data.crop_scale`` of the area, since little is left of a small image.
+    Differences from the paper: 30 epochs of batches of 128 instead of 90 of 16,384, and therefore SGD instead of LARS,
+        which suits such large batches; features are the mean of the patch tokens, as in the other protocols, not the
+        class token; crops keep ``data.crop_scale`` of the area, since small images have little to spare.
 
     Args:
-        epochs: over the images that it is fitted to.
-        least_updates: few images are gone over more often, until it is so many updates.
+        epochs: passes over the images to fit to.
+        least_updates: smallest number of updates; few images are repeated more often.
         batch_size: images in a batch.
-        learning_rate: for 256 images; times batch_size / 256.
+        learning_rate: learning rate for 256 images, scaled by batch_size / 256.
         optimizer: sgd or lars, with momentum 0.9.
         warmup: share of the updates over which the learning rate rises.
     """
@@ -44,7 +44,7 @@ class LinearProbeSGD(EvaluationProtocol):
     batch_size: Count = 128
     learning_rate: PositiveNumber = 0.1
     optimizer: Annotated[str, OneOf("sgd", "lars")] = "sgd"
-    warmup: Share = 0.1  # the paper's 10 of 90 epochs, about
+    warmup: Share = 0.1  # about the paper's 10 of 90 epochs
 
     def metrics(self, trial: Trial) -> dict[str, float]:
         setup, module = trial.setup, trial.candidate.module
@@ -78,7 +78,8 @@ class LinearProbeSGD(EvaluationProtocol):
 
 
 def new_probe(width: int, classes: int) -> nn.Sequential:
-    """BatchNorm without affine parameters, then a linear layer that starts small, as in the MAE paper's code."""
+    """BatchNorm without affine parameters, then a linear layer with small initial weights, as in the MAE paper's
+    code."""
     linear = nn.Linear(width, classes)
     nn.init.trunc_normal_(linear.weight, std=0.01)
     nn.init.zeros_(linear.bias)

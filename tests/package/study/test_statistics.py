@@ -107,17 +107,17 @@ def test_verdicts_in_words():
     )
     little = {seed: value + 0.001 * (1 + seed % 2) for seed, value in BASELINE.items()}
     assert "masks do not pay" in said(little, BASELINE)
-    assert "less than the 1.0 points that would be worth it" in said(little, BASELINE)
+    assert "less than the 1.0 points that count as worthwhile" in said(little, BASELINE)
     spread = {seed: value + (0.03, -0.02)[seed % 2] for seed, value in BASELINE.items()}
     more = seeds_needed(0.01, np.std([0.03, -0.02, 0.03, -0.02, 0.03], ddof=1)) - 5
-    assert said(spread, BASELINE).startswith("Whether sampled masks pay is not decided by 5 seeds: ")
+    assert said(spread, BASELINE).startswith("5 seeds cannot decide whether sampled masks pay: ")
     assert f"; about {more} more would be needed; training took" in said(spread, BASELINE)
 
 
 def test_one_seed_and_no_spread_decide_nothing():
     one = compare_pairs({3: 0.9}, {3: 0.5}, 0.01)
     assert (one.decision, one.interval, one.more_seeds) == ("not decided", None, None)
-    assert "not decided by 1 seed: " in said({3: 0.9}, {3: 0.5})
+    assert "1 seed cannot decide whether " in said({3: 0.9}, {3: 0.5})
     assert "interval" not in said({3: 0.9}, {3: 0.5})
     same = compare_pairs({0: 0.6, 1: 0.7}, {0: 0.5, 1: 0.6}, 0.01)
     assert (same.decision, same.interval) == ("not decided", None)

@@ -218,7 +218,7 @@ def test_equal_time_is_measured_once(tmp_path, monkeypatch):
     longest = max(3 * seconds for seconds in cost.values())
     assert steps == {name: max(3, int(longest / seconds)) for name, seconds in cost.items()}
     assert {part["arm"]: part["steps"] for part in result["parts"]} == steps
-    assert "not decided by 1 seed" in result["verdict"]["sentence"]
+    assert "1 seed cannot decide" in result["verdict"]["sentence"]
     assert "times as many pretraining updates" in result["verdict"]["sentence"]
     found = {row["encoder"] for part in result["parts"] for row in part["transfer"]}
     assert {"trained encoder", "untrained encoder", "raw pixels"} <= found
@@ -256,7 +256,7 @@ def test_a_score_that_is_no_number_is_left_out_and_named(finished, capsys):
         assert main(["study", f"resume={folder}"]) == 0
     finally:
         path.write_text(before)
-    assert "not decided by 1 seed" in capsys.readouterr().out
+    assert "1 seed cannot decide" in capsys.readouterr().out
     report = (folder / "report.html").read_text()
     assert "linear_probe accuracy with 100% of the labels is not a number" in report
     assert "3 updates of level pretrain were skipped" in report

@@ -98,7 +98,7 @@ def test_unknown_column(parquet, settings, setting, value, expected):
 def test_table_without_images(settings, tmp_path):
     table = datasets.Dataset.from_dict({"label": [0, 1]}, datasets.Features({"label": datasets.Value("int64")}))
     table.to_parquet(str(tmp_path / "train.parquet"))
-    with pytest.raises(SettingError, match=r"data\.image_column: got None.*none of the columns is one: label"):
+    with pytest.raises(SettingError, match=r"data\.image_column: got None.*the table has none, only: label"):
         load_data(settings(path=str(tmp_path)))
 
 

@@ -291,7 +291,7 @@ def test_sets_that_lack_what_the_task_learns(folder, parquet, settings):
     table = parquet("train", LABELS, extra={"mask": (IMAGE, masks(value=2))})
     with pytest.raises(DataError, match=r"nothing is marked in the training masks with data\.mask_classes=binary"):
         load_data(settings(path=str(table)), targets="mask")
-    wrong = [("mask_column", "label", "mask"), ("boxes_column", "mask", "none of the columns is one")]
+    wrong = [("mask_column", "label", "mask"), ("boxes_column", "mask", "the table has none, only")]
     for setting, value, expected in wrong:
         with pytest.raises(SettingError, match=rf"data\.{setting}: got '{value}'.*{expected}"):
             load_data(settings(path=str(table), **{setting: value}), targets="boxes")

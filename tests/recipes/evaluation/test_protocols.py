@@ -62,5 +62,5 @@ def test_the_probe_works_on_a_handful_of_images():
 def test_a_probe_that_did_not_converge_says_so(monkeypatch):
     features, labels = clusters(200, 1.0)
     monkeypatch.setattr(probe, "ITERATIONS", 1)
-    with pytest.warns(ConvergenceWarning, match="stopped after 1 iterations, before it converged"):
+    with pytest.warns(ConvergenceWarning, match="stopped after 1 iterations without converging"):
         linear_probe(features, labels, features, 0)
