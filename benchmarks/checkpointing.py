@@ -19,6 +19,7 @@ from side_by_side import Spread, alternate, conditions, ratio
 from multilevel.compare.memory import MemoryTracker
 from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.problems import Engine
+from multilevel.problems.evaluation.evaluator import module_device
 from multilevel.solvers.vectors import flatten
 
 MIB = 2**20
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
         engines = {side: engine_of(solver, options.overrides, side == "with") for side in ("without", "with")}
         peaks, found = {}, {}
         for side, engine in engines.items():
-            with MemoryTracker(engine.evaluator.device("mask")) as tracker:
+            with MemoryTracker(module_device(engine.graph.problems["mask"].module)) as tracker:
                 found[side] = flatten(engine.hypergradient("mask"))
             peaks[side] = tracker.peak / MIB
         error = ((found["without"] - found["with"]).norm() / found["without"].norm()).item()

@@ -87,8 +87,8 @@ def test_what_is_wrong_is_said_once(tmp_path):
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (["study", "steps=0"], "torchrun can only start multilevel train; run multilevel study without it"),
-        (["compare", "steps=0"], "torchrun can only start multilevel train; run multilevel compare without it"),
+        (["study", "steps=0"], "torchrun works only with multilevel train; run multilevel study without it"),
+        (["compare", "steps=0"], "torchrun works only with multilevel train; run multilevel compare without it"),
     ],
 )
 def test_other_commands_are_not_for_several_ranks(command, said, monkeypatch, capsys):

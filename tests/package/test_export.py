@@ -276,7 +276,7 @@ WRONG = [
     (["predict", "{run}/export", "{pictures}", "batch_size=0"], "batch_size: got 0"),
     (["predict", "{run}/export", "{pictures}", "device=none"], "device: got 'none'"),
     (["predict", "{run}/export", "{pictures}", "output={tmp}"], "output: got '{tmp}'"),
-    (["monitor", "{run}/export", "{pictures}/000.png"], "1 images to compare with 287 training ones are too few"),
+    (["monitor", "{run}/export", "{pictures}/000.png"], "1 images to compare with 287 training images are too few"),
     (["monitor", "{run}/export", "{pictures}", "output=m.png"], "output: got 'm.png'; expected a .json file"),
 ]  # fmt: skip
 
