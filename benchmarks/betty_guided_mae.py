@@ -1,7 +1,7 @@
 """The three levels of the guided autoencoder on Betty 0.2.1, from the modules, losses and batches of a recipe.
 
-Betty evaluates ``training_step`` again at perturbed weights; so that both libraries do the same work, the masks drawn
-for a batch are held while it is the current one (Betty by itself draws them anew, see docs/peers.md).
+Betty evaluates ``training_step`` again at perturbed weights; to make both libraries do the same work, the masks of a
+batch are held while it is the current batch (Betty itself draws again, see docs/peers.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""What checkpointing saves and costs: live memory and time of the masking network's hypergradient, with it and without.
+"""Measures the savings and cost of checkpointing: memory and time of the masking network's hypergradient, with and
+without it.
 
-Memory is the largest size of tensors that the hypergradient makes and that live at one time (``MemoryTracker``). Time
-is that of the processor over all threads, both sides taking turns, the median of the ratios.
+Memory is the largest total size of the hypergradient's live tensors (``MemoryTracker``). Time is CPU time over all
+threads; the sides take turns, and the result is the median of the ratios.
 
     python benchmarks/checkpointing.py data.path=DIR
     python benchmarks/checkpointing.py --solvers "identity product=forward" data.path=DIR model.depth=12

@@ -1,9 +1,8 @@
-"""What compile=true saves in an outer iteration of the guided autoencoder, and what it takes to compile.
+"""Measures the savings of compile=true in an outer iteration of the guided autoencoder, and the cost of compilation.
 
 An iteration is 2 pretraining steps, 1 finetuning step and 1 mask step. All sides take turns in one process; each side's
-first iteration compiles, its second is not counted. Seconds are of the processor, all threads together, so that other
-programs change them less; compilers that run in processes of their own are not in them, and what an earlier run has
-compiled is taken from its cache.
+first iteration compiles, its second is not counted. Seconds are CPU seconds of all threads, which other programs affect
+less; they exclude compilers in separate processes, and code compiled in an earlier run comes from its cache.
 
     OMP_NUM_THREADS=1 python benchmarks/compiled_steps.py
     python benchmarks/compiled_steps.py --rounds 9 --sides direct,both --precisions bf16 data=cifar10 data.path=DIR
@@ -66,7 +65,7 @@ def main(arguments: Sequence[str]) -> None:
         line = f"{side:<7} {precision:<8} {'compiled' if compiled else '':<9} {spent:6.2f} s"
         if compiled:
             eager = side, precision, False
-            line += f", {ratio(seconds[case], seconds[eager]).text()} times what it takes otherwise"
+            line += f", {ratio(seconds[case], seconds[eager]).text()} times the uncompiled seconds"
             line += f"; the first iteration takes {first[case] - first[eager]:.0f} s more"
         print(line)
 

@@ -1,6 +1,6 @@
-"""From which size on a second CPU thread pays: an outer step of the guided autoencoder on one thread, and on all.
+"""Measures from which size a second CPU thread pays: an outer step of the guided autoencoder on one thread and on all.
 
-The size is how many numbers a batch's tokens are: images x patches x width. Both sides take turns in one process.
+The size is the number of token elements in a batch: images x patches x width. Both sides take turns in one process.
 ``multilevel train`` takes one thread up to ``SMALL`` of ``recipes/guided_mae.py``, unless ``threads=N`` is given.
 
     python benchmarks/cpu_threads.py --rounds 9

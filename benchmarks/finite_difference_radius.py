@@ -1,8 +1,8 @@
 """Relative error of finite-difference mixed products against exact ones, over the radius of the perturbation.
 
 The guided autoencoder on CIFAR-10's size (ViT 192 wide, 6 deep, patch 4, batch 128), after some pretraining: the
-products that the masking network's hypergradient takes of the finetuning and of the pretraining level, along the
-cotangents that it really meets. ``x 1`` is the radius that the solver chooses by itself.
+products at the finetuning and pretraining levels for the masking network's hypergradient, along its actual cotangents.
+``x 1`` is the solver's default radius.
 
     python benchmarks/finite_difference_radius.py data=cifar10 data.path=DIR mask.policy=topk precision=bf16
 """

@@ -1,9 +1,10 @@
-"""One outer iteration of the guided autoencoder against the same steps with no hypergradient: time and peak memory.
+"""Compares one outer iteration of the guided autoencoder with the same steps without a hypergradient: time and peak
+memory.
 
 An iteration is 2 pretraining steps, 1 finetuning step and 1 mask step. The plain side is written by hand in PyTorch:
-the same modules, optimizers, batches and masks, the probabilities of the masking network taken as constants, no graph
-through the encoder while the head is finetuned, and as its mask step that level's loss and its gradient in head and
-encoder. Times alternate in one process; memory is the growth of the resident size, each side in a process of its own.
+the same modules, optimizers, batches and masks, the masking network's probabilities as constants, no graph through the
+encoder during finetuning, and for the mask step that level's loss and its gradient in head and encoder. The sides take
+turns in one process; memory is the growth of the resident size, each side in its own process.
 
     python benchmarks/guided_mae_step.py data=cifar10 data.path=DIR
     python benchmarks/guided_mae_step.py --rounds 20 precision=bf16 solver=neumann

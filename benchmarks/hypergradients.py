@@ -1,8 +1,10 @@
-"""Every solver here and those of other libraries: error, evaluations and memory over condition number and budget.
+"""Compares every solver here with those of other libraries: error, evaluations and memory over condition number and
+budget.
 
 Two lower levels in float64, each at its minimum: a quadratic with a Hessian of given condition number, and a logistic
-regression with a penalty for each weight, its inputs scaled to that condition. The truth is dense linear algebra. A
-budget is a number of Hessian-vector products; a peer's solver stands beside ours of the same kind at the same budget.
+regression with a penalty for each weight, its inputs scaled to that condition. The ground truth is dense linear
+algebra. A budget is a number of Hessian-vector products; a peer's solver is compared with ours of the same kind at the
+same budget.
 
     python benchmarks/hypergradients.py
     python benchmarks/hypergradients.py --conditions 10 1e6 --budgets 20 --output results.json
@@ -195,7 +197,7 @@ def main() -> None:
         if "problem_met" not in row:
             where = f"{row['problem']:<10} {row['condition']:>8.0e} {row['budget']:>4}  {row['solver']:<26}"
             print(f"{where} {row['error']:>9.2e} {row['evaluations']:>6} {row['memory_mib']:>7.2f}")
-    print("\npeers (error, MiB) beside the solver of the same kind here (error, MiB), at equal budget")
+    print("\npeers (error, MiB) next to the solver of the same kind here (error, MiB), at equal budget")
     print("\n".join(compared(rows) + available()[1]))
     if options.output:
         options.output.write_text(json.dumps(rows, indent=1) + "\n")

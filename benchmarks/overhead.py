@@ -1,9 +1,9 @@
-"""What an engine costs beside the mathematics: steps of levels so small that nothing else takes time.
+"""Measures the overhead of an engine: steps of levels so small that nothing else takes time.
 
     OMP_NUM_THREADS=1 python benchmarks/overhead.py --rounds 20 --clock cpu
 
-Every level k is a list of one-element tensors w_k. The lowest is drawn to the top level, each other one to the level
-below it, and the top level to 2 by what the level below it has become:
+Every level k is a list of one-element tensors w_k. The lowest is attracted to the top level, every other level to the
+level below it, and the top level to 2 through the level below it:
 
     loss_0 = sum of (w_0 - w_top)^2 + 0.1 w_0^2
     loss_k = sum of (w_k - w_(k-1))^2 + 0.1 w_k^2
@@ -12,7 +12,7 @@ below it, and the top level to 2 by what the level below it has become:
 One iteration is one update of the top level, after ``--updates`` of each level below for one of the next. Sides:
 multilevel with its default solver, Betty (darts), torchopt (implicit differentiation with one term of a Neumann series,
 two levels), and a loop by hand with the product that the default solver forms. Sides that cannot be imported are
-left out. Times are medians of alternating rounds; calls and operations are counted.
+omitted. Times are medians of alternating rounds; calls and operations are counted.
 """
 
 from __future__ import annotations

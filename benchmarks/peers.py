@@ -1,9 +1,9 @@
-"""Hypergradient algorithms of other libraries, on one lower level; each is there where its library is installed.
+"""Hypergradient algorithms of other libraries, on one lower level; each is available if its library is installed.
 
 pip install --no-deps --ignore-requires-python betty-ml==0.2.1
 pip install --no-deps torchopt graphviz
 
-With ``--target FOLDER`` they stay outside of the environment, and PYTHONPATH=FOLDER has them found.
+With ``--target FOLDER`` they stay outside the environment, and PYTHONPATH=FOLDER makes them importable.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Do the masks find the patches that show the class? Images of clutter in which 4 of 16 patches do (data=planted).
+"""Measures whether masks find the patches that show the class, in images of clutter in which 4 of 16 patches do
+(data=planted).
 
-Each arm is a way of masking or a hypergradient, trained for as many pretraining updates. Printed for each: the ROC AUC
-with which the masks' mean scores tell those patches from the rest (1: they are always hidden first, 0: always seen,
-0.5: not told apart), by how much more probably they are hidden, and the encoder's test accuracy by each protocol,
-fitted to a tenth of the labels, beside that with random masks. Four arms are told which patches these are: what masks
-can come to. Rows already in the output are not run again.
+Each arm is a mask policy or a hypergradient, trained for the same number of pretraining updates. For each, this prints
+the ROC AUC with which the masks' mean scores separate those patches from the rest (1: always hidden first, 0: always
+visible, 0.5: not separated), their additional probability of being hidden, and the encoder's test accuracy under each
+protocol, fitted to a tenth of the labels, compared with random masks. Four arms are told which patches these are, to
+show what masks can achieve. Rows already in the output are not run again.
 
     python benchmarks/planted_signal.py --seeds 5 --output docs/results/planted_signal.jsonl
 """

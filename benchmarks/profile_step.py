@@ -1,9 +1,9 @@
-"""Where the time of one outer iteration of the guided autoencoder goes: plain steps, the direct path, both paths.
+"""Profiles one outer iteration of the guided autoencoder: plain steps, the direct path, both paths.
 
-A row is a phase (the update of a level, or the product that passes a hypergradient through one) and what is done in it:
-the modules' forward passes, the rest of a loss, backward passes, draws, the optimizer, the state of random generators,
-the cosine between hypergradients, and everything else. No time is counted twice. The sides take turns; times are means
-over rounds. On a GPU a row has the time to queue its work alone.
+A row is a phase (the update of a level, or the product that passes a hypergradient through one) and a kind of work in
+it: the modules' forward passes, the rest of a loss, backward passes, draws, the optimizer, the state of random
+generators, the cosine between hypergradients, and everything else. No time is counted twice. The sides take turns;
+times are means over rounds. On a GPU a row has only the time to queue its work.
 
     python benchmarks/profile_step.py data=cifar10 data.path=DIR
     OMP_NUM_THREADS=1 python benchmarks/profile_step.py --clock cpu --operators 25 precision=bf16

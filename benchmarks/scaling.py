@@ -1,12 +1,13 @@
-"""How time and memory of an outer step grow: with width, depth, batch, number of levels, and work of the solver.
+"""Measures how the time and memory of an outer step grow with width, depth, batch, number of levels, and work of the
+solver.
 
     width, depth, batch    the guided autoencoder: plain steps with no hypergradient, the direct path, both paths
     terms, iterations      the same, with a Neumann series of so many terms, or so many conjugate gradient iterations
     levels                 a chain of small levels: each reads the one below, and the lowest the top one
     nested                 the same, and each reads the one above as well: third derivatives, solved exactly
 
-All points of an axis take turns in one process; a ratio is the median of those round by round. Memory is the largest
-size of the tensors made in one step and alive at one time.
+All points of an axis take turns in one process; a ratio is the median over rounds. Memory is the largest total size of
+the live tensors made in one step.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --axes width,terms --rounds 9 data.batch_size=64 precision=bf16
@@ -197,7 +198,7 @@ def print_axis(axis: str, points: list[Point], rounds: int, clock: str, device: 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axes", default=",".join(AXES), metavar="A,B", help=f"of {', '.join(AXES)} (default all)")
-    parser.add_argument("--values", metavar="N,N", help="of the axis, where there is one alone")
+    parser.add_argument("--values", metavar="N,N", help="of the axis, if there is only one")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each point (default 5)")
     parser.add_argument("overrides", nargs="*", metavar="SETTING=VALUE", help="of all points, as for multilevel train")
     add_clock(parser)

@@ -36,9 +36,9 @@ class NestedSystem:
 
         L(z) = g_p - sum over B of <dL_B / dz_B, nu_B>,    z = (p, all z_B, all nu_B),
 
-    so the block's cotangent a is answered by ``K x = a`` with K the Hessian of L (third derivatives of the losses
-    included), and its contribution to a level r read is ``- d/dr <dL/dz, x>``. ``K x = a`` is solved by elimination:
-    the inner blocks with their own solvers, then p with its own solver on the remaining total Hessian.
+    so the block's cotangent a leads to the system ``K x = a``, where K is the Hessian of L (including third derivatives
+    of the losses), and the contribution to each level r read is ``- d/dr <dL/dz, x>``. ``K x = a`` is solved by
+    elimination: the inner blocks with their own solvers, then p with its own solver on the remaining total Hessian.
 
     Args:
         block: the levels.

@@ -18,8 +18,8 @@ from multilevel.recipes.base import Recipe, recipe_class, recipe_classes
 TITLE = """# Recipes
 
 Each is one file in `recipes/` and one in `recipes/config/recipe/`; `multilevel train recipe=NAME` trains it on its
-default data, and `multilevel graph recipe=NAME` shows its levels. This page is generated from the docstrings by `python
--m multilevel.commands.recipes > docs/recipes.md`."""
+default data, and `multilevel graph recipe=NAME` shows its levels. This page is generated from the docstrings by
+`python -m multilevel.commands.recipes > docs/recipes.md`."""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -96,7 +96,7 @@ def draw_over(
     Args:
         path: the PNG to write.
         panels: ``{title: {arm: [(setting's value, {mean, interval}), ...]}}``.
-        label: the setting; its axis is logarithmic where its values are above 0 and span more than a factor of 5.
+        label: the setting; its axis is logarithmic if its values are above 0 and span more than a factor of 5.
         score: name of the score.
     """
     figure = new_figure(5.6 * len(panels), 4.0)

@@ -104,7 +104,7 @@ def _warnings(summary: Mapping[str, Any]) -> list[str]:
         cosine = level.get("median_cosine")  # missing from the summaries of older runs
         if cosine is not None and cosine < STEADY and level["updates"] >= ENOUGH_UPDATES:
             warnings.append(
-                f"the hypergradients of level {name} turned from one update to the next (the median cosine is "
+                f"the hypergradients of level {name} changed direction between updates (the median cosine is "
                 f"{cosine:.2f}); try levels.{name}.accumulate=8, which averages over more batches"
             )
     if collapse := summary.get("collapse"):

@@ -279,4 +279,4 @@ def test_a_collapsed_masking_network_and_unsteady_hypergradients_are_told_in_the
     report = (folder / "report.html").read_text()
     assert "collapsed at step 7, and still had at the end: nearly the same patches are hidden in all images" in report
     assert "try mask.guidance=0.5" in report
-    assert "level mask turned from one update to the next (the median cosine is -0.03); try levels.mask.acc" in report
+    assert "level mask changed direction between updates (the median cosine is -0.03); try levels.mask.acc" in report
