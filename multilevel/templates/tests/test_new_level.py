@@ -1,4 +1,4 @@
-"""The level new_level's gradient matches torch.autograd, and its hypergradient dense linear algebra."""
+"""Gradient and hypergradient of new_level, compared with torch.autograd and dense linear algebra."""
 
 import torch
 

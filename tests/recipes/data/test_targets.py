@@ -93,7 +93,7 @@ def test_a_mask_is_read_by_what_it_is():
     assert class_numbers(palette, "values", 0).tolist() == [[0, 2]]
     with pytest.raises(ValueError, match="colours"):
         class_numbers(Image.new("RGB", (2, 2)), "values", 0)
-    with pytest.raises(ValueError, match="from 300 to 300"):
+    with pytest.raises(ValueError, match="its values are 300 to 300"):
         class_numbers(Image.fromarray(np.full((1, 1), 300, dtype=np.uint16)), "values", 0)
 
 
@@ -274,7 +274,7 @@ def test_broken_and_mismatched_masks_are_named(folder, settings):
         with pytest.raises(DataError, match=r"masks/ant/3\.png cannot be read as an image"):
             load_data(choice, targets=targets)
         Image.new("L", (8, 11)).save(bad)
-        with pytest.raises(DataError, match=r"masks/ant/3\.png .*it is 8 x 11 pixels and its image 8 x 8"):
+        with pytest.raises(DataError, match=r"masks/ant/3\.png .*it has 8 x 11 pixels and its image 8 x 8"):
             load_data(choice, targets=targets)
         Image.new("L", (16, 16)).save(bad)  # of the same shape: half the resolution is no matter
 
@@ -282,7 +282,7 @@ def test_broken_and_mismatched_masks_are_named(folder, settings):
 def test_sets_that_lack_what_the_task_learns(folder, parquet, settings):
     root = folder([f"{name}/{row}.png" for name in ("ant", "bee") for row in range(10)])
     for targets in ("mask", "boxes"):
-        with pytest.raises(DataError, match="data=tiny has no masks, which the task learns: expected masks/CLASS/NAME"):
+        with pytest.raises(DataError, match="data=tiny has no masks for this task: expected masks/CLASS/NAME"):
             load_data(settings(path=str(root)), targets=targets)
         with pytest.raises(DataError, match="data=digits has no masks"):
             load_data(settings(name="digits", channels=1), targets=targets)
