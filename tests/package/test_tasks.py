@@ -81,7 +81,7 @@ def test_the_task_learns_what_the_parts_hold(squares, task, head, names):
     ("settings", "text"),
     [
         (["task=none"], "task: got 'none'; expected one of classification, detection, multilabel, segmentation"),
-        (["task=segmentation"], "data=digits has no masks for the task to learn: expected masks/CLASS/NAME.png"),
+        (["task=segmentation"], "data=digits has no masks, which the task learns: expected masks/CLASS/NAME.png"),
         (["task=detection"], "data=digits has no masks"),
         (["task=multilabel"], "data=digits has no lists of labels"),
         (["task.loss=hinge"], "task.loss: got 'hinge'; expected one of cross_entropy, balanced_cross_entropy"),
