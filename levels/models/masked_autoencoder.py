@@ -38,24 +38,48 @@ class MaskedAutoencoder(nn.Module):
         self.width = mae.config.hidden_size
 
     @classmethod
-    def of_size(cls, *, image_size: int, channels: int, mask_ratio: float, **sizes: int) -> MaskedAutoencoder:
+    def of_size(
+        cls,
+        *,
+        image_size: int,
+        channels: int,
+        patch_size: int,
+        width: int,
+        depth: int,
+        heads: int,
+        decoder_width: int,
+        decoder_depth: int,
+        decoder_heads: int,
+        mask_ratio: float,
+    ) -> MaskedAutoencoder:
         """A freshly initialized model; its feed-forward layers are 4 times as wide as their blocks.
 
         Args:
             image_size: pixels a side.
             channels: of the images.
+            patch_size: pixels a side of a patch.
+            width: of the encoder's tokens.
+            depth: blocks of the encoder.
+            heads: of the encoder's attention.
+            decoder_width: of the decoder's tokens.
+            decoder_depth: blocks of the decoder.
+            decoder_heads: of the decoder's attention.
             mask_ratio: share of the patches that is hidden.
-            sizes: ``patch_size``, ``width``, ``depth``, ``heads``, ``decoder_width``, ``decoder_depth`` and
-                ``decoder_heads``.
         """
         config = ViTMAEConfig(
             image_size=image_size,
             num_channels=channels,
-            intermediate_size=4 * sizes["width"],
-            decoder_intermediate_size=4 * sizes["decoder_width"],
+            patch_size=patch_size,
+            hidden_size=width,
+            num_hidden_layers=depth,
+            num_attention_heads=heads,
+            intermediate_size=4 * width,
+            decoder_hidden_size=decoder_width,
+            decoder_num_hidden_layers=decoder_depth,
+            decoder_num_attention_heads=decoder_heads,
+            decoder_intermediate_size=4 * decoder_width,
             mask_ratio=mask_ratio,
             norm_pix_loss=True,
-            **{attribute: sizes[name] for name, attribute in SIZES.items()},
         )
         mae = ViTMAEForPreTraining(config)
         initialize_weights(mae)
