@@ -33,7 +33,7 @@ class RecordedUpdate:
         step: the update without its losses.
         end: parameters after it, hooks and callbacks included.
         hook_tensors: tensors of hooks and callbacks that depend on it, see ``Tracker``.
-        unfollowed: what of it cannot be differentiated, and why; empty where all can.
+        unfollowed: what of it cannot be differentiated, and why; empty if all can.
     """
 
     record: RecordedBatches

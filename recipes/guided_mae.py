@@ -202,7 +202,7 @@ class GuidedMae(EncoderRecipe):
         self.data = load_data(settings.data, allow_no_mask=not downstream, targets=targets)
         if downstream and not self.data.labelled:
             raise DataError(
-                "learning to mask needs labels, and the images have none: put each class into its own folder, "
+                "the images have no labels, but learning to mask needs them: put each class into its own folder, "
                 "or set mask.policy=random to only pretrain"
             )
         self.task: Any = self._new_task()  # None without labels, when no level needs it

@@ -55,9 +55,9 @@ class MaskedAutoencoder(nn.Module):
         """A freshly initialized model; its feed-forward layers are 4 times as wide as their blocks.
 
         Args:
-            image_size: pixels a side.
+            image_size: in pixels, of a square image.
             channels: of the images.
-            patch_size: pixels a side of a patch.
+            patch_size: in pixels, of a square patch.
             width: of the encoder's tokens.
             depth: blocks of the encoder.
             heads: of the encoder's attention.

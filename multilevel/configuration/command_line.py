@@ -136,7 +136,7 @@ def field_descriptions(settings_class: Any) -> dict[str, str]:
 
     >>> from multilevel.solvers import Dense
     >>> field_descriptions(Dense)["limit"]
-    'largest number of parameters that it accepts.'
+    'largest number of parameters to accept.'
     """
     texts: dict[str, str] = {}
     for base in reversed(settings_class.__mro__):
