@@ -101,7 +101,7 @@ CASES = [
     (["train", "data=folder", "data.path={folder}/nowhere"], "data.path"),
     (["train", "data=folder", "data.path={folder}/empty"], "no images"),
     (["train", "data=folder", "data.path={folder}/one", "data.batch_size=2"], "class"),
-    (["train", "data=folder", "data.path={folder}/flat", "data.batch_size=2"], "needs labels, and the images"),
+    (["train", "data=folder", "data.path={folder}/flat", "data.batch_size=2"], "the images have no labels"),
     (["train", "data=folder", "data.path={folder}/broken", "data.batch_size=2"], "cannot be read as an image"),
     (["train", "resume={folder}/nowhere"], "resume: got "),
     (["train", "resume={folder}/run", "steps=3"], "resume: got 'steps=3'; expected no other setting"),
