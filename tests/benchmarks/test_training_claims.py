@@ -1,5 +1,7 @@
 """Claims about training: starting weights are moved by what is said, and old or too few runs show nothing."""
 
+import ast
+
 import pytest
 import torch
 import training_claims
@@ -55,8 +57,16 @@ def test_rows_of_other_code_or_other_numbers_are_run_again():
     row = training_claims.measure("name", claim, 0, 0.0, "abc")
     assert training_claims.is_current(row, claim, "abc")
     assert not training_claims.is_current(row, claim, "abd")
-    assert not training_claims.is_current({**row, "code": "abc+"}, claim, "abc+")  # changes that are not committed
     assert not training_claims.is_current({**row, "values": {"loss": 0.0}}, claim, "abc")
     keys = training_claims.keys_of(["name"])
     rows = {key: training_claims.measure(key[0], claim, *key[1:], "abc") for key in keys}
     assert [training_claims.table({"name": claim}, rows, version)[1] for version in ("abc", "abd")] == [True, False]
+
+
+def test_code_is_the_same_code_with_other_docstrings_and_comments():
+    def dumped(text):
+        return ast.dump(training_claims.without_docstrings(text))
+
+    code = 'def area(a, b):\n    """Of a rectangle."""\n    return a * b  # exact\n'
+    assert dumped(code) == dumped('"""Areas."""\n\ndef area(a, b):\n    return a * b\n')
+    assert dumped(code) != dumped(code.replace("*", "+"))
