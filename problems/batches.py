@@ -186,7 +186,7 @@ def _rows(batch: Any, level: str, remedy: str) -> int:
     lengths = sorted({len(leaf) for leaf in leaves if leaf is not None and leaf.ndim > 0})
     if len(lengths) > 1:
         raise DataError(
-            f"a batch of level {level!r} has tensors of {lengths} rows: it is unclear which are the samples; {remedy}"
+            f"a batch of level {level!r} has tensors of {lengths} rows: it is unclear which are its samples; {remedy}"
         )
     return lengths[0] if lengths else 0
 

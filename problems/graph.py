@@ -318,7 +318,8 @@ def _check_pinned(problem: Problem, reads: tuple[str, ...]) -> None:
     """Raise ReadsError for levels that a loss reads and ``reads`` omits."""
     if problem.reads is not None and not set(reads) <= set(problem.reads):
         raise ReadsError(
-            f"level {problem.name!r} is pinned to read {_listed(problem.reads)}, but its loss reads {_listed(reads)}"
+            f"level {problem.name!r} is pinned to read {_listed(problem.reads)}, but its loss reads {_listed(reads)}: "
+            "list them all in reads, or leave reads out"
         )
 
 

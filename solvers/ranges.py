@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +19,7 @@ KINDS: dict[Any, tuple[type, str]] = {
     bool: (bool, "true or false"),
     int: (Integral, "a whole number"),
     float: (Real, "a number"),
-    str: (str, "some text"),
+    str: (str, "text"),
 }
 
 
@@ -70,7 +71,7 @@ Count = Annotated[int, AtLeast(1)]
 NonNegative = Annotated[float, AtLeast(0)]
 PositiveNumber = Annotated[float, Above(0)]
 PositiveShare = Annotated[float, Above(0), AtMost(1)]
-Seed = Annotated[int, AtLeast(0), Below(2**32)]
+Seed = Annotated[int, AtLeast(0), AtMost(2**32 - 1)]
 Text = Annotated[str, NotBlank()]
 
 
@@ -137,7 +138,10 @@ def expected(kind: Any) -> str:
     else:
         share = kind is float and any(getattr(check, "limit", None) == 1 for check in checks)
         noun = "a share" if share else KINDS[kind][1] if kind in KINDS else "another value"
-        limits = re.sub("of at least (.+) and at most", r"from \1 to", " and ".join(map(str, checks)))
+        bounds = [check for check in checks if getattr(check, "limit", None) != math.inf]
+        if len(bounds) < len(checks):
+            noun = "a finite number"
+        limits = re.sub("of at least (.+) and at most", r"from \1 to", " and ".join(map(str, bounds)))
         words = f"{noun} {limits}".strip()
     return f"{words}, or null" if optional else words
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_origin
@@ -52,7 +53,7 @@ def read(
         command: its name, for messages.
         arguments: of the command line.
         settings_class: a dataclass whose fields are the command's own settings.
-        words: whether it takes arguments that are not settings. If ``others`` is false, a file with ``=`` in its name
+        words: whether it takes arguments that are not settings. Without ``recipe``, a file with ``=`` in its name
             counts as one.
         recipe: whether it takes a recipe's settings.
 
@@ -107,10 +108,15 @@ tolerance=1e-06)
 
 def _value(name: str, text: str, kind: Any) -> Any:
     if kind is str:
-        return text
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # escaped: OmegaConf would take it for an interpolation
+    if "${" in text:
+        raise ValueError("an interpolation")
     if get_origin(kind) is not list:
         return OverridesParser.create().parse_override(f"{name}={text}").value()
-    elements = text.strip().removeprefix("[").removesuffix("]").strip().removesuffix(",")
+    elements = text.strip()
+    if elements.startswith("[") and elements.endswith("]"):
+        elements = elements[1:-1]
+    elements = elements.strip().removesuffix(",")
     if not elements.strip():
         raise ValueError("an empty list")
     return OverridesParser.create().parse_override(f"{name}=[{elements}]").value()
@@ -118,11 +124,13 @@ def _value(name: str, text: str, kind: Any) -> Any:
 
 def parse_override(override: str) -> Override:
     """A recipe's ``SETTING=VALUE`` as Hydra parses it, or SettingError."""
-    try:
-        return OverridesParser.create().parse_override(override)
-    except HydraException:
-        wish = "SETTING=VALUE (quote values with spaces or brackets)"
-        raise SettingError(override.partition("=")[0], override, wish) from None
+    name, _, text = override.partition("=")
+    with suppress(HydraException):
+        parsed = OverridesParser.create().parse_override(override)
+        if parsed.key_or_group:
+            return parsed
+    wish = "SETTING=VALUE (quote values with spaces or brackets)"
+    raise SettingError(name or "command line", text if name and text else override, wish)
 
 
 def readable(settings_class: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from multilevel.configuration.command_line import parse_override
+from multilevel.configuration.command_line import parse_override, readable
 from multilevel.recipes.base import Recipe, recipe_class
 from multilevel.recipes.data import DataSettings
 from multilevel.recipes.evaluation import EvaluationSettings
@@ -32,7 +32,13 @@ from multilevel.solvers import SOLVERS, SettingError
 from multilevel.solvers.extensions import VARIABLE, folders
 
 CONFIG_MODULE = "multilevel.recipes.config"
-KINDS = {"Float": "a number", "Integer": "a whole number", "bool": "true or false"}
+KINDS = {
+    "Float": "a number",
+    "float": "a number",
+    "Integer": "a whole number",
+    "int": "a whole number",
+    "bool": "true or false",
+}
 _ABSENT = object()
 _LEVEL_SOLVER = re.compile(r"(levels\.\w+\.solver)(\..+)?")
 
@@ -129,7 +135,7 @@ def typed_settings(config: DictConfig, settings_class: type[RunSettings]) -> Run
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(settings_class), config))
     except OmegaConfBaseException as error:
         recipe = [f"recipe={config.recipe}"]
-        raise _explained(error, lambda setting: OmegaConf.select(config, setting), recipe) from None
+        raise _explained(error, lambda setting: _plain_value(config, setting), recipe) from None
     assert isinstance(settings, RunSettings)
     return settings
 
@@ -272,10 +278,15 @@ def _explained(error: Exception, value: Callable[[str], Any], overrides: Sequenc
     if unknown or isinstance(cause, ConfigKeyError | ConfigAttributeError):
         setting = unknown[1] if unknown else str(getattr(cause, "full_key", None) or "settings")
         return SettingError(setting, value(setting), _nearest(setting, _composed([*map(parse_override, overrides)])))
+    listed = re.search(r"Ambiguous value for argument '(.+?)=(.*)'", str(error))
+    if listed:
+        return SettingError(listed[1], listed[2], "one value, [A,B] for a list, or --multirun for a run with each")
     merged = re.search(r"Error merging override \+*(.+?)=", str(error))
     setting = merged[1] if merged else str(getattr(cause, "full_key", None) or "settings")
     message = str(cause or error).splitlines()[0]
     kind = re.search(r"Value '(.*?)' .*?(?:could not be converted to|is not a valid) (\w+)", message)
+    if absent := re.search(r"Incompatible value 'None' for field of type '(\w+)'", message):
+        return SettingError(setting, "null", KINDS.get(absent[1], "a value"))
     if kind:
         return SettingError(setting, kind[1], KINDS.get(kind[2], kind[2]))
     if "is not a ListConfig" in message:
@@ -284,11 +295,21 @@ def _explained(error: Exception, value: Callable[[str], Any], overrides: Sequenc
 
 
 def _nearest(setting: str, config: DictConfig) -> str:
-    """The known setting closest to an unknown one, for a message."""
+    """The known setting closest to an unknown one, for a message; for another solver's option, that solver."""
+    option = re.fullmatch(r"(?:.*\.)?solver\.(\w+)", setting)
+    owners = [name for name, solver in SOLVERS.items() if option and option[1] in readable(solver)]
+    if option and owners:
+        return f"a setting of the chosen solver; {option[1]} belongs to solver={' or '.join(owners)}"
     known = [name for name, _ in named_settings(OmegaConf.to_container(config))]
     known += [f"solver.{option.name}" for solver in SOLVERS.values() for option in fields(solver)]  # type: ignore[arg-type]
     close = difflib.get_close_matches(setting, known, n=1, cutoff=0.5)
     return f"a known setting, such as {close[0]}" if close else "a known setting (see train --help)"
+
+
+def _plain_value(config: DictConfig, setting: str) -> Any:
+    """The value of a setting; of a solver with its options, its name."""
+    value = OmegaConf.select(config, setting)
+    return value.get("name", value) if OmegaConf.is_dict(value) else value
 
 
 def named_settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -128,7 +128,7 @@ class Products(ABC):
             if self.lower.arithmetic == torch.bfloat16 and any(text in str(error) for text in _MIXED):
                 raise ProductError(
                     f"under precision=bf16 an operator's {self.lacks} mixes dtypes: {self.remedy}; "
-                    "precision=float32 works with every product"
+                    "every product works with precision=float32"
                 ) from error
             if self._loss_fails():
                 raise

@@ -107,7 +107,7 @@ def read_test_folder(test_root: Path, class_names: tuple[str, ...], loose_class:
     """
     labelled, _, masks = list_images(test_root, loose_class)
     if not labelled:
-        raise DataError(f"{test_root} holds no class folders with images: expected {', '.join(class_names)}")
+        raise DataError(f"{test_root} has no class folders with images; expected {', '.join(class_names)}")
     unknown = [name for name in labelled if name not in class_names]
     if unknown:
         raise DataError(f"{test_root / unknown[0]} is a class without training images; remove or rename it")
