@@ -48,7 +48,7 @@ class BettyLevel(ImplicitProblem):
     Args:
         level: whose loss, draws, module and optimizer (Adam) are taken.
         levels: all modules.
-        batches: of this level.
+        batches: batches of this level.
         told: called with (level, loss) once for each update.
         config: Betty's.
     """
@@ -82,8 +82,8 @@ class BettyRun:
     """Betty's engine on a recipe's levels, with darts at both lower levels and both paths that its search finds.
 
     Args:
-        recipe: with paths=both, and Adam at every level.
-        radius: of the finite differences, times the norm of the direction.
+        recipe: a recipe with paths=both, and Adam at every level.
+        radius: radius of the finite differences, times the norm of the direction.
         told: called with (level, loss) once for each update.
     """
 

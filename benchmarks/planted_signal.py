@@ -77,7 +77,7 @@ class Told(MaskPolicy):
 
     Args:
         hidden: how many of these patches, drawn for each image; the rest of them is seen.
-        share: of the images.
+        share: share of the images.
     """
 
     learns_from = None

@@ -63,7 +63,7 @@ class Point:
         value: where on the axis.
         side: plain, direct, both or chain.
         iterate: one outer step.
-        products: counts them; None where there is no engine.
+        products: counts them; None without an engine.
     """
 
     value: int

@@ -61,7 +61,7 @@ class Sides:
     Args:
         variants: settings of the sides of multilevel by name.
         shared: settings of all sides.
-        radius: of Betty's finite differences.
+        radius: radius of Betty's finite differences.
     """
 
     def __init__(self, variants: dict[str, str], shared: list[str], radius: float) -> None:

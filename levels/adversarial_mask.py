@@ -22,7 +22,7 @@ class AdversarialMask(Problem):
     Args:
         policy: chooses the hidden patches.
         entropy_bonus: weight of the entropy of each image's probabilities (0 to 1), which is subtracted from the loss.
-        pretrain: name of the level that holds the autoencoder.
+        pretrain: name of the level with the autoencoder.
     """
 
     def __init__(

@@ -36,8 +36,8 @@ class Adversary(Problem):
     int64 [B], which samples int64 [B]).
 
     Args:
-        penalty: of squared distance, above 0.
-        classifier: name of the level that holds the classifier; this level's module is ``Perturbations``.
+        penalty: factor of the squared distance, above 0.
+        classifier: name of the level with the classifier; this level's module is ``Perturbations``.
     """
 
     def __init__(self, *arguments: Any, penalty: float, classifier: str, **keywords: Any) -> None:
@@ -58,9 +58,9 @@ class RobustClassification(Problem):
     Batches are (inputs [B, ...], classes int64 [B], which samples int64 [B]).
 
     Args:
-        adversary: name of the level that holds ``Perturbations``; None leaves the inputs unchanged.
-        decay: name of the level that holds the decay, a ``Positive`` number, or the decay itself. This level's module
-            is a ``LinearClassifier``.
+        adversary: name of the level with ``Perturbations``; None leaves the inputs unchanged.
+        decay: name of the level with the decay, a ``Positive`` number, or the decay itself. This level's module is a
+            ``LinearClassifier``.
     """
 
     def __init__(self, *arguments: Any, adversary: str | None, decay: str | float, **keywords: Any) -> None:
@@ -82,9 +82,8 @@ class RobustSelection(Problem):
     Batches are (inputs [B, ...], classes int64 [B], which samples int64 [B]).
 
     Args:
-        classifier: name of the level that holds the classifier.
-        adversary: name of the level that holds ``Perturbations``; this level's module is the decay, a ``Positive``
-            number.
+        classifier: name of the level with the classifier.
+        adversary: name of the level with ``Perturbations``; this level's module is the decay, a ``Positive`` number.
     """
 
     def __init__(self, *arguments: Any, classifier: str, adversary: str, **keywords: Any) -> None:

@@ -24,8 +24,8 @@ class MixedClassification(Classification):
     Batches are (inputs [B, C, H, W], classes int64 [B]). This level's module is one of the two.
 
     Args:
-        network: name of the level that holds the network.
-        mixture: name of the level that holds the mixture.
+        network: name of the level with the network.
+        mixture: name of the level with the mixture.
     """
 
     def __init__(self, *arguments: Any, network: str, mixture: str, **keywords: Any) -> None:
@@ -56,9 +56,9 @@ class CellNetwork(nn.Module):
 
     Args:
         cell: its edges; a mixture of operations needs weights in the call.
-        channels: of the images.
+        channels: number of the images' channels.
         width: channels of a node.
-        classes: of the images.
+        classes: number of the images' classes.
     """
 
     def __init__(self, cell: Cell, channels: int, width: int, classes: int) -> None:

@@ -22,8 +22,8 @@ class MultiTaskNetwork(nn.Module):
 
     Args:
         shape: (C, H, W) of an image.
-        width: of the hidden layers.
-        classes: of the main task, and of the random labels.
+        width: width of the hidden layers.
+        classes: number of classes of the main task, and of the random labels.
     """
 
     def __init__(self, shape: tuple[int, int, int], width: int, classes: int) -> None:
@@ -60,7 +60,7 @@ class AuxiliaryLearning(Problem):
         self.weights = weights
 
     def draw(self, levels: Levels, batch: Any) -> dict[str, Tensor]:
-        """Draw the number of 90-degree turns of each image, int64 [B], and the hidden pixels, bool [B, C, H, W]."""
+        """Draw how many 90-degree turns to give each image, int64 [B], and the hidden pixels, bool [B, C, H, W]."""
         images = batch[0]
         turns = torch.randint(TURNS, (len(images),), device=images.device)
         return {"turns": turns, "hidden": torch.rand_like(images) < 0.5}

@@ -16,7 +16,7 @@ class Classification(Problem):
     """Cross-entropy of a classifier. Batches are (inputs [B, ...], classes int64 [B], ...).
 
     Args:
-        classifier: name of the level that holds the classifier; None: this level.
+        classifier: name of the level with the classifier; None: this level.
     """
 
     def __init__(self, *arguments: Any, classifier: str | None = None, **keywords: Any) -> None:

@@ -20,7 +20,7 @@ class LearnedImages(nn.Module):
 
     Args:
         images: initial values, [N, C, H, W].
-        classes: of each image, int64 [N]; fixed.
+        classes: the class of each image, int64 [N]; fixed.
     """
 
     classes: Tensor

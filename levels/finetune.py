@@ -19,7 +19,7 @@ class Finetune(Problem):
 
     Args:
         task: the task of the head.
-        pretrain: name of the level that holds the encoder.
+        pretrain: name of the level with the encoder.
         through_encoder: whether hypergradients pass from this level to the encoder. If not, the head is still trained,
             and the encoder counts as a constant.
     """

@@ -21,8 +21,8 @@ class MaskLearning(Problem):
     Args:
         task: the task of the head.
         entropy_bonus: weight of the entropy of each image's probabilities (0 to 1), which is subtracted from the loss.
-        pretrain: name of the level that holds the encoder.
-        finetune: name of the level that holds the head.
+        pretrain: name of the level with the encoder.
+        finetune: name of the level with the head.
     """
 
     def __init__(

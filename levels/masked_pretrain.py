@@ -36,7 +36,7 @@ class MaskedPretrain(Problem):
             patch enters the encoder multiplied by a gate of value 1 whose derivative is that of 1 - probability, and
             the weights are uniform); or both.
         guidance: share of the images with masks from the policy; the others get random masks, with uniform weights.
-        mask: name of the level that holds the masking network; used by policies that have one.
+        mask: name of the level with the masking network; used by policies that have one.
 
     Raises:
         SettingError: unknown weights or gradient, or guidance outside 0 to 1.

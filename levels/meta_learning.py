@@ -75,9 +75,9 @@ class Adaptation(Problem):
 
     Args:
         tasks: maps the number of a round to its tasks.
-        error: of predictions.
+        error: the error of predictions.
         proximal: weight of half the squared distance from the shared parameters.
-        shared: name of the level that holds a ``SharedNetwork``; this level's module is ``TaskOffsets``.
+        shared: name of the level with a ``SharedNetwork``; this level's module is ``TaskOffsets``.
     """
 
     def __init__(
@@ -117,8 +117,8 @@ class MetaLearning(Problem):
 
     Args:
         tasks: the same as for the level below, by its round.
-        error: of predictions.
-        adaptation: name of the level that holds ``TaskOffsets``; this level's module is a ``SharedNetwork``.
+        error: the error of predictions.
+        adaptation: name of the level with ``TaskOffsets``; this level's module is a ``SharedNetwork``.
     """
 
     def __init__(

@@ -38,7 +38,7 @@ class Batches:
         level: the level's name.
         data: any iterable of batches; with None every batch is None.
         device: device for the tensors in a batch.
-        seed: of the stream.
+        seed: seed of the stream.
 
     Attributes:
         waited: seconds spent waiting for batches so far.
@@ -153,7 +153,7 @@ def own_share(batch: Any, level: str) -> Any:
     """This rank's rows of every tensor of a batch.
 
     Raises:
-        DataError: the ranks cannot share the rows evenly, or the batch holds something other than tensors of equal
+        DataError: the ranks cannot share the rows evenly, or the batch contains something other than tensors of equal
             length.
     """
     length, ranks = _rows(batch, level, "give the data a method batch_share(rank, count)"), replicas.count()
@@ -167,7 +167,7 @@ def first_rows(batch: Any, share: float, level: str) -> Any:
     """The first rows, at least one, of every tensor of a batch.
 
     Raises:
-        DataError: the batch holds something other than tensors of equal length.
+        DataError: the batch contains something other than tensors of equal length.
     """
     remedy = f"set levels.{level}.solve_share to 1"
     length = _rows(batch, level, remedy)

@@ -1,6 +1,6 @@
 """Checkpoints, which are written atomically, verified on reading, and never unpickled.
 
-A checkpoint folder holds the newest two checkpoints, each a folder ``step-N``: ``weights.safetensors``
+A checkpoint folder contains the newest two checkpoints, each a folder ``step-N``: ``weights.safetensors``
 (``LEVEL.PARAMETER``), ``state.safetensors`` (the tensors of optimizers and generators), ``state.json`` (everything
 else) and ``digests.json`` (the SHA-256 of each of these files).
 """
@@ -78,7 +78,7 @@ def save_checkpoint(engine: Engine, folder: Path) -> Path:
         The folder of the new checkpoint.
 
     Raises:
-        CheckpointError: an optimizer or a scheduler holds something other than numbers, text or tensors, or the
+        CheckpointError: an optimizer or a scheduler has something other than numbers, text or tensors, or the
             checkpoint cannot be written. Earlier checkpoints are then kept.
 
     Examples:
@@ -154,7 +154,7 @@ def load_weights(graph: Graph, folder: Path, only: str | None = None) -> list[st
     Args:
         graph: the graph to load into.
         folder: the checkpoint folder.
-        only: load only this level, so the checkpoint may lack others; None loads all.
+        only: load only this level, so the checkpoint need not have others; None loads all.
 
     Returns:
         One line for each damaged newer checkpoint.

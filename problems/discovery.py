@@ -14,7 +14,7 @@ class Discovery:
 
     Args:
         graph: the levels.
-        evaluator: of their losses.
+        evaluator: evaluates their losses.
     """
 
     def __init__(self, graph: Graph, evaluator: Evaluator) -> None:

@@ -38,7 +38,7 @@ class Engine:
 
     Args:
         graph: the levels.
-        seed: of every draw, of dropout, and of the order of the data; global generators are not touched.
+        seed: seed of all draws, of dropout and of the order of the data; global generators are not touched.
         precision: float32 (the parameters' own dtype) or bf16 (autocast).
         callbacks: called for every update.
         max_skipped: consecutive updates of a level that may be skipped because its loss or hypergradient is not finite.
@@ -50,8 +50,8 @@ class Engine:
     Attributes:
         step: updates of the top level so far.
         updates: performs the levels' updates.
-        histories: of each level, what is kept of its updates.
-        recorded_steps: updates of every level to record, where a solver does not ask for more.
+        histories: what is kept of each level's updates.
+        recorded_steps: updates of every level to record, unless a solver asks for more.
 
     Raises:
         SettingError: an unknown precision.
@@ -151,8 +151,8 @@ class Engine:
 
         Args:
             name: the level.
-            solvers: for the levels that the hypergradient passes through; None takes each level's own.
-            precision: of all evaluations: float32, bf16 or float64; None takes the engine's.
+            solvers: solvers of the levels that the hypergradient passes through; None takes each level's own.
+            precision: precision of all evaluations: float32, bf16 or float64; None takes the engine's.
             whole: use whole batches and ignore ``solve_share``.
 
         Raises:
@@ -223,7 +223,7 @@ class Engine:
             history.skipped = state.get("skipped", {}).get(name, 0)
 
     def records(self) -> dict[str, Any]:
-        """The records of the last updates, for ``load_records``: solves at the same point need them, training does
+        """The records of the last updates, for ``load_records``. Solves at the same point need them; training does
         not."""
         return {
             "records": {name: self.updates.record_of(name) for name in self.graph.names},
@@ -254,7 +254,7 @@ class Engine:
         self._update(self.graph.problems[self.graph.names[index]])
 
     def _pass_on_notices(self) -> None:
-        """Give the notices to the callbacks; where there are none, they are warnings."""
+        """Pass the notices to the callbacks, or issue them as warnings if there are none."""
         while self.evaluator.notices:
             notice = self.evaluator.notices.pop(0)
             for callback in self.callbacks:

@@ -131,7 +131,7 @@ class Graph:
         """Whether a loss depends on more levels than known, which are added to its ``reads``.
 
         Args:
-            evaluator: that evaluated the loss.
+            evaluator: the evaluator that evaluated the loss.
             name: the level.
             loss: its loss.
             values: the substituted values.

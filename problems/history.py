@@ -16,10 +16,10 @@ class LevelHistory:
     """The data of a level's earlier updates that later updates and solves use.
 
     Attributes:
-        record: of the last update; None before the first.
+        record: the record of the last update; None before the first.
         updates: the last updates in this step of the top level, for solvers that differentiate updates; otherwise
             empty.
-        solutions: of the levels that the last hypergradient passed through, if their solvers start from them.
+        solutions: solutions at the levels that the last hypergradient passed through, if their solvers start from them.
         hypergradient: the last one that passed through other levels; None before the first.
         products: the choice of products for solves at the level, if left to them.
         skipped: number of consecutive updates skipped most recently.

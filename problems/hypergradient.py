@@ -42,7 +42,8 @@ def differentiable_variables(evaluator: Evaluator, levels: Iterable[str]) -> Gra
 
 
 def averaged_over_ranks(total: Total, like: Gradients) -> Total:
-    """The mean over ranks of a gradient in ``like``; None for variables that nothing depends on on any rank."""
+    """The mean over ranks of a gradient with respect to ``like``; None for variables that nothing depends on on any
+    rank."""
     if replicas.count() == 1:
         return total
     leaves = keyed(like)
@@ -51,8 +52,8 @@ def averaged_over_ranks(total: Total, like: Gradients) -> Total:
 
 
 def mean_values(values: list[tuple[float, dict[str, float]]]) -> tuple[float, dict[str, float]]:
-    """Mean loss and metrics over the parts of a batch and over ranks; a metric that some lack is averaged over the
-    others."""
+    """Mean loss and metrics over the parts of a batch and over ranks; a metric that some do not have is averaged over
+    the others."""
     losses: list[float] = []
     numbers: dict[str, list[float]] = {}
     for loss, metrics in chain.from_iterable(replicas.gather(values)):
@@ -67,9 +68,9 @@ class Hypergradient:
     """A hypergradient and its solves.
 
     Attributes:
-        values: by variable of the level, tensors of its shapes.
-        reports: of the solve of each level that it passed through.
-        solutions: of the levels whose solver keeps its solution for the next solve.
+        values: for each variable of the level, a tensor of its shape.
+        reports: the report on the solve of each level that it passed through.
+        solutions: solutions at the levels whose solver keeps its solution for the next solve.
     """
 
     values: Tensors
@@ -90,19 +91,19 @@ def adjoint_pass(
 ) -> Hypergradient:
     """Add the contributions through the levels below ``name`` to its direct gradient.
 
-    The adjoint pass: every level p below keeps a cotangent a_p that starts at the direct gradient in its variables; it
-    is solved once, after every level that reads it, and passes on its contributions. Levels that read each other are
-    solved together, see ``NestedSystem``.
+    The adjoint pass: every level p below keeps a cotangent a_p that starts at the direct gradient with respect to its
+    variables; it is solved once, after every level that reads it, and passes on its contributions. Levels that read
+    each other are solved together, see ``NestedSystem``.
 
     Args:
         graph: the levels.
         evaluator: evaluates their losses.
-        records: the last update's record of every level passed.
-        name: the level of the hypergradient.
+        records: the record of the last update of every level on the way.
+        name: the level whose hypergradient it is.
         direct: the direct gradient of its loss for each level of ``differentiated``.
-        histories: of every level.
-        starts: of each level, the last solution where its solver starts from it.
-        solvers: of the levels passed.
+        histories: the history of every level.
+        starts: the last solution of each level whose solver starts from it.
+        solvers: the solvers of the levels on the way.
         observe: called with each solved level and the cotangent that arrived there.
     """
     cotangents = dict(direct)

@@ -17,7 +17,7 @@ class Levels:
     buffers, so a loss may read a level like any module.
 
     Args:
-        modules: of every level, by name.
+        modules: the module of every level, by name.
 
     >>> levels = Levels({"fit": nn.Linear(2, 1)})
     >>> levels.fit is levels["fit"], "fit" in levels

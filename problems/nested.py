@@ -43,10 +43,10 @@ class NestedSystem:
     Args:
         block: the levels.
         lowers: each level as its solver sees it.
-        evaluator: of their losses.
-        read_levels: the levels read outside the block to differentiate in.
-        records: of the last updates.
-        solvers: of the levels; each must support nesting.
+        evaluator: evaluates their losses.
+        read_levels: the levels read outside the block that the losses are differentiated with respect to.
+        records: records of the last updates.
+        solvers: solvers of the levels; each must support nesting.
         values: every variable of an enclosing block; None for the outermost block.
     """
 
@@ -235,10 +235,10 @@ def badness(solve: SolveReport) -> tuple[bool, float]:
 
 @contextmanager
 def explaining_errors() -> Iterator[None]:
-    """Within the block, gradients are recorded, and errors name an operator that lacks a second or third derivative.
+    """Within the block, gradients are recorded, and errors name an operator without a second or third derivative.
 
     Raises:
-        ProductError: an operator lacks such a derivative.
+        ProductError: an operator has no such derivative.
     """
     try:
         with differentiating():

@@ -25,8 +25,8 @@ class Problem:
 
     Args:
         name: the level's name in losses (``levels.NAME``); a Python identifier that begins with a letter.
-        module: holds the level's parameters. The level's variables are those that require a gradient and are in the
-            optimizer (without an optimizer, all that require a gradient); levels share no variables. The graph
+        module: the module with the level's parameters. The level's variables are those that require a gradient and are
+            in the optimizer (without an optimizer, all that require a gradient); levels share no variables. The graph
             initializes lazy modules by evaluating their loss on its first batch. For a bare nn.Parameter,
             ``levels.NAME`` is the tensor, and hypergradients call it "value".
         optimizer: any torch optimizer over this module's parameters whose ``step`` needs no closure; its parameter
@@ -172,7 +172,7 @@ class Problem:
         """The parameters that this level trains, by their names in the module.
 
         Raises:
-            GraphError: the optimizer holds parameters that are no longer in the module.
+            GraphError: the optimizer has parameters that are no longer in the module.
         """
         state = self._state()
         if state != self._found[0] or not self._found[1]:

@@ -74,7 +74,7 @@ def buffers_of(graph: Graph, problem: Problem, before: Sequence[Values]) -> Valu
 
 
 def reads_of(graph: Graph, problem: Problem) -> dict[str, dict[str, Tensor]]:
-    """The variables (not copies) of the levels that a level reads."""
+    """The variables of the levels that a level reads, not copies of them."""
     return {level: dict(graph.problems[level].variables()) for level in graph.reads[problem.name]}
 
 
@@ -104,9 +104,9 @@ def recorded_step(
         graph: the levels.
         problem: the level; its optimizer is ``known``.
         record: the parts of the update's batch.
-        buffers: at the start of each part.
+        buffers: values of the buffers at the start of each part.
         earlier: the earlier updates, to share unchanged tensors with.
-        loss: of the update, for schedulers that need it.
+        loss: loss of the update, for schedulers that need it.
     """
     last, reads = earlier[-1] if earlier else None, reads_of(graph, problem)
     start = copied(problem.variables(), last.end if last else {})
@@ -126,10 +126,10 @@ class Hooks:
         problem: the level.
         start: the level's parameters before the step.
         reads: variables of the levels read.
-        hook_tensors: of the previous update.
+        hook_tensors: hook tensors of the previous update.
 
     Attributes:
-        hook_tensors: after this update.
+        hook_tensors: hook tensors after this update.
         rule: the optimizer's update rule, as the hooks left it.
         before: the changes by hooks to parameters, gradient and state before the update; None: no change.
         after: the changes by hooks to parameters and state after the update.
@@ -233,7 +233,7 @@ def followed(
 
 
 def slots_of(problem: Problem) -> Keyed:
-    """The current parameters, gradients and optimizer state of a level (not copies)."""
+    """The current parameters, gradients and optimizer state of a level, not copies of them."""
     assert problem.optimizer is not None
     variables = problem.variables()
     gradient = {name: variable.grad for name, variable in variables.items() if variable.grad is not None}

@@ -23,8 +23,8 @@ class ReferenceHypergradient:
     """A hypergradient in float64.
 
     Attributes:
-        values: by variable of the level.
-        solver: of each level passed.
+        values: for each variable of the level, a tensor of its shape.
+        solver: the solver of each level on the way.
         residual: the largest residual of these levels.
     """
 
@@ -44,9 +44,9 @@ def reference_hypergradient(
     """The hypergradient of a level in float64: dense solves at levels with few parameters, MINRES at others.
 
     Args:
-        engine: at the current point; unchanged.
+        engine: the engine at the current point; unchanged.
         name: the level.
-        dampings: of each level passed, added to its Hessian as in the compared solvers.
+        dampings: the damping of each level on the way, added to its Hessian as in the compared solvers.
         iterations: largest number of MINRES iterations at each level.
     """
     solvers: dict[str, Solver] = {}

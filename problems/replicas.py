@@ -74,7 +74,7 @@ def mean_present(tensors: Sequence[Tensor | None], like: Sequence[Form]) -> list
     """``mean`` of tensors that may be missing: None if a tensor is missing on every rank; if only here, it counts as 0.
 
     Args:
-        tensors: with the forms of ``like``.
+        tensors: tensors with the forms of ``like``.
         like: shapes and dtypes of missing tensors.
     """
     if count() == 1:

@@ -49,7 +49,7 @@ class SelfCheck:
     """Makes the comparisons of a run.
 
     Attributes:
-        names: of the levels with compared hypergradients.
+        names: names of the levels with compared hypergradients.
     """
 
     def __init__(self) -> None:
@@ -72,10 +72,10 @@ class SelfCheck:
 
         Args:
             graph: the levels.
-            evaluator: of the checked solve.
-            name: the level of the hypergradient's level.
+            evaluator: the evaluator of the checked solve.
+            name: the level whose hypergradient it is.
             level: the level that it passes through.
-            record: of that level's last update.
+            record: the record of that level's last update.
             cotangent: the cotangent at that level.
             choice: the products that solves at that level have taken.
         """
@@ -105,7 +105,7 @@ def check_products(level: str, solver: Solver, lower: LowerLevel, cotangent: Ten
 
     Args:
         level: name of the level.
-        solver: of the level; a solver with unknown products is not checked.
+        solver: the solver of the level; a solver with unknown products is not checked.
         lower: the level.
         cotangent: the cotangent at the level.
     """
@@ -159,7 +159,7 @@ class _Check:
         solver: its solver.
         used: the form of the solver's products.
         lower: the level.
-        direction: of the products.
+        direction: the direction of the products.
     """
 
     level: str

@@ -189,7 +189,7 @@ class Tracker(TorchDispatchMode):
                 return self._view(tensor)
             return tensor.detach().clone() if is_in(tensor, written) else settled(tensor)
 
-        if "out" in function._overloadname.split("_"):  # the out= overload lacks the derivative of its twin
+        if "out" in function._overloadname.split("_"):  # the out= overload does not have the derivative of its twin
             outs = {argument.name for argument in function._schema.arguments if argument.is_out}
             taken = {name: value for name, value in keywords.items() if name not in outs}
             result = function.overloadpacket(
@@ -306,7 +306,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 def put(flat: Tensor, value: Tensor, target: Tensor) -> Tensor:
     """``flat`` with ``value`` written at the position of ``place`` in its storage."""
-    result = flat.clone()  # torch's as_strided_scatter has a wrong derivative in ``flat``
+    result = flat.clone()  # torch's as_strided_scatter has a wrong derivative with respect to ``flat``
     result.as_strided(target.shape, target.stride(), target.storage_offset()).copy_(value)
     return result
 

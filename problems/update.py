@@ -44,13 +44,13 @@ class Updates:
 
     Args:
         graph: the levels.
-        evaluator: of their losses.
+        evaluator: evaluates their losses.
         random: the initial state of the generators for all draws.
         check: compare the products of each level's first hypergradient, see ``SelfCheck``; a difference
             becomes a line in ``evaluator.notices``.
 
     Attributes:
-        histories: of each level.
+        histories: the history of each level.
         random: the generators' state after the last update.
     """
 
@@ -137,8 +137,8 @@ class Updates:
         Args:
             name: the level.
             direct: the direct gradient of its loss.
-            evaluator: of the losses.
-            solvers: of the levels that the hypergradient passes through; None takes their
+            evaluator: evaluates the losses.
+            solvers: solvers of the levels that the hypergradient passes through; None takes their
                 own.
             whole: use whole batches regardless of ``solve_share``.
         """

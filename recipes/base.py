@@ -22,7 +22,7 @@ class Recipe(ABC):
     Attributes:
         settings_class: the dataclass of its settings; its configuration file has their values.
         settings: the settings of this recipe.
-        device: where it computes.
+        device: the device that it computes on.
         graph: the levels.
         one_thread: whether its operations are so small that more than one CPU thread slows them down.
         notes: lines for the screen about choices that settings left open.

@@ -60,7 +60,7 @@ class DistillationSettings(RunSettings):
         images_per_class: learned images of each class.
         width: width of the classifier's hidden layer; 0: a linear classifier.
         penalty: penalty on its squared weights.
-        other_width: width of the hidden layer of another classifier, to test the learned images on.
+        other_width: width of the hidden layer of another classifier that tests the learned images.
     """
 
     data: DataSettings
@@ -100,7 +100,7 @@ class Distillation(Recipe):
 
     def findings(self) -> dict[str, Any]:
         """The test accuracy of new classifiers of the recipe's kind and of another kind, trained on the learned images,
-        on as many random images per class (mean of several draws), and on all images."""
+        on equally many random images per class (mean over several draws), and on all images."""
         if not self.settings.evaluate:
             return {}
         learned = self.learned().detach().cpu(), self.classes

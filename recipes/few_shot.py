@@ -51,7 +51,7 @@ class ClassTasks:
     """Classification tasks: tell apart a combination of classes, in random order, from ``shots`` samples of each.
 
     Args:
-        sizes: of the tasks, per class.
+        sizes: sizes of the tasks, per class.
         key: determines the tasks, together with a round's number.
         inputs: [N, ...].
         labels: int64 [N].

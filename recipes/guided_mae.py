@@ -50,10 +50,10 @@ class ModelSettings:
 
     Args:
         patch_size: height and width of a patch, in pixels; it divides data.image_size.
-        width: width of the encoder's tokens, a multiple of 4 and of the heads.
+        width: width of the encoder's tokens, a multiple of 4 and of the number of heads.
         depth: number of the encoder's blocks.
         heads: number of the encoder's attention heads.
-        decoder_width: width of the decoder's tokens, a multiple of 4 and of its heads.
+        decoder_width: width of the decoder's tokens, a multiple of 4 and of the number of its heads.
         decoder_depth: number of the decoder's blocks.
         decoder_heads: number of the decoder's attention heads.
         learning_rate: learning rate of pretraining, suited to the size; the default of levels.pretrain.learning_rate.
@@ -145,7 +145,8 @@ class GuidedMaeSettings(RunSettings):
     Args:
         checkpointing: recompute the transformer blocks' activations when they are differentiated instead of keeping
             them: less memory, more time, the same result.
-        init: a released autoencoder to start from: a folder or a name on the Hugging Face hub, in transformers' format.
+        init: a released autoencoder to start from, in the format of transformers: a folder or a name on the Hugging
+            Face Hub.
         task: the task of finetuning, and its options (task.loss, task.metric, task.overlap).
         paths: how the masks reach the finetuned head: both (mask -> pretrain and mask -> finetune -> pretrain) or
             direct (only the first).
@@ -184,8 +185,8 @@ class GuidedMae(EncoderRecipe):
     """Level 1 pretrains an autoencoder on masked images, level 2 trains a head on its encoder, level 3 updates the
     masking network to lower the head's loss on held-out labelled data.
 
-    With ``mask.policy=adversarial`` level 3 makes reconstruction hard instead; policies without a masking network have
-    no level 3. Without labels there is no level 2.
+    With ``mask.policy=adversarial``, level 3 makes reconstruction harder instead; policies without a masking network
+    have no level 3. Without labels there is no level 2.
     """
 
     settings_class: ClassVar[type[RunSettings]] = GuidedMaeSettings

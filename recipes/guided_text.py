@@ -4,7 +4,7 @@ Follows: the levels of MLO-MAE (see guided_mae), which masks images; for text, t
 (Kang et al., EMNLP 2020), which learns masks by reinforcement learning instead of hypergradients, and reports that they
 beat rules on question answering and text classification.
 
-Result: ``multilevel train recipe=guided_text`` (generated texts, a quarter of the words tells the class, 800
+Result: ``multilevel train recipe=guided_text`` (generated texts, a quarter of the words reveal the class, 800
 pretraining updates, seed 0): the masking network does not find those words, with a ROC AUC of 0.53 (0.42 to 0.55 with
 seeds 0 to 4, which is chance). Linear probes reach 90.9% with guided masks, 87.0% with random masks, 74.6% untrained,
 and 97.7% on word counts. Over the five seeds guided masks gain 2.8 points (95% interval -2.5 to +8.0), which is

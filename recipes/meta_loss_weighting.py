@@ -90,7 +90,7 @@ class MetaLossWeighting(Recipe):
 
     def findings(self) -> dict[str, Any]:
         """The weights, and the mean test accuracy of new networks trained with them, with only the main loss and with
-        equal weights, on the few labels, and on these and the held-out labels."""
+        equal weights, on only the few labels, and on these with the held-out labels."""
         learned = self.weights().detach()
         findings: dict[str, Any] = {"weights": dict(zip(AUXILIARY_TASKS, learned.tolist(), strict=True))}
         if self.settings.evaluate:

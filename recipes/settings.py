@@ -37,7 +37,7 @@ class LevelSettings:
     Args:
         steps: updates per update of the next level up.
         optimizer: adamw, adam or sgd.
-        learning_rate: the peak value, after the warmup.
+        learning_rate: peak learning rate, reached after the warmup.
         weight_decay: weight decay of matrices; biases, norm parameters and other vectors have none.
         schedule: cosine (to 0 at the last update) or constant.
         warmup: share of the updates over which the learning rate rises, 0 to 1.
@@ -92,7 +92,7 @@ class RunSettings:
         precision: float32 or bf16.
         threads: CPU threads per operation in training; None: chosen for the recipe.
         output: the run folder; None generates a name.
-        approximate: whether to omit the response of inner levels where a solver cannot include it, see ``Graph``.
+        approximate: omit the response of inner levels if a solver cannot include it; see ``Graph``.
         diagnose: steps between comparisons of the top level's hypergradient with a reference; 0: none.
         checkpoint: how often to write checkpoints.
         max_skipped: consecutive updates of a level that may be skipped because its loss or hypergradient is not finite.

@@ -22,7 +22,7 @@ def level_arguments(
 
     Args:
         levels: the levels' settings, bottom level first.
-        solver: of every level without its own.
+        solver: solver of every level without its own.
         name: the level.
         module: its module.
         steps: updates of the top level.

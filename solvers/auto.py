@@ -27,8 +27,8 @@ class Auto(Solver):
     ``conjugate_gradient`` with Gauss-Newton curvature, damping 0.01 and a warm start. Trained with Adam or AdamW:
     ``sama``. Otherwise: ``identity``.
 
-    Assumes: the assumptions of the chosen solver.
-    Costs: the cost of the chosen solver; never more than 200 products.
+    Assumes: what the chosen solver assumes.
+    Costs: what the chosen solver costs; never more than 200 products.
     Use when: starting on a problem, before a comparison.
 
     Args:

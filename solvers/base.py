@@ -95,9 +95,9 @@ def no_response(lower: LowerLevel, choice: str = "") -> Response:
 class Solver(ABC):
     """Maps a lower level and a cotangent to a contribution for each level that the lower level reads.
 
-    With lower loss g, parameters p and cotangent a, the exact contribution to a level r is
-    ``- d/dr <dg/dp, lambda>`` with ``H lambda = a``, H the Hessian of g in p (implicit function theorem).
-    A solver is one dataclass in a file named after it; its fields are its settings.
+    With lower loss g, parameters p and cotangent a, the exact contribution to a level r is ``- d/dr <dg/dp, lambda>``
+    with ``H lambda = a``, where H is the Hessian of g with respect to p (implicit function theorem). A solver is one
+    dataclass in a file named after it; its fields are its settings.
 
     A response is linear in the cotangent. The ``respond`` of every subclass therefore gets a cotangent that is finite,
     not 0, and scaled to a largest absolute value of about 1, see ``at_unit_scale``.

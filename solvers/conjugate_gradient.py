@@ -34,7 +34,8 @@ class ConjugateGradient(ImplicitSolver):
         warm_start: start from this level's last solution, which training keeps, instead of 0.
 
     Examples:
-        The level of ``LowerLevel``'s example, H = diag(1, 2, 4): three distinct eigenvalues, three iterations.
+        The Hessian of ``LowerLevel``'s example, diag(1, 2, 4), has three distinct eigenvalues, so three iterations
+        suffice.
 
         >>> response = ConjugateGradient(iterations=3).respond(lower, cotangent)
         >>> response.contributions["upper"]["r"], response.report.converged

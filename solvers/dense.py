@@ -30,7 +30,7 @@ class Dense(ImplicitSolver):
         SettingError: the level has more parameters than the limit.
 
     Examples:
-        The level of ``LowerLevel``'s example, H = diag(1, 2, 4):
+        With the level of ``LowerLevel``'s example, where H = diag(1, 2, 4):
 
         >>> Dense().respond(lower, cotangent).contributions["upper"]["r"]
         tensor([1.0000, 0.5000, 0.2500])

@@ -19,7 +19,7 @@ def needing(extra: str, user: str) -> Iterator[None]:
     """Turn a failed import of an extra's package into a one-line error.
 
     Args:
-        extra: of ``multilevel``, as in ``pip install 'multilevel[recipes]'``.
+        extra: an extra of ``multilevel``, as in ``pip install 'multilevel[recipes]'``.
         user: the command or package that needs it.
 
     Raises:

@@ -20,7 +20,7 @@ class FiniteDifference(Identity):
     Use when: operators have no second derivative, or to match Betty.
 
     Examples:
-        The level of ``LowerLevel``'s example, H = diag(1, 2, 4):
+        With the level of ``LowerLevel``'s example, where H = diag(1, 2, 4):
 
         >>> FiniteDifference().respond(lower, cotangent).contributions["upper"]["r"].round(decimals=3)
         tensor([1., 1., 1.])

@@ -23,8 +23,8 @@ class FirstOrder(Solver):
 
     Two copies of the lower parameters descend for ``steps`` steps from the current point p: on the lower loss minus its
     slope at p, plus and minus ``<a, z> / penalty``, where a is the cotangent. The contribution is half the penalty
-    times the difference of the lower loss's gradients in the levels read: a central difference with an error of O(1 /
-    penalty^2). On a quadratic it equals the Neumann series with ``steps`` terms.
+    times the difference of the lower loss's gradients with respect to the levels that it reads: a central difference
+    with an error of O(1 / penalty^2). On a quadratic it equals the Neumann series with ``steps`` terms.
 
     Assumes: a positive definite lower Hessian, damping included.
     Costs: two evaluations per step, two for the result, two per power iteration; memory for one evaluation.
@@ -39,7 +39,7 @@ class FirstOrder(Solver):
         damping: weight of ``|z - p|^2 / 2`` in the descent, >= 0.
 
     Examples:
-        The level of ``LowerLevel``'s example, H = diag(1, 2, 4):
+        With the level of ``LowerLevel``'s example, where H = diag(1, 2, 4):
 
         >>> response = FirstOrder(steps=50).respond(lower, cotangent)
         >>> response.contributions["upper"]["r"].round(decimals=3)
@@ -95,8 +95,8 @@ class FirstOrder(Solver):
 def _difference(
     losses: HeldLosses, lower: LowerLevel, ends: list[dict[str, Tensor]], distance: float
 ) -> dict[str, dict[str, Tensor]]:
-    """The difference between the loss's gradients in the levels read at two values of the parameters, divided by a
-    distance."""
+    """The difference between the loss's gradients with respect to the levels that it reads, at two values of the
+    parameters, divided by a distance."""
     reads = {level: detached_leaves(tensors) for level, tensors in lower.reads.items()}
     leaves, parts = keyed(reads), range(len(lower.losses))
 

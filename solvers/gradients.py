@@ -61,7 +61,7 @@ def filled(values: Mapping[Key, Tensor | None], like: Mapping[Key, Tensor]) -> d
 def sum_over_parts(
     term_of: Callable[[Part], Mapping[Key, Tensor | None]], parts: Iterable[Part], leaves: Mapping[Key, Tensor]
 ) -> dict[Key, Tensor]:
-    """The sum of gradients in ``leaves`` over the parts of a batch; a part without a term counts as 0."""
+    """The sum of gradients with respect to ``leaves`` over the parts of a batch; a part without a term counts as 0."""
     total: dict[Key, Tensor | None] = dict.fromkeys(leaves)
     for part in parts:
         total = added(total, term_of(part))
@@ -71,7 +71,7 @@ def sum_over_parts(
 def mean_over_parts(
     term_of: Callable[[Part], Mapping[Key, Tensor | None]], parts: Sequence[Part], leaves: Mapping[Key, Tensor]
 ) -> dict[Key, Tensor]:
-    """The mean of gradients in ``leaves`` over the parts of a batch; a part without a term counts as 0."""
+    """The mean of gradients with respect to ``leaves`` over the parts of a batch; a part without a term counts as 0."""
     total = sum_over_parts(term_of, parts, leaves)
     return total if len(parts) == 1 else {key: value / len(parts) for key, value in total.items()}
 
@@ -83,8 +83,8 @@ def pulled(
     keep: bool = False,
     create_graph: bool = False,
 ) -> dict[Key, Tensor | None]:
-    """``J^T v``: the derivative of <outputs, vectors> in ``leaves``; with ``keep`` the graph can be used again, with
-    ``create_graph`` the result can be differentiated."""
+    """``J^T v``: the derivative of <outputs, vectors> with respect to ``leaves``; with ``keep`` the graph can be used
+    again, with ``create_graph`` the result can be differentiated."""
     pairs = [(output, vectors[key]) for key, output in outputs.items() if output.requires_grad]
     if not pairs or not leaves:
         return dict.fromkeys(leaves)

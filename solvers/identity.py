@@ -22,7 +22,7 @@ class Identity(ImplicitSolver):
         measure_residual: spend one product to report ``|H x - a| / |a|``, which is otherwise unknown.
 
     Examples:
-        The level of ``LowerLevel``'s example, H = diag(1, 2, 4): the exact contribution is 1, 1/2, 1/4.
+        With the level of ``LowerLevel``'s example, where H = diag(1, 2, 4), the exact contribution is 1, 1/2, 1/4.
 
         >>> Identity().respond(lower, cotangent).contributions["upper"]["r"]
         tensor([1., 1., 1.])

@@ -114,7 +114,8 @@ class LowerLevel:
         losses: the level's loss on each part of its last batch; their mean is the objective. Each is called
             with (parameters, parameters of each level read), replays its random draws, and returns a scalar.
         parameters: the trained parameters at the current point, detached.
-        reads: the trained parameters, detached, of every level read to differentiate in.
+        reads: the trained parameters, detached, of every level that the loss reads and is differentiated with respect
+            to.
         arithmetic: dtype of the loss's computation (bfloat16 under such an autocast), for finite differences.
         predictions: the same losses, split in two; None if the level does not declare this.
         rule: the optimizer's next update; None if the level has no differentiable optimizer.

@@ -27,7 +27,7 @@ class Minres(ImplicitSolver):
             is too small if rounding errors accumulate (many iterations, an ill-conditioned Hessian).
 
     Examples:
-        The level of ``LowerLevel``'s example with its loss negated: no positive eigenvalue, and the same stationary
+        With its loss negated, the level of ``LowerLevel``'s example has no positive eigenvalue, and the same stationary
         point.
 
         >>> concave = replace(lower, losses=[lambda parameters, reads: -loss(parameters, reads)])

@@ -29,7 +29,7 @@ class Neumann(ImplicitSolver):
         tolerance: relative residual at which the series ends early and counts as converged.
 
     Examples:
-        The level of ``LowerLevel``'s example, H = diag(1, 2, 4): 1 / h becomes (1 - (1 - h / 4)^2) / h.
+        With the level of ``LowerLevel``'s example, where H = diag(1, 2, 4), 1 / h becomes (1 - (1 - h / 4)^2) / h.
 
         >>> Neumann(terms=2, step_size=0.25).respond(lower, cotangent).contributions["upper"]["r"]
         tensor([0.4375, 0.3750, 0.2500])

@@ -26,11 +26,11 @@ class Nystrom(ImplicitSolver):
 
     Args:
         rank: directions of the sketch, at least 1; limited to the number of parameters.
-        seed: of the directions, which are the same in every solve.
+        seed: seed of the directions, which are the same in every solve.
         tolerance: relative residual at which the solve counts as converged.
 
     Examples:
-        The level of ``LowerLevel``'s example, H = diag(1, 2, 4):
+        With the level of ``LowerLevel``'s example, where H = diag(1, 2, 4):
 
         >>> Nystrom(rank=3).respond(lower, cotangent).contributions["upper"]["r"]
         tensor([1.0000, 0.5000, 0.2500])

@@ -41,7 +41,7 @@ def build(setting: str, offers: Mapping[str, type[Base]], name: str, options: Ma
     """Construct the class named ``name`` in ``offers``.
 
     Raises:
-        SettingError: the name does not exist, or the class lacks an option; the message names ``setting``.
+        SettingError: the name does not exist, or the class has no such option; the message names ``setting``.
     """
     kind = chosen(setting, offers, name)
     known = list(inspect.signature(kind).parameters)

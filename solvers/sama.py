@@ -15,8 +15,8 @@ from multilevel.solvers.vectors import flatten, unflatten
 
 @dataclass
 class Sama(ImplicitSolver):
-    """``x = D a``, where D is the derivative of the lower optimizer's next step in its gradient, divided by the
-    learning rate.
+    """``x = D a``, where D is the derivative of the lower optimizer's next step with respect to its gradient, divided
+    by the learning rate.
 
     The identity approximation for the fixed point of the lower level's optimizer (Choe et al. 2023, SAMA). For Adam and
     AdamW, D is diagonal; for SGD it is the identity.
@@ -26,7 +26,7 @@ class Sama(ImplicitSolver):
     Use when: the lower level trains with Adam and the solve must be as cheap as ``identity``.
 
     Examples:
-        The level of ``LowerLevel``'s example, trained with SGD: the same as ``identity``.
+        If the level of ``LowerLevel``'s example is trained with SGD, the result is the same as with ``identity``.
 
         >>> p = torch.zeros(3, requires_grad=True)
         >>> with_sgd = replace(lower, rule=UpdateRule.of(torch.optim.SGD([p]), {"p": p}))

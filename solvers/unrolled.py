@@ -64,7 +64,7 @@ class Unrolled(UnrolledSolver):
     Use when: the lower level is far from its minimum, or its optimizer's path is part of the problem (MAML).
 
     Examples:
-        The level of ``LowerLevel``'s example after two SGD updates at rate 1/4: two terms of the Neumann series.
+        After two SGD updates at rate 1/4, the level of ``LowerLevel``'s example gives two terms of the Neumann series.
 
         >>> p = torch.zeros(3, requires_grad=True)
         >>> rule = UpdateRule.of(torch.optim.SGD([p], lr=0.25), {"p": p})

@@ -30,7 +30,8 @@ class UnrolledForward(UnrolledSolver):
         SettingError: the levels read have more parameters than the limit.
 
     Examples:
-        The level of ``LowerLevel``'s example after two SGD updates at rate 1/4: the same as ``unrolled``.
+        After two SGD updates at rate 1/4, the level of ``LowerLevel``'s example gives the same contribution as
+        ``unrolled``.
 
         >>> p = torch.zeros(3, requires_grad=True)
         >>> rule = UpdateRule.of(torch.optim.SGD([p], lr=0.25), {"p": p})

@@ -29,8 +29,8 @@ class UpdateRule:
 
     Attributes:
         kind: sgd (momentum, dampening, Nesterov, weight decay), adam or adamw (amsgrad, decoupled weight decay).
-        settings: of each parameter's group: lr, betas, weight_decay, ...; a parameter without settings does not change.
-            With maximize=True, gradients are those of the negated loss.
+        settings: the settings of each parameter's group: lr, betas, weight_decay, ...; a parameter without settings
+            does not change. With maximize=True, gradients are those of the negated loss.
         state: for each parameter, tensors of its shape; empty before the first update.
         steps: number of updates of each parameter, in the optimizer's format.
         clip_norm: largest norm of the whole gradient; None does not clip.

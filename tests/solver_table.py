@@ -125,7 +125,7 @@ def unrolled(function, name, values, cotangent, past, count=None):
 
 
 def adaptive(function, name, values, cotangent, past, damping=0.0):
-    """The identity, scaled by the derivative of Adam's next step in each component of the gradient."""
+    """The identity, scaled by the derivative of Adam's next step with respect to each component of the gradient."""
     point = values[name].clone().requires_grad_()
     slope = torch.autograd.grad(function({**values, name: point}), point)[0].requires_grad_()
     after, _ = adam(values[name], slope, past.state, past.count, past.rate)

@@ -51,7 +51,7 @@ class MaskView:
 
         Args:
             levels: object with the autoencoder (or a handle on it) and the masking network as attributes.
-            images: normalized.
+            images: normalized images.
             pretrain: name of the autoencoder's level.
             mask: name of the masking network's.
         """

@@ -46,7 +46,7 @@ def load_autoencoder(name: str, image_size: int, mask_ratio: float) -> ViTMAEFor
         mask_ratio: share of the patches that will be hidden.
 
     Raises:
-        SettingError: ``init`` cannot be loaded, is another kind of model, or lacks weights (only an encoder).
+        SettingError: ``init`` cannot be loaded, is another kind of model, or has only an encoder's weights.
     """
     read_config(name)
     with _explained(name):

@@ -55,15 +55,15 @@ class MaskedAutoencoder(nn.Module):
         """A freshly initialized model; its feed-forward layers are 4 times as wide as their blocks.
 
         Args:
-            image_size: in pixels, of a square image.
-            channels: of the images.
-            patch_size: in pixels, of a square patch.
-            width: of the encoder's tokens.
-            depth: blocks of the encoder.
-            heads: of the encoder's attention.
-            decoder_width: of the decoder's tokens.
-            decoder_depth: blocks of the decoder.
-            decoder_heads: of the decoder's attention.
+            image_size: height and width of an image, in pixels.
+            channels: number of the images' channels.
+            patch_size: height and width of a patch, in pixels.
+            width: width of the encoder's tokens.
+            depth: number of the encoder's blocks.
+            heads: number of the encoder's attention heads.
+            decoder_width: width of the decoder's tokens.
+            decoder_depth: number of the decoder's blocks.
+            decoder_heads: number of the decoder's attention heads.
             mask_ratio: share of the patches that is hidden.
         """
         config = ViTMAEConfig(
@@ -180,9 +180,9 @@ class MaskingNetwork(nn.Module):
 
     Args:
         image_size: pixels per side.
-        channels: of the images.
+        channels: number of the images' channels.
         patch_size: pixels per side.
-        width: of the patch embeddings.
+        width: width of the patch embeddings.
         temperature: divisor of the logits; above 1 the probabilities are closer to each other.
     """
 

@@ -21,9 +21,9 @@ class MaskedLanguageModel(nn.Module):
     output layer does not share weights with the embeddings.
 
     Args:
-        words: of the vocabulary, special tokens included.
+        words: size of the vocabulary, special tokens included.
         length: L, words per text; shorter texts end in padding, which is neither hidden nor attended to.
-        width: of the encoder.
+        width: width of the encoder.
         depth: number of transformer blocks.
         heads: attention heads of each block.
         mask_ratio: share of a text's words to hide; at least one is hidden, and with two or more words at least one
@@ -79,7 +79,7 @@ class MaskedLanguageModel(nn.Module):
     def encode(self, words: Tensor) -> Tensor:
         """The encoder's tokens with all words visible, class token first: int64 [B, L] to [B, 1 + L, width].
 
-        Padding gets the mean of the words' tokens, so that a mean over all positions is a mean over words.
+        Padding gets the mean of the words' tokens, so that the mean over all positions equals the mean over words.
         """
         tokens = self._through(self.bert.bert.embeddings.word_embeddings(words), words)
         first, tokens = tokens[:, :1], tokens[:, 1:]
@@ -106,9 +106,9 @@ class WordMaskingNetwork(nn.Module):
     """Computes a logit for hiding each word from the word, its position and the whole text.
 
     Args:
-        words: of the vocabulary, special tokens included.
-        length: words of a text.
-        width: of the word embeddings.
+        words: size of the vocabulary, special tokens included.
+        length: number of words in a text.
+        width: width of the word embeddings.
         temperature: divisor of the logits; above 1 the probabilities are closer to each other.
     """
 

@@ -22,7 +22,7 @@ def average_precision(
     Args:
         detections: for each image, [M, 6] of left, top, right, bottom in pixels, class, score.
         targets: boxes [N, K, 5] of left, top, right, bottom, class, rows of -1 after the last.
-        class_names: by number.
+        class_names: names of the classes, by number.
         image_size: pixels per side.
 
     Returns:

@@ -15,7 +15,7 @@ class TaskData:
 
     Args:
         class_names: the classes, by number.
-        counts: of each class in the labelled training images: images, pixels of masks, or boxes.
+        counts: for each class in the labelled training images, the number of images, pixels of masks, or boxes.
         image_size: pixels per side; 0 without images.
         patch_size: pixels per side; 0 without images.
     """

@@ -38,7 +38,7 @@ SETTINGS = {
 class FromBetty(Problem):
     """A problem of Betty as a level: its ``training_step`` is the loss.
 
-    During an evaluation the modules of all problems hold the parameters and buffers that the engine substitutes, so
+    During an evaluation the modules of all problems have the parameters and buffers that the engine substitutes, so
     ``training_step`` sees them however it reads a module.
 
     Args:
@@ -131,8 +131,8 @@ def from_betty(
         approximate: see ``Graph``; Betty behaves like True if levels below another level read each other.
 
     Raises:
-        BettyError: the problem uses a feature of Betty that graphs lack, ``dependencies`` lacks a dependency of the
-            losses, or the schedule cannot be expressed as a graph.
+        BettyError: the problem uses a feature of Betty that graphs do not have, ``dependencies`` omits a dependency of
+            the losses, or the schedule cannot be expressed as a graph.
 
     Examples:
         >>> from betty.configs import Config

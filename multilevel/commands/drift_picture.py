@@ -19,7 +19,7 @@ def draw_drift(path: Path, reference: np.ndarray, new: np.ndarray, threshold: fl
         reference: distances [N], not negative.
         new: distances [M], not negative.
         threshold: images at larger distances are unusual.
-        title: above the picture.
+        title: the title above the picture.
     """
     joined = np.concatenate([reference, new])
     lowest = max(float(joined.min()), 1e-6)

@@ -79,7 +79,7 @@ def evaluation_config(stored: DictConfig, overrides: Sequence[str]) -> tuple[Dic
 
     Args:
         stored: the run's.
-        overrides: of the command line.
+        overrides: overrides from the command line.
 
     Raises:
         SettingError: an unknown setting, another image shape, or another split of the images that the encoder was

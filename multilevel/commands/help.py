@@ -57,7 +57,7 @@ def entries(settings_class: Any, prefix: str = "", values: Any = None, skip: Seq
 
     Args:
         settings_class: the dataclass.
-        prefix: of the settings' names.
+        prefix: prefix of the settings' names.
         values: their values, as a nested dictionary; None takes the dataclass's defaults.
         skip: fields to omit.
     """

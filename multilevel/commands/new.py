@@ -87,7 +87,7 @@ def rendered(kind: str, name: str) -> dict[Path, str]:
 
 
 def check_name(kind: str, name: str) -> None:
-    """Raise SettingError for a name that is not a lower-case Python identifier, or is taken."""
+    """Raise SettingError for a name that is not a lower-case Python identifier, or is already taken."""
     if not re.fullmatch("[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise SettingError("new", name, f"a Python identifier in lower case, such as my_{kind}")
     rooms = [folder / f"{kind}s" for folder in (HOME, *folders())]

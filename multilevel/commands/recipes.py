@@ -1,7 +1,7 @@
 """multilevel recipes [NAME ...]: list the recipes, or describe those named
 
-For each NAME: what the recipe learns, the published result it follows, and the result here with its command. ``python
--m multilevel.commands.recipes`` prints docs/recipes.md.
+For each NAME: what the recipe learns, the published result it follows, and the result here with its command. The
+command python -m multilevel.commands.recipes prints docs/recipes.md.
 
   multilevel recipes hyper_cleaning
 """
@@ -48,7 +48,7 @@ def page() -> str:
     """Generate docs/recipes.md.
 
     Raises:
-        ValueError: a docstring lacks ``Follows:`` or ``Result:``.
+        ValueError: a docstring has no ``Follows:`` or ``Result:``.
     """
     recipes = recipe_classes()
     for recipe in recipes.values():

@@ -63,8 +63,8 @@ class SolverVariant:
 
     Args:
         solver: its name.
-        options: of the solver.
-        precision: of all evaluations; None takes the recipe's.
+        options: options of the solver.
+        precision: precision of all evaluations; None takes the recipe's.
         share: ``solve_share`` of every level; None takes each level's own.
     """
 

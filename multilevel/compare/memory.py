@@ -18,10 +18,10 @@ class MemoryTracker:
     followed until their storage is freed; a kernel's internal allocations are not seen.
 
     Args:
-        device: of the computation.
+        device: device of the computation.
 
     Attributes:
-        peak: in bytes.
+        peak: peak memory in bytes.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -21,7 +21,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def draw_comparison(path: Path, result: Mapping[str, Any]) -> None:
-    """Draw a comparison as ``compare.json`` holds it: error against memory and against time.
+    """Draw a comparison as stored in ``compare.json``: error against memory and against time.
 
     Without a reference, the residual replaces the error.
     """

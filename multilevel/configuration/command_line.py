@@ -36,7 +36,7 @@ class CommandLine(Generic[Settings]):
     Attributes:
         settings: the command's own.
         words: arguments that are not settings, such as files.
-        overrides: the other settings, as typed: those of a recipe.
+        overrides: the settings of a recipe, as typed.
     """
 
     settings: Settings
@@ -51,7 +51,7 @@ def read(
 
     Args:
         command: its name, for messages.
-        arguments: of the command line.
+        arguments: arguments of the command line.
         settings_class: a dataclass whose fields are the command's own settings.
         words: whether it takes arguments that are not settings. Without ``recipe``, a file with ``=`` in its name
             counts as one.

@@ -85,7 +85,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     """Compose command-line overrides into a configuration, with interpolations resolved.
 
     Args:
-        overrides: as in ``mask.ratio=0.5`` or ``levels.pretrain.solver=neumann``.
+        overrides: settings as typed, as in ``mask.ratio=0.5`` or ``levels.pretrain.solver=neumann``.
 
     Raises:
         SettingError: an unknown setting or choice, a value of the wrong type, or a user's file that is not YAML.
@@ -144,7 +144,7 @@ def changed(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """A stored configuration with some values replaced (``data.path=...``, ``evaluation.max_images=1000``).
 
     Raises:
-        SettingError: the configuration lacks a setting.
+        SettingError: a setting is missing from the configuration.
     """
     result = config.copy()
     for override in map(parse_override, overrides):
@@ -162,7 +162,7 @@ def with_groups(config: DictConfig, overrides: Sequence[str], groups: Sequence[s
 
     Args:
         config: the stored one.
-        overrides: of the command line.
+        overrides: overrides from the command line.
         groups: groups that may be replaced.
 
     Returns:

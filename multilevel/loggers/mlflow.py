@@ -1,4 +1,4 @@
-"""Logger: MLflow, into the store at MLFLOW_TRACKING_URI or mlflow.db in the current folder."""
+"""Logs to MLflow, into the store at MLFLOW_TRACKING_URI or mlflow.db in the current folder."""
 
 from __future__ import annotations
 

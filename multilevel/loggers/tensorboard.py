@@ -1,4 +1,4 @@
-"""Logger: TensorBoard, into FOLDER/tensorboard."""
+"""Logs to TensorBoard, into FOLDER/tensorboard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Callback: the error of the top level's hypergradient against a reference, during training."""
+"""A callback that measures the error of the top level's hypergradient against a reference, during training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Diagnosis(Callback):
 
     Args:
         path: the file; appended to.
-        every: steps.
+        every: steps between comparisons.
     """
 
     def __init__(self, path: Path, every: int) -> None:

@@ -1,4 +1,4 @@
-"""Callback: writes every update as a line of metrics.jsonl."""
+"""A callback that writes every update as a line of metrics.jsonl."""
 
 from __future__ import annotations
 

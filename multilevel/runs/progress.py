@@ -1,4 +1,4 @@
-"""Callback: shows a live progress bar on a terminal, occasional lines elsewhere."""
+"""A callback that shows a live progress bar on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 

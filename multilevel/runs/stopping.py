@@ -38,7 +38,7 @@ class StopOnSignal:
     ignored.
 
     Attributes:
-        number: of the signal received; None before the first.
+        number: number of the received signal; None before the first.
     """
 
     current: ClassVar[StopOnSignal | None] = None

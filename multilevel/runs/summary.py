@@ -34,8 +34,8 @@ class Outcome:
         seconds: spent on training, over all sessions of the run.
         memory: peak of the training, in MiB.
         waiting: share of this session's training time spent waiting for data.
-        findings: of the recipe.
-        scores: of the evaluation, if any.
+        findings: findings of the recipe.
+        scores: scores of the evaluation, if any.
         problem: why the evaluation failed.
     """
 

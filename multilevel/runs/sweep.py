@@ -36,7 +36,7 @@ def sweep(overrides: Sequence[str], train: Callable[[DictConfig, Path], None]) -
     launchers and sweepers.
 
     Args:
-        overrides: of the command line.
+        overrides: overrides from the command line.
         train: trains one run from its settings in its folder.
 
     Raises:

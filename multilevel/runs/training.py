@@ -99,10 +99,10 @@ def finish(recipe: Recipe, engine: Engine, folder: RunFolder, loggers: Sequence[
 
     Args:
         recipe: its graph is trained by the engine.
-        engine: already at the step to continue from.
-        folder: of the run.
-        loggers: named in the settings.
-        seconds: spent on training before.
+        engine: an engine already at the step to continue from.
+        folder: the run's folder.
+        loggers: the loggers named in the settings.
+        seconds: seconds spent on training before.
 
     Raises:
         Stopped: a signal ended the run early.

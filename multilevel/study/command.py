@@ -133,7 +133,7 @@ def resumed(study: Study, settings: StudySettings) -> Study:
     """Load a study to continue, optionally with another number of jobs or more seeds.
 
     Raises:
-        SettingError: seeds that omit some of the study's.
+        SettingError: the seeds omit some of the study's.
     """
     if settings.seeds is not None:
         if not set(study.seeds) <= set(settings.seeds):

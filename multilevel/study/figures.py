@@ -33,7 +33,7 @@ class Figures:
 
     Args:
         result: the contents of study.json.
-        folder: of the study.
+        folder: the study's folder.
     """
 
     def __init__(self, result: Mapping[str, Any], folder: Path) -> None:

@@ -73,7 +73,7 @@ def draw_costs(path: Path, seconds: Mapping[str, Sequence[float]], memory: Mappi
 
     Args:
         path: the PNG to write.
-        seconds: of each seed.
+        seconds: seconds of each seed.
         memory: MiB of each seed.
     """
     figure = new_figure(2 * _width(len(seconds)), 3.6)
@@ -91,7 +91,7 @@ def draw_costs(path: Path, seconds: Mapping[str, Sequence[float]], memory: Mappi
 def draw_over(
     path: Path, panels: Mapping[str, Mapping[str, Sequence[tuple[float, Mapping[str, Any]]]]], label: str, score: str
 ) -> None:
-    """Draw the score over a setting, a panel for each data set and a line for each arm, with 95% intervals.
+    """Plot the score against a setting, a panel for each data set and a line for each arm, with 95% intervals.
 
     Args:
         path: the PNG to write.

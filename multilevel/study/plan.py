@@ -27,10 +27,10 @@ class Arm:
         policy: ``mask.policy``.
         guidance: ``mask.guidance``; None leaves the recipe's.
         learned: whether the masks are learned, so that there is a mask level.
-        guided_share: share of its masks that are guided, 0 to 1; 0 if masks are not learned.
+        guided_share: the share of its masks that is guided, 0 to 1; 0 if masks are not learned.
         updates_per_step: pretraining updates for each update of its top level.
         steps: updates of its top level.
-        settings: of ``multilevel train``, for this arm only.
+        settings: settings of ``multilevel train``, for this arm only.
     """
 
     name: str
@@ -67,23 +67,23 @@ class StudyRun:
 
 @dataclass(frozen=True)
 class Study:
-    """The whole plan, as ``study.yaml`` holds it.
+    """The whole plan, as stored in ``study.yaml``.
 
     Args:
         arguments: the command line, to repeat it.
-        settings: of ``multilevel train``, for every part.
+        settings: settings of ``multilevel train``, for every part.
         arms: the first is the baseline.
-        seeds: of every arm.
+        seeds: seeds of every arm.
         labels: shares of the labels that the evaluation uses.
         transfer, transfer_name: settings and name of another data set to evaluate on; empty: none.
         equal: updates or time.
         metric, protocol, split: of the verdict.
         minimum_effect: the smallest worthwhile difference of the metric.
-        threads: of each part.
+        threads: CPU threads of each part.
         jobs: parts side by side.
         launcher: overrides of Hydra's launcher; empty: none.
         data: name of the data set.
-        seconds_per_step: of each arm, measured before the first part; None if updates are equal.
+        seconds_per_step: seconds per step of each arm, measured before the first part; None if updates are equal.
     """
 
     arguments: list[str]
@@ -177,7 +177,7 @@ def equal_updates(per_step: Sequence[int], steps: int) -> list[int]:
 
     Args:
         per_step: pretraining updates for each step of each arm.
-        steps: of the arm with the most updates per step.
+        steps: steps of the arm with the most updates per step.
 
     Raises:
         SettingError: no whole numbers of steps achieve this.

@@ -29,7 +29,7 @@ def write_report(result: Mapping[str, Any], folder: Path) -> list[Path]:
 
     Args:
         result: the contents of study.json.
-        folder: of the study.
+        folder: the study's folder.
 
     Returns:
         The files written.

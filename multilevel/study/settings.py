@@ -49,7 +49,7 @@ class StudySettings:
         launcher: Hydra's launcher and its settings, as overrides; empty: none.
         output: the study's folder; None generates a name.
         resume: the folder of a study to continue.
-        settings: of ``multilevel train``, for every part.
+        settings: settings of ``multilevel train``, for every part.
     """
 
     policies: list[PolicyName] | None = None

@@ -36,7 +36,7 @@ class PairedComparison:
         interval: 95%, by Student's t; None if it is undefined (one seed, or no spread).
         deviation: standard deviation of the differences; None with one seed.
         effect_size: mean / deviation (Cohen's d of pairs); None without a deviation.
-        p_value: of the paired t test; None without an interval.
+        p_value: p-value of the paired t test; None without an interval.
         decision: pays, does not pay, or not decided.
         more_seeds: about how many more seeds would decide it; None if more seeds would not, or the spread is unknown.
         bound: 0 or 1 if every score of both is closer to it than the smallest worthwhile difference, else None.

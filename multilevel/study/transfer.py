@@ -17,7 +17,7 @@ def transfer_config(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The configuration for evaluating a run on another data set, checked by building its recipe.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         overrides: ``data=NAME`` and its settings.
 
     Raises:
@@ -35,7 +35,7 @@ def write_transfer(run: Path, overrides: Sequence[str], name: str) -> None:
     Args:
         run: its folder.
         overrides: ``data=NAME`` and its settings.
-        name: in the file's name.
+        name: a part of the file's name.
     """
     evaluate([str(run), *overrides])
     transfer = transfer_config(RunFolder(run).config(), overrides)

@@ -17,7 +17,7 @@ def sentence(
     """The verdict on a comparison, in words.
 
     Args:
-        comparison: of the arm with the baseline.
+        comparison: the comparison of the arm with the baseline.
         arm, baseline: their names.
         score: name of the score, such as "linear probe accuracy".
         minimum_effect: the smallest worthwhile difference.
@@ -65,8 +65,8 @@ def cost_clause(equal: str, seconds: float, updates: float) -> str:
 
     Args:
         equal: the budget that was equal for both.
-        seconds: of training, the arm's over the baseline's.
-        updates: of pretraining, the arm's over the baseline's.
+        seconds: the arm's seconds of training divided by the baseline's.
+        updates: the arm's pretraining updates divided by the baseline's.
     """
     if equal == "time":
         return f"in {seconds:.2f} times the training time they made {updates:.2f} times as many pretraining updates"

@@ -19,7 +19,7 @@ class AutocastState:
     """Whether each kind of device computes under autocast, and in which dtype.
 
     Attributes:
-        kinds: by device type (cpu, cuda), whether autocast is on and its dtype.
+        kinds: for each device type (cpu, cuda), whether autocast is on, and its dtype.
         caches: whether autocast caches casts of parameters.
     """
 

@@ -41,7 +41,7 @@ class Compilation:
     take as a whole, or whose input shapes change too often.
 
     Args:
-        backend: of torch.compile.
+        backend: backend of torch.compile.
 
     Attributes:
         notices: one line per reason on calls that are not compiled; the code that shows the lines removes them.
@@ -72,8 +72,8 @@ class Compilation:
 
         Args:
             level: the level of the evaluated loss.
-            modules: of all levels, including every submodule.
-            mode: of the evaluation; compiled calls run outside it.
+            modules: the modules of all levels, including every submodule.
+            mode: the mode of the evaluation; compiled calls run outside it.
 
         Raises:
             GradientGraphError: the loss takes a gradient and keeps its graph. Later blocks for this loss compile

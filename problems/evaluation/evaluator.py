@@ -45,7 +45,7 @@ class Evaluation:
 
     Attributes:
         loss: a scalar.
-        value: of the loss; with several ranks, of this rank's.
+        value: value of the loss; with several ranks, of this rank's.
         metrics: the metrics that the loss returned.
         touched: the watched levels that were used while gradients were enabled.
         used: the watched levels that were used at all.
@@ -151,8 +151,8 @@ class Evaluator:
     def replay(self, name: str, part: RecordedBatch, parameters: Values) -> Tensor:
         """The loss of a recorded part with the same random draws; generators and buffers do not change.
 
-        Nothing is compiled, since compiled functions may lack second derivatives. With several ranks, the value is this
-        rank's, but derivatives in ``parameters`` are those of the mean over ranks.
+        Nothing is compiled, since compiled functions may have no second derivatives. With several ranks, the value is
+        this rank's, but derivatives with respect to ``parameters`` are those of the mean over ranks.
         """
         value = self._replayed(name, part, parameters, partial(self.problems[name].loss, self.levels))
         return self._checked(name, value)
@@ -190,7 +190,7 @@ class Evaluator:
 
         Args:
             name: the level.
-            batch: of its data.
+            batch: a batch of its data.
             state: the generators' state, if known.
         """
         if getattr(self.problems[name].draw, "__func__", None) is Problem.draw:

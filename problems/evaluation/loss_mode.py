@@ -51,7 +51,7 @@ class LossMode(ReplayableDropout):
     torch, is computed by elementary operations when second derivatives are taken.
 
     Args:
-        substitution: of the parameters.
+        substitution: the substitution of the parameters.
         generators: states by generator; generators are added on their first use.
         watched: the level of a tensor by its ``id``; see ``touched``.
         storages: addresses of storages; see ``written``.
@@ -148,7 +148,7 @@ class LossMode(ReplayableDropout):
 
 
 def _lacks_graph(tensor: Tensor) -> bool:
-    """Whether a tensor that could have a graph lacks one, in code that builds graphs."""
+    """Whether a tensor that could have a graph has none, in code that builds graphs."""
     with torch._C.DisableTorchFunction():
         if not torch.is_grad_enabled() or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             return False

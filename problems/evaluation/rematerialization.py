@@ -53,8 +53,9 @@ def rematerialized(module: nn.Module, compute: Callable[..., Any], *inputs: Any,
     Args:
         module: the module whose parameters and buffers ``compute`` uses; functional_call may have substituted them.
         compute: a method of the module, or a function that calls it.
-        inputs: of ``compute``: tensors, also in nested tuples, lists and dicts, and any other values.
-        keywords: of ``compute``, in the same form.
+        inputs: positional arguments of ``compute``: tensors, also in nested tuples, lists and dicts, and any other
+            values.
+        keywords: keyword arguments of ``compute``, in the same form.
 
     Returns:
         The result of ``compute``: floating-point tensors, possibly nested.
@@ -152,11 +153,11 @@ class _Layer(_Function):
 
     Attributes:
         call: the called function.
-        names: of the parameters.
+        names: names of the parameters.
         constants: the flattened arguments, with None for each tensor.
         indices: indices of the tensors among them.
         arguments: the structure of the arguments.
-        surroundings: of the first evaluation.
+        surroundings: surroundings of the first evaluation.
         results: the structure of the result, after the first evaluation.
         evaluated: whether the first evaluation has happened.
     """

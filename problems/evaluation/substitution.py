@@ -38,7 +38,7 @@ class Modules:
     loses reassigned buffers.
 
     Args:
-        modules: by level. Names, ties and buffers are determined once.
+        modules: the module of each level. Names, ties and buffers are determined once.
 
     Attributes:
         modules: every module and submodule, without duplicates.
@@ -83,9 +83,10 @@ class Modules:
         """Substitute ``values``, ``{level: {name: tensor}}``, and copies where there is no value.
 
         Args:
-            values: for parameters and buffers; other parameters enter detached, other buffers as copies.
+            values: new values for parameters and buffers; other parameters enter detached, other buffers as copies.
             cast: applied to all substitutes; None leaves them unchanged.
-            differentiable: whether a loss itself can differentiate in every parameter that requires a gradient.
+            differentiable: whether a loss itself can differentiate with respect to every parameter that requires a
+                gradient.
             moving: for each level, the parameters that its forward pass writes to, which enter as copies; None: all.
         """
         pairs: list[tuple[Variable, Tensor | None]] = []
@@ -110,7 +111,7 @@ class Modules:
 
 
 def marked(leaf: Tensor) -> Tensor:
-    """Mark a tensor to differentiate in, to detect losses that keep it for their next evaluation."""
+    """Mark a tensor to differentiate with respect to, to detect losses that keep it for their next evaluation."""
     leaf.is_substitute = id(leaf)  # type: ignore[attr-defined]  # a copy of it has this attribute, and another id
     return leaf
 

@@ -97,7 +97,8 @@ class Geometry:
         return images if self.mirrored is None else mirror(images, self.mirrored)
 
     def masks(self, masks: Tensor) -> Tensor:
-        """Transform a uint8 tensor ``[B, 1, S, S]`` by nearest neighbour, so that its values stay valid."""
+        """Transform a uint8 tensor ``[B, 1, S, S]`` by nearest-neighbour interpolation, so that its values stay
+        valid."""
         if self.crops is not None:
             masks = crop(masks.float(), self.crops, mode="nearest").to(masks.dtype)
         return masks if self.mirrored is None else mirror(masks, self.mirrored)

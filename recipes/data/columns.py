@@ -26,7 +26,7 @@ def find_image_column(features: Any, setting: str | None) -> str:
         setting: ``data.image_column``.
 
     Raises:
-        SettingError: the column does not exist or holds something else, or none was found.
+        SettingError: the column does not exist or contains something else, or none was found.
     """
     images = [name for name, feature in features.items() if holds_images(feature)]
     default = next((name for name in images if "mask" not in name.lower()), None)
@@ -41,7 +41,7 @@ def find_label_column(features: Any, setting: str | None) -> str | None:
         setting: ``data.label_column``.
 
     Raises:
-        SettingError: the column does not exist, or holds neither class labels, whole numbers nor text.
+        SettingError: the column does not exist, or contains neither class labels, whole numbers nor text.
     """
     import datasets
 
@@ -113,7 +113,7 @@ def _checked(role: str, column: str | None, usable: list[str], expected: str, fe
 
 
 def holds_images(feature: Any) -> bool:
-    """Whether a feature holds images; files written without ``datasets`` have bare bytes instead."""
+    """Whether a feature contains images; files written without ``datasets`` have bare bytes instead."""
     import datasets
 
     if isinstance(feature, datasets.Image):
@@ -124,7 +124,7 @@ def holds_images(feature: Any) -> bool:
 
 
 def holds_labels(feature: Any) -> bool:
-    """Whether a feature holds class labels, whole numbers or text."""
+    """Whether a feature contains class labels, whole numbers or text."""
     import datasets
 
     if isinstance(feature, datasets.ClassLabel):
@@ -134,7 +134,7 @@ def holds_labels(feature: Any) -> bool:
 
 
 def is_list(feature: Any) -> bool:
-    """Whether a feature holds lists, for which `datasets` has several types."""
+    """Whether a feature contains lists, for which `datasets` has several types."""
     return isinstance(feature, list) or hasattr(feature, "feature")
 
 
@@ -166,7 +166,7 @@ def read_labels(table: Any, column: str, class_names: Names | None, name: str) -
         The names of the classes, and an int64 tensor ``[N]``.
 
     Raises:
-        DataError: a row has no label, or one that the training split lacks.
+        DataError: a row has no label, or one that is not in the training split.
     """
     import datasets
 
@@ -201,7 +201,7 @@ def read_lists(table: Any, column: str, names: Names | None, name: str) -> tuple
         name: what the table is called in messages.
 
     Raises:
-        DataError: a class that the training split lacks, or no class at all.
+        DataError: a class that is not in the training split, or no class at all.
     """
     values = [cell or [] for cell in table.data.column(column).to_pylist()]
     names, numbers = _numbered(inner(table.features[column]), values, names, f"{name}, column {column!r}")
@@ -225,8 +225,8 @@ def read_boxes(table: Any, column: str, names: Names | None, name: str) -> tuple
         name: what the table is called in messages.
 
     Raises:
-        DataError: a row that has not one class for each box, a box of other than 4 numbers, or a class that the
-            training split lacks.
+        DataError: a row without exactly one class for each box, a box of other than 4 numbers, or a class that is not
+            in the training split.
     """
     corners: list[np.ndarray] = []
     classes: list[list[Any]] = []

@@ -48,7 +48,7 @@ class Source(ABC):
 
     @abstractmethod
     def describe_row(self, row: int) -> str:
-        """The file, or the row of a table, that holds an image: for messages."""
+        """Name the file or the table row of an image, for messages."""
 
     def open_mask(self, row: int) -> Image.Image | None:
         """Open the mask of an image; ``None`` if nothing is marked."""
@@ -64,8 +64,8 @@ class SourceSplits:
     """A data set: training images, its own test images if it has any, and the names of its classes.
 
     Attributes:
-        class_names: by label; images are split by these classes.
-        target_names: by number, of ``multilabels`` or ``boxes``, if any.
+        class_names: names of the classes, by label; images are split by these classes.
+        target_names: names, by number, of the classes of ``multilabels`` or ``boxes``, if any.
         signal_patches: bool ``[L]``, the patches of ``data.patch_size`` that show the class, if known.
     """
 

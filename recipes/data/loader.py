@@ -125,7 +125,7 @@ class ImageLoader:
 
 
 class Epoch(Iterator[Batch]):
-    """Batches ``start`` to ``stop``, computed by one thread, which ends when the iterator is garbage-collected.
+    """Yields batches ``start`` to ``stop``, computed in one thread that ends when the iterator is garbage-collected.
 
     Args:
         compute: maps a number to its batch; called in order in the thread. It must not reference this object.

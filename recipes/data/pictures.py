@@ -69,13 +69,13 @@ def to_square(
     fit: str = "crop",
     resampling: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image:
-    """Resize the picture to a square (with antialiasing, except by nearest neighbour).
+    """Resize the picture to a square (with antialiasing, except with nearest-neighbour interpolation).
 
     Args:
-        picture: of any size.
+        picture: a picture of any size.
         image_size: pixels per side.
         fit: crop (the centre square of the picture) or stretch (the whole picture).
-        resampling: of the resizing.
+        resampling: the filter of the resizing.
     """
     size = (image_size, image_size)
     if picture.size == size:

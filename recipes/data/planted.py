@@ -28,8 +28,8 @@ class PlantedSource(Source):
     Args:
         image_size: pixels per side, an even number of patches.
         patch_size: pixels per side.
-        count: images.
-        seed: of the images; the textures do not depend on it.
+        count: number of images.
+        seed: seed of the images; the textures do not depend on it.
 
     Raises:
         SettingError: patches do not fit into blocks of 2 x 2.

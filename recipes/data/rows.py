@@ -15,7 +15,8 @@ from multilevel.solvers.errors import DataError
 
 @dataclass(frozen=True)
 class Rows:
-    """Sorted int64 arrays: rows of the training images; ``test`` of the test images if the data set has any."""
+    """Sorted int64 arrays of row numbers: of the training images, and in ``test`` of the test images, if the data set
+    has any."""
 
     pretrain: np.ndarray
     finetune: np.ndarray

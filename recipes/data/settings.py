@@ -20,7 +20,7 @@ class DataSettings:
     Args:
         name: the name of the data set; ``digits`` comes with scikit-learn.
         path: a folder of ``train*.parquet`` files (or one such file), or a folder of images.
-        hub: the data set's name on the Hugging Face hub.
+        hub: the data set's name on the Hugging Face Hub.
         image_size: height and width of every image after resizing, in pixels.
         channels: 3 (RGB) or 1 (grey).
         fit: how an image becomes a square: crop (its centre) or stretch (the whole image, distorted).
@@ -31,10 +31,10 @@ class DataSettings:
         validation_share: share of the labelled training images held out for choosing settings.
         split_seed: the seed of all random splits.
         limit: largest number of training images, with every class in proportion; ``None`` uses all.
-        image_column: the column of a table that holds the images; ``None`` finds it.
-        label_column: the column of a table that holds the labels; ``None`` finds it.
-        mask_column: the column of a table that holds mask images, for tasks that learn from them; ``None`` finds it.
-        boxes_column: the column of a table that holds boxes, for tasks that learn from them; ``None`` finds it.
+        image_column: the column of a table with the images; ``None`` finds it.
+        label_column: the column of a table with the labels; ``None`` finds it.
+        mask_column: the column of a table with mask images, for tasks that learn from them; ``None`` finds it.
+        boxes_column: the column of a table with boxes, for tasks that learn from them; ``None`` finds it.
         mask_classes: meaning of a mask: ``binary`` (a defect above half of white), ``labels`` (the class of its image)
             or ``values`` (class numbers, 0 for the background, 255 for pixels to ignore).
         min_area: marks with fewer pixels in a mask get no box.
@@ -42,7 +42,8 @@ class DataSettings:
         test_split: the name of the test split; ``None`` looks for ``test``, then ``validation``.
         flip: mirror training images at random.
         crop_scale: smallest share of an image's area that a random crop keeps; 1.0 crops nothing.
-        memory_gib: keep decoded images in memory up to this size; larger data sets are decoded on demand.
+        memory_gib: largest size of the decoded images to keep in memory, in GiB; larger data sets are decoded on
+            demand.
 
     Raises:
         SettingError: an unusable value, by its name (``data.mask_share``).

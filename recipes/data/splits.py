@@ -61,7 +61,7 @@ class Split:
         """The targets of the images at ``positions`` (int64 ``[B]``), see ``Task.targets``.
 
         Args:
-            positions: in this part.
+            positions: positions in this part.
             geometry: the transformation of the images, applied to masks and boxes too.
 
         Raises:
@@ -177,7 +177,8 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str 
 
 
 def open_images(rows: Rows, settings: DataSettings, sources: SourceSplits, channels: int) -> tuple[Images, Images]:
-    """The training and test images, in memory if both fit; one object if the test part is split off."""
+    """The training and test images, in memory if both fit; the same object twice if the test part is split off the
+    training part."""
     training = np.union1d(np.union1d(rows.pretrain, rows.train), rows.validation)
     gib = (len(training) + len(rows.test)) * channels * settings.image_size**2 / 2**30
     in_memory = gib <= settings.memory_gib

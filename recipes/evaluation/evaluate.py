@@ -107,7 +107,7 @@ def stratified_positions(labels: Tensor, limit: int | None, seed: int) -> Tensor
     Args:
         labels: int64 [N].
         limit: None takes all.
-        seed: of the draw.
+        seed: seed of the draw.
     """
     rows = np.arange(len(labels))
     return torch.from_numpy(limit_rows(labels.numpy(), rows, limit, random_for(seed, "evaluation")))
@@ -121,7 +121,7 @@ def label_share(labels: Tensor, pool: Tensor, share: float, seed: int) -> Tensor
         labels: int64 [N], of all labelled training images.
         pool: int64 [P], the positions to draw from.
         share: above 0; 1 takes the whole pool.
-        seed: of the draw.
+        seed: seed of the draw.
 
     Returns:
         Positions in ``pool``, int64, sorted.

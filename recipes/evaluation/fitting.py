@@ -19,7 +19,7 @@ from multilevel.solvers import SettingError
 
 
 def new_loader(part: Split, setup: Setup, batch_size: int, augmented: bool) -> ImageLoader:
-    """Full, shuffled batches of a part, or of all its images if it has fewer than ``batch_size``."""
+    """Shuffled full batches of a part, or one batch of all its images if it has fewer than ``batch_size``."""
     return ImageLoader(
         part,
         setup.data.normalize,

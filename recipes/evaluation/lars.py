@@ -18,8 +18,8 @@ class LARS(torch.optim.Optimizer):
     Args:
         params: tensors or groups.
         lr: learning rate.
-        momentum: of v.
-        weight_decay: of matrices.
+        momentum: momentum of v.
+        weight_decay: weight decay of matrices.
         trust: the coefficient of q.
     """
 

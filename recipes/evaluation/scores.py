@@ -13,7 +13,7 @@ class Score:
         encoder: its name.
         protocol: its name in ``evaluation.protocols``.
         labels: share of the labelled training images that the protocol was fitted to.
-        metrics: by name, shares of 1; tables show the first.
+        metrics: values of the metrics by name, as shares of 1; tables show the first.
     """
 
     encoder: str

@@ -13,7 +13,7 @@ def format_table(scores: Sequence[Score], split: str = "test", metric: str | Non
     """One row per encoder and one column per protocol, in percent; one block per share of the labels.
 
     Args:
-        scores: at least one.
+        scores: one or more scores.
         split: the split of the scores.
         metric: the metric to show; None takes each score's first.
 

@@ -47,7 +47,7 @@ def model_card(
         trained: the model.
         config: the run's settings.
         summary: the run's ``summary.json``; None if the run has not ended.
-        step: of the exported checkpoint.
+        step: step of the exported checkpoint.
         format: transformers or onnx.
     """
     classifies = trained.classifier is not None

@@ -40,10 +40,10 @@ class Drift:
     Attributes:
         verdict: one of NO_DRIFT, DRIFT, TRAIN_AGAIN.
         mmd: squared maximum mean discrepancy, unbiased, so it can be below 0.
-        p_value: of the permutation test.
+        p_value: p-value of the permutation test.
         separability: area under the ROC curve of a linear classifier, cross-validated.
         reference_distances: Mahalanobis distances float64 [N], each to the images of the other folds.
-        distances: of the new images, float64 [M].
+        distances: distances of the new images, float64 [M].
         threshold: distance above which an image is unusual.
     """
 
@@ -62,7 +62,7 @@ def compare_features(reference: np.ndarray, new: np.ndarray, seed: int = 0) -> D
     Args:
         reference: float [N, D].
         new: float [M, D].
-        seed: of permutations and folds.
+        seed: seed of permutations and folds.
 
     Raises:
         ValueError: fewer than five rows on either side.

@@ -27,10 +27,10 @@ class ExportedModel:
 
     Args:
         folder: written by ``multilevel export``; ``model.onnx`` is used if there are no other weights.
-        device: for PyTorch; onnxruntime runs on the CPU.
+        device: device for PyTorch; onnxruntime runs on the CPU.
 
     Attributes:
-        class_names: by label; empty without a classifier.
+        class_names: names of the classes, by label; empty without a classifier.
         image_size: pixels per side.
         channels: 1 or 3.
         fit: how an image becomes a square, see ``to_square``.

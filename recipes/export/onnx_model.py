@@ -31,7 +31,7 @@ def write_onnx(model: FeaturesAndLogits, path: Path) -> None:
     """Write ``pixel_values`` [B, C, H, W], normalized, to ``logits`` [B, classes] and ``features`` [B, width].
 
     Args:
-        model: on the CPU.
+        model: a model on the CPU.
         path: the file; its batch size is dynamic.
 
     Raises:

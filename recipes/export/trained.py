@@ -20,7 +20,7 @@ class TrainedModel:
         classifier: from the mean of the encoder's patch tokens [B, width] to logits [B, classes]; None if the task is
             not classification or the images have no labels.
         data: its statistics and class names describe the model's inputs and outputs.
-        device: of the modules.
+        device: device of the modules.
     """
 
     autoencoder: MaskedAutoencoder

@@ -59,7 +59,7 @@ def transformers_config(mae: ViTMAEConfig, class_names: Sequence[str]) -> Dinov2
 
     Args:
         mae: the autoencoder's configuration.
-        class_names: by label; empty for an encoder without a classifier.
+        class_names: names of the classes, by label; empty for an encoder without a classifier.
     """
     return Dinov2Config(
         architectures=["Dinov2ForImageClassification" if class_names else "Dinov2Model"],

@@ -15,7 +15,7 @@ def draw_images(path: Path, images: Mapping[str, Tensor]) -> None:
 
     Args:
         path: the PNG to write.
-        images: of each class [N, C, H, W], 0 to 1, with the same N; values outside the range are clipped.
+        images: images of each class [N, C, H, W], 0 to 1, with the same N; values outside the range are clipped.
     """
     count = max(len(pictures) for pictures in images.values())
     figure = new_figure(0.8 * len(images) + 0.2, 0.8 * count + 0.3)

@@ -35,5 +35,5 @@ def planted_texts() -> tuple[list[str], np.ndarray]:
 
 
 def is_signal(word: str) -> bool:
-    """Whether a word tells the class."""
+    """Whether a word reveals the class."""
     return word.startswith(TOPICS[0])

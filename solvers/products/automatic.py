@@ -29,7 +29,7 @@ class AutomaticProducts(Products):
     A given radius selects finite differences.
 
     Examples:
-        The level of ``LowerLevel``'s example, H = diag(1, 2, 4):
+        With the level of ``LowerLevel``'s example, where H = diag(1, 2, 4):
 
         >>> products = AutomaticProducts(lower)
         >>> products.hessian({"p": torch.ones(3)}), products.form

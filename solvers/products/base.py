@@ -161,7 +161,7 @@ LONGEST_REASON = 160
 
 
 def lacking_operator(error: Exception) -> str | None:
-    """The operator that lacks a derivative, parsed from torch's error; None for other errors."""
+    """The operator without a derivative, parsed from torch's error; None for other errors."""
     text = str(error)
     for start, end in _MESSAGES:
         _, separator, tail = text.partition(start)

@@ -29,7 +29,7 @@ class FiniteDifferenceProducts(Products):
         losses: the level's losses, with detached values held.
 
     Examples:
-        The level of ``LowerLevel``'s example, H = diag(1, 2, 4):
+        With the level of ``LowerLevel``'s example, where H = diag(1, 2, 4):
 
         >>> products = FiniteDifferenceProducts(lower, radius=0.01)
         >>> products.hessian({"p": torch.ones(3)})["p"].round(decimals=3)
@@ -89,7 +89,8 @@ class FiniteDifferenceProducts(Products):
     ) -> dict[Key, Tensor]:
         """Central difference along ``direction``, averaged over the parts of the batch.
 
-        ``slope(part, point, step)`` gives the gradient in ``leaves`` at ``point``, ``step`` directions away.
+        ``slope(part, point, step)`` gives the gradient with respect to ``leaves`` at ``point``, ``step`` directions
+        away.
         """
         self.products += 1
         lengths = [norm(tensors) for tensors in (direction, *(read_direction or {}).values())]

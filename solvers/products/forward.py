@@ -37,7 +37,7 @@ class ForwardProducts(Products):
         the factors of a linear solve), and a reverse pass over them is silently wrong.
 
     Examples:
-        The level of ``LowerLevel``'s example, H = diag(1, 2, 4):
+        With the level of ``LowerLevel``'s example, where H = diag(1, 2, 4):
 
         >>> products = ForwardProducts(lower)
         >>> products.hessian({"p": torch.ones(3)})
@@ -129,7 +129,7 @@ FOLLOWED = WRITING | frozenset(
 )
 
 
-#: Functions that need or change the graph of reverse mode, which forward mode lacks.
+#: Functions that need or change the graph of reverse mode, which forward mode does not have.
 GRAPH_FUNCTIONS = frozenset([Tensor.register_hook, Tensor.retain_grad, Tensor.detach_, Tensor.backward])
 
 #: Binary functions that are affine in the first operand; those linear in it; and the largest small operand.
@@ -246,7 +246,7 @@ def _kind_of(function: Any) -> str | None:
 def _binary(function: Any, first: Any, second: Any) -> Any:
     """``function(first, second)``, where each operand may have a tangent.
 
-    If one operand lacks a tangent, torch runs Python code that takes longer than an operation on a small tensor.
+    If one operand has no tangent, torch runs Python code that takes longer than an operation on a small tensor.
     """
     if isinstance(second, int | float) and isinstance(first, Tensor):
         primal, tangent = unpack_dual(first, level=0)

@@ -20,7 +20,7 @@ class ReverseProducts(Products):
     """Reverse over reverse: exact. The gradient's graph is built once for all products of a solve.
 
     Examples:
-        The level of ``LowerLevel``'s example, H = diag(1, 2, 4):
+        With the level of ``LowerLevel``'s example, where H = diag(1, 2, 4):
 
         >>> products = ReverseProducts(lower)
         >>> products.hessian({"p": torch.ones(3)})
@@ -56,13 +56,13 @@ class ReverseProducts(Products):
         leaves = detached_leaves(self.lower.parameters)
         outputs = prediction.outputs(leaves, self.lower.reads)
         dummies = {index: torch.zeros_like(output, requires_grad=True) for index, output in enumerate(outputs)}
-        # The derivative of J^T w in w along v is J v.
+        # The derivative of J^T w with respect to w along v is J v.
         slopes = pulled(dict(enumerate(outputs)), dummies, leaves, create_graph=True)
         linear = {name: slope for name, slope in slopes.items() if slope is not None and slope.requires_grad}
         return list(filled(pulled(linear, direction, dummies), dummies).values())
 
     def _differentiate(self, leaves: dict[Key, Tensor], direction: Tensors) -> dict[Key, Tensor]:
-        """The derivative of <dg/dp, direction> in ``leaves``, averaged over the parts of the batch."""
+        """The derivative of <dg/dp, direction> with respect to ``leaves``, averaged over the parts of the batch."""
         with self.explained():
             product = mean_over_parts(
                 lambda slopes: pulled(slopes, direction, leaves, keep=True), self._built(), leaves
@@ -71,7 +71,8 @@ class ReverseProducts(Products):
         return product
 
     def _transposed(self, direction: Tensors, read_direction: Mapping[str, Tensors]) -> dict[str, Tensor]:
-        """d/dp of <dg/dp, v> + <dg/dr, w>: uses a separate graph, since it needs the gradient in the levels read."""
+        """d/dp of <dg/dp, v> + <dg/dr, w>: uses a separate graph, since it needs the gradient with respect to the
+        levels that it reads."""
         leaves = {**keyed({"": self._parameters}), **keyed(self._reads)}
         vectors = {**keyed({"": direction}), **keyed(read_direction)}
 
@@ -93,7 +94,7 @@ class ReverseProducts(Products):
         return self._gradients
 
     def _gradient_graph(self, loss: Loss, leaves: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
-        """The gradient of a loss in ``leaves``, 0 where it does not depend on one."""
+        """The gradient of a loss with respect to ``leaves``, 0 where it does not depend on one."""
         value = differentiable_twice(loss(self._parameters, self._reads))
         slopes = torch.autograd.grad(value, list(leaves.values()), create_graph=True, materialize_grads=True)
         return dict(zip(leaves, slopes, strict=True))

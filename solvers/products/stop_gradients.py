@@ -98,7 +98,7 @@ class HeldLosses:
         return fmean(self.at(part, parameters, reads).item() for part in range(len(self._lower.losses)))
 
     def gradient(self, parameters: Tensors, reads: Mapping[str, Tensors]) -> dict[str, Tensor]:
-        """The gradient of the mean in ``parameters``, same names and shapes."""
+        """The gradient of the mean with respect to ``parameters``, same names and shapes."""
         leaves, parts = detached_leaves(parameters), range(len(self._lower.losses))
         return mean_over_parts(lambda part: gradients(self.at(part, leaves, reads), leaves), parts, leaves)
 

@@ -15,7 +15,8 @@ class HeldOut(Problem):
 
 
 def problem():
-    """A graph in float64, and its tensors: inputs, targets, held-out inputs and targets, weight, bias, logarithms."""
+    """A graph in float64, and its tensors: inputs, targets, held-out inputs and targets, weight, bias,
+    log-parameters."""
     torch.manual_seed(0)
     data = [torch.randn(20, 3), torch.randn(20, 1), torch.randn(10, 3), torch.randn(10, 1)]
     data = [tensor.double() for tensor in data]

@@ -29,8 +29,8 @@ class FolderSource(Source):
 
     Args:
         labelled: the files of each class.
-        class_names: by label.
-        unlabelled: files without per label, which is -1.
+        class_names: names of the classes, by label.
+        unlabelled: files without a label; theirs is -1.
         masks: the mask file of each image that has one.
     """
 
@@ -58,7 +58,7 @@ class FolderSource(Source):
 def read_image_folder(root: Path, settings: DataSettings, targets: type[Targets] = Labels) -> SourceSplits:
     """Find the images of a folder.
 
-    If there is a subfolder ``train``, it holds the classes, and ``test`` (or the first existing of
+    If there is a subfolder ``train``, it has the classes, and ``test`` (or the first existing of
     ``settings.test_split``, ``validation`` and ``val``) the test images. Otherwise the classes are subfolders of
     ``root`` itself. Images at the top, and those in ``unlabelled``, have no label. Mask files (see ``find_masks``) do
     not count as images.

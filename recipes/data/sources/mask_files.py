@@ -18,7 +18,7 @@ def find_masks(root: Path, files: Iterable[Path]) -> dict[Path, Path]:
     Names there may also end in ``_mask``.
 
     Args:
-        root: the folder that holds the classes.
+        root: the folder with the classes.
         files: every image file below it.
 
     Raises:

@@ -63,7 +63,7 @@ class TableSource(Source):
 def open_cell(cell: Any) -> Image.Image | None:
     """Open the image in one cell; ``None`` for an empty cell.
 
-    This works cell by cell since `datasets` decodes slowly and Arrow's take() overflows beyond 2 GiB.
+    It works cell by cell because `datasets` decodes slowly and Arrow's take() overflows beyond 2 GiB.
     """
     if isinstance(cell, dict):
         cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
@@ -79,7 +79,7 @@ def read_parquet(path: Path, settings: DataSettings, targets: type[Targets] = La
     """Read ``train*.parquet`` and, if they exist, ``test*.parquet`` or ``validation*.parquet``.
 
     Args:
-        path: a folder, or one parquet file that holds the training images.
+        path: a folder, or one parquet file with the training images.
         settings: the names of splits and columns are read.
         targets: the kind of targets that the task learns.
 
@@ -107,7 +107,7 @@ def read_hub(hub: str, settings: DataSettings, targets: type[Targets] = Labels) 
     """Read a data set from the hub, or from the local cache if it was downloaded before.
 
     Raises:
-        SettingError: the data set lacks a split or column.
+        SettingError: the data set has no such split or column.
         DataError: the data set cannot be downloaded, or labels are missing.
     """
     tables = load_tables(hub, f"{hub} cannot be downloaded from the hub; data.path takes a local copy")

@@ -31,7 +31,7 @@ class Targets(ABC):
     @classmethod
     @abstractmethod
     def check(cls, sources: SourceSplits, settings: DataSettings) -> None:
-        """Reject a data set that lacks these targets.
+        """Reject a data set without these targets.
 
         Raises:
             DataError: no masks, boxes or lists of labels.
@@ -49,12 +49,12 @@ class Targets(ABC):
 
     @classmethod
     def open(cls, sources: SourceSplits, settings: DataSettings, open_images: OpenImages) -> Pair:
-        """Open the targets of the training and test images; one object if the test part is split off the training
-        images.
+        """Open the targets of the training and test images; the same object twice if the test part is split off the
+        training images.
 
         Args:
             sources: the set.
-            settings: of the data set.
+            settings: settings of the data set.
             open_images: opens targets that are images themselves.
         """
         train = cls(sources.train, settings)
@@ -71,7 +71,7 @@ class Targets(ABC):
 
         Args:
             sources: the set.
-            settings: of the data set.
+            settings: settings of the data set.
             counts: int64, occurrences of each class in the training images.
 
         Raises:

@@ -52,7 +52,7 @@ def boxes_in_square(boxes: np.ndarray, size: tuple[int, int], image_size: int, f
 
     Args:
         boxes: float array ``[K, 5]``, in pixels of the picture.
-        size: of the picture.
+        size: size of the picture.
         image_size: height and width of the square.
         fit: crop (the centre square) or stretch (the whole picture).
 

@@ -22,7 +22,7 @@ def class_numbers(mask: Image.Image, mask_classes: str, label: int) -> np.ndarra
         mask: a picture that Pillow has opened.
         mask_classes: ``binary``: 1 above half of white; ``labels``: 1 + ``label`` above half of white; ``values``: the
             pixel's value (or palette index).
-        label: of the image.
+        label: label of the image.
 
     Raises:
         ValueError: with ``values``, the mask has colours or values beyond 255.
@@ -56,7 +56,7 @@ def read_mask(source: Source, row: int, mask_classes: str) -> np.ndarray | None:
 
 
 class MaskSource(Source):
-    """The masks of a source as grey pictures of class numbers, resized to the square by nearest neighbour.
+    """The masks of a source as grey pictures of class numbers, resized to a square by nearest-neighbour interpolation.
 
     Args:
         source: the images, which have masks.

@@ -28,7 +28,7 @@ class Candidate:
     Args:
         name: its name in scores.
         features: computes frozen features.
-        module: copied and trained by finetuning; None skips such protocols, as for raw pixels.
+        module: the module that finetuning copies and trains; None skips protocols that need one, as for raw pixels.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Setup:
     Args:
         data: the data set.
         task: the task of the head, for protocols that train one.
-        device: of the encoders.
+        device: device of the encoders.
         precision: float32, or bf16 (training under autocast).
         flip: whether to mirror training images at random.
         crop_scale: smallest share of a training image's area that a random crop keeps.
@@ -63,9 +63,9 @@ class Trial:
 
     Args:
         candidate: the encoder.
-        setup: of the run.
+        setup: setup of the run.
         fitted: labelled training images.
-        scored: of the test or the validation split.
+        scored: images of the test or the validation split.
         features: returns the frozen features float32 [N, D] of both, in order.
         neighbours, batch_size, seed: see ``EvaluationSettings``.
     """

@@ -28,9 +28,9 @@ class FinetuneProtocol(EvaluationProtocol):
     learning rate (Clark et al. 2020, Bao et al. 2022), warmup, cosine, label smoothing, mixup, cutmix, drop path.
 
     Differences from the paper: 20 epochs of batches of 128 instead of 100 of 1024, but at least 500 updates; random
-        crops and mirror images (``data.crop_scale`` and ``data.flip``) instead of RandAugment; the task's own head, on
-        the tokens after the final norm. Label smoothing, mixup and cutmix apply only to classification, since other
-        tasks' targets cannot be mixed.
+        crops and mirror images (data.crop_scale and data.flip) instead of RandAugment; the task's own head, on the
+        tokens after the final norm. Label smoothing, mixup and cutmix apply only to classification, since other tasks'
+        targets cannot be mixed.
 
     Args:
         epochs: passes over the images to fit to.
@@ -41,9 +41,9 @@ class FinetuneProtocol(EvaluationProtocol):
         weight_decay: weight decay of matrices.
         layer_decay: factor of the learning rate from each layer to the one below.
         warmup: share of the updates over which the learning rate rises.
-        label_smoothing: amount of label smoothing, see ``Mixing``.
-        mixup: strength of mixup, see ``Mixing``; 0 is off.
-        cutmix: strength of cutmix, see ``Mixing``; 0 is off.
+        label_smoothing: amount of label smoothing, see Mixing.
+        mixup: strength of mixup, see Mixing; 0 is off.
+        cutmix: strength of cutmix, see Mixing; 0 is off.
         drop_path: drop path rate of the last layer; it rises linearly from 0 at the first.
     """
 

@@ -22,7 +22,7 @@ class Head(EvaluationProtocol):
         epochs: passes over the images to fit to.
         least_updates: smallest number of updates; few images are repeated more often.
         batch_size: images in a batch.
-        learning_rate: the peak value.
+        learning_rate: peak learning rate.
         weight_decay: weight decay of all parameters.
         warmup: share of the updates over which the learning rate rises.
     """

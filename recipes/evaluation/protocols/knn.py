@@ -13,7 +13,7 @@ from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Tri
 
 @dataclass(kw_only=True)
 class NearestNeighbours(EvaluationProtocol):
-    """A vote of the ``evaluation.neighbours`` nearest training images."""
+    """A vote of the evaluation.neighbours nearest training images."""
 
     title = "nearest neighbours"
 

@@ -42,7 +42,7 @@ def linear_probe(features: np.ndarray, labels: np.ndarray, scored: np.ndarray, s
         features: float32 [N, D].
         labels: int64 [N], at least two classes.
         scored: float32 [M, D].
-        seed: of the held-out split.
+        seed: seed of the held-out split.
 
     Returns:
         Predicted labels, int64 [M].
@@ -65,7 +65,7 @@ def choose_strength(features: np.ndarray, labels: np.ndarray, seed: int) -> floa
     Args:
         features: float32 [N, D], standardized.
         labels: int64 [N].
-        seed: of the held-out split.
+        seed: seed of the held-out split.
     """
     counts = np.unique(labels, return_counts=True)[1]
     by_class = labels if counts.min() >= 2 and len(labels) >= 10 * len(counts) else None

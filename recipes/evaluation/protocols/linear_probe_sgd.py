@@ -25,7 +25,7 @@ class LinearProbeSGD(EvaluationProtocol):
 
     Differences from the paper: 30 epochs of batches of 128 instead of 90 of 16,384, and therefore SGD instead of LARS,
         which suits such large batches; features are the mean of the patch tokens, as in the other protocols, not the
-        class token; crops keep ``data.crop_scale`` of the area, since small images have little to spare.
+        class token; crops keep data.crop_scale of the area, since small images have little to spare.
 
     Args:
         epochs: passes over the images to fit to.
