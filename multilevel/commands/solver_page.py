@@ -10,10 +10,10 @@ from multilevel.solvers import SOLVERS, LowerLevel, Solver
 TITLE = """# Solvers
 
 For a lower level with loss g, parameters p and cotangent a, every solver approximates `- d/dr <dg/dp, x>` with
-`(H + damping I) x = a` for each level r that g reads, where H is the Hessian of g in p. The unrolled solvers and the
-penalty method do so without a linear system. `python -m multilevel.commands.solver_page` generates this page from the
-docstrings; `multilevel compare` measures the error, memory and time of each solver. The examples use the lower level
-below the table.
+`(H + damping I) x = a` for each level r that g reads, where H is the Hessian of g with respect to p. The unrolled
+solvers and the penalty method do so without a linear system. `python -m multilevel.commands.solver_page` generates this
+page from the docstrings; `multilevel compare` measures the error, memory and time of each solver. The examples use the
+lower level below the table.
 
 | solver | assumes | costs, in addition to the mixed product of a solve | use when |
 |---|---|---|---|"""

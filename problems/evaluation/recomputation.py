@@ -14,8 +14,9 @@ from torch.autograd import forward_ad
 from multilevel.problems.evaluation.compilation import as_written
 from multilevel.solvers.differentiation import computing_again, modes_again
 
-# Every call of torch.utils.checkpoint goes through one of these, under any imported name.
-_GENERATOR, _REENTRANT = "_checkpoint_without_reentrant_generator", "CheckpointFunction"
+# Every call of torch.utils.checkpoint goes through one of these, under any imported name; torch 2.14 added _impl.
+_PLAIN, _REENTRANT = "_checkpoint_without_reentrant_generator", "CheckpointFunction"
+_GENERATOR = f"{_PLAIN}_impl" if hasattr(torch_checkpoint, f"{_PLAIN}_impl") else _PLAIN
 
 
 class RecomputedWithin:
