@@ -22,8 +22,8 @@ class Scaled(Problem):
 
     def loss(self, levels, batch, draws):
         value = (getattr(levels, self.name).weight - levels.top.weight).square().sum()
-        if self.gradient_alone:  # a root at 0 has an infinite slope, times a factor of 0
-            return value + (batch * getattr(levels, self.name).weight.sum() ** 2).clamp(min=0).sqrt() * 0
+        if self.gradient_alone:  # at 0 the slope of exp(log) is 0 times infinity
+            return value + (batch * getattr(levels, self.name).weight.sum() ** 2).log().exp() * 0
         return value * batch
 
 
