@@ -15,9 +15,8 @@ import torch
 
 from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.problems import Engine
-from multilevel.problems.hypergradient import differentiable_variables, differentiated, lower_level
+from multilevel.problems.hypergradient import lower_level
 from multilevel.solvers import LowerLevel
-from multilevel.solvers.gradients import filled, gradients, grouped, keyed
 from multilevel.solvers.products import FiniteDifferenceProducts, ForwardProducts, ReverseProducts, default_radius
 from multilevel.solvers.vectors import flatten
 
@@ -31,17 +30,9 @@ def main(overrides: list[str]) -> None:
     engine = Engine(recipe.graph, seed=config.seed, precision=config.precision)
     engine.run(STEPS)
     print(f"precision {config.precision}, mask policy {config.mask.policy}, weights {config.mask.weights}")
-    cotangents = {level: tensors for level, tensors in direct_gradient(engine).items() if level != "mask"}
+    cotangents = engine.updates.direct_gradient("mask", engine.evaluator)
     for level in recipe.graph.passes("mask"):
         compare(engine, level, list(recipe.graph.reads[level]), cotangents[level])
-
-
-def direct_gradient(engine: Engine) -> dict[str, dict[str, torch.Tensor]]:
-    """Derivative of the top level's loss in every level that it reads."""
-    inputs = differentiable_variables(engine.evaluator, differentiated(engine.graph, "mask"))
-    (part,) = engine.updates.record_of("mask")
-    slopes = gradients(engine.evaluator.replay("mask", part, inputs), keyed(inputs))
-    return grouped(filled(slopes, keyed(inputs)), inputs)
 
 
 def compare(engine: Engine, level: str, read: list[str], cotangent: dict[str, torch.Tensor]) -> None:

@@ -17,20 +17,13 @@ from multilevel.problems.evaluation.compilation import Backend, Compilation
 from multilevel.problems.evaluation.evaluator import Evaluator
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.problems.graph import Graph
-from multilevel.problems.hypergradient import (
-    Hypergradient,
-    Total,
-    averaged_over_ranks,
-    differentiable_variables,
-    differentiated,
-)
+from multilevel.problems.hypergradient import Hypergradient
 from multilevel.problems.problem import Problem
 from multilevel.problems.recording import followed
 from multilevel.problems.tracking import untracked
 from multilevel.problems.update import Updates
 from multilevel.solvers import CotangentError, Solver
 from multilevel.solvers.differentiation import differentiating
-from multilevel.solvers.gradients import added, averaged, filled, gradients, grouped, keyed
 
 
 class Engine:
@@ -163,15 +156,7 @@ class Engine:
         if name not in self.graph.problems:
             raise GraphError(f"unknown level {name!r}; the levels are {', '.join(self.graph.names)}")
         evaluator = Evaluator(self.graph.problems, precision) if precision else self.evaluator
-        record = self.updates.record_of(name)
-        inputs = differentiable_variables(evaluator, differentiated(self.graph, name))
-        total: Total | None = None
-        for part in record:
-            with part.state.active():
-                total = added(total, gradients(evaluator.loss(name, part, inputs)[0], keyed(inputs)))
-        assert total is not None
-        total = averaged_over_ranks(averaged(total, len(record)), inputs)
-        direct = grouped(filled(total, keyed(inputs)), inputs)
+        direct = self.updates.direct_gradient(name, evaluator)
         hypergradient = self.updates.respond(name, direct, evaluator, solvers, whole)
         self._pass_on_notices()
         if not all(value.isfinite().all() for value in hypergradient.values.values()):

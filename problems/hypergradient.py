@@ -41,9 +41,11 @@ def differentiable_variables(evaluator: Evaluator, levels: Iterable[str]) -> Gra
     }
 
 
-def averaged_over_ranks(total: Total, like: Gradients) -> Total:
-    """The mean over ranks of a gradient with respect to ``like``; None for variables that nothing depends on on any
-    rank."""
+def mean_gradient(total: Total, count: int, like: Gradients) -> Total:
+    """The mean of a gradient with respect to ``like`` over the ``count`` parts of a batch, given their sum, and over
+    ranks; None for variables that nothing depends on on any rank."""
+    if count > 1:
+        total = {key: None if value is None else value / count for key, value in total.items()}
     if replicas.count() == 1:
         return total
     leaves = keyed(like)

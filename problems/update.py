@@ -25,9 +25,9 @@ from multilevel.problems.hypergradient import (
     Hypergradient,
     Total,
     adjoint_pass,
-    averaged_over_ranks,
     differentiable_variables,
     differentiated,
+    mean_gradient,
     mean_values,
 )
 from multilevel.problems.problem import Problem
@@ -35,7 +35,7 @@ from multilevel.problems.recording import buffers_of, recorded_count, recorded_s
 from multilevel.problems.self_check import SelfCheck
 from multilevel.problems.stepping import set_gradient, take_step
 from multilevel.solvers import Solver
-from multilevel.solvers.gradients import added, averaged, filled, gradients, grouped, keyed
+from multilevel.solvers.gradients import added, filled, gradients, grouped, keyed
 from multilevel.solvers.vectors import Tensors, flatten
 
 
@@ -46,8 +46,8 @@ class Updates:
         graph: the levels.
         evaluator: evaluates their losses.
         random: the initial state of the generators for all draws.
-        check: compare the products of each level's first hypergradient, see ``SelfCheck``; a difference
-            becomes a line in ``evaluator.notices``.
+        check: compare the products of each level's first hypergradient, see ``SelfCheck``; a difference becomes a
+            line in ``evaluator.notices``.
 
     Attributes:
         histories: the history of each level.
@@ -84,7 +84,7 @@ class Updates:
         parts: list[RecordedBatch] = []
         buffers: list[Values] = []
         values: list[tuple[float, dict[str, float]]] = []
-        total: Total | None = None
+        total: Total = {}
         state = self.random
 
         batches = [self.graph.batches[name].next() for _ in range(problem.accumulate)]
@@ -105,9 +105,8 @@ class Updates:
                     del evaluation
                     state = RandomState.capture()
             self.random = state
-            assert total is not None
             history.record = tuple(parts)
-            total = averaged_over_ranks(averaged(total, len(parts)), inputs)
+            total = mean_gradient(total, len(parts), inputs)
 
             # The response of the levels below.
             hypergradient = self.respond(name, grouped(filled(total, keyed(inputs)), inputs), self.evaluator)
@@ -124,6 +123,17 @@ class Updates:
         angle = cosine(before, hypergradient.values) if observed and before is not None else None
         return Update(name, step, loss, metrics, norm, hypergradient.reports, angle)
 
+    def direct_gradient(self, name: str, evaluator: Evaluator) -> Gradients:
+        """The direct gradient of a level's loss on the record of its last update, in its own variables and in those
+        that respond to them; nothing changes."""
+        record = self.record_of(name)
+        inputs = differentiable_variables(evaluator, differentiated(self.graph, name))
+        total: Total = {}
+        for part in record:
+            with part.state.active():
+                total = added(total, gradients(evaluator.loss(name, part, inputs)[0], keyed(inputs)))
+        return grouped(filled(mean_gradient(total, len(record), inputs), keyed(inputs)), inputs)
+
     def respond(
         self,
         name: str,
@@ -138,8 +148,7 @@ class Updates:
             name: the level.
             direct: the direct gradient of its loss.
             evaluator: evaluates the losses.
-            solvers: solvers of the levels that the hypergradient passes through; None takes their
-                own.
+            solvers: solvers of the levels that the hypergradient passes through; None takes their own.
             whole: use whole batches regardless of ``solve_share``.
         """
         graph, histories = self.graph, self.histories

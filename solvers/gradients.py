@@ -31,9 +31,9 @@ def gradients(value: Tensor, leaves: Mapping[Key, Tensor]) -> dict[Key, Tensor |
     return dict(zip(leaves, torch.autograd.grad(value, list(leaves.values()), allow_unused=True), strict=True))
 
 
-def added(total: dict[Key, Tensor | None] | None, term: Mapping[Key, Tensor | None]) -> dict[Key, Tensor | None]:
+def added(total: Mapping[Key, Tensor | None], term: Mapping[Key, Tensor | None]) -> dict[Key, Tensor | None]:
     """The sum of two gradients, whose names may differ."""
-    result = dict(total or {})
+    result = dict(total)
     for key, value in term.items():
         before = result.get(key)
         result[key] = value if before is None else before if value is None else before + value
@@ -44,13 +44,6 @@ def less(first: Mapping[Key, Tensor | None], second: Mapping[Key, Tensor | None]
     """The first gradient minus the second, with the same names."""
     pairs = ((key, value, second[key]) for key, value in first.items())
     return {key: plus if minus is None else -minus if plus is None else plus - minus for key, plus, minus in pairs}
-
-
-def averaged(total: Mapping[Key, Tensor | None], count: int) -> dict[Key, Tensor | None]:
-    """The mean over the ``count`` parts of a batch, given their sum."""
-    if count == 1:
-        return dict(total)
-    return {key: None if value is None else value / count for key, value in total.items()}
 
 
 def filled(values: Mapping[Key, Tensor | None], like: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
