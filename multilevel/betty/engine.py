@@ -129,7 +129,7 @@ class BettyEngine(Engine):
             problem.zero_grad()
         return Hypergradient(values, self._reports(name), {})
 
-    def _descend(self, index: int, last: bool = False) -> None:
+    def _descend(self, index: int) -> None:
         """One update of the top level, after the updates of lower levels that Betty's schedule makes."""
         updates = 1
         for name, above in zip(self.graph.names, self.graph.names[1:], strict=False):
