@@ -61,9 +61,9 @@ def entries(settings_class: Any, prefix: str = "", values: Any = None, skip: Seq
         values: their values, as a nested dictionary; None takes the dataclass's defaults.
         skip: fields to omit.
     """
-    texts = field_descriptions(settings_class)
+    texts, kinds = field_descriptions(settings_class), readable(settings_class)
     for name, default in defaults(settings_class):
-        kind = readable(settings_class)[name]
+        kind = kinds[name]
         value = default if values is None else values.get(name, default)
         if name not in skip and is_dataclass(base_type(kind)):
             yield from entries(base_type(kind), f"{prefix}{name}.", value if isinstance(value, dict) else None)

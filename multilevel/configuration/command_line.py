@@ -95,12 +95,12 @@ def typed(settings_class: type[Settings], texts: Mapping[str, str]) -> Settings:
 tolerance=1e-06)
     """
     config: Any = OmegaConf.structured(settings_class)
+    kinds = readable(settings_class)
     for name, text in texts.items():
-        kind = readable(settings_class)[name]
         try:
-            config[name] = None if text == "null" else _value(name, text, base_type(kind))
+            config[name] = None if text == "null" else _value(name, text, base_type(kinds[name]))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise SettingError(name, text, expected(kind)) from error
+            raise SettingError(name, text, expected(kinds[name])) from error
     settings: Any = OmegaConf.to_object(config)
     check(settings)
     return settings

@@ -30,15 +30,11 @@ from multilevel.recipes.evaluation import EvaluationSettings
 from multilevel.recipes.settings import RunSettings
 from multilevel.solvers import SOLVERS, SettingError
 from multilevel.solvers.extensions import VARIABLE, folders
+from multilevel.solvers.ranges import expected
 
 CONFIG_MODULE = "multilevel.recipes.config"
-KINDS = {
-    "Float": "a number",
-    "float": "a number",
-    "Integer": "a whole number",
-    "int": "a whole number",
-    "bool": "true or false",
-}
+#: The names of types in OmegaConf's errors.
+TYPES: dict[str, type] = {"Float": float, "float": float, "Integer": int, "int": int, "bool": bool}
 _ABSENT = object()
 _LEVEL_SOLVER = re.compile(r"(levels\.\w+\.solver)(\..+)?")
 
@@ -258,8 +254,8 @@ def _composed(parsed: Sequence[Override]) -> DictConfig:
             if experiment is None:
                 raise
             recipe = [override.value() for override in chosen if override.key_or_group == "recipe"]
-            expected = f"an experiment of recipe={recipe[-1] if recipe else 'guided_mae'}: the available experiments "
-            raise SettingError("experiment", experiment.value(), f"{expected}belong to other recipes") from None
+            remedy = f"an experiment of recipe={recipe[-1] if recipe else 'guided_mae'}: the available experiments "
+            raise SettingError("experiment", experiment.value(), f"{remedy}belong to other recipes") from None
 
 
 def _check_choice(setting: str, group: str, override: Override) -> None:
@@ -284,11 +280,10 @@ def _explained(error: Exception, value: Callable[[str], Any], overrides: Sequenc
     merged = re.search(r"Error merging override \+*(.+?)=", str(error))
     setting = merged[1] if merged else str(getattr(cause, "full_key", None) or "settings")
     message = str(cause or error).splitlines()[0]
-    kind = re.search(r"Value '(.*?)' .*?(?:could not be converted to|is not a valid) (\w+)", message)
     if absent := re.search(r"Incompatible value 'None' for field of type '(\w+)'", message):
-        return SettingError(setting, "null", KINDS.get(absent[1], "a value"))
-    if kind:
-        return SettingError(setting, kind[1], KINDS.get(kind[2], kind[2]))
+        return SettingError(setting, "null", expected(TYPES[absent[1]]) if absent[1] in TYPES else "a value")
+    if kind := re.search(r"Value '(.*?)' .*?(?:could not be converted to|is not a valid) (\w+)", message):
+        return SettingError(setting, kind[1], expected(TYPES[kind[2]]) if kind[2] in TYPES else kind[2])
     if "is not a ListConfig" in message:
         return SettingError(setting, value(setting), "a list in brackets")
     return SettingError(setting, value(setting), f"something else ({message})")
