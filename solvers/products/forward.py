@@ -31,10 +31,10 @@ class ForwardProducts(Products):
     """Forward mode combined with reverse mode: exact, without a radius, and without a graph of the gradient.
 
     Hessian products are forward over reverse: the derivative along v of the gradient. Mixed products are reverse over
-        forward, which is cheaper for them: the tangent of the loss along v, then one reverse pass to the levels read.
-        If a tangent and a gradient meet in a function outside ``FOLLOWED``, they are forward over reverse too: torch's
-        forward derivatives of some functions treat intermediate values as constants (the statistics of a normalization,
-        the factors of a linear solve), and a reverse pass over them is silently wrong.
+    forward, which is cheaper for them: the tangent of the loss along v, then one reverse pass to the levels read. If a
+    tangent and a gradient meet in a function outside ``FOLLOWED``, they are forward over reverse too: torch's forward
+    derivatives of some functions treat intermediate values as constants (the statistics of a normalization, the factors
+    of a linear solve), and a reverse pass over them is silently wrong.
 
     Examples:
         With the level of ``LowerLevel``'s example, where H = diag(1, 2, 4):
