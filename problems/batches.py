@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from dataclasses import fields, is_dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
 from itertools import islice
 from time import perf_counter
 from types import SimpleNamespace
@@ -21,6 +22,15 @@ from torch.utils.data import DistributedSampler
 from multilevel.problems import replicas
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.solvers import DataError
+
+
+@dataclass(frozen=True)
+class ReadBatch:
+    """A batch that was read from the data, and the stream's position after it."""
+
+    batch: Any
+    epoch: int
+    position: int
 
 
 class Batches:
@@ -62,10 +72,14 @@ class Batches:
         """Go to a position in an epoch of the stream of ``seed``; data that is an iterator stays where it is."""
         self.seed, self.epoch, self.position = seed, epoch, position
         if isinstance(self.data, Iterator) and hasattr(self, "_iterator"):
+            self._peeked = [ReadBatch(read.batch, epoch, position + 1 + i) for i, read in enumerate(self._peeked)]
+            self._read = (epoch, position + len(self._peeked))
             return
         self._iterator: Iterator[Any] | None = None
         self._stream: RandomState | None = None  # for the data's draws in this epoch
-        self._peeked: list[Any] = []
+        self._read = (epoch, position)  # of the iterator, which may be ahead
+        self._peeked: list[ReadBatch] = []
+        self._taken: list[ReadBatch] | None = None  # since the start of ``rewound``
 
     def peek(self) -> Any:
         """Return the next batch without consuming it."""
@@ -73,14 +87,14 @@ class Batches:
             start = perf_counter()
             self._peeked = [self._fetch()]
             self.waited += perf_counter() - start
-        return self._peeked[0]
+        return self._peeked[0].batch
 
     def ahead(self, count: int) -> list[Any]:
         """Return the next ``count`` batches, or fewer at the end of the epoch, without consuming them."""
         self.peek()
         while len(self._peeked) < count and self._iterator is not None and (batch := self._advance()) is not _END:
             self._peeked.append(self._placed(batch))
-        return self._peeked[:count]
+        return [read.batch for read in self._peeked[:count]]
 
     def next(self) -> Any:
         """Return the next batch.
@@ -88,10 +102,27 @@ class Batches:
         Raises:
             DataError: the data is empty, or an exhausted iterator that cannot restart.
         """
-        batch = self.peek()
-        self._peeked.pop(0)
-        self.position += 1
-        return batch
+        self.peek()
+        read = self._peeked.pop(0)
+        if self._taken is not None:
+            self._taken.append(read)
+        self.epoch, self.position = read.epoch, read.position
+        return read.batch
+
+    @contextmanager
+    def rewound(self) -> Iterator[None]:
+        """A block after which the batches taken in it come again; they stay in memory until then."""
+        epoch, position, outermost = self.epoch, self.position, self._taken is None
+        taken = self._taken = [] if self._taken is None else self._taken
+        count = len(taken)
+        try:
+            yield
+        finally:
+            self._peeked[:0] = taken[count:]
+            del taken[count:]
+            self.epoch, self.position = epoch, position
+            if outermost:
+                self._taken = None
 
     def state_dict(self) -> dict[str, int]:
         return {"seed": self.seed, "epoch": self.epoch, "position": self.position}
@@ -99,35 +130,38 @@ class Batches:
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.restart(**state)
 
-    def _fetch(self) -> Any:
+    def _fetch(self) -> ReadBatch:
         if self.data is None:
-            return None
+            return ReadBatch(None, self.epoch, self.position + 1)
         if self._iterator is None:
             self._start_epoch()
         batch = self._advance()
         if batch is _END:
-            self.epoch, self.position = self.epoch + 1, 0
+            self._read = self._read[0] + 1, 0
             self._start_epoch()
             batch = self._advance()
         if batch is _END:
             raise DataError(f"the data of level {self.level!r} is empty, or an iterator that cannot restart")
         return self._placed(batch)
 
-    def _placed(self, batch: Any) -> Any:
-        return to_device(own_share(batch, self.level) if self._cut else batch, self.device)
+    def _placed(self, batch: Any) -> ReadBatch:
+        epoch, position = self._read
+        self._read = epoch, position + 1
+        return ReadBatch(to_device(own_share(batch, self.level) if self._cut else batch, self.device), *self._read)
 
     def _start_epoch(self) -> None:
         assert self.data is not None
+        epoch, position = self._read
         if type(self.data) in (list, tuple):  # iterating over these types draws no random numbers
             self._stream = None
-            self._iterator = islice(iter(self.data), self.position, None)
+            self._iterator = islice(iter(self.data), position, None)
             return
-        self._stream = RandomState.seeded(zlib.crc32(f"{self.seed}/{self.level}/{self.epoch}".encode()))
+        self._stream = RandomState.seeded(zlib.crc32(f"{self.seed}/{self.level}/{epoch}".encode()))
         with self._stream.active():
             if hasattr(self.data, "iterate_from"):
-                self._iterator = self.data.iterate_from(self.position)
+                self._iterator = self.data.iterate_from(position)
             else:
-                self._iterator = islice(iter(self.data), self.position, None)
+                self._iterator = islice(iter(self.data), position, None)
             self._stream = RandomState.capture()
 
     def _advance(self) -> Any:

@@ -244,3 +244,26 @@ def test_the_share_of_a_batch_is_taken_in_every_container():
         first_rows(pack_sequence([torch.ones(1), torch.ones(1)]), 0.5, "fit")
     with pytest.raises(DataError, match="holds a str"):
         first_rows(Sample(torch.arange(4)), 0.5, "fit")
+
+
+@pytest.mark.parametrize("data", [[torch.tensor(i) for i in range(3)], iter(range(20))])
+def test_batches_taken_in_a_rewound_block_come_again(data):
+    source = Batches("a", data, CPU)
+    source.next()
+    with source.rewound():
+        outer = [int(source.next()) for _ in range(2)]
+        with source.rewound():
+            inner = [int(source.next()) for _ in range(5)]
+        assert [int(source.next()) for _ in range(5)] == inner
+    assert source.state_dict() == {"seed": 0, "epoch": 0, "position": 1}
+    assert [int(source.next()) for _ in range(7)] == outer + inner
+
+
+def test_a_position_with_batches_read_ahead_resumes_at_the_next_batch():
+    source = batches()
+    with source.rewound():
+        take(source, 13)
+    take(source, 7)
+    resumed = batches()
+    resumed.load_state_dict(source.state_dict())
+    assert take(resumed, 12) == take(source, 12)
