@@ -16,6 +16,7 @@ from multilevel.problems.errors import DivergedError, GraphError, NotFiniteError
 from multilevel.problems.evaluation.compilation import Backend, Compilation
 from multilevel.problems.evaluation.evaluator import Evaluator
 from multilevel.problems.evaluation.randomness import RandomState
+from multilevel.problems.evaluation.recorded_batch import RecordedBatches
 from multilevel.problems.graph import Graph
 from multilevel.problems.hypergradient import Hypergradient
 from multilevel.problems.problem import Problem
@@ -100,18 +101,15 @@ class Engine:
             LossError: a loss is not a scalar.
             DivergedError: more than ``max_skipped`` consecutive updates of a level would have been skipped.
         """
-        for problem in self.graph.problems.values():
-            if problem.optimizer is None:
-                raise GraphError(f"level {problem.name!r} has no optimizer: it cannot be updated")
+        self._require_optimizers(self.graph.names)
         for callback in self.callbacks:
             callback.on_start(self, steps)
         for _ in range(steps):
             if any(replicas.gather(self._stopping)):
                 break
-            for history in self.histories.values():
-                history.updates.clear()
-            self._updated_now.clear()
-            self._descend(len(self.graph.names) - 1)
+            self._begin_step()
+            self._descend_below(len(self.graph.names) - 1)
+            self._update(self.graph.problems[self.graph.top])
             self._pass_on_notices()
             self.step += 1
             for callback in self.callbacks:
@@ -119,6 +117,27 @@ class Engine:
         self._stopping = False
         for callback in self.callbacks:
             callback.on_end(self)
+
+    @differentiating()
+    def advance(self, steps: int = 1) -> None:
+        """Train the levels below the top level for ``steps`` updates of it that it does not make: it takes its next
+        batches, for ``hypergradient``, but its variables are held. Callbacks are not called.
+
+        Raises:
+            GraphError: a level below the top level has no optimizer.
+            LossError: a loss is not a scalar.
+            DivergedError: as in ``run``.
+        """
+        callbacks, self.callbacks = self.callbacks, []
+        self._require_optimizers(self.graph.names[:-1])
+        try:
+            for _ in range(steps):
+                self._begin_step()
+                self._descend_below(len(self.graph.names) - 1)
+                self.histories[self.graph.top].record = self.updates.next_record(self.graph.problems[self.graph.top])
+        finally:
+            self.callbacks = callbacks
+        self._pass_on_notices()
 
     def stop(self) -> None:
         """Make ``run`` end after the current step; may be called from a callback or a signal handler."""
@@ -138,7 +157,12 @@ class Engine:
     @untracked()
     @differentiating()
     def solve_hypergradient(
-        self, name: str, solvers: Mapping[str, Solver] | None = None, precision: str | None = None, whole: bool = False
+        self,
+        name: str,
+        solvers: Mapping[str, Solver] | None = None,
+        precision: str | None = None,
+        whole: bool = False,
+        record: RecordedBatches | None = None,
     ) -> Hypergradient:
         """``hypergradient`` and the reports of its solves, optionally with other solvers or in another precision.
 
@@ -147,6 +171,7 @@ class Engine:
             solvers: solvers of the levels that the hypergradient passes through; None takes each level's own.
             precision: precision of all evaluations: float32, bf16 or float64; None takes the engine's.
             whole: use whole batches and ignore ``solve_share``.
+            record: what the level's own loss is evaluated on; None takes the record of its last update.
 
         Raises:
             GraphError: the level does not exist.
@@ -156,7 +181,7 @@ class Engine:
         if name not in self.graph.problems:
             raise GraphError(f"unknown level {name!r}; the levels are {', '.join(self.graph.names)}")
         evaluator = Evaluator(self.graph.problems, precision) if precision else self.evaluator
-        direct = self.updates.direct_gradient(name, evaluator)
+        direct = self.updates.direct_gradient(name, evaluator, record)
         hypergradient = self.updates.respond(name, direct, evaluator, solvers, whole)
         self._pass_on_notices()
         if not all(value.isfinite().all() for value in hypergradient.values.values()):
@@ -227,16 +252,27 @@ class Engine:
         latest = (islice(reversed(history.updates), count) for history in self.histories.values())
         return sum(update.bytes for update in chain.from_iterable(latest))
 
-    def _descend(self, index: int) -> None:
-        """Update the level at this index once, after the scheduled updates of the levels below it."""
-        if index > 0:
-            below = self.graph.problems[self.graph.names[index - 1]]
-            if below.starts_anew:
-                below.begin()
-                self.histories[below.name].updates.clear()  # an unrolled solver does not go back before this start
-            for _ in range(below.steps):
-                self._descend(index - 1)
-        self._update(self.graph.problems[self.graph.names[index]])
+    def _require_optimizers(self, names: Iterable[str]) -> None:
+        for name in names:
+            if self.graph.problems[name].optimizer is None:
+                raise GraphError(f"level {name!r} has no optimizer: it cannot be updated")
+
+    def _begin_step(self) -> None:
+        for history in self.histories.values():
+            history.updates.clear()
+        self._updated_now.clear()
+
+    def _descend_below(self, index: int) -> None:
+        """Make the scheduled updates of the levels below an update of the level at this index."""
+        if index == 0:
+            return
+        below = self.graph.problems[self.graph.names[index - 1]]
+        if below.starts_anew:
+            below.begin()
+            self.histories[below.name].updates.clear()  # an unrolled solver does not go back before this start
+        for _ in range(below.steps):
+            self._descend_below(index - 1)
+            self._update(below)
 
     def _pass_on_notices(self) -> None:
         """Pass the notices to the callbacks, or issue them as warnings if there are none."""

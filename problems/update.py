@@ -123,10 +123,18 @@ class Updates:
         angle = cosine(before, hypergradient.values) if observed and before is not None else None
         return Update(name, step, loss, metrics, norm, hypergradient.reports, angle)
 
-    def direct_gradient(self, name: str, evaluator: Evaluator) -> Gradients:
-        """The direct gradient of a level's loss on the record of its last update, in its own variables and in those
-        that respond to them; nothing changes."""
-        record = self.record_of(name)
+    def next_record(self, problem: Problem) -> RecordedBatches:
+        """The level's next batches with their draws, as its next update would record them."""
+        with self.random.active():
+            batches = (self.graph.batches[problem.name].next() for _ in range(problem.accumulate))
+            parts = tuple(self.evaluator.record(problem.name, batch) for batch in batches)
+            self.random = RandomState.capture()
+        return parts
+
+    def direct_gradient(self, name: str, evaluator: Evaluator, record: RecordedBatches | None = None) -> Gradients:
+        """The direct gradient of a level's loss on a record, None for that of its last update, in its own variables and
+        in those that respond to them; nothing changes."""
+        record = self.record_of(name) if record is None else record
         inputs = differentiable_variables(evaluator, differentiated(self.graph, name))
         total: Total = {}
         for part in record:

@@ -248,3 +248,64 @@ def test_an_unrolled_solver_does_not_go_back_beyond_a_new_start(steps):
     engine = Engine(Graph(*problems))
     engine.run(1)
     assert engine.hypergradient("top")["weight"].item() == pytest.approx(0.1, rel=1e-6)
+
+
+class Pull(Problem):
+    """Half the squared distance from the batch's target to the level's module, times the rate of the level above."""
+
+    def __init__(self, name, above=None, **keywords):
+        module = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        nn.init.constant_(module.weight, 0.5)
+        optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.5)
+        super().__init__(name, module, optimizer=optimizer, **keywords)
+        self.above = above
+
+    def loss(self, levels, batch, draws):
+        target = batch if self.above is None else batch * getattr(levels, self.above).weight
+        below = getattr(levels, self.below).weight if self.below else 0
+        return (getattr(levels, self.name).weight - target).square().sum() / 2 + (below - batch).square().sum() / 2
+
+
+def held_engine():
+    levels = []
+    for below, name, above in ((None, "bottom", "top"), ("bottom", "middle", None), ("middle", "top", None)):
+        targets = [torch.tensor(float(i), dtype=torch.float64) for i in range(5)]
+        level = Pull(name, above, data=targets, steps=2, solver=Unrolled())
+        level.below = below
+        levels.append(level)
+    return Engine(Graph(*levels))
+
+
+def test_advance_trains_the_levels_below_and_holds_the_top_level():
+    held, trained = held_engine(), held_engine()
+    held.graph.problems["top"].optimizer.param_groups[0]["lr"] = 0.0
+    trained.graph.problems["top"].optimizer.param_groups[0]["lr"] = 0.0
+    held.advance(3)
+    trained.run(3)
+    for name in ("bottom", "middle", "top"):
+        module = held.graph.problems[name].module
+        assert_equal_state(module, trained.graph.problems[name].module)
+    assert held.step == 0
+    assert not held.graph.problems["top"].optimizer.state
+    assert held.graph.batches["top"].position == trained.graph.batches["top"].position == 3
+    assert torch.equal(held.hypergradient("top")["weight"], trained.hypergradient("top")["weight"])
+
+
+def test_advance_calls_no_callbacks():
+    engine, calls = held_engine(), []
+    watch = Callback()
+    watch.on_update = lambda *arguments: calls.append(arguments)
+    engine.callbacks = [watch]
+    engine.advance()
+    assert not calls
+    assert engine.callbacks == [watch]
+
+
+def test_a_hypergradient_on_another_record_of_the_upper_level():
+    engine = held_engine()
+    engine.advance()
+    record = engine.histories["top"].record
+    other = engine.updates.next_record(engine.graph.problems["top"])
+    assert engine.histories["top"].record is record
+    one, both = (engine.solve_hypergradient("top", record=parts).values["weight"] for parts in (other, record + other))
+    torch.testing.assert_close((one + engine.hypergradient("top")["weight"]) / 2, both, rtol=1e-14, atol=0)
