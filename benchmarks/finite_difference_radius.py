@@ -15,7 +15,7 @@ import torch
 
 from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.problems import Engine
-from multilevel.problems.hypergradient import lower_level
+from multilevel.problems.lower_levels import lower_level
 from multilevel.solvers import LowerLevel
 from multilevel.solvers.products import FiniteDifferenceProducts, ForwardProducts, ReverseProducts, default_radius
 from multilevel.solvers.vectors import flatten

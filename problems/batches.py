@@ -66,6 +66,7 @@ class Batches:
         self._cut = several and share is None
         self.device = device
         self.waited = 0.0
+        self._peeked: list[ReadBatch] = []
         self.restart(seed)
 
     def restart(self, seed: int, epoch: int = 0, position: int = 0) -> None:
@@ -78,7 +79,7 @@ class Batches:
         self._iterator: Iterator[Any] | None = None
         self._stream: RandomState | None = None  # for the data's draws in this epoch
         self._read = (epoch, position)  # of the iterator, which may be ahead
-        self._peeked: list[ReadBatch] = []
+        self._peeked = []
         self._taken: list[ReadBatch] | None = None  # since the start of ``rewound``
 
     def peek(self) -> Any:

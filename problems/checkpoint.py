@@ -93,7 +93,7 @@ def save_checkpoint(engine: Engine, folder: Path) -> Path:
     modules = {level: state_of_level.pop("module") for level, state_of_level in state["levels"].items()}
     weights = {f"{level}.{name}": tensor for level, module in modules.items() for name, tensor in module.items()}
     tensors: dict[str, Tensor] = {}
-    structure = _encode(state, tensors, "state")
+    structure = _encode(state, tensors, "state", {})
     try:
         _write(target, folder / f".step-{engine.step}.partial", weights, tensors, structure)
     except (OSError, SafetensorError) as error:
@@ -261,11 +261,17 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _encode(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    """``value`` as JSON; its tensors go into ``tensors``, under their names."""
+def _encode(value: Any, tensors: dict[str, Tensor], name: str, shared: dict[int, str]) -> Any:
+    """``value`` as JSON; its tensors go into ``tensors``, under their names.
+
+    Recorded updates share most of their tensors and are stored with each tensor once: ``shared`` has its name by its
+    ``id``. Their batches must come back as they were, so only plain containers will do.
+    """
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    of_updates = name.startswith("state.updates.")
     if isinstance(value, Tensor):
+        name = shared.setdefault(id(value), name) if of_updates else name
         tensors[name] = value
         return {"tensor": name}
     if isinstance(value, np.ndarray):
@@ -273,13 +279,18 @@ def _encode(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
         return {"array": name, "dtype": value.dtype.str}
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, Mapping):
-        pairs = [[_encode(key, tensors, name), _encode(item, tensors, f"{name}.{key}")] for key, item in value.items()]
-        return {"dict": pairs}
-    if isinstance(value, list | tuple):
+
+    def encode(item: Any, key: Any) -> Any:
+        return _encode(item, tensors, f"{name}.{key}", shared)
+
+    if type(value) is dict or (isinstance(value, Mapping) and not of_updates):
+        return {"dict": [[_encode(key, tensors, name, shared), encode(item, key)] for key, item in value.items()]}
+    if type(value) in (list, tuple) or (isinstance(value, list | tuple) and not of_updates):
         kind = "list" if isinstance(value, list) else "tuple"
-        return {kind: [_encode(item, tensors, f"{name}.{index}") for index, item in enumerate(value)]}
-    raise CheckpointError(f"{name} holds a {type(value).__name__}, which a checkpoint cannot hold")
+        return {kind: [encode(item, index) for index, item in enumerate(value)]}
+    remedy = "; solver.outer_steps looks back on batches and draws: use tensors in dicts, lists and tuples"
+    why = remedy if of_updates else ""
+    raise CheckpointError(f"{name} holds a {type(value).__name__}, which a checkpoint cannot hold{why}")
 
 
 def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -14,13 +14,14 @@ from multilevel.problems import replicas
 from multilevel.problems.callbacks import Callback
 from multilevel.problems.errors import DivergedError, GraphError, NotFiniteError
 from multilevel.problems.evaluation.compilation import Backend, Compilation
-from multilevel.problems.evaluation.evaluator import Evaluator
+from multilevel.problems.evaluation.evaluator import Evaluator, module_device
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.problems.evaluation.recorded_batch import RecordedBatches
 from multilevel.problems.graph import Graph
 from multilevel.problems.hypergradient import Hypergradient
 from multilevel.problems.problem import Problem
 from multilevel.problems.recording import followed
+from multilevel.problems.stored_updates import restore_updates, stored_updates
 from multilevel.problems.tracking import untracked
 from multilevel.problems.update import Updates
 from multilevel.solvers import CotangentError, Solver
@@ -46,6 +47,7 @@ class Engine:
         updates: performs the levels' updates.
         histories: what is kept of each level's updates.
         recorded_steps: updates of every level to record, unless a solver asks for more.
+        recorded_outer_steps: updates of the top level within which they are kept, unless a solver asks for more.
 
     Raises:
         SettingError: an unknown precision.
@@ -77,6 +79,7 @@ class Engine:
         self.updates = Updates(graph, self.evaluator, RandomState.seeded(replicas.rank_seed(str(seed), seed)), check)
         self.histories = self.updates.histories
         self.recorded_steps = 0
+        self.recorded_outer_steps = 1
         self._stopping = False
         self._updated_now: set[str] = set()  # levels updated in the current step
         for batches in graph.batches.values():
@@ -110,6 +113,7 @@ class Engine:
             self._begin_step()
             self._descend_below(len(self.graph.names) - 1)
             self._update(self.graph.problems[self.graph.top])
+            self.updates.note_memory()
             self._pass_on_notices()
             self.step += 1
             for callback in self.callbacks:
@@ -192,8 +196,11 @@ class Engine:
         """The whole state as nested dicts of numbers and tensors, from which a later engine continues with the same
         result.
 
-        It omits the records of the last updates, which the next step renews before using them. With several ranks, all
-        must call this together, and get the same state.
+        It omits the records of the last updates, which the next step renews before using them, unless a solver looks
+        back over several steps. With several ranks, all must call this together, and get the same state.
+
+        Raises:
+            CheckpointError: a solver looks back over updates that cannot be stored, see ``stored_updates``.
         """
         random, *later_ranks = replicas.gather(self.updates.random.state_dict())
         return {
@@ -207,6 +214,7 @@ class Engine:
             },
             "random": random,
             "others": later_ranks,
+            "updates": replicas.gather(self._looked_back_on()),
             "levels": self.graph.state_dict(),
         }
 
@@ -231,6 +239,25 @@ class Engine:
             history.solutions = state.get("starts", {}).get(name, {})
             history.hypergradient = state.get("last", {}).get(name)
             history.skipped = state.get("skipped", {}).get(name, 0)
+        self._restore_updates(state.get("updates", ()))
+
+    def _looked_back_on(self) -> dict[str, Any]:
+        """The recorded updates of the levels whose solvers look back over several updates of the top level."""
+        return {
+            name: stored_updates(history)
+            for name, history in self.histories.items()
+            if self.updates.outer_steps_of(name) > 1
+        }
+
+    def _restore_updates(self, ranks: Sequence[Mapping[str, Any]]) -> None:
+        if any(ranks) and len(ranks) != replicas.count():
+            self.evaluator.notices.append(
+                f"the checkpoint has the earlier updates of {len(ranks)} ranks, and there are {replicas.count()}: the "
+                "first hypergradients look back less far than solver.outer_steps"
+            )
+            return
+        for name, stored in ranks[replicas.rank()].items() if ranks else ():
+            restore_updates(self.histories[name], stored, module_device(self.graph.problems[name].module))
 
     def records(self) -> dict[str, Any]:
         """The records of the last updates, for ``load_records``. Solves at the same point need them; training does
@@ -238,6 +265,7 @@ class Engine:
         return {
             "records": {name: self.updates.record_of(name) for name in self.graph.names},
             "steps": {name: list(history.updates) for name, history in self.histories.items() if history.updates},
+            "outer_step": max(history.outer_step for history in self.histories.values()),
         }
 
     def load_records(self, records: Mapping[str, Any]) -> None:
@@ -246,6 +274,7 @@ class Engine:
             steps = records["steps"].get(name, ())
             history.record = records["records"].get(name)
             history.updates = deque(steps, maxlen=len(steps))
+            history.outer_step = records["outer_step"]
 
     def recorded_bytes(self, count: int) -> int:
         """The memory of the parameters and optimizer states of each level's last ``count`` recorded updates."""
@@ -258,8 +287,7 @@ class Engine:
                 raise GraphError(f"level {name!r} has no optimizer: it cannot be updated")
 
     def _begin_step(self) -> None:
-        for history in self.histories.values():
-            history.updates.clear()
+        self.updates.begin_outer_step(self.recorded_outer_steps)
         self._updated_now.clear()
 
     def _descend_below(self, index: int) -> None:
@@ -267,9 +295,7 @@ class Engine:
         if index == 0:
             return
         below = self.graph.problems[self.graph.names[index - 1]]
-        if below.starts_anew:
-            below.begin()
-            self.histories[below.name].updates.clear()  # an unrolled solver does not go back before this start
+        self.updates.begin(below, self.recorded_steps)
         for _ in range(below.steps):
             self._descend_below(index - 1)
             self._update(below)

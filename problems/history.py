@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from multilevel.problems.evaluation.recorded_batch import RecordedBatches
 from multilevel.problems.recording import RecordedUpdate
 from multilevel.solvers import ProductChoice
+from multilevel.solvers.stages import Key
 from multilevel.solvers.vectors import Tensors
 
 
@@ -17,8 +18,9 @@ class LevelHistory:
 
     Attributes:
         record: the record of the last update; None before the first.
-        updates: the last updates in this step of the top level, for solvers that differentiate updates; otherwise
-            empty.
+        updates: the last updates, for solvers that differentiate updates; otherwise empty.
+        outer_step: the number of the top level's current update, counted since the start or the oldest of ``updates``.
+        restarted: keys of what the level's last ``begin`` set anew, until the next update.
         solutions: solutions at the levels that the last hypergradient passed through, if their solvers start from them.
         hypergradient: the last one that passed through other levels; None before the first.
         products: the choice of products for solves at the level, if left to them.
@@ -27,7 +29,19 @@ class LevelHistory:
 
     record: RecordedBatches | None = None
     updates: deque[RecordedUpdate] = field(default_factory=deque)
+    outer_step: int = 0
+    restarted: frozenset[Key] = frozenset()
     solutions: dict[str, Tensors] = field(default_factory=dict)
     hypergradient: Tensors | None = None
     products: ProductChoice = field(default_factory=ProductChoice)
     skipped: int = 0
+
+    def begin_outer_step(self, kept: int) -> None:
+        """Count an update of the top level, and drop updates before the last ``kept`` of these."""
+        self.outer_step += 1
+        while self.updates and self.updates[0].outer_step <= self.outer_step - kept:
+            self.updates.popleft()
+
+    def within(self, outer_steps: int) -> list[RecordedUpdate]:
+        """The updates within the top level's last ``outer_steps`` updates, the current one included."""
+        return [update for update in self.updates if update.outer_step > self.outer_step - outer_steps]

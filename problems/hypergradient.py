@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import chain
 
 from torch import Tensor
 
 from multilevel.problems import replicas
 from multilevel.problems.evaluation.evaluator import Evaluator
-from multilevel.problems.evaluation.recorded_batch import RecordedBatch, RecordedBatches, Values
+from multilevel.problems.evaluation.recorded_batch import RecordedBatches
 from multilevel.problems.evaluation.substitution import marked
 from multilevel.problems.graph import Graph
 from multilevel.problems.history import LevelHistory
+from multilevel.problems.lower_levels import lower_level, recorded_updates
 from multilevel.problems.nested import NestedSystem
-from multilevel.problems.recording import RecordedUpdate, identical
-from multilevel.solvers import LowerLevel, Prediction, ProductChoice, SolveError, Solver, SolveReport, Step
+from multilevel.solvers import LowerLevel, Solver, SolveReport
 from multilevel.solvers.gradients import keyed
-from multilevel.solvers.update_rules import KINDS, UpdateRule, known
 from multilevel.solvers.vectors import Tensors, zeros_like
 
 Gradients = dict[str, dict[str, Tensor]]
@@ -114,17 +112,10 @@ def adjoint_pass(
     waiting = list(graph.passes(name))
 
     def lower(level: str, read_levels: Collection[str]) -> LowerLevel:
-        count = solvers[level].recorded_steps
-        optimizer = graph.problems[level].optimizer
-        if count and optimizer is not None and not known(optimizer):
-            replaced = ", whose step was replaced" if type(optimizer) in KINDS else ""
-            raise SolveError(
-                f"level {level!r}: an unrolled solver differentiates plain SGD, Adam or AdamW updates; the level is "
-                f"trained with {type(optimizer).__name__}{replaced}"
-            )
-        updates = list(histories[level].updates)[-count:] if count else []
-        choice = histories[level].products
-        return lower_level(evaluator, records[level], level, read_levels, updates, starts.get(level), choice)
+        history = histories[level]
+        updates = recorded_updates(graph.problems[level], solvers[level], history)
+        record, start = records[level], starts.get(level)
+        return lower_level(evaluator, record, level, read_levels, updates, start, history.products)
 
     for block in graph.blocks(name):
         exact = block.inner and graph.treats_exactly(block)
@@ -154,85 +145,3 @@ def adjoint_pass(
                 so_far = cotangents.get(read) or zeros_like(contribution)
                 cotangents[read] = {key: so_far[key] + contribution[key] for key in contribution}
     return Hypergradient(cotangents[name], reports, solutions)
-
-
-def lower_level(
-    evaluator: Evaluator,
-    record: RecordedBatches,
-    level: str,
-    read_levels: Collection[str],
-    updates: Sequence[RecordedUpdate] = (),
-    start: Tensors | None = None,
-    choice: ProductChoice | None = None,
-) -> LowerLevel:
-    """The solver's view of a level at the current point, with its recorded batch, draws and generator state."""
-    problem, parameters, predictions = evaluator.problems[level], evaluator.detached(level), None
-    if problem.declares_outputs:
-        predictions = [_prediction(evaluator, level, evaluator.to_precision(part)) for part in record]
-    return LowerLevel(
-        recorded_losses(evaluator, record, level),
-        parameters,
-        {read: evaluator.detached(read) for read in read_levels},
-        evaluator.arithmetic(parameters.values()),
-        predictions,
-        UpdateRule.of(problem.optimizer, problem.variables(), problem.clip_norm),
-        recorded_steps(evaluator, level, updates) if updates else (),
-        start,
-        choice or ProductChoice(),
-        level,
-    )
-
-
-def recorded_steps(evaluator: Evaluator, level: str, updates: Sequence[RecordedUpdate]) -> list[Step]:
-    """A level's last updates, for its solver to differentiate.
-
-    Raises:
-        SolveError: the level's parameters were changed in a way that cannot be differentiated.
-    """
-    starts = [update.step.parameters for update in updates[1:]]
-    for update, start in zip(updates, [*starts, evaluator.problems[level].variables()], strict=False):
-        reason = update.unfollowed
-        if not reason and not all(identical(update.end[name], start[name]) for name in start if name in update.end):
-            reason = "its parameters were changed after an update, outside of its optimizer's hooks and on_update"
-        if reason:
-            raise SolveError(f"level {level!r}: an unrolled solver cannot differentiate an update: {reason}")
-    return [
-        replace(update.step, losses=recorded_losses(evaluator, update.record, level, update.buffers))
-        for update in updates
-    ]
-
-
-def recorded_losses(
-    evaluator: Evaluator, record: RecordedBatches, level: str, buffers: Sequence[Values] | None = None
-) -> list[Callable[..., Tensor]]:
-    """The level's objective on each part of a record, as a function of (parameters, parameters of each level read).
-
-    With ``buffers``, for each part of the level and the levels read, these replace the levels' own.
-    """
-    sign = evaluator.problems[level].sign
-
-    def loss(part: RecordedBatch, start: Values, parameters: Tensors, reads: Values) -> Tensor:
-        # a loss may write to its buffers, such as running statistics
-        copies = {name: {key: buffer.clone() for key, buffer in tensors.items()} for name, tensors in start.items()}
-        variables = {level: parameters, **reads}
-        substituted = {name: {**variables.get(name, {}), **copies.get(name, {})} for name in {**copies, **variables}}
-        value = evaluator.replay(level, part, substituted)
-        return value if sign == 1 else sign * value
-
-    parts = map(evaluator.to_precision, record)
-    starts = [{}] * len(record) if buffers is None else buffers
-    return [partial(loss, part, start) for part, start in zip(parts, starts, strict=True)]
-
-
-def _prediction(evaluator: Evaluator, level: str, part: RecordedBatch) -> Prediction:
-    after, sign = part.state, evaluator.problems[level].sign
-
-    def outputs(parameters: Tensors, reads: Mapping[str, Tensors]) -> list[Tensor]:
-        nonlocal after
-        values, after = evaluator.outputs(level, part, {level: parameters, **reads})
-        return values
-
-    def criterion(values: Sequence[Tensor], reads: Mapping[str, Tensors]) -> Tensor:
-        return sign * evaluator.criterion(level, part, values, reads, after)
-
-    return Prediction(outputs, criterion)

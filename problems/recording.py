@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import optimizer as optimizers
 
+from multilevel.problems.batches import map_tensors
 from multilevel.problems.evaluation.recorded_batch import RecordedBatches, Values
 from multilevel.problems.graph import Graph
 from multilevel.problems.problem import Problem
@@ -34,6 +35,7 @@ class RecordedUpdate:
         end: parameters after it, hooks and callbacks included.
         hook_tensors: tensors of hooks and callbacks that depend on it, see ``Tracker``.
         unfollowed: what of it cannot be differentiated, and why; empty if all can.
+        outer_step: counts the updates of the top level, see ``LevelHistory``.
     """
 
     record: RecordedBatches
@@ -42,6 +44,7 @@ class RecordedUpdate:
     end: Tensors
     hook_tensors: Mapping[Key, Tensor] = field(default_factory=dict)
     unfollowed: str = ""
+    outer_step: int = 0
 
     @property
     def bytes(self) -> int:
@@ -57,6 +60,21 @@ class RecordedUpdate:
             step = replace(self.step, before=None, after=())
             state |= {"step": step, "hook_tensors": {}, "unfollowed": self.unfollowed or why}
         return state
+
+
+def memory(updates: Iterable[RecordedUpdate]) -> int:
+    """The bytes of all tensors of recorded updates, their batches and draws included; shared ones count once."""
+    storages: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    for update in updates:
+        step, batches = update.step, [(part.batch, part.draws) for part in update.record]
+        groups = (step.parameters, step.reads, step.rule.state, update.end, list(update.buffers))
+        map_tensors(count, [*batches, *groups])
+    return sum(storages.values())
 
 
 def recorded_count(problem: Problem, least: int = 0) -> int:
@@ -230,6 +248,14 @@ def followed(
     if stage is not None:
         step = replace(update.step, after=(*update.step.after, stage))
         steps[-1] = replace(update, step=step, end=end, hook_tensors=tracker.hook_tensors)
+
+
+def begun(problem: Problem) -> frozenset[Key]:
+    """Let a level begin. Returns the keys of the parameters and optimizer state that this changed."""
+    before = {key: tensor.detach().clone() for key, tensor in slots_of(problem).items()}
+    problem.begin()
+    after = slots_of(problem)
+    return frozenset(key for key, tensor in after.items() if key not in before or not identical(before[key], tensor))
 
 
 def slots_of(problem: Problem) -> Keyed:

@@ -14,7 +14,7 @@ from multilevel.problems.errors import NotFiniteError
 from multilevel.problems.evaluation.evaluator import Evaluator
 from multilevel.problems.evaluation.recorded_batch import RecordedBatches
 from multilevel.problems.graph import Graph
-from multilevel.problems.hypergradient import lower_level
+from multilevel.problems.lower_levels import lower_level
 from multilevel.solvers import (
     FiniteDifference,
     FirstOrder,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -31,9 +32,10 @@ from multilevel.problems.hypergradient import (
     mean_values,
 )
 from multilevel.problems.problem import Problem
-from multilevel.problems.recording import buffers_of, recorded_count, recorded_step
+from multilevel.problems.recording import begun, buffers_of, memory, recorded_count, recorded_step
 from multilevel.problems.self_check import SelfCheck
 from multilevel.problems.stepping import set_gradient, take_step
+from multilevel.problems.unrolled_pass import unrolled_pass, unrolled_together
 from multilevel.solvers import Solver
 from multilevel.solvers.gradients import added, filled, gradients, grouped, keyed
 from multilevel.solvers.vectors import Tensors, flatten
@@ -62,6 +64,7 @@ class Updates:
         self.histories = {name: LevelHistory() for name in graph.names}
         self._discovery = Discovery(graph, evaluator)
         self._self_check = SelfCheck()
+        self._noted_memory = False
 
     def take(self, problem: Problem, step: int, observed: bool, recorded_steps: int = 0) -> Update:
         """Update a level once.
@@ -123,6 +126,39 @@ class Updates:
         angle = cosine(before, hypergradient.values) if observed and before is not None else None
         return Update(name, step, loss, metrics, norm, hypergradient.reports, angle)
 
+    def begin_outer_step(self, kept: int) -> None:
+        """Count an update of the top level, and forget updates before the last ``kept`` of these, unless a level's
+        solver needs them."""
+        for name, history in self.histories.items():
+            history.begin_outer_step(max(kept, self.outer_steps_of(name)))
+
+    def outer_steps_of(self, name: str) -> int:
+        """The number of the top level's last updates over which a level's solver looks back."""
+        solver = self.graph.problems[name].solver
+        return 1 if solver is None else solver.recorded_outer_steps
+
+    def note_memory(self) -> None:
+        """After the first update of the top level, note the memory for the records of several, if a solver needs
+        these."""
+        kept = {name: count for name in self.histories if (count := self.outer_steps_of(name)) > 1}
+        if not kept or self._noted_memory:
+            return
+        self._noted_memory = True
+        needed = sum(count * memory(self.histories[name].updates) for name, count in kept.items()) / 2**20
+        settings = ", ".join(f"levels.{name}.solver.outer_steps={count}" for name, count in kept.items())
+        self.evaluator.notices.append(
+            f"the records of updates for {settings} take up to {needed:.3g} MiB, and as much in checkpoints"
+        )
+
+    def begin(self, problem: Problem, recorded_steps: int = 0) -> None:
+        """Call the level's ``begin``, and note what it sets anew if its updates are recorded."""
+        if not problem.starts_anew:
+            return
+        if recorded_count(problem, recorded_steps):
+            self.histories[problem.name].restarted |= begun(problem)
+        else:
+            problem.begin()
+
     def next_record(self, problem: Problem) -> RecordedBatches:
         """The level's next batches with their draws, as its next update would record them."""
         with self.random.active():
@@ -176,8 +212,11 @@ class Updates:
         observe = check if unchecked else None
         if not solvers:  # the graph has checked that each level has one
             solvers = {level: solver for level in passes if (solver := graph.problems[level].solver) is not None}
+        together = unrolled_together(graph, name, solvers)
         try:
             with as_written():
+                if together:
+                    return unrolled_pass(graph, evaluator, records, name, direct, histories, together, observe)
                 return adjoint_pass(graph, evaluator, records, name, direct, histories, starts, solvers, observe)
         except torch.linalg.LinAlgError as error:
             raise NotFiniteError(f"a solve for level {name!r} met values that are not finite: {error}") from error
@@ -207,7 +246,11 @@ class Updates:
         if history.updates.maxlen != count:
             history.updates = deque(history.updates, maxlen=count)
         assert history.record is not None
-        history.updates.append(recorded_step(self.graph, problem, history.record, buffers, history.updates, loss))
+        update = recorded_step(self.graph, problem, history.record, buffers, history.updates, loss)
+        positions = [past.updates[-1].step.position for past in self.histories.values() if past.updates]
+        step = replace(update.step, position=max(positions, default=0) + 1, restarted=history.restarted)
+        history.updates.append(replace(update, step=step, outer_step=history.outer_step))
+        history.restarted = frozenset()
 
 
 def _used(name: str, values: Tensors, direct: Total) -> dict[str, Tensor]:

@@ -127,6 +127,11 @@ class Solver(ABC):
         return 0
 
     @property
+    def recorded_outer_steps(self) -> int:
+        """The number of the top level's last updates within which it needs them; the current one counts."""
+        return 1
+
+    @property
     def nests(self) -> bool:
         """Whether the solver can solve with the Hessian of a total gradient, which levels that read each other need."""
         return False

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from multilevel.solvers.stages import Keyed, Stage, keyed_by_kind, keyed_nested, tensors_of_kind
+from multilevel.solvers.stages import Key, Keyed, Stage, keyed_by_kind, keyed_nested, tensors_of_kind
 from multilevel.solvers.update_rules import State, UpdateRule
 from multilevel.solvers.vectors import Tensors
 
@@ -51,6 +51,9 @@ class Step:
         ascends: whether the optimizer maximizes. ``losses`` are then negated, and hooks saw their negated gradient.
         before: the changes by hooks to parameters, gradient and state before the optimizer's update; None: no change.
         after: the changes by hooks and callbacks to parameters and state after the update.
+        position: its place in the order of the updates of all levels.
+        restarted: keys of the parameters and state that the level set anew before the update, so that they do not
+            depend on earlier updates.
     """
 
     losses: Sequence[Loss]
@@ -60,6 +63,8 @@ class Step:
     ascends: bool = False
     before: Stage | None = None
     after: Sequence[Stage] = ()
+    position: int = 0
+    restarted: frozenset[Key] = frozenset()
 
     def stages(self, gradient: Tensors) -> list[Stage]:
         """The update's stages in order; their inputs are ``parameters``, the ``gradient`` of the losses, and the

@@ -43,7 +43,11 @@ class Row:
     @property
     def trains(self) -> bool:
         """Whether it needs a lower level that has been trained."""
-        return self.name in ("unrolled", "unrolled_forward", "sama")
+        return self.unrolled or self.name == "sama"
+
+    @property
+    def unrolled(self) -> bool:
+        return self.name in ("unrolled", "unrolled_forward")
 
     def __str__(self) -> str:
         return "-".join([self.name, *(f"{key}={value}" for key, value in self.options.items())])

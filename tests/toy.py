@@ -118,5 +118,36 @@ def dense_hypergradient(functions, values, solved, top, contributions, pasts=Non
     return cotangents[top]
 
 
+def schedule_hypergradient(functions, starts, now, last, steps, rate):
+    """The derivative through one step of the schedule of ``toy_graph``, with Adam, by one backward pass.
+
+    ``now`` has the values after the step; for each level below the top, ``last`` has the number of its last updates
+    that depend on the top level's parameters.
+    """
+    names = list(functions)
+    below, top = names[:-1], names[-1]
+    upper = starts[top].clone().requires_grad_()
+    values, states = {**starts, top: upper}, {name: (torch.zeros_like(starts[name]),) * 2 for name in below}
+    counts, totals = dict.fromkeys(below, 0), {name: steps ** (len(below) - i) for i, name in enumerate(below)}
+
+    def descend(index):
+        for _ in range(steps if index >= 0 else 0):
+            descend(index - 1)
+            name = below[index]
+            leaf = values[name] if values[name].requires_grad else values[name].requires_grad_()
+            slope = torch.autograd.grad(functions[name]({**values, name: leaf}), leaf, create_graph=True)[0]
+            value, state = adam(leaf, slope, states[name], counts[name], rate)
+            counts[name] += 1
+            constant = counts[name] <= totals[name] - last[name]
+            values[name] = value.detach() if constant else value
+            states[name] = tuple(part.detach() for part in state) if constant else state
+
+    descend(len(below) - 1)
+    for name in below:  # the path is the real one
+        torch.testing.assert_close(values[name].detach(), now[name], rtol=1e-8, atol=1e-10)
+    values[top] = upper - upper.detach() + now[top]
+    return torch.autograd.grad(functions[top](values), upper)[0]
+
+
 def relative_error(found, expected):
     return ((found - expected).norm() / expected.norm()).item()

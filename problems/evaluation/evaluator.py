@@ -185,6 +185,15 @@ class Evaluator:
             return part
         return replace(part, batch=map_tensors(_doubled, part.batch), draws=map_tensors(_doubled, part.draws))
 
+    @property
+    def casts(self) -> bool:
+        """Whether parameters are evaluated in another dtype than their own."""
+        return self._cast is not None
+
+    def cast(self, tensors: Tensors) -> dict[str, Tensor]:
+        """Parameters in this evaluator's precision."""
+        return dict(tensors) if self._cast is None else {name: self._cast(value) for name, value in tensors.items()}
+
     def record(self, name: str, batch: Any, state: RandomState | None = None) -> RecordedBatch:
         """Draw what the loss of ``batch`` needs from the generators in their current state, and record it.
 
@@ -209,8 +218,7 @@ class Evaluator:
 
     def detached(self, name: str) -> dict[str, Tensor]:
         """The level's variables at the current point, detached."""
-        variables = {key: variable.detach() for key, variable in self.problems[name].variables().items()}
-        return variables if self._cast is None else {key: self._cast(value) for key, value in variables.items()}
+        return self.cast({key: variable.detach() for key, variable in self.problems[name].variables().items()})
 
     def _replayed(self, name: str, part: RecordedBatch, parameters: Values, compute: Callable[[Any, Any], Any]) -> Any:
         with part.state.active():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from solver_table import ROWS, dense_hessian
 from toy import toy_graph, trained
 
-from multilevel.problems.hypergradient import lower_level
+from multilevel.problems.lower_levels import lower_level
 from multilevel.solvers import SOLVERS, LowerLevel
 
 few = settings(max_examples=15, deadline=None, derandomize=True)
