@@ -54,6 +54,9 @@ class Batches:
         waited: seconds spent waiting for batches so far.
     """
 
+    _iterator: Iterator[Any] | None
+    _peeked: list[ReadBatch]
+
     def __init__(self, level: str, data: Iterable[Any] | None, device: torch.device, seed: int = 0) -> None:
         self.level = level
         several = replicas.count() > 1
@@ -76,7 +79,7 @@ class Batches:
             self._peeked = [ReadBatch(read.batch, epoch, position + 1 + i) for i, read in enumerate(self._peeked)]
             self._read = (epoch, position + len(self._peeked))
             return
-        self._iterator: Iterator[Any] | None = None
+        self._iterator = None
         self._stream: RandomState | None = None  # for the data's draws in this epoch
         self._read = (epoch, position)  # of the iterator, which may be ahead
         self._peeked = []

@@ -111,8 +111,7 @@ class Engine:
             if any(replicas.gather(self._stopping)):
                 break
             self._begin_step()
-            self._descend_below(len(self.graph.names) - 1)
-            self._update(self.graph.problems[self.graph.top])
+            self._descend()
             self.updates.note_memory()
             self._pass_on_notices()
             self.step += 1
@@ -289,6 +288,11 @@ class Engine:
     def _begin_step(self) -> None:
         self.updates.begin_outer_step(self.recorded_outer_steps)
         self._updated_now.clear()
+
+    def _descend(self) -> None:
+        """Make the updates of a step: the top level's, after those below it."""
+        self._descend_below(len(self.graph.names) - 1)
+        self._update(self.graph.problems[self.graph.top])
 
     def _descend_below(self, index: int) -> None:
         """Make the scheduled updates of the levels below an update of the level at this index."""

@@ -15,7 +15,7 @@ from multilevel.problems import replicas
 from multilevel.problems.callbacks import Callback, Update
 from multilevel.problems.engine import Engine
 from multilevel.problems.evaluation.randomness import RandomState
-from multilevel.problems.evaluation.recorded_batch import RecordedBatch
+from multilevel.problems.evaluation.recorded_batch import RecordedBatch, RecordedBatches
 from multilevel.problems.graph import Graph
 from multilevel.problems.hypergradient import Hypergradient
 from multilevel.solvers import MultilevelError, Solver, SolveReport
@@ -104,8 +104,9 @@ class BettyEngine(Engine):
         solvers: Mapping[str, Solver] | None = None,
         precision: str | None = None,
         whole: bool = False,
+        record: RecordedBatches | None = None,
     ) -> Hypergradient:
-        """The hypergradient computed by Betty, or by ``Engine`` if solvers or a precision are given.
+        """The hypergradient computed by Betty, or by ``Engine`` if solvers, a precision or a record are given.
 
         Betty's perturbations of weights, and anything it changes with ``held=False``, are undone afterwards.
 
@@ -113,8 +114,8 @@ class BettyEngine(Engine):
             GraphError: there is no such level.
             BettyError: Betty refuses; the message says why.
         """
-        if solvers is not None or precision is not None or name not in self.levels:
-            return super().solve_hypergradient(name, solvers, precision, whole)
+        if solvers is not None or precision is not None or record is not None or name not in self.levels:
+            return super().solve_hypergradient(name, solvers, precision, whole, record)
         problem, passes = self.levels[name], self.graph.passes(name)
         for level in (name, *passes):
             (self.levels[level].cur_batch,) = self.updates.record_of(level)
@@ -129,7 +130,15 @@ class BettyEngine(Engine):
             problem.zero_grad()
         return Hypergradient(values, self._reports(name), {})
 
-    def _descend(self, index: int) -> None:
+    def advance(self, steps: int = 1) -> None:
+        """Refused.
+
+        Raises:
+            BettyError: always.
+        """
+        raise BettyError("Betty updates every level in a step, so it cannot hold the top level")
+
+    def _descend(self) -> None:
         """One update of the top level, after the updates of lower levels that Betty's schedule makes."""
         updates = 1
         for name, above in zip(self.graph.names, self.graph.names[1:], strict=False):
