@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -21,6 +21,8 @@ from multilevel.problems.graph import Graph
 from multilevel.problems.hypergradient import Hypergradient
 from multilevel.problems.problem import Problem
 from multilevel.problems.recording import followed
+from multilevel.problems.replay import Experiment, ReplaySettings
+from multilevel.problems.replay_results import Replay
 from multilevel.problems.stored_updates import restore_updates, stored_updates
 from multilevel.problems.tracking import untracked
 from multilevel.problems.update import Updates
@@ -46,6 +48,7 @@ class Engine:
         step: updates of the top level so far.
         updates: performs the levels' updates.
         histories: what is kept of each level's updates.
+        updated_now: the levels updated in the current step.
         recorded_steps: updates of every level to record, unless a solver asks for more.
         recorded_outer_steps: updates of the top level within which they are kept, unless a solver asks for more.
 
@@ -81,7 +84,7 @@ class Engine:
         self.recorded_steps = 0
         self.recorded_outer_steps = 1
         self._stopping = False
-        self._updated_now: set[str] = set()  # levels updated in the current step
+        self.updated_now: set[str] = set()
         for batches in graph.batches.values():
             batches.restart(seed)
         modules = [problem.module for problem in graph.problems.values()]
@@ -191,6 +194,43 @@ class Engine:
             raise NotFiniteError(f"the hypergradient of level {name!r} is not finite")
         return hypergradient
 
+    def replay(
+        self,
+        outer_steps: Sequence[int] = (1, 8, 32),
+        *,
+        solvers: Mapping[str, Mapping[str, Solver]] | None = None,
+        measures: Mapping[str, Callable[[], float]] | None = None,
+        **settings: Any,
+    ) -> Replay:
+        """Measure whether the top level's hypergradients point where the upper loss rises after further training.
+
+        With the top level held, hypergradients of a number of outer steps are averaged to a direction, twice. The top
+        level is moved by a step along it and against it, the levels below are trained for ``outer_steps`` further outer
+        steps, and the difference of the upper loss gives a slope. Nothing is changed: levels, data, optimizers and
+        generators are afterwards as before, bit for bit; callbacks are not called.
+
+        Args:
+            outer_steps: numbers of outer steps.
+            solvers: for each label, the solver of each level that the hypergradient passes through; None takes the
+                levels' own.
+            measures: other numbers to measure after each replay, by name.
+            settings: of ``ReplaySettings``.
+
+        Raises:
+            SettingError: an unusable setting.
+            GraphError: the top level has a plain gradient, or a level below it no optimizer.
+            NotFiniteError: a loss is not finite.
+
+        Examples:
+            >>> print(engine.replay([1], steps=2, seeds=1, draws=["held"]))  # the engine of Engine's example
+            slope of loss in 1e-3, draws held: mean ± standard deviation over replays
+            ...
+        """
+        if solvers is None:
+            own = {level: self.graph.problems[level].solver for level in self.graph.passes(self.graph.top)}
+            solvers = {"own solvers": {level: solver for level, solver in own.items() if solver is not None}}
+        return Experiment(self, ReplaySettings(outer_steps, **settings), solvers, measures or {}).run()
+
     def state_dict(self) -> dict[str, Any]:
         """The whole state as nested dicts of numbers and tensors, from which a later engine continues with the same
         result.
@@ -287,7 +327,7 @@ class Engine:
 
     def _begin_step(self) -> None:
         self.updates.begin_outer_step(self.recorded_outer_steps)
-        self._updated_now.clear()
+        self.updated_now.clear()
 
     def _descend(self) -> None:
         """Make the updates of a step: the top level's, after those below it."""
@@ -317,7 +357,7 @@ class Engine:
         """Update a level, or skip the update if its loss or hypergradient is not finite, or passes through a level
         without an update in this step."""
         name, history = problem.name, self.histories[problem.name]
-        missing = [level for level in self.graph.passes(name) if level not in self._updated_now]
+        missing = [level for level in self.graph.passes(name) if level not in self.updated_now]
         if missing:
             self._skip(problem, f"level {missing[0]!r} below it has had no update in this step")
             return
@@ -329,7 +369,7 @@ class Engine:
             self._skip(problem, str(error))
             return
         history.skipped = 0
-        self._updated_now.add(name)
+        self.updated_now.add(name)
         if not self.callbacks:
             return
         with followed(self.graph, problem, history.updates) as block:

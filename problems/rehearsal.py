@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,48 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from multilevel.problems.batches import versions
-from multilevel.problems.engine import Engine
 from multilevel.problems.errors import NotFiniteError
+from multilevel.problems.evaluation.evaluator import Evaluator
 from multilevel.problems.evaluation.randomness import RandomState
+from multilevel.problems.evaluation.recorded_batch import RecordedBatches
+from multilevel.problems.graph import Graph
+from multilevel.problems.history import LevelHistory
+from multilevel.problems.hypergradient import Hypergradient
+from multilevel.problems.update import Updates
+from multilevel.solvers import Solver
+
+
+class Rehearsed(Protocol):
+    """What a rehearsal needs of an ``Engine``."""
+
+    graph: Graph
+    evaluator: Evaluator
+    updates: Updates
+    step: int
+    recorded_steps: int
+    recorded_outer_steps: int
+    updated_now: set[str]
+
+    @property
+    def histories(self) -> Mapping[str, LevelHistory]: ...
+
+    @property
+    def skipped(self) -> Mapping[str, int]: ...
+
+    def advance(self, steps: int = 1) -> None: ...
+
+    def solve_hypergradient(
+        self,
+        name: str,
+        solvers: Mapping[str, Solver] | None = None,
+        precision: str | None = None,
+        whole: bool = False,
+        record: RecordedBatches | None = None,
+    ) -> Hypergradient: ...
 
 
 @contextmanager
-def unchanged(engine: Engine) -> Iterator[None]:
+def unchanged(engine: Rehearsed) -> Iterator[None]:
     """A block after which an engine, its levels and its data are bit for bit as before, also if it raises.
 
     Restored are modules (parameters, buffers, attributes), ``.grad``, optimizers, schedulers, records, solutions,
@@ -44,7 +79,7 @@ def unchanged(engine: Engine) -> Iterator[None]:
         for parameter in problem.module.parameters():
             saved.add_gradient(parameter)
     _add_generators(engine, saved)
-    random, step, updated = engine.updates.random, engine.step, set(engine._updated_now)
+    random, step, updated = engine.updates.random, engine.step, set(engine.updated_now)
     try:
         with ExitStack() as stack:
             stack.enter_context(RandomState.capture().active())
@@ -53,7 +88,7 @@ def unchanged(engine: Engine) -> Iterator[None]:
             yield
     finally:
         saved.restore()
-        engine.updates.random, engine.step, engine._updated_now = random, step, updated
+        engine.updates.random, engine.step, engine.updated_now = random, step, updated
 
 
 class Saved:
@@ -120,7 +155,7 @@ def _refill(container: Any, fill: Callable[[Any], None], content: Any) -> None:
     fill(content)
 
 
-def _add_generators(engine: Engine, saved: Saved) -> None:
+def _add_generators(engine: Rehearsed, saved: Saved) -> None:
     """Save the user's own generators: attributes of levels, and those that losses use."""
     for problem in engine.graph.problems.values():
         saved.add([value for value in vars(problem).values() if isinstance(value, torch.Generator)])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,11 +55,13 @@ class Updates:
     Attributes:
         histories: the history of each level.
         random: the generators' state after the last update.
+        recorder: draws for the batches of updates, as ``Evaluator.record`` does.
     """
 
     def __init__(self, graph: Graph, evaluator: Evaluator, random: RandomState, check: bool) -> None:
         self.graph = graph
         self.evaluator = evaluator
+        self.recorder: Callable[[str, Any, RandomState | None], RecordedBatch] = evaluator.record
         self.random = random
         self.check = check
         self.histories = {name: LevelHistory() for name in graph.names}
@@ -95,7 +98,7 @@ class Updates:
             # The loss of each batch and its gradient, in the level's own variables and in those that respond to them.
             with state.active():
                 for batch in batches:
-                    part = self.evaluator.record(name, batch, state)
+                    part = self.recorder(name, batch, state)
                     if recorded:
                         buffers.append(buffers_of(self.graph, problem, buffers))
                     evaluation, inputs = self._discovery.evaluate(name, part, inputs, observed)
@@ -159,11 +162,11 @@ class Updates:
         else:
             problem.begin()
 
-    def next_record(self, problem: Problem) -> RecordedBatches:
-        """The level's next batches with their draws, as its next update would record them."""
+    def next_record(self, problem: Problem, count: int | None = None) -> RecordedBatches:
+        """The level's next ``count`` batches with their draws; None: as many as an update takes."""
         with self.random.active():
-            batches = (self.graph.batches[problem.name].next() for _ in range(problem.accumulate))
-            parts = tuple(self.evaluator.record(problem.name, batch) for batch in batches)
+            batches = (self.graph.batches[problem.name].next() for _ in range(count or problem.accumulate))
+            parts = tuple(self.recorder(problem.name, batch, None) for batch in batches)
             self.random = RandomState.capture()
         return parts
 
