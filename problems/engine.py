@@ -222,9 +222,12 @@ class Engine:
             NotFiniteError: a loss is not finite.
 
         Examples:
-            >>> print(engine.replay([1], steps=2, seeds=1, draws=["held"]))  # the engine of Engine's example
-            slope of loss in 1e-3, draws held: mean ± standard deviation over replays
-            ...
+            The slope that an exact solve predicts is that after many steps, not after one:
+
+            >>> replay = engine.replay([1, 32], steps=2, seeds=1, draws=["held"])  # the engine of Engine's example
+            >>> slopes = [row.halves[0] for row in replay.rows if row.solver == "own solvers"]
+            >>> [(round(slope.measured[0], 1), round(slope.predicted[0], 1)) for slope in slopes]
+            [(1.0, 5.0), (4.0, 4.0)]
         """
         if solvers is None:
             own = {level: self.graph.problems[level].solver for level in self.graph.passes(self.graph.top)}

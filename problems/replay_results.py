@@ -103,5 +103,9 @@ def _cell(values: Sequence[float]) -> str:
     """Mean and standard deviation in 1e-3."""
     if not values:
         return "-"
-    spread = f" ± {1e3 * stdev(values):.2g}" if len(values) > 1 else ""
-    return f"{1e3 * fmean(values):+.3g}{spread}"
+    spread = f" ± {_short(1e3 * stdev(values))}" if len(values) > 1 else ""
+    return f"{'+' if fmean(values) >= 0 else ''}{_short(1e3 * fmean(values))}{spread}"
+
+
+def _short(number: float) -> str:
+    return f"{number:.0f}" if abs(number) >= 100 else f"{number:.3g}"
