@@ -202,6 +202,8 @@ def _about(settings: StudySettings, policy: str) -> tuple[StudySettings, str, st
     metric, known = settings.metric or task.headline, evaluation.metrics_of(task, protocol)
     if metric not in known:
         raise SettingError("metric", metric, f"a metric that {protocol} reports: {', '.join(known)}")
+    if settings.metric and evaluation.metric is None:  # linear probes choose their regularization by it
+        settings = replace(settings, settings=[*settings.settings, f"evaluation.metric={metric}"])
     return settings, metric, protocol
 
 

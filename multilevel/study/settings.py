@@ -41,7 +41,7 @@ class StudySettings:
         arms: additional arms by name, with the settings of each.
         transfer: settings of another data set to evaluate on; empty: none.
         equal: the budget that is equal for all arms: pretraining updates or wall time.
-        metric: metric of the verdict; None takes the task's own.
+        metric: metric of the verdict, and of evaluation.metric unless that is set; None takes the task's own.
         protocol: evaluation protocol of the verdict; None takes the first of evaluation.protocols, or of the task's
             own.
         minimum_effect: the smallest worthwhile difference of the metric.

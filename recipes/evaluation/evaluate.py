@@ -49,12 +49,12 @@ def evaluate_features(candidates: Sequence[Candidate], setup: Setup, settings: E
     fitted = {share: _subset(setup.data.train, pool[chosen]) for share, chosen in shares.items()}
     for part in fitted.values():
         _check_labels(part, scored, protocols, settings)
-    common = (settings.neighbours, settings.batch_size, settings.seed)
+    common = (metric, settings.neighbours, settings.batch_size, settings.seed)
     scores = []
     for candidate in candidates:
         frozen = _frozen_features(candidate, setup, settings, _subset(setup.data.train, pool), scored)
         tasks = [
-            partial(_score, name, share, protocol, metric, trial)
+            partial(_score, name, share, protocol, trial)
             for share, part in fitted.items()
             for trial in [Trial(candidate, setup, part, scored, _chosen(frozen, shares[share]), *common)]
             for name, protocol in protocols.items()
@@ -69,8 +69,8 @@ def evaluate_features(candidates: Sequence[Candidate], setup: Setup, settings: E
     return scores
 
 
-def _score(name: str, share: float, protocol: EvaluationProtocol, metric: str, trial: Trial) -> Score:
-    return Score(trial.candidate.name, name, share, shown_first(protocol.metrics(trial), metric))
+def _score(name: str, share: float, protocol: EvaluationProtocol, trial: Trial) -> Score:
+    return Score(trial.candidate.name, name, share, shown_first(protocol.metrics(trial), trial.metric))
 
 
 def raw_pixels(images: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ class CommonSettings:
         labels: shares of the labelled training images; every protocol is fitted to each. Smaller shares are subsets of
             larger ones.
         split: the split to score on: test or validation.
-        metric: the metric in the table; None takes the task's.
+        metric: the metric in the table, by which the linear probe also chooses its regularization; None takes the
+            task's.
         references: also score an untrained encoder and raw pixels.
         max_images: largest number of labelled training images to fit to, drawn by class; None takes all.
         neighbours: number of neighbours in the nearest-neighbour vote.

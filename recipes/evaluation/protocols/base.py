@@ -67,6 +67,7 @@ class Trial:
         fitted: labelled training images.
         scored: images of the test or the validation split.
         features: returns the frozen features float32 [N, D] of both, in order.
+        metric: the metric in the table, for protocols that choose by it.
         neighbours, batch_size, seed: see ``EvaluationSettings``.
     """
 
@@ -75,6 +76,7 @@ class Trial:
     fitted: Split
     scored: Split
     features: Callable[[], tuple[np.ndarray, np.ndarray]]
+    metric: str
     neighbours: int
     batch_size: int
     seed: int

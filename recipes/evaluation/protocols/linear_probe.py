@@ -11,78 +11,92 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
-from multilevel.levels.tasks.classification import classification_metrics
+from multilevel.levels.tasks.classification import CLASSIFICATION_METRICS, classification_metrics
 from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Trial
 
 #: Inverse regularization strengths for the linear probe to choose from, strongest regularization first.
-STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0)
+STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
+DEFAULT_STRENGTH = 1.0  # scikit-learn's, where no image can be held out
 ITERATIONS = 1000
-TOLERANCE = 1e-3  # of the gradient; a tenth of it changed no accuracy on CIFAR-10 by more than 0.2 percentage points
+TOLERANCE = 1e-3  # of the gradient; at 1e-6 accuracies on the digits move by up to 0.8 points, at four times the cost
 
 
 @dataclass(kw_only=True)
 class LinearProbe(EvaluationProtocol):
-    """Fits multinomial logistic regression to its optimum, on images without augmentation."""
+    """Fits multinomial logistic regression by L-BFGS, on images without augmentation; held-out training images
+    choose its regularization, by the metric in the table."""
 
     title = "linear probe"
 
     def metrics(self, trial: Trial) -> dict[str, float]:
         features, scored = trial.features()
-        predicted = linear_probe(features, trial.fitted.labels.numpy(), scored, trial.seed)
+        # where the task has other metrics, the table shows the accuracy of a protocol that needs classes
+        metric = trial.metric if trial.metric in CLASSIFICATION_METRICS else "accuracy"
+        predicted = linear_probe(features, trial.fitted.labels.numpy(), scored, trial.seed, metric)
         return classification_metrics(trial.scored.labels.numpy(), predicted)
 
 
-def linear_probe(features: np.ndarray, labels: np.ndarray, scored: np.ndarray, seed: int) -> np.ndarray:
+def linear_probe(
+    features: np.ndarray, labels: np.ndarray, scored: np.ndarray, seed: int, metric: str = "accuracy"
+) -> np.ndarray:
     """Predict by multinomial logistic regression on standardized features.
 
-    The strength of its L2 regularization is chosen on a stratified fifth of the training images: ``STRENGTHS`` are
-    tried in order until one does worse than the best so far. The probe is then fitted to all training images by L-BFGS.
+    The strength of its L2 regularization is that of ``choose_strength``. The probe is then fitted to all training
+    images by L-BFGS. No scored image has a part in the means, the scales or the strength.
 
     Args:
         features: float32 [N, D].
         labels: int64 [N], at least two classes.
         scored: float32 [M, D].
         seed: seed of the held-out split.
+        metric: accuracy, balanced_accuracy or macro_f1, to choose the strength by.
 
     Returns:
         Predicted labels, int64 [M].
 
     Warns:
         ConvergenceWarning: the last fit stopped after ``ITERATIONS`` iterations without converging.
+
+    >>> linear_probe(np.float32([[0], [1], [9], [10]]), np.array([0, 0, 1, 1]), np.float32([[2], [8]]), seed=0)
+    array([0, 1])
     """
     scaler = StandardScaler().fit(features)
-    features, scored = scaler.transform(features), scaler.transform(scored)
-    probe = _fit(_new_probe(choose_strength(features, labels, seed)), features, labels)
+    probe = _new_probe(choose_strength(features, labels, seed, metric))
+    _fit(probe, scaler.transform(features), labels)
     if probe.n_iter_.max() >= ITERATIONS:
         message = f"the linear probe stopped after {ITERATIONS} iterations without converging"
         warnings.warn(message, ConvergenceWarning, stacklevel=2)
-    return probe.predict(scored)
+    return probe.predict(scaler.transform(scored))
 
 
-def choose_strength(features: np.ndarray, labels: np.ndarray, seed: int) -> float:
-    """The first of ``STRENGTHS`` with the best accuracy on held-out images, stopping at the first that does worse.
+def choose_strength(features: np.ndarray, labels: np.ndarray, seed: int, metric: str) -> float:
+    """The best of ``STRENGTHS`` by a metric on a stratified fifth of the images; of equals the strongest
+    regularization.
+
+    The held-out fifth stands for the scored images, so it has no part in the means and scales either. Where it would
+    leave a single class to fit to, the strength is ``DEFAULT_STRENGTH``.
 
     Args:
-        features: float32 [N, D], standardized.
+        features: float32 [N, D].
         labels: int64 [N].
         seed: seed of the held-out split.
+        metric: accuracy, balanced_accuracy or macro_f1.
     """
     counts = np.unique(labels, return_counts=True)[1]
     by_class = labels if counts.min() >= 2 and len(labels) >= 10 * len(counts) else None
     parts = train_test_split(features, labels, test_size=0.2, random_state=seed, stratify=by_class)
     fit_features, held_features, fit_labels, held_labels = parts
-    if len(np.unique(fit_labels)) < 2:  # too few images to hold any out
-        return STRENGTHS[-1]
+    if len(np.unique(fit_labels)) < 2:
+        return DEFAULT_STRENGTH
+    scaler = StandardScaler().fit(fit_features)
+    fit_features, held_features = scaler.transform(fit_features), scaler.transform(held_features)
     probe = _new_probe(STRENGTHS[0])
-    chosen, best = STRENGTHS[0], -1.0
-    for strength in STRENGTHS:
-        # each fit starts from the previous one
-        accuracy = _fit(probe.set_params(C=strength), fit_features, fit_labels).score(held_features, held_labels)
-        if accuracy < best:
-            break
-        if accuracy > best:
-            chosen, best = strength, accuracy
-    return chosen
+
+    def held_out(strength: float) -> float:
+        predicted = _fit(probe.set_params(C=strength), fit_features, fit_labels).predict(held_features)
+        return classification_metrics(held_labels, predicted)[metric]
+
+    return max(STRENGTHS, key=held_out)  # each fit starts from the previous one; max keeps the first of equals
 
 
 def _new_probe(strength: float) -> LogisticRegression:

@@ -166,12 +166,16 @@ def test_wrong_input_is_one_line_and_writes_nothing(arguments, text, folder, tmp
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_the_verdicts_protocol_is_evaluated():
+def test_the_verdicts_protocol_and_metric_are_evaluated():
     study = planned("protocol=finetune", "metric=macro_f1")
     assert (study.protocol, study.metric) == ("finetune", "macro_f1")
     for arm in study.arms:
         assert "evaluation.protocols=[linear_probe,knn,finetune]" in study.overrides(arm, 0)
-    assert not any(one.startswith("evaluation.protocols") for one in planned().settings)
+        assert "evaluation.metric=macro_f1" in study.overrides(arm, 0)
+    assert not any(one.startswith(("evaluation.protocols", "evaluation.metric")) for one in planned().settings)
+    explicit = planned("metric=macro_f1", "evaluation.metric=accuracy").settings
+    assert "evaluation.metric=accuracy" in explicit
+    assert "evaluation.metric=macro_f1" not in explicit
 
 
 def test_a_part_that_could_not_be_evaluated_is_not_done(tmp_path):

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from multilevel.levels.tasks.classification import classification_metrics
 from multilevel.recipes.evaluation import Candidate, EvaluationSettings, Score, evaluate_features, format_table
 from multilevel.recipes.evaluation.evaluate import label_share, raw_pixels, stratified_positions
+from multilevel.recipes.evaluation.protocols.linear_probe import linear_probe
 from multilevel.solvers import DataError, SettingError
 
 SETTINGS = EvaluationSettings(max_images=300)
@@ -154,6 +156,24 @@ def test_the_metric_of_the_settings_comes_first(setup):
     for metric in ("accuracy", "macro_f1"):
         scores = evaluate_features([Candidate("raw", raw_pixels)], setup(), replace(SETTINGS, metric=metric))
         assert {next(iter(one.metrics)) for one in scores} == {metric}
+
+
+def test_the_probe_chooses_by_the_metric_in_the_table(digits, setup):
+    images = SimpleNamespace(pixels=digits.test.images.pixels, labels=(digits.test.images.labels == 8).long())
+    data = replace(digits, **{part: replace(getattr(digits, part), images=images) for part in ("train", "test")})
+
+    def pixels(images):
+        return raw_pixels(images)[:, ::2]
+
+    fitted, scored = (pixels(data.normalize(part.pixels(torch.arange(len(part))))) for part in (data.train, data.test))
+    balanced = {}
+    for metric in ("accuracy", "balanced_accuracy"):
+        settings = EvaluationSettings(protocols=["linear_probe"], metric=metric)
+        score = evaluate_features([Candidate("pixels", pixels)], setup(data), settings)[0]
+        predicted = linear_probe(fitted.numpy(), data.train.labels.numpy(), scored.numpy(), 0, metric)
+        assert score.metrics == classification_metrics(data.test.labels.numpy(), predicted)
+        balanced[metric] = score.metrics["balanced_accuracy"]
+    assert balanced["accuracy"] < balanced["balanced_accuracy"]
 
 
 def test_errors_are_named(digits, setup):
