@@ -13,8 +13,10 @@ from multilevel.problems.errors import (
     ReadsError,
 )
 from multilevel.problems.graph import Graph
+from multilevel.problems.hypergradient_noise import Reliability
 from multilevel.problems.levels import Levels
 from multilevel.problems.problem import Problem
+from multilevel.problems.reliability import measure_reliability
 
 __all__ = [
     "Callback",
@@ -30,8 +32,10 @@ __all__ = [
     "NotFiniteError",
     "Problem",
     "ReadsError",
+    "Reliability",
     "Update",
     "load_checkpoint",
     "load_weights",
+    "measure_reliability",
     "save_checkpoint",
 ]

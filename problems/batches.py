@@ -214,6 +214,26 @@ def first_rows(batch: Any, share: float, level: str) -> Any:
     return _cut(batch, 0, max(1, round(share * length)))
 
 
+def halves(batch: Any, level: str) -> list[tuple[Any, int]]:
+    """The two halves of a batch, cut from every tensor, each with its number of rows; of an odd number, the second half
+    has the larger part.
+
+    Raises:
+        DataError: the batch has fewer than two rows, or contains something other than tensors of equal length.
+
+    >>> halves([torch.tensor([1, 2, 3])], "target")
+    [([tensor([1])], 1), ([tensor([2, 3])], 2)]
+    """
+    length = _rows(batch, level, "its halves cannot be compared")
+    if length < 2:
+        raise DataError(
+            f"a batch of level {level!r} has {length} row{'s' * (length != 1)}, and has no halves to compare: give the "
+            "level batches of at least 2 rows"
+        )
+    middle = length // 2
+    return [(_cut(batch, 0, middle), middle), (_cut(batch, middle, length - middle), length - middle)]
+
+
 def _rows(batch: Any, level: str, remedy: str) -> int:
     """The number of rows of every tensor in a batch; None and tensors without dimensions apply to all samples."""
     leaves: list[Any] = []

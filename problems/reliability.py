@@ -1,0 +1,109 @@
+"""Measures how much of a single hypergradient is signal, with the top level held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multilevel.problems import replicas
+from multilevel.problems.batches import halves
+from multilevel.problems.engine import Engine
+from multilevel.problems.evaluation.randomness import RandomState
+from multilevel.problems.evaluation.recorded_batch import RecordedBatch, RecordedBatches
+from multilevel.problems.hypergradient import Hypergradient
+from multilevel.problems.hypergradient_noise import Halves, Reliability, decompose
+from multilevel.problems.rehearsal import unchanged
+from multilevel.solvers import Solver
+from multilevel.solvers.ranges import require
+from multilevel.solvers.vectors import flatten
+
+#: Fewer hypergradients leave nothing to estimate from.
+FEWEST_STEPS = 4
+
+
+def measure_reliability(engine: Engine, steps: int, solvers: Mapping[str, Solver] | None = None) -> Reliability:
+    """How much of the top level's single hypergradient is signal, from those of the next steps of training.
+
+    The levels below train for ``steps`` updates of the top level, which is held. At each, the hypergradient is solved
+    three times: on the next held-out batch, and on both halves of it with draws of their own. Afterwards engine and
+    data are bit for bit as before.
+
+    Args:
+        engine: the engine at the point to measure at.
+        steps: number of hypergradients, at least 4; below about 20 the intervals are wide.
+        solvers: the solver of each level that the hypergradient passes through; None takes the levels' own.
+
+    Raises:
+        SettingError: ``steps`` is below 4.
+        DataError: a batch of the top level cannot be split into halves.
+        GraphError: a level below has no optimizer.
+        SolveError: as for ``Engine.solve_hypergradient``.
+
+    Examples:
+        >>> class Center(Problem):  # above the weight of Problem's example, which follows the target
+        ...     def loss(self, levels, batch, draws):
+        ...         return (levels.weight - batch).square().mean()
+        >>> data = [torch.tensor([3.0, 5.0]), torch.tensor([4.0, 7.0])]
+        >>> result = measure_reliability(Engine(Graph(follow, Center("target", target, data=data))), steps=8)
+        >>> print(result.examples, result.halves)
+        2.0 1.00 (1.00 to 1.00)
+    """
+    recorded = engine.recorded_steps
+    # updates to differentiate, if a solver other than the levels' own needs them
+    engine.recorded_steps = max([recorded, *(solver.recorded_steps for solver in (solvers or {}).values())])
+    try:
+        return reliability_of(engine, steps, partial(engine.solve_hypergradient, engine.graph.top, solvers))
+    finally:
+        engine.recorded_steps = recorded
+
+
+def reliability_of(engine: Engine, steps: int, solve: Callable[..., Hypergradient]) -> Reliability:
+    """``measure_reliability`` with ``solve(record=...)`` in place of ``Engine.solve_hypergradient``."""
+    require("reliability", steps, steps >= FEWEST_STEPS, f"at least {FEWEST_STEPS} steps")
+    name = engine.graph.top
+    hypergradients: list[Tensor] = []
+    pairs: list[Halves] = []
+    with unchanged(engine):
+        for _ in range(steps):
+            engine.advance()
+            record = engine.updates.record_of(name)
+            records, variances = split(engine, name, record)
+            vectors = [_vector(solve(record=part)) for part in (record, *records)]
+            hypergradients.append(vectors[0])
+            pairs.append(Halves.of(vectors[1], vectors[2], variances))
+    return decompose(hypergradients, pairs)
+
+
+def split(
+    engine: Engine, name: str, record: RecordedBatches
+) -> tuple[list[RecordedBatches], tuple[float, float, float]]:
+    """Records of the two halves of a level's batches, with separate draws, and the ``variances`` of ``Halves``.
+
+    Raises:
+        DataError: a batch has fewer than two rows, or contains something other than tensors of equal length.
+    """
+    both = list(zip(*(halves(part.batch, name) for part in record), strict=True))
+    with engine.updates.random.active():  # from the state that the next update starts from, which does not advance
+        records = [tuple(_record(engine, name, batch) for batch, _ in parts) for parts in both]
+    rows = [[count for _, count in parts] for parts in both]
+    whole, first, second = map(_variance, ([sum(counts) for counts in zip(*rows, strict=True)], *rows))
+    return records, (whole, first, second)
+
+
+def _record(engine: Engine, name: str, batch: Any) -> RecordedBatch:
+    """Record a batch from generators with a new seed, so that no two batches share their draws or dropout."""
+    with RandomState.seeded(int(torch.randint(2**31, ()))).active():
+        return engine.evaluator.record(name, batch)
+
+
+def _variance(rows: Sequence[int]) -> float:
+    """The variance of a mean over parts with these numbers of rows, on every rank, for a variance of 1 for each row."""
+    return sum(1 / count for count in rows) / len(rows) ** 2 / replicas.count()
+
+
+def _vector(hypergradient: Hypergradient) -> Tensor:
+    return flatten(hypergradient.values).cpu()
