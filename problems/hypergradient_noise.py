@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from statistics import NormalDist, fmean
 from typing import Any
 
@@ -28,6 +29,10 @@ class Estimate:
     value: float
     low: float
     high: float
+
+    def of_cosine(self) -> Estimate:
+        """The estimate with its interval cut to the range of a cosine."""
+        return Estimate(self.value, max(-1.0, self.low), min(1.0, self.high))
 
     def __str__(self) -> str:
         return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
@@ -150,13 +155,13 @@ def decompose(hypergradients: Sequence[Tensor], halves: Sequence[Halves]) -> Rel
     size = max(products.diagonal().mean().item(), TINY)
     signal = block_jackknife(lambda kept: _signal(products, kept), len(halves))
     held_out = variance * whole / size
-    cosine = block_jackknife(lambda kept: fmean(halves[step].cosine for step in kept), len(halves))
+    cosine = block_jackknife(lambda kept: fmean(halves[step].cosine for step in kept), len(halves)).of_cosine()
     return Reliability(
         len(halves), 1 / whole, noise_cosine(products), cosine, signal, held_out, 1 - signal.value - held_out
     )
 
 
-def inner_products(vectors: Sequence[Tensor]) -> Tensor:
+def inner_products(vectors: Collection[Tensor]) -> Tensor:
     """The inner products of K vectors of shape [N]: float64, shape [K, K].
 
     >>> inner_products([torch.tensor([1.0, 2.0]), torch.tensor([3.0, -1.0])])
@@ -166,14 +171,14 @@ def inner_products(vectors: Sequence[Tensor]) -> Tensor:
     products = torch.empty(len(vectors), len(vectors), dtype=torch.float64)
     for row, vector in enumerate(vectors):
         doubled = vector.double()
-        for column, other in enumerate(vectors[: row + 1]):
+        for column, other in enumerate(islice(vectors, row + 1)):
             products[row, column] = products[column, row] = doubled.dot(other.double())
     return products
 
 
 def noise_cosine(products: Tensor) -> Estimate:
     """The mean cosine of each of K vectors with the mean of the others, from their ``inner_products``."""
-    return block_jackknife(lambda kept: _cosine_with_others(products[kept][:, kept]), len(products))
+    return block_jackknife(lambda kept: _cosine_with_others(products[kept][:, kept]), len(products)).of_cosine()
 
 
 def block_jackknife(statistic: Callable[[list[int]], float], steps: int) -> Estimate:

@@ -93,7 +93,8 @@ class RunSettings:
         threads: CPU threads per operation in training; None: chosen for the recipe.
         output: the run folder; None generates a name.
         approximate: omit the response of inner levels if a solver cannot include it; see ``Graph``.
-        diagnose: steps between comparisons of the top level's hypergradient with a reference; 0: none.
+        diagnose: steps between comparisons of the top level's hypergradient with a reference and, from 20 updates on,
+            with those of earlier updates; 0: none.
         checkpoint: how often to write checkpoints.
         max_skipped: consecutive updates of a level that may be skipped because its loss or hypergradient is not finite.
         compile: whether to compile calls on levels in updates where possible.

@@ -8,6 +8,7 @@ train.
 
   multilevel compare recipe=guided_mae data=digits
   multilevel compare solvers=neumann,conjugate_gradient products=reverse,forward conjugate_gradient.iterations=40
+  multilevel compare reliability=24 solvers=identity,unrolled    how much of a single hypergradient is signal
   multilevel compare solvers=betty/cg,betty/neumann betty/neumann.neumann_iterations=5    by Betty (docs/from_betty.md)
 """
 
@@ -33,12 +34,15 @@ from tqdm import tqdm
 
 from multilevel.compare.measure import OFFERS, measure_task, option_names, store_point
 from multilevel.compare.picture import draw_comparison
+from multilevel.compare.reliability import COLUMNS as RELIABILITY_COLUMNS
+from multilevel.compare.reliability import add_reliability, csv_cells, reliability_table
 from multilevel.compare.table import COLUMNS, ComparisonTable
 from multilevel.configuration.command_line import DERIVED, read, typed
 from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.problems import Engine, load_checkpoint
 from multilevel.problems.evaluation.evaluator import PRECISIONS
 from multilevel.problems.reference import agreement
+from multilevel.problems.reliability import FEWEST_STEPS
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.encoder import images_per_step
 from multilevel.runs.cpu_threads import cpu_threads
@@ -48,7 +52,7 @@ from multilevel.runs.progress import Progress
 from multilevel.runs.training import new_engine
 from multilevel.solvers import SOLVERS, MultilevelError, SettingError
 from multilevel.solvers.products import ProductName
-from multilevel.solvers.ranges import AtLeast, Below, Count, OneOf, PositiveShare
+from multilevel.solvers.ranges import AtLeast, Below, Count, OneOf, PositiveShare, require
 
 #: Starts processes, if possible as forks of a process that has already imported everything, which takes seconds.
 PROCESSES: Any = multiprocessing.get_context(
@@ -95,6 +99,8 @@ class CompareSettings:
         damping: damping of the system, the same for every solver; the default makes guided_mae's system definite.
         rounds: timed repetitions of each solve.
         iterations: largest number of MINRES iterations of the reference.
+        reliability: further outer steps, at least 4, with the top level held, to measure how much of a single
+            hypergradient is signal; 0 does not.
         resume: the run whose checkpoint to compare at, or None.
         settings: all other overrides, for the recipe.
     """
@@ -108,6 +114,7 @@ class CompareSettings:
     damping: Annotated[float, AtLeast(0), Below(math.inf)] = 30.0
     rounds: Count = 3
     iterations: Count = 1000
+    reliability: Annotated[int, AtLeast(0)] = 0
     resume: str | None = None
     settings: list[str] = field(default_factory=list, metadata=DERIVED)
 
@@ -120,6 +127,8 @@ class CompareSettings:
         """
         line = read("compare", arguments, cls)
         result = line.settings
+        steps = result.reliability
+        require("reliability", steps, steps == 0 or steps >= FEWEST_STEPS, f"0, or at least {FEWEST_STEPS} steps")
         for override in line.overrides:
             setting, _, text = override.partition("=")
             solver, dot, option = setting.partition(".")
@@ -149,6 +158,8 @@ def main(arguments: Sequence[str]) -> int:
     """Measure every solver at one point, print the table, and write it and its picture."""
     table, folder = compare_solvers(arguments)
     print(table)
+    if any("reliability" in row for row in table.rows):
+        print(f"\n{reliability_table(table.rows)}")
     json_file = folder.write_json("compare.json", table.result)
     csv_file = folder.write("compare.csv", _as_csv(table.result["rows"]))
     picture = folder.path / "compare.png"
@@ -176,6 +187,9 @@ def compare_solvers(arguments: Sequence[str]) -> tuple[ComparisonTable, RunFolde
     with tempfile.TemporaryDirectory() as scratch:
         store_point(Path(scratch) / "point.pt", engine, config)
         rows, reference = _measured(comparison, Path(scratch))
+        if comparison.reliability:
+            common = {"point": str(Path(scratch) / "point.pt"), "damping": comparison.damping}
+            add_reliability(rows, {**common, "steps": comparison.reliability}, _in_a_process)
     table = ComparisonTable(
         {
             "recipe": config.recipe,
@@ -271,9 +285,10 @@ def _answer(sender: Connection, call: Callable[..., dict[str, Any]], arguments: 
 
 def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["solver", *COLUMNS, "failed", "cause", "problem"], extrasaction="ignore")
+    more = RELIABILITY_COLUMNS if any("reliability" in row for row in rows) else ()
+    writer = csv.DictWriter(text, ["solver", *COLUMNS, *more, "failed", "cause", "problem"], extrasaction="ignore")
     writer.writeheader()
-    writer.writerows({**row, "failed": " ".join(row.get("failed", []))} for row in rows)
+    writer.writerows({**row, **csv_cells(row), "failed": " ".join(row.get("failed", []))} for row in rows)
     return text.getvalue()
 
 

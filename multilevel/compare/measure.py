@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -88,16 +89,26 @@ def measure_reference(engine: Engine, damping: float, iterations: int) -> tuple[
     return {**cost, "seconds": time.perf_counter() - start}, reference
 
 
-def take_share(engine: Engine, solver: Solver | None, share: float) -> None:
-    """Let the solves at every level take a share of each batch.
+@contextmanager
+def with_share(engine: Engine, solver: Solver | None, share: float | None) -> Iterator[None]:
+    """A block in which the solves at every level take a share of each batch; None leaves each level's own.
 
     Raises:
         SettingError: the solver differentiates whole updates.
     """
-    for level in engine.graph.passes(engine.graph.top):
-        problem = engine.graph.problems[level]
+    if share is None:
+        yield
+        return
+    problems = [engine.graph.problems[level] for level in engine.graph.passes(engine.graph.top)]
+    before = [problem.solve_share for problem in problems]
+    for problem in problems:
         problem.check_share(share, solver)
         problem.solve_share = share
+    try:
+        yield
+    finally:
+        for problem, own in zip(problems, before, strict=True):
+            problem.solve_share = own
 
 
 def on_betty(solver: BettySolver) -> Callable[..., Engine]:
@@ -111,6 +122,24 @@ def option_names(name: str) -> list[str]:
     return [option.name for option in fields(OFFERS[name])]
 
 
+def prepare(task: dict[str, Any]) -> tuple[Engine, Recipe, Solver | None]:
+    """The engine at the point of a row's task, its recipe, and the solver of every level; None for Betty's, which the
+    engine then has.
+
+    Raises:
+        SettingError: an unusable option, or a setting that Betty does not have.
+    """
+    name = task["name"]
+    options = {"damping": task["damping"]} if "damping" in option_names(name) else {}
+    solver = build("solver", OFFERS, name, options | task["options"])
+    if name in SOLVERS:
+        return *load_point(Path(task["point"])), solver
+    for axis in ("precision", "share"):
+        if task[axis] is not None:
+            raise SettingError(f"{axis}s", task[axis], "no value: Betty uses the recipe's precision, and all rows")
+    return *load_point(Path(task["point"]), on_betty(solver)), None
+
+
 def measure_task(task: dict[str, Any]) -> dict[str, Any]:
     """The figures of one row or of the reference, or under ``problem`` why they are missing. The hypergradient goes
     into the file ``task["output"]``.
@@ -119,28 +148,16 @@ def measure_task(task: dict[str, Any]) -> dict[str, Any]:
         task: written by ``multilevel.compare.command``: ``point`` (a file of ``store_point``), ``name`` (a solver, or
             ``reference``), ``damping``, ``rounds``, and the settings of the row.
     """
-    point, name = Path(task["point"]), task["name"]
     try:
-        if name == "reference":
-            engine, recipe = load_point(point)
+        if task["name"] == "reference":
+            engine, recipe = load_point(Path(task["point"]))
             with cpu_threads(recipe):
                 result, hypergradient = measure_reference(engine, task["damping"], task["iterations"])
         else:
-            options = {"damping": task["damping"]} if "damping" in option_names(name) else {}
-            options |= task["options"]
-            solver = build("solver", OFFERS, name, options)
-            make, level_solver = (Engine, solver) if name in SOLVERS else (on_betty(solver), None)
-            for axis in ("precision", "share"):
-                if level_solver is None and task[axis] is not None:
-                    raise SettingError(
-                        f"{axis}s", task[axis], "no value: Betty uses the recipe's precision, and all rows"
-                    )
-            engine, recipe = load_point(point, make)
-            if task["share"] is not None:
-                take_share(engine, level_solver, task["share"])
-            with cpu_threads(recipe):
+            engine, recipe, solver = prepare(task)
+            with with_share(engine, solver, task["share"]), cpu_threads(recipe):
                 device = chosen_device(recipe.settings.device)
-                result, hypergradient = measure(engine, device, level_solver, task["rounds"], task["precision"])
+                result, hypergradient = measure(engine, device, solver, task["rounds"], task["precision"])
     except MultilevelError as error:
         return {"problem": " ".join(str(error).split())}
     torch.save(dict(hypergradient.values), task["output"])

@@ -37,6 +37,7 @@ class Outcome:
         findings: findings of the recipe.
         scores: scores of the evaluation, if any.
         problem: why the evaluation failed.
+        noise: the last diagnosis's cosine of the top level's hypergradient with the mean of others, see ``Diagnosis``.
     """
 
     seconds: float
@@ -45,6 +46,7 @@ class Outcome:
     findings: Mapping[str, Any] = field(default_factory=dict)
     scores: Sequence[Score] | None = None
     problem: MultilevelError | None = None
+    noise: Mapping[str, Any] | None = None
 
 
 def summarize_run(
@@ -75,6 +77,7 @@ def summarize_run(
             name: {
                 **summarize_level([record for record in records if record["level"] == name]),
                 "skipped": sum(record["level"] == name for record in skipped),
+                **({"reliability": outcome.noise} if outcome.noise and name == graph.top else {}),
             }
             for name in graph.names
         },

@@ -23,7 +23,7 @@ from multilevel.recipes.evaluation import format_table
 from multilevel.runs.collapse import CollapseReport
 from multilevel.runs.cpu_threads import cpu_threads
 from multilevel.runs.curves import draw_curves
-from multilevel.runs.diagnosis import Diagnosis
+from multilevel.runs.diagnosis import Diagnosis, last_noise, noise_message
 from multilevel.runs.distributed import on_first_rank, print_once, restart
 from multilevel.runs.event_log import EventLog
 from multilevel.runs.folder import RunFolder, check_free, now, title
@@ -157,11 +157,14 @@ def conclude(recipe: Recipe, folder: RunFolder, outcome: Outcome) -> None:
     pictures = [folder.path / "curves.png"]
     draw_curves(pictures[0], records)
     pictures += recipe.write_pictures(folder.path)
+    outcome.noise = last_noise(folder.diagnosis)
     summary = folder.write_json("summary.json", summarize_run(recipe, records, skipped, outcome))
     if outcome.findings:
         print(format_findings(outcome.findings))
     if outcome.scores:
         print(format_table(outcome.scores, settings.evaluation.split, settings.evaluation.metric))
+    if outcome.noise and (message := noise_message(recipe.graph.top, outcome.noise)):
+        print(message)
     print("\n".join(f"{path}" for path in [*pictures, summary]))
 
 
