@@ -74,6 +74,16 @@ class Replay:
     problems: Mapping[str, str]
     size: float
 
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> Replay:
+        """The replay that ``as_dict`` stored."""
+        rows = []
+        for row in stored["rows"]:
+            first, second = (Slope(**half) for half in row["halves"])
+            place = {key: row[key] for key in ("solver", "outer_steps", "draws", "measure")}
+            rows.append(ReplayRow(**place, halves=(first, second)))
+        return cls(rows, stored["problems"], stored["size"])
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         rows = [{**asdict(row), "resolved": row.resolved} for row in self.rows]

@@ -8,6 +8,7 @@ train.
 
   multilevel compare recipe=guided_mae data=digits
   multilevel compare solvers=neumann,conjugate_gradient products=reverse,forward conjugate_gradient.iterations=40
+  multilevel compare replay=1,8,32 resume=runs/NAME      whose directions lower the held-out loss, and how soon
   multilevel compare reliability=24 solvers=identity,unrolled    how much of a single hypergradient is signal
   multilevel compare solvers=betty/cg,betty/neumann betty/neumann.neumann_iterations=5    by Betty (docs/from_betty.md)
 """
@@ -32,10 +33,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from multilevel.compare.measure import OFFERS, measure_task, option_names, store_point
+from multilevel.compare.measure import OFFERS, measure_task, option_names, solver_of, store_point
 from multilevel.compare.picture import draw_comparison
 from multilevel.compare.reliability import COLUMNS as RELIABILITY_COLUMNS
 from multilevel.compare.reliability import add_reliability, csv_cells, reliability_table
+from multilevel.compare.replay import draw_replay, replay_solvers
 from multilevel.compare.table import COLUMNS, ComparisonTable
 from multilevel.configuration.command_line import DERIVED, read, typed
 from multilevel.configuration.composition import build_recipe, compose_config
@@ -43,6 +45,8 @@ from multilevel.problems import Engine, load_checkpoint
 from multilevel.problems.evaluation.evaluator import PRECISIONS
 from multilevel.problems.reference import agreement
 from multilevel.problems.reliability import FEWEST_STEPS
+from multilevel.problems.replay import ReplaySettings
+from multilevel.problems.replay_results import Replay
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.encoder import images_per_step
 from multilevel.runs.cpu_threads import cpu_threads
@@ -53,12 +57,12 @@ from multilevel.runs.training import new_engine
 from multilevel.solvers import SOLVERS, MultilevelError, SettingError
 from multilevel.solvers.products import ProductName
 from multilevel.solvers.ranges import AtLeast, Below, Count, OneOf, PositiveShare, require
+from multilevel.solvers.unrolled import UnrolledSolver
 
 #: Starts processes, if possible as forks of a process that has already imported everything, which takes seconds.
 PROCESSES: Any = multiprocessing.get_context(
     "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 )
-RECORDED = 10  # updates that unrolled solvers may differentiate
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,12 @@ class CompareSettings:
         iterations: largest number of MINRES iterations of the reference.
         reliability: further outer steps, at least 4, with the top level held, to measure how much of a single
             hypergradient is signal; 0 does not.
+        replay: numbers of further outer steps, such as 1,8,32, after which to measure what moving the top level along
+            each solver's mean hypergradient does to the upper loss; empty does not.
+        replay_steps: outer steps, an even number, whose hypergradients are averaged, each half to a direction.
+        replay_seeds: replays of each direction, with other batches and draws.
+        replay_held_out: batches of the top level that the upper loss is measured on.
+        evaluate: measure in replays also the loss of a linear probe refitted to labelled training images.
         resume: the run whose checkpoint to compare at, or None.
         settings: all other overrides, for the recipe.
     """
@@ -115,6 +125,11 @@ class CompareSettings:
     rounds: Count = 3
     iterations: Count = 1000
     reliability: Annotated[int, AtLeast(0)] = 0
+    replay: list[Count] = field(default_factory=list)
+    replay_steps: Count = 24
+    replay_seeds: Count = 3
+    replay_held_out: Count = 4
+    evaluate: bool = False
     resume: str | None = None
     settings: list[str] = field(default_factory=list, metadata=DERIVED)
 
@@ -129,6 +144,9 @@ class CompareSettings:
         result = line.settings
         steps = result.reliability
         require("reliability", steps, steps == 0 or steps >= FEWEST_STEPS, f"0, or at least {FEWEST_STEPS} steps")
+        even = result.replay_steps % 2 == 0
+        require("replay_steps", result.replay_steps, even, "an even number: each half gives a direction")
+        require("evaluate", result.evaluate, bool(result.replay) or not result.evaluate, "replay=N,... with it")
         for override in line.overrides:
             setting, _, text = override.partition("=")
             solver, dot, option = setting.partition(".")
@@ -137,6 +155,11 @@ class CompareSettings:
             else:
                 result.settings.append(override)
         return result
+
+    def replay_settings(self) -> ReplaySettings:
+        return ReplaySettings(
+            self.replay, steps=self.replay_steps, seeds=self.replay_seeds, held_out=self.replay_held_out
+        )
 
     def tasks(self) -> list[SolverVariant]:
         """The rows to measure."""
@@ -160,11 +183,16 @@ def main(arguments: Sequence[str]) -> int:
     print(table)
     if any("reliability" in row for row in table.rows):
         print(f"\n{reliability_table(table.rows)}")
+    pictures = [folder.path / "compare.png"]
+    if "replay" in table.result:
+        replay = Replay.of(table.result["replay"])
+        print(f"\n{replay}")
+        pictures.append(folder.path / "replay.png")
+        draw_replay(pictures[-1], replay)
     json_file = folder.write_json("compare.json", table.result)
     csv_file = folder.write("compare.csv", _as_csv(table.result["rows"]))
-    picture = folder.path / "compare.png"
-    draw_comparison(picture, table.result)
-    print(json_file, csv_file, picture, sep="\n")
+    draw_comparison(pictures[0], table.result)
+    print(json_file, csv_file, *pictures, sep="\n")
     return 0
 
 
@@ -190,6 +218,10 @@ def compare_solvers(arguments: Sequence[str]) -> tuple[ComparisonTable, RunFolde
         if comparison.reliability:
             common = {"point": str(Path(scratch) / "point.pt"), "damping": comparison.damping}
             add_reliability(rows, {**common, "steps": comparison.reliability}, _in_a_process)
+    replay: dict[str, Any] = {}
+    if comparison.replay:
+        settings, damping = comparison.replay_settings(), comparison.damping
+        replay["replay"] = replay_solvers(engine, recipe, rows, settings, damping, comparison.evaluate).as_dict()
     table = ComparisonTable(
         {
             "recipe": config.recipe,
@@ -200,6 +232,7 @@ def compare_solvers(arguments: Sequence[str]) -> tuple[ComparisonTable, RunFolde
             "device": config.device,
             "reference": reference,
             "rows": rows,
+            **replay,
         }
     )
     return table, RunFolder.create(output, config)
@@ -221,11 +254,15 @@ def _engine_at_the_point(comparison: CompareSettings, recipe: Recipe) -> Engine:
     engine = new_engine(recipe)
     if comparison.resume is not None:
         print_once(*load_checkpoint(engine, Path(comparison.resume) / "checkpoint"))
-    recorded = [getattr(OFFERS[task.solver](**task.options), "recorded_steps", 0) for task in comparison.tasks()]
-    engine.recorded_steps = min(max(recorded), RECORDED) if comparison.warmup else 0
+    solvers = [solver_of(task.solver, task.options, comparison.damping) for task in comparison.tasks()]
+    unrolled = [solver for solver in solvers if isinstance(solver, UnrolledSolver)]
+    engine.recorded_steps = sys.maxsize if comparison.warmup else 0
+    engine.recorded_outer_steps = max((solver.recorded_outer_steps for solver in unrolled), default=1)
     engine.callbacks.append(Progress(images_per_step(recipe)))
     engine.run(comparison.warmup)
     engine.callbacks.clear()
+    if engine.recorded_outer_steps > 1:  # those that such a solver looks back on, at one value of the top level
+        engine.advance(engine.recorded_outer_steps)
     return engine
 
 

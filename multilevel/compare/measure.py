@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
@@ -122,6 +122,12 @@ def option_names(name: str) -> list[str]:
     return [option.name for option in fields(OFFERS[name])]
 
 
+def solver_of(name: str, options: Mapping[str, Any], damping: float) -> Any:
+    """A solver with the comparison's damping, unless its options have their own."""
+    common = {"damping": damping} if "damping" in option_names(name) else {}
+    return build("solver", OFFERS, name, {**common, **options})
+
+
 def prepare(task: dict[str, Any]) -> tuple[Engine, Recipe, Solver | None]:
     """The engine at the point of a row's task, its recipe, and the solver of every level; None for Betty's, which the
     engine then has.
@@ -130,8 +136,7 @@ def prepare(task: dict[str, Any]) -> tuple[Engine, Recipe, Solver | None]:
         SettingError: an unusable option, or a setting that Betty does not have.
     """
     name = task["name"]
-    options = {"damping": task["damping"]} if "damping" in option_names(name) else {}
-    solver = build("solver", OFFERS, name, options | task["options"])
+    solver = solver_of(name, task["options"], task["damping"])
     if name in SOLVERS:
         return *load_point(Path(task["point"])), solver
     for axis in ("precision", "share"):

@@ -1,4 +1,4 @@
-"""On the planted signals in float64, ``unrolled`` predicts what moving the masking network does to the held-out loss."""
+"""On planted signals in float64, ``unrolled`` predicts what moving the masking network does to the held-out loss."""
 
 import pytest
 

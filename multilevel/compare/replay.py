@@ -1,0 +1,113 @@
+"""What the directions of every solver are worth after further training: ``multilevel compare replay=N,...``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from tqdm import tqdm
+
+from multilevel.compare.measure import solver_of
+from multilevel.problems import Engine
+from multilevel.problems.replay import RANDOM, Experiment, ReplaySettings
+from multilevel.problems.replay_results import Replay
+from multilevel.recipes.base import Recipe
+from multilevel.recipes.encoder import EncoderRecipe
+from multilevel.recipes.evaluation.probe_loss import ProbeLoss
+from multilevel.recipes.pictures.figures import new_figure, save_figure
+from multilevel.runs.cpu_threads import cpu_threads
+from multilevel.solvers import Solver
+from multilevel.solvers.ranges import require
+
+PROBE = "probe loss"
+
+
+def replay_solvers(
+    engine: Engine,
+    recipe: Recipe,
+    rows: Sequence[Mapping[str, Any]],
+    settings: ReplaySettings,
+    damping: float,
+    evaluate: bool,
+) -> Replay:
+    """Replay the directions of every solver of a comparison, from the engine's point, which stays unchanged.
+
+    Args:
+        engine: at the point of the comparison.
+        recipe: its recipe.
+        rows: of the comparison; those without a hypergradient are omitted.
+        settings: how to replay.
+        damping: the damping of the comparison.
+        evaluate: whether to measure the loss of a refitted linear probe too.
+
+    Raises:
+        SettingError: ``evaluate`` for a recipe that trains no encoder.
+        DataError: ``evaluate`` without labels.
+        GraphError: an engine that cannot hold its top level.
+    """
+    passes = engine.graph.passes(engine.graph.top)
+    solvers: dict[str, dict[str, Solver]] = {}
+    problems: dict[str, str] = {}
+    for row in rows:
+        if "problem" in row:
+            continue
+        solver = solver_of(row["name"], row["options"], damping)
+        if not isinstance(solver, Solver):
+            problems[row["solver"]] = "not replayed: Betty has a schedule of its own"
+        elif row["precision"] is not None or row["share"] is not None:
+            problems[row["solver"]] = "not replayed: precisions= and shares= concern single solves"
+        else:
+            solvers[row["solver"]] = dict.fromkeys(passes, solver)
+    with cpu_threads(recipe), tqdm(unit="step", desc="replay", disable=None) as bar:
+        measures = {PROBE: _probe_of(recipe)} if evaluate else {}
+        experiment = Experiment(engine, settings, solvers, measures, bar.update)
+        bar.reset(experiment.outer_steps)
+        if bar.disable:
+            print(f"replay: {experiment.outer_steps} outer steps with the top level held", file=sys.stderr, flush=True)
+        replay = experiment.run()
+    return Replay(replay.rows, {**problems, **replay.problems}, replay.size)
+
+
+def _probe_of(recipe: Recipe) -> ProbeLoss:
+    require("evaluate", True, isinstance(recipe, EncoderRecipe), "false: the recipe trains no encoder")
+    assert isinstance(recipe, EncoderRecipe)
+    trained, settings = recipe.trained_model(), recipe.settings
+    batch_size = settings.evaluation.batch_size  # type: ignore[attr-defined]  # of every encoder recipe
+    return ProbeLoss(trained.autoencoder.features, trained.data, trained.device, batch_size)
+
+
+def draw_replay(path: Path, replay: Replay) -> None:
+    """Draw the mean slopes against the number of outer steps: an axis for each measure and kind of draws, and a line
+    for each solver and half, with the standard deviation over replays."""
+    kinds = list(dict.fromkeys((row.measure, row.draws) for row in replay.rows))
+    solvers = list(dict.fromkeys(row.solver for row in replay.rows))
+    figure = new_figure(6.2 * len(kinds) + 2.2, 4.8)
+    for axis, (measure, draws) in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+        for index, solver in enumerate(solvers):
+            rows = [row for row in replay.rows if (row.solver, row.measure, row.draws) == (solver, measure, draws)]
+            color = "#7f8c8d" if solver == RANDOM else f"C{index % 10}"
+            for half, style in enumerate(("-", "--")):
+                slopes = [row.halves[half].measured for row in rows]
+                axis.errorbar(
+                    [row.outer_steps for row in rows],
+                    [fmean(values) for values in slopes],
+                    [stdev(values) if len(values) > 1 else 0.0 for values in slopes],
+                    linestyle=style,
+                    color=color,
+                    marker="o",
+                    markersize=3,
+                    capsize=2,
+                    label=None if half else solver,
+                )
+        axis.axhline(0, color="black", linewidth=0.6)
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel("further outer steps, top level held")
+        axis.set_ylabel(f"slope of the {measure} per unit of length")
+        axis.set_title(f"{measure}, draws {draws}", fontsize=10)
+        axis.grid(alpha=0.3, linewidth=0.4)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    figure.suptitle("above 0: the direction is right; solid and dashed: directions from disjoint steps", fontsize=10)
+    save_figure(figure, path)
