@@ -138,7 +138,7 @@ def adjoint_pass(
                 system = NestedSystem(
                     block, {level: lower(level, ()) for level in levels}, evaluator, read_levels, records, solvers
                 )
-            for chain, arriving in taken:
+            for counted, arriving in taken:
                 contributions: Mapping[str, Tensors]
                 if exact:
                     contributions, block_reports = system.respond(arriving)
@@ -155,7 +155,7 @@ def adjoint_pass(
                 if observe is not None:
                     for level, cotangent in arriving.items():
                         observe(level, cotangent)
-                paths.add(chain, contributions)
+                paths.add(counted, contributions)
     return Hypergradient(paths.total(), reports, solutions)
 
 
