@@ -115,7 +115,7 @@ def adjoint_pass(
     solutions: dict[str, Tensors] = {}
     waiting = list(graph.passes(name))
 
-    def lower(level: str, read_levels: Collection[str], start: Tensors | None = None) -> LowerLevel:
+    def lower(level: str, read_levels: Collection[str]) -> LowerLevel:
         count = solvers[level].recorded_steps
         optimizer = graph.problems[level].optimizer
         if count and optimizer is not None and not known(optimizer):
@@ -126,7 +126,7 @@ def adjoint_pass(
             )
         updates = list(histories[level].updates)[-count:] if count else []
         choice = histories[level].products
-        return lower_level(evaluator, records[level], level, read_levels, updates, start, choice)
+        return lower_level(evaluator, records[level], level, read_levels, updates, starts.get(level), choice)
 
     for block in graph.blocks(name):
         exact = block.inner and graph.treats_exactly(block)
@@ -145,12 +145,10 @@ def adjoint_pass(
                     reports |= block_reports
                 else:
                     (level,) = levels
-                    alone = len(taken) == 1  # the last solution is the start for a single cotangent
-                    start = starts.get(level) if alone else None
-                    response = solvers[level].respond(lower(level, read_levels, start), arriving[level])
+                    response = solvers[level].respond(lower(level, read_levels), arriving[level])
                     contributions, report = response.contributions, response.report
                     reports[level] = summary([reports[level], report]) if level in reports else report
-                    if response.solution is not None and alone:
+                    if response.solution is not None and len(taken) == 1:  # no start suits several cotangents
                         solutions[level] = response.solution
                 if observe is not None:
                     for level, cotangent in arriving.items():

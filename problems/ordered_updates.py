@@ -55,9 +55,8 @@ class PathCotangents:
     """The cotangents of an adjoint pass, kept apart by the chain of levels on their way whose solver counts updates.
 
     Such a solver's response is that of one update of its level, and in training a path acts once for every ordered
-    choice of one update of each of its levels. This number belongs to the path and is no product over its levels, so
-    cotangents of different chains are added only on arrival at the level of the hypergradient. Without such solvers,
-    all have the empty chain.
+    choice of one update of each of its levels. This number is not a product over the levels, so cotangents of different
+    chains are added only on arrival at the level of the hypergradient. Without such solvers, all have the empty chain.
 
     Args:
         graph: the levels.

@@ -17,16 +17,16 @@ class Identity(ImplicitSolver):
 
     In training, an update ``p := p - rate dg/dp`` adds ``- rate d2g/dp dr`` to dp/dr, to first order in rate times
     curvature. Over the updates, a path through several levels has a weight: the product of their rates, times the
-    number of ordered choices of one update of each, each read by the later one. With two updates of pretrain, then one
+    number of ordered choices of one update of each level, each read by the next. With two updates of pretrain, then one
     of finetune, in each of N outer steps, there are 2 N choices on the direct path, and N (N + 1) through finetune.
 
     - ``scale=1``, as in Betty, omits rates and choices: every path has weight 1.
     - Another number gives a path through m levels the weight ``scale^m``. ``scale = 2 N rate`` is the direct path's
       weight over N outer steps.
-    - ``scale=null`` gives every path its weight in one outer step, or in one update of the level whose hypergradient it
-      is. x is then the derivative of the optimizer's next step, ``rate a`` for plain SGD and ``rate D a`` with the D of
-      ``sama`` for Adam. Momentum and clipping in that step count, what the optimizer's state carries to later steps
-      does not.
+    - ``scale=null`` gives every path its weight in one outer step (one update of the level whose hypergradient it is).
+      x then comes from the derivative of the optimizer's next step in its gradient: ``rate a`` for plain SGD, ``rate D
+      a`` with the D of ``sama`` for Adam. Dampening, Nesterov momentum and gradient clipping are part of that step;
+      weight decay, and what the optimizer's state carries to later steps, are not.
 
     Assumes: a lower Hessian near a multiple of the identity, or an upper optimizer that uses only the direction.
     Costs: one mixed product; memory for one evaluation. With ``scale=null``, one more evaluation if the optimizer is

@@ -46,7 +46,6 @@ class Sama(ImplicitSolver):
     """
 
     product: ProductName = field(default="auto", kw_only=True)
-
     scale: PositiveNumber | None = field(default=1.0, kw_only=True)
 
     @property
