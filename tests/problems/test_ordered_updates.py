@@ -7,7 +7,7 @@ import pytest
 import torch
 from toy import Function, relative_error, toy_graph
 
-from multilevel import Engine
+from multilevel import Callback, Engine
 from multilevel.problems import ordered_updates as module
 from multilevel.problems.errors import NestedChainError
 from multilevel.problems.ordered_updates import ordered_updates
@@ -71,8 +71,8 @@ def adam(betas, epsilon):
 
 
 def trained(functions, steps, rates, step=sgd, outer=1, anew=(), name=None):
-    """The derivative of the loss of ``name`` (the last) in its variable, after ``outer`` updates that it does not move
-    in, by autograd through every update of the levels below."""
+    """The derivative of the loss of ``name`` (the last) in its variable, which is held for ``outer`` outer steps, by
+    autograd through every update of the levels below."""
     names = list(functions)
     top = names.index(name or names[-1])
     start = {level: VALUES[level].clone().requires_grad_() for level in names}
@@ -96,7 +96,7 @@ def trained(functions, steps, rates, step=sgd, outer=1, anew=(), name=None):
 
 
 def small_rates(functions, steps):
-    """Rates with which every level below the top moves by ``SMALL`` of its way in one outer step."""
+    """Rates at which rate times updates is ``SMALL`` for every level below the top; curvatures are at most 1."""
     names = list(functions)[:-1]
     return {name: SMALL / prod(steps[level] for level in names[index:]) for index, name in enumerate(names)}
 
@@ -113,8 +113,10 @@ def engine_of(functions, solvers, steps, rates, optimizer=torch.optim.SGD, anew=
 
 
 class Restarting(Function):
+    events = None  # a hypergradient begins nothing
+
     def begin(self):
-        raise AssertionError("a hypergradient begins nothing")
+        self.events.append(("begin", self.name))
 
 
 def one_solver(functions, solver):
@@ -135,8 +137,8 @@ each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=str)
 def test_three_levels(counts, solver):
     steps = dict(zip("pq", counts, strict=True))
     rates = small_rates(THREE, steps)
-    found = engine_of(THREE, one_solver(THREE, solver), steps, rates).hypergradient("u")["value"]
-    assert relative_error(found, trained(THREE, steps, rates)) < SMALL
+    hypergradient = engine_of(THREE, one_solver(THREE, solver), steps, rates).hypergradient("u")["value"]
+    assert relative_error(hypergradient, trained(THREE, steps, rates)) < SMALL
 
 
 def test_levels_that_maximize():
@@ -168,16 +170,18 @@ def test_the_count_is_no_product_over_levels(functions, counts, monkeypatch):
 def test_four_levels(counts, solver):
     steps = dict(zip("opq", counts, strict=True))
     rates = small_rates(FOUR, steps)
-    found = engine_of(FOUR, one_solver(FOUR, solver), steps, rates).hypergradient("u")["value"]
-    assert relative_error(found, trained(FOUR, steps, rates)) < SMALL
+    hypergradient = engine_of(FOUR, one_solver(FOUR, solver), steps, rates).hypergradient("u")["value"]
+    assert relative_error(hypergradient, trained(FOUR, steps, rates)) < SMALL
 
 
 @pytest.mark.parametrize("anew", ["p", "q", "pq"])
 def test_an_update_that_a_new_start_undoes_acts_only_through_what_has_read_it(anew):
     steps = {"p": 3, "q": 4}
     rates = small_rates(THREE, steps)
-    found = engine_of(THREE, one_solver(THREE, Identity(scale=None)), steps, rates, anew=anew).hypergradient("u")
-    assert relative_error(found["value"], trained(THREE, steps, rates, anew=anew)) < SMALL
+    hypergradient = engine_of(THREE, one_solver(THREE, Identity(scale=None)), steps, rates, anew=anew).hypergradient(
+        "u"
+    )
+    assert relative_error(hypergradient["value"], trained(THREE, steps, rates, anew=anew)) < SMALL
 
 
 @pytest.mark.parametrize("solver", [Identity(scale=None), Sama(scale=None)], ids=str)
@@ -222,7 +226,7 @@ def test_a_level_with_a_number_is_no_level_of_the_chain(numeric):
     steps = {"o": 2, "p": 3, "q": 2}
     rates = small_rates(FOUR, steps)
     solvers = {name: Identity(scale=0.01) if name == numeric else Identity(scale=None) for name in steps}
-    found = engine_of(FOUR, solvers, steps, rates).hypergradient("u")["value"]
+    hypergradient = engine_of(FOUR, solvers, steps, rates).hypergradient("u")["value"]
     point = {name: value.clone().requires_grad_() for name, value in VALUES.items()}
     slopes = {name: torch.autograd.grad(FOUR[name](point), point[name], create_graph=True)[0] for name in steps}
     expected, times = torch.zeros(2).double(), updates_of(tuple((name, steps[name], False) for name in steps))
@@ -233,7 +237,7 @@ def test_a_level_with_a_number_is_no_level_of_the_chain(numeric):
                 (mixed,) = torch.autograd.grad(slopes[level], point[read], cotangent, retain_graph=True)
                 cotangent = -mixed * (0.01 if level == numeric else rates[level])
             expected = expected + chosen(times, [level for level in path if level != numeric]) * cotangent
-    assert relative_error(found, expected) < 1e-10
+    assert relative_error(hypergradient, expected) < 1e-10
 
 
 def test_levels_that_read_each_other_are_refused():
@@ -297,13 +301,15 @@ def test_neumann_below_a_counted_level_counts_nothing_itself():
     steps = {"p": 2, "q": 3}
     rates = small_rates(THREE, steps)
     neumann = Neumann(terms=1, step_size=0.5)
-    found = engine_of(THREE, {"p": neumann, "q": Identity(scale=None)}, steps, rates).hypergradient("u")["value"]
+    hypergradient = engine_of(THREE, {"p": neumann, "q": Identity(scale=None)}, steps, rates).hypergradient("u")[
+        "value"
+    ]
     same = engine_of(THREE, {"p": Identity(scale=0.5), "q": Identity(scale=3 * rates["q"])}, steps, rates)
-    assert relative_error(found, same.hypergradient("u")["value"]) < 1e-12
+    assert relative_error(hypergradient, same.hypergradient("u")["value"]) < 1e-12
 
 
 def updates_of(schedule):
-    """The updates of one outer step in order, as (level, whether a later new start undoes it up to that place)."""
+    """The starts and updates of one outer step in order, as ("begin" or "update", level)."""
 
     def descend(index):
         if index < 0:
@@ -326,6 +332,22 @@ def chosen(times, chain):
             spans = zip(places, [*places, len(times)][1:], strict=True)
             count += all(("begin", times[first][1]) not in times[first:last] for first, last in spans)
     return count
+
+
+def test_the_engine_updates_in_the_order_that_is_counted():
+    steps, anew = {"o": 2, "p": 3, "q": 2}, "op"
+    engine = engine_of(FOUR, one_solver(FOUR, Identity()), {**steps, "u": 1}, dict.fromkeys("opqu", 1e-3), anew=anew)
+    events = []
+
+    class Listening(Callback):
+        def on_update(self, engine, update):
+            events.append(("update", update.level))
+
+    engine.callbacks = [Listening()]
+    for level in anew:
+        engine.graph.problems[level].events = events
+    engine.run(1)
+    assert events == [*updates_of(tuple((level, steps[level], level in anew) for level in steps)), ("update", "u")]
 
 
 @pytest.mark.parametrize("anew", list(product([False, True], repeat=3)), ids=str)

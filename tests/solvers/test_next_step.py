@@ -98,11 +98,11 @@ def test_a_parameter_with_a_rate_of_zero_does_not_respond():
     groups = [{"params": [p["a"]], "lr": 0.0}, {"params": [p["b"]], "lr": RATE}]
 
     def both(parameters, reads):
-        return sum((one.square() / 2 - reads["upper"][name] * one).sum() for name, one in parameters.items())
+        return sum((p.square() / 2 - reads["upper"][name] * p).sum() for name, p in parameters.items())
 
     reads = {"upper": {"a": PULL, "b": PULL}}
     rule = UpdateRule.of(torch.optim.AdamW(groups), p)
-    lower = LowerLevel([both], {name: one.detach() for name, one in p.items()}, reads, torch.float64, rule=rule)
+    lower = LowerLevel([both], {name: value.detach() for name, value in p.items()}, reads, torch.float64, rule=rule)
     for solver in (Identity(scale=None), Sama(scale=None), Sama()):
         contributions = solver.respond(lower, dict.fromkeys("ab", COTANGENT)).contributions["upper"]
         assert not contributions["a"].any()
