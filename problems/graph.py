@@ -263,8 +263,9 @@ class Graph:
                 if not self.approximate and not self.treats_exactly(block):
                     raise NestedChainError(
                         f"levels {_listed(block.levels)} read each other below {name!r}: use solvers of the Hessian "
-                        "(dense, conjugate_gradient, minres, neumann, nystrom, identity), which treat this exactly; "
-                        "approximate=true omits the inner levels' response from the outer level's Hessian"
+                        "(dense, conjugate_gradient, minres, neumann, nystrom, identity with a number as scale), which "
+                        "treat this exactly; approximate=true omits the inner levels' response from the outer level's "
+                        "Hessian"
                     )
 
 

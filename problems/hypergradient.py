@@ -15,10 +15,11 @@ from multilevel.problems.evaluation.substitution import marked
 from multilevel.problems.graph import Graph
 from multilevel.problems.history import LevelHistory
 from multilevel.problems.lower_levels import lower_level, recorded_updates
-from multilevel.problems.nested import NestedSystem
+from multilevel.problems.nested import NestedSystem, summary
+from multilevel.problems.ordered_updates import PathCotangents
 from multilevel.solvers import LowerLevel, Solver, SolveReport
 from multilevel.solvers.gradients import keyed
-from multilevel.solvers.vectors import Tensors, zeros_like
+from multilevel.solvers.vectors import Tensors
 
 Gradients = dict[str, dict[str, Tensor]]
 #: By (level, variable); None if the loss does not depend on the variable.
@@ -93,7 +94,8 @@ def adjoint_pass(
 
     The adjoint pass: every level p below keeps a cotangent a_p that starts at the direct gradient with respect to its
     variables; it is solved once, after every level that reads it, and passes on its contributions. Levels that read
-    each other are solved together, see ``NestedSystem``.
+    each other are solved together, see ``NestedSystem``. Solvers that count updates may need several solves at a level,
+    see ``PathCotangents``.
 
     Args:
         graph: the levels.
@@ -106,7 +108,7 @@ def adjoint_pass(
         solvers: the solvers of the levels on the way.
         observe: called with each solved level and the cotangent that arrived there.
     """
-    cotangents = dict(direct)
+    paths = PathCotangents(graph, name, direct, solvers)
     reports: dict[str, SolveReport] = {}
     solutions: dict[str, Tensors] = {}
     waiting = list(graph.passes(name))
@@ -121,27 +123,26 @@ def adjoint_pass(
         exact = block.inner and graph.treats_exactly(block)
         for levels in [block.levels] if exact else [(level,) for level in block.levels]:
             waiting = [level for level in waiting if level not in levels]
-            arriving = {level: cotangents.pop(level) for level in levels if level in cotangents}
             read_levels = sorted({read for level in levels for read in graph.reads[level] if read in (*waiting, name)})
-            if not arriving:
-                continue
-            if exact:
+            taken = paths.take(levels, read_levels)
+            if exact and taken:
                 system = NestedSystem(
                     block, {level: lower(level, ()) for level in levels}, evaluator, read_levels, records, solvers
                 )
+            for counted, arriving in taken:
                 contributions: Mapping[str, Tensors]
-                contributions, block_reports = system.respond(arriving)
-                reports |= block_reports
-            else:
-                (level,) = levels
-                response = solvers[level].respond(lower(level, read_levels), arriving[level])
-                contributions, reports[level] = response.contributions, response.report
-                if response.solution is not None:
-                    solutions[level] = response.solution
-            if observe is not None:
-                for level, cotangent in arriving.items():
-                    observe(level, cotangent)
-            for read, contribution in contributions.items():
-                so_far = cotangents.get(read) or zeros_like(contribution)
-                cotangents[read] = {key: so_far[key] + contribution[key] for key in contribution}
-    return Hypergradient(cotangents[name], reports, solutions)
+                if exact:
+                    contributions, block_reports = system.respond(arriving)
+                    reports |= block_reports
+                else:
+                    (level,) = levels
+                    response = solvers[level].respond(lower(level, read_levels), arriving[level])
+                    contributions, report = response.contributions, response.report
+                    reports[level] = summary([reports[level], report]) if level in reports else report
+                    if response.solution is not None and len(taken) == 1:  # no start suits several cotangents
+                        solutions[level] = response.solution
+                if observe is not None:
+                    for level, cotangent in arriving.items():
+                        observe(level, cotangent)
+                paths.add(counted, contributions)
+    return Hypergradient(paths.total(), reports, solutions)

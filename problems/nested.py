@@ -4,7 +4,7 @@ response."""
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from multilevel.problems.blocks import LevelBlock
 from multilevel.problems.evaluation.evaluator import Evaluator
 from multilevel.problems.evaluation.normalization import ElementaryNormalization
 from multilevel.problems.evaluation.recorded_batch import RecordedBatches
-from multilevel.solvers import ImplicitSolver, LowerLevel, ProductError, Solver, SolveReport
+from multilevel.solvers import ImplicitSolver, LowerLevel, ProductError, SolveError, Solver, SolveReport
 from multilevel.solvers.base import scale_of
 from multilevel.solvers.differentiation import differentiating, higher_derivatives
 from multilevel.solvers.linear_system import report_of
@@ -60,6 +60,11 @@ class NestedSystem:
         solvers: Mapping[str, Solver],
         values: Values | None = None,
     ) -> None:
+        if solvers[block.name].counts_updates:
+            raise SolveError(
+                f"level {block.name!r} is solved together with levels that it reads and that read it, where "
+                "scale=null has no meaning: set a number as scale, or use another solver of the Hessian"
+            )
         self.block = block
         self.own_keys = [f"{block.name}/{name}" for name in lowers[block.name].parameters]
         point = {f"{level}/{name}": value for level in block.levels for name, value in lowers[level].parameters.items()}
@@ -106,15 +111,7 @@ class NestedSystem:
         """A report on the level's solves: their total cost, and the outcome of the worst."""
         if not self.solved:  # all right-hand sides were 0
             return SolveReport(self.evaluations, residual=0.0, converged=True)
-        worst = max(self.solved, key=badness)
-        outcomes = {solve.converged for solve in self.solved}
-        return replace(
-            worst,
-            evaluations=self.evaluations,
-            products=sum(solve.products for solve in self.solved),
-            residual=max(self.solved, key=lambda solve: badness(solve)[1]).residual,
-            converged=False if False in outcomes else None if None in outcomes else True,
-        )
+        return replace(summary(self.solved), evaluations=self.evaluations)
 
     def lagrangian(self, values: Mapping[str, Tensor], reads: Mapping[str, Tensors]) -> Tensor:
         """L at ``values`` of all variables and ``reads`` of the levels outside."""
@@ -225,6 +222,18 @@ def normalized(right_hand_side: Values) -> tuple[Values, float]:
     0)."""
     scale = scale_of(right_hand_side)
     return scaled(right_hand_side, 1 / scale if scale else 1.0), scale
+
+
+def summary(solves: Sequence[SolveReport]) -> SolveReport:
+    """The total cost of solves, and the outcome of the worst."""
+    outcomes = {solve.converged for solve in solves}
+    return replace(
+        max(solves, key=badness),
+        evaluations=sum(solve.evaluations for solve in solves),
+        products=sum(solve.products for solve in solves),
+        residual=max(solves, key=lambda solve: badness(solve)[1]).residual,
+        converged=False if False in outcomes else None if None in outcomes else True,
+    )
 
 
 def badness(solve: SolveReport) -> tuple[bool, float]:

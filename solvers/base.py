@@ -136,6 +136,12 @@ class Solver(ABC):
         """Whether the solver can solve with the Hessian of a total gradient, which levels that read each other need."""
         return False
 
+    @property
+    def counts_updates(self) -> bool:
+        """Whether a response is that of one update of the level, so that a path through the level counts once for every
+        ordered choice of an update of it."""
+        return False
+
     def resolved(self, lower: LowerLevel) -> tuple[Solver, str]:
         """The solver to use for this level, and the reason; this solver, unless it chooses among others."""
         return self, ""

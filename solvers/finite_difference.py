@@ -13,7 +13,8 @@ from multilevel.solvers.ranges import OneOf
 class FiniteDifference(Identity):
     """``identity`` with the mixed product as a central difference of two gradients, from first derivatives only.
 
-    The scheme of DARTS (Liu et al. 2019, equation 8), Betty's ``darts``.
+    The scheme of DARTS (Liu et al. 2019, equation 8), Betty's ``darts``. ``scale`` means what it does for ``identity``:
+    1 is Betty's, a path through m levels has the weight ``scale^m``, and null gives it its weight in one outer step.
 
     Assumes: as ``identity``; a loss smooth over the radius, which is chosen from the parameters' scale.
     Costs: two evaluations; keeps only what the backward pass to the levels read needs, the least memory of all.

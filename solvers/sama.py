@@ -4,26 +4,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
+from torch import Tensor
 
-from multilevel.solvers.errors import SolveError
-from multilevel.solvers.gradients import detached_leaves
 from multilevel.solvers.linear_system import ImplicitSolver, LinearSystem, Solution
+from multilevel.solvers.next_step import through_next_step, update_rule
 from multilevel.solvers.products import ProductName
-from multilevel.solvers.vectors import flatten, unflatten
+from multilevel.solvers.ranges import PositiveNumber
+from multilevel.solvers.vectors import flatten
 
 
 @dataclass
 class Sama(ImplicitSolver):
-    """``x = D a``, where D is the derivative of the lower optimizer's next step with respect to its gradient, divided
-    by the learning rate.
+    """``x = scale * D a``, where D is the derivative of the lower optimizer's next step with respect to its gradient,
+    divided by the learning rate.
 
     The identity approximation for the fixed point of the lower level's optimizer (Choe et al. 2023, SAMA). For Adam and
     AdamW, D is diagonal; for SGD it is the identity.
 
+    ``scale`` means what it does for ``identity``. An update changes dp/dr by ``- rate D d2g/dp dr``, to first order in
+    rate times curvature: ``scale=1`` omits rates and choices of updates, a number gives a path through m levels the
+    weight ``scale^m`` in place of both, and ``scale=null`` has ``x = rate D a`` and counts the choices in one outer
+    step, the same as ``identity`` with ``scale=null``.
+
     Assumes: the same as ``identity``, in the geometry of the lower level's optimizer (SGD, Adam or AdamW).
     Costs: one evaluation for the gradient, one mixed product.
     Use when: the lower level trains with Adam and the solve must be as cheap as ``identity``.
+
+    Args:
+        scale: the multiple, above 0, or None (``null``), the weight of one outer step, see ``identity``.
+
+    Raises:
+        SolveError: the lower level is trained with another optimizer.
 
     Examples:
         If the level of ``LowerLevel``'s example is trained with SGD, the result is the same as with ``identity``.
@@ -35,26 +46,26 @@ class Sama(ImplicitSolver):
     """
 
     product: ProductName = field(default="auto", kw_only=True)
+    scale: PositiveNumber | None = field(default=1.0, kw_only=True)
+
+    @property
+    def counts_updates(self) -> bool:
+        return self.scale is None
 
     @property
     def nests(self) -> bool:
         return False
 
     def solve(self, system: LinearSystem) -> Solution:
-        lower, cotangent = system.lower, system.right_hand_side
-        rule = lower.rule
-        if rule is None:
-            raise SolveError("solver=sama needs a lower level trained with SGD, Adam or AdamW; identity works with any")
+        if self.scale is None:
+            return Solution(flatten(through_next_step(system)))
+        return Solution(self.scale * self._through_unit_step(system))
+
+    def _through_unit_step(self, system: LinearSystem) -> Tensor:
+        """``D a``, [N]."""
+        rule = update_rule(system)
         if rule.kind == "sgd":
-            return Solution(cotangent)
-        gradient = detached_leaves(system.products.gradient())
-        with torch.enable_grad():
-            after, _ = rule.apply(lower.parameters, gradient, rule.state)
-            vectors = unflatten(cotangent, lower.parameters)
-            slopes = torch.autograd.grad(list(after.values()), list(gradient.values()), list(vectors.values()))
-        rates = [rule.settings[name]["lr"] for name in lower.parameters]
-        scaled = {
-            name: -slope / rate if rate else torch.zeros_like(slope)
-            for name, slope, rate in zip(gradient, slopes, rates, strict=True)
-        }
-        return Solution(flatten(scaled))
+            return system.right_hand_side
+        rates = {name: group["lr"] for name, group in rule.settings.items()}
+        step = through_next_step(system)
+        return flatten({name: value / rates[name] if rates[name] else value for name, value in step.items()})

@@ -154,6 +154,24 @@ def test_the_hypergradient_goes_through_visibility_and_guided_images_alone(solve
     assert relative_error(flat(Engine(graph).hypergradient("mask")), expected) < 1e-5
 
 
+def test_the_weight_of_an_outer_step_costs_no_further_solve():
+    """Six pretraining updates on the direct path; 2 + 4 + 6 choices through the three updates of the head."""
+    graph = levels(solver=Identity(scale=None, product="reverse"))
+    for name, rate, steps in (("pretrain", 0.01, 2), ("finetune", 0.1, 3)):
+        problem = graph.problems[name]
+        problem.steps, problem.optimizer = steps, torch.optim.SGD(problem.variables().values(), rate)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        direct, both = (by_hand(graph, "normalized", paths) for paths in ("direct", "both"))
+    hypergradient = Engine(graph).solve_hypergradient("mask")
+    assert relative_error(flat(hypergradient.values), 6 * 0.01 * direct + 12 * 0.01 * 0.1 * (both - direct)) < 1e-5
+    plain = Engine(levels(solver=Identity(product="reverse"))).solve_hypergradient("mask")
+    costs = [
+        {name: (report.evaluations, report.products) for name, report in reports.items()}
+        for reports in (hypergradient.reports, plain.reports)
+    ]
+    assert costs[0] == costs[1] == {"finetune": (1, 1), "pretrain": (1, 1)}
+
+
 def recorded(**options):
     """The pretraining loss and metrics of a recorded batch, the record, and the graph."""
     graph = levels("sampled", **options)

@@ -168,7 +168,7 @@ def test_a_comparison():
         "recipe=guided_mae", "solvers=neumann,betty/darts", "products=reverse,forward", "precisions=float32,bf16",
         "shares=1,0.5", "neumann.terms=7", "neumann.step_size=null", "betty/neumann.neumann_iterations=5", "warmup=0",
         "conjugate_gradient.tolerance=1e-7", "conjugate_gradient.warm_start=true", "damping=60", "resume=a(b)",
-        "output=x",
+        "identity.scale=null", "output=x",
     ]  # fmt: skip
     assert CompareSettings.parsed(line) == CompareSettings(
         solvers=["neumann", "betty/darts"],
@@ -179,6 +179,7 @@ def test_a_comparison():
             "neumann": {"terms": 7, "step_size": None},
             "betty/neumann": {"neumann_iterations": 5},
             "conjugate_gradient": {"tolerance": 1e-7, "warm_start": True},
+            "identity": {"scale": None},
         },
         warmup=0,
         damping=60.0,

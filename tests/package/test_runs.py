@@ -71,6 +71,16 @@ def test_one_levels_solver_and_its_options_from_the_command_line(finished):
     assert solvers["finetune"]["name"] == "identity"
 
 
+def test_a_solver_with_the_weight_of_an_outer_step_from_the_command_line(tmp_path):
+    for name, settings, finetune in (
+        ("all", ["solver.scale=null"], None),
+        ("pretrain", ["levels.pretrain.solver=identity", "levels.pretrain.solver.scale=null"], 1.0),
+        ("sama", ["solver=sama", "solver.scale=null"], None),
+    ):
+        summary = run(tmp_path / name, *settings, "steps=1", "evaluate=false")
+        assert [summary["solvers"][level]["scale"] for level in ("pretrain", "finetune")] == [None, finetune]
+
+
 def test_an_option_alone_changes_the_solver_of_all_levels_for_one(tmp_path):
     settings = ["steps=1", "evaluate=false", "solver=conjugate_gradient", "solver.iterations=3"]
     summary = run(tmp_path / "run", *settings, "levels.pretrain.solver.damping=0.5")

@@ -1,0 +1,42 @@
+"""The derivative of the lower optimizer's next step, for solvers that put it in place of the inverse Hessian."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from multilevel.solvers.errors import SolveError
+from multilevel.solvers.gradients import detached_leaves
+from multilevel.solvers.linear_system import LinearSystem
+from multilevel.solvers.update_rules import UpdateRule
+from multilevel.solvers.vectors import unflatten, zeros_like
+
+
+def update_rule(system: LinearSystem) -> UpdateRule:
+    """The rule of the lower level's next update; SolveError if the level has no differentiable optimizer."""
+    if system.lower.rule is None:
+        raise SolveError(
+            f"level {system.lower.name!r}: sama and scale=null need plain SGD, Adam or AdamW; identity with a number "
+            "as scale works with any optimizer"
+        )
+    return system.lower.rule
+
+
+def through_next_step(system: LinearSystem) -> dict[str, Tensor]:
+    """Pull the cotangent back through the next step: ``- a . d(parameters after it) / d gradient``, for plain SGD the
+    learning rate times a.
+
+    Gradient clipping is part of the step; weight decay and the state carried to later steps are not. Costs one
+    evaluation for the gradient, except where the step is linear in it.
+
+    Raises:
+        SolveError: the lower level has no differentiable optimizer.
+    """
+    lower, rule = system.lower, update_rule(system)
+    linear = rule.kind == "sgd" and rule.clip_norm is None
+    gradient = detached_leaves(zeros_like(lower.parameters) if linear else system.products.gradient())
+    cotangent = unflatten(system.right_hand_side, lower.parameters)
+    with torch.enable_grad():
+        after, _ = rule.apply(lower.parameters, gradient, rule.state)
+        slopes = torch.autograd.grad(list(after.values()), list(gradient.values()), list(cotangent.values()))
+    return {name: -slope for name, slope in zip(gradient, slopes, strict=True)}
