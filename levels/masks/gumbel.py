@@ -40,6 +40,5 @@ def order_log_probability(
     left = scores[:, None] <= scores[:, :, None]  # [B, drawn, left]
     if maskable is not None:
         left = left & maskable[:, None]
-    lowest = torch.finfo(log_weights.dtype).min  # with -inf, an empty row would have derivatives nan
-    totals = log_weights[:, None].masked_fill(~left, lowest).logsumexp(2)
+    totals = log_weights[:, None].masked_fill(~left, -torch.inf).logsumexp(2)
     return torch.where(hidden, log_weights - totals, 0.0).sum(1)

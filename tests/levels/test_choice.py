@@ -199,6 +199,7 @@ def test_the_likelihood_of_a_draw_leaves_out_padding():
     torch.manual_seed(0)
     model = MaskedLanguageModel(words=20, length=6, width=8, depth=1, heads=2, mask_ratio=0.5)
     logits, scores = torch.randn(3, 6, dtype=torch.float64, requires_grad=True), torch.randn(3, 6)
+    scores[:, 5] = -9.0  # below padding that scores lowest, nothing is left
     view = MaskView.of(SimpleNamespace(pretrain=model, mask=lambda words: logits), words)
     _, hidden = model.reconstruct(words, scores)
     orders = [row[:count].argsort(descending=True) for row, count in zip(scores, (6, 4, 2), strict=True)]
