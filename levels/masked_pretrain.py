@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from multilevel.levels.masks import MaskPolicy, MaskView
+from multilevel.levels.masks import POLICIES, MaskPolicy, MaskView
 from multilevel.levels.masks.statistics import mask_statistics
-from multilevel.problems import Problem
+from multilevel.problems import Problem, score_function
 from multilevel.problems.levels import Levels
-from multilevel.solvers.ranges import AtLeast, AtMost, OneOf, check_value
+from multilevel.solvers.ranges import AtLeast, AtMost, OneOf, check_value, require
 
 WeightsName = Annotated[str, OneOf("normalized", "raw")]
-GradientName = Annotated[str, OneOf("weights", "visibility", "both")]
+GradientName = Annotated[str, OneOf("weights", "visibility", "both", "choice", "weights+choice")]
+CHOICE = ("choice", "weights+choice")
 Guidance = Annotated[float, AtLeast(0), AtMost(1)]
 
 
@@ -23,8 +24,9 @@ class MaskedPretrain(Problem):
     """Reconstruction loss of hidden patches.
 
     If the masking network learns from the downstream task, its probabilities enter the loss so that hypergradients
-    reach it: as weights of the hidden patches' losses (as published), or through the visible patches. Otherwise the
-    loss is the plain mean over hidden patches. Batches are (images [B, C, H, W], unused targets).
+    reach it: as weights of the hidden patches' losses (as published), through the visible patches, or as the
+    distribution of the masks. Otherwise the loss is the plain mean over hidden patches. Batches are (images
+    [B, C, H, W], unused targets).
 
     Args:
         module: a MaskedAutoencoder; or a MaskedLanguageModel, with words instead of patches and texts int64 [B, L]
@@ -34,12 +36,14 @@ class MaskedPretrain(Problem):
             reconstruction) or normalized (they sum to 1 in each image).
         gradient: how the loss depends on the probabilities: weights; visibility (straight-through: the token of a
             patch enters the encoder multiplied by a gate of value 1 whose derivative is that of 1 - probability, and
-            the weights are uniform); or both.
+            the weights are uniform); both; choice (the weights are constants, and ``score_function`` estimates the
+            derivative of the masks' distribution); or weights+choice.
         guidance: share of the images with masks from the policy; the others get random masks, with uniform weights.
         mask: name of the level with the masking network; used by policies that have one.
 
     Raises:
-        SettingError: unknown weights or gradient, or guidance outside 0 to 1.
+        SettingError: unknown weights or gradient, guidance outside 0 to 1, or choice with a policy that does not define
+            ``log_probability``.
     """
 
     def __init__(
@@ -58,13 +62,16 @@ class MaskedPretrain(Problem):
         check_value("mask.weights", weights, WeightsName)
         check_value("mask.gradient", gradient, GradientName)
         check_value("mask.guidance", guidance, Guidance)
+        check_choice(gradient, type(policy))
         self.policy = policy
         self.weights = weights
         self.guidance = guidance
         self.mask = mask
         downstream = policy.learns_from == "downstream"
-        self._weighted = downstream and gradient in ("weights", "both")
+        self._weighted = downstream and gradient != "visibility"
         self._gated = downstream and gradient in ("visibility", "both")
+        self._fixed_weights = gradient == "choice"
+        self._choice = gradient in CHOICE
 
     def draw(self, levels: Levels, batch: Any) -> dict[str, Any]:
         """Draw ``scores`` [B, L], whose largest mark the hidden patches; ``guided`` bool [B], the images masked by the
@@ -98,10 +105,25 @@ class MaskedPretrain(Problem):
         plain = (losses * hidden).sum() / hidden.sum()
         if not self._weighted:
             return plain, draws["statistics"]
-        log_probabilities = logsigmoid(getattr(levels, self.mask)(images))
+        view = MaskView.of(levels, images, self.name, self.mask)
+        log_probabilities = logsigmoid(view.logits)
         log_weights = torch.where(draws["guided"][:, None], log_probabilities, 0.0)
+        if self._fixed_weights:
+            log_weights = log_weights.detach()
         if self.weights == "normalized":  # in the logarithm: an image's probabilities may all underflow float32
             weights = log_weights.masked_fill(hidden == 0, -torch.inf).softmax(1) / len(images)
         else:
             weights = log_weights.exp() * hidden / hidden.sum()
+        if self._choice:  # of the weights instead of the losses, so that the sum stays the same bit for bit
+            likelihood = self.policy.log_probability(view, draws["scores"], hidden > 0)
+            likelihood = torch.where(draws["guided"], likelihood, 0.0)  # random masks do not depend on the network
+            weights = weights * score_function(torch.ones_like(likelihood), likelihood)[:, None]
         return (losses * weights).sum(), {"reconstruction": plain.detach(), **draws["statistics"]}
+
+
+def check_choice(gradient: str, policy: type[MaskPolicy]) -> None:
+    """Raise SettingError if the gradient is that of a choice, and the policy cannot give its likelihood."""
+    able = ", ".join(name for name, kind in POLICIES.items() if kind.has_differentiable_choice())
+    usable = gradient not in CHOICE or policy.has_differentiable_choice()
+    remedy = "weights, visibility or both, since choice needs a mask.policy that gives the likelihood of a draw"
+    require("mask.gradient", gradient, usable, f"{remedy}: {able}")

@@ -2,6 +2,7 @@
 
 from multilevel.problems.callbacks import Callback, Update
 from multilevel.problems.checkpoint import Checkpointing, load_checkpoint, load_weights, save_checkpoint
+from multilevel.problems.draws import score_function
 from multilevel.problems.engine import Engine
 from multilevel.problems.errors import (
     CheckpointError,
@@ -38,4 +39,5 @@ __all__ = [
     "load_weights",
     "measure_reliability",
     "save_checkpoint",
+    "score_function",
 ]

@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from multilevel.levels import AdversarialMask, Finetune, MaskedAutoencoder, MaskedPretrain, MaskingNetwork, MaskLearning
-from multilevel.levels.masked_pretrain import GradientName, Guidance, WeightsName
+from multilevel.levels.masked_pretrain import GradientName, Guidance, WeightsName, check_choice
 from multilevel.levels.masks import POLICIES, MaskPolicy, MaskView
 from multilevel.levels.models.checkpoints import load_autoencoder, read_config
 from multilevel.levels.models.masked_autoencoder import SIZES
@@ -101,7 +101,9 @@ class MaskSettings:
         ratio: share of the patches to hide.
         weights: weights of the hidden patches' losses: normalized to sum to 1 in each image, or raw (published).
         gradient: how a hypergradient reaches the masking network: weights (of the losses; published), visibility
-            (through the encoder's input, straight-through, with uniform weights), or both.
+            (through the encoder's input, straight-through, with uniform weights), both; choice (through the
+            distribution of the masks, a noisy estimate, with constant weights) or weights+choice, with
+            mask.policy=sampled.
         guidance: share of the images with masks from the policy; the others get random masks. Values below 1 counteract
             a collapse to one mask for all images, as do the next two settings.
         temperature: divisor of the masking network's logits.
@@ -123,6 +125,7 @@ class MaskSettings:
         visible = int(patches * (1 - self.ratio))
         expected = f"a share that hides at least one of {patches} patches and leaves at least one"
         require("mask.ratio", self.ratio, 0 < visible < patches, expected)
+        check_choice(self.gradient, POLICIES[self.policy])
 
     def new_policy(self) -> MaskPolicy:
         """Raise SettingError for an unknown option."""

@@ -4,6 +4,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import choices
 import torch
 import torch.distributed as dist
 from solver_table import ROWS
@@ -178,6 +179,11 @@ def drawn():
     return drawings[-1]  # the first one was to find out what the loss reads
 
 
+def chosen():
+    """The hypergradient through the distribution of draws, by exact products."""
+    return flat(Engine(choices.graph_of(SOLVERS["identity"](product="reverse"))).hypergradient("shift"))
+
+
 def skipped(rank):
     """What an update comes to where the data of rank 1 alone is not finite: updates skipped, and the weights."""
     batch = dataset(torch.float32, 0)[0]
@@ -213,5 +219,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=int(rank), world_size=int(count))
     found = {dtype: evaluated(dtype) for dtype in DTYPES}
-    torch.save({**found, "drawn": drawn(), "skipped": skipped(int(rank)), "spread": spread(int(rank))}, Path(output))
+    found |= {"drawn": drawn(), "chosen": chosen(), "skipped": skipped(int(rank)), "spread": spread(int(rank))}
+    torch.save(found, Path(output))
     dist.destroy_process_group()

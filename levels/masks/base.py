@@ -20,6 +20,7 @@ class MaskView:
         hidden: number of patches to hide in each image.
         logits: computes the masking network's logits [B, L].
         attention: computes the attention [B, L] of the encoder's class token to each patch.
+        maskable: bool [B, L], the patches that can be hidden; None: all.
 
     Examples:
         Four patches in a square, two of which will be hidden. The examples of the policies use this view.
@@ -38,16 +39,18 @@ class MaskView:
         hidden: int,
         logits: Callable[[], Tensor],
         attention: Callable[[], Tensor],
+        maskable: Tensor | None = None,
     ) -> None:
         self.images = images
         self.patches = patches
         self.hidden = hidden
+        self.maskable = maskable
         self._logits = logits
         self._attention = attention
 
     @classmethod
     def of(cls, levels: Any, images: Tensor, pretrain: str = "pretrain", mask: str = "mask") -> MaskView:
-        """Create the view of images [B, C, H, W].
+        """Create the view of images [B, C, H, W]; the encoder's attention has no gradient.
 
         Args:
             levels: object with the autoencoder (or a handle on it) and the masking network as attributes.
@@ -61,7 +64,8 @@ class MaskView:
             encoder.patches,
             encoder.hidden_patches,
             lambda: getattr(levels, mask)(images),
-            lambda: encoder.class_attention(images),
+            lambda: encoder.class_attention(images).detach(),
+            encoder.maskable(images) if hasattr(encoder, "maskable") else None,
         )
 
     @property
@@ -107,3 +111,20 @@ class MaskPolicy(ABC):
     @abstractmethod
     def scores(self, view: MaskView) -> Tensor:
         """Scores [B, L], called without gradients."""
+
+    def log_probability(self, view: MaskView, scores: Tensor, hidden: Tensor) -> Tensor:
+        """Log-probability [B] of a draw, up to a constant, with gradients in ``view.logits``: for mask.gradient=choice.
+
+        A policy defines it if it draws masks at random and the network's logits determine their distribution.
+
+        Args:
+            view: the images.
+            scores: [B, L], as drawn.
+            hidden: bool [B, L], the patches that were hidden.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def has_differentiable_choice(cls) -> bool:
+        """Whether the downstream task can teach the masking network by ``log_probability``."""
+        return cls.learns_from == "downstream" and cls.log_probability is not MaskPolicy.log_probability

@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from multilevel.levels.masks.base import MaskPolicy, MaskView
-from multilevel.levels.masks.gumbel import gumbel_scores
+from multilevel.levels.masks.gumbel import gumbel_scores, order_log_probability
 
 
 class Sampled(MaskPolicy):
@@ -19,3 +19,6 @@ class Sampled(MaskPolicy):
 
     def scores(self, view: MaskView) -> Tensor:
         return gumbel_scores(logsigmoid(view.logits))
+
+    def log_probability(self, view: MaskView, scores: Tensor, hidden: Tensor) -> Tensor:
+        return order_log_probability(logsigmoid(view.logits), scores, hidden, view.maskable)

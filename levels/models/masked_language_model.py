@@ -61,12 +61,16 @@ class MaskedLanguageModel(nn.Module):
         Returns:
             Logits [B, L, words of the vocabulary] and the mask [B, L], 1 where hidden.
         """
-        ranks = scores.masked_fill(words == PADDING, -torch.inf).argsort(1, descending=True).argsort(1)
+        ranks = scores.masked_fill(~self.maskable(words), -torch.inf).argsort(1, descending=True).argsort(1)
         hidden = ranks < self._count_hidden((words != PADDING).sum(1, keepdim=True))
         embed = self.bert.bert.embeddings.word_embeddings
         embedded = embed(words) if gate is None else embed(words) * gate[..., None]
         tokens = self._through(torch.where(hidden[..., None], embed.weight[MASK], embedded), words)
         return self.bert.cls(tokens[:, 1:]), hidden.to(scores.dtype)
+
+    def maskable(self, words: Tensor) -> Tensor:
+        """Bool [B, L], the words [B, L] that can be hidden: all except padding."""
+        return words != PADDING
 
     def patch_losses(self, words: Tensor, prediction: Tensor) -> Tensor:
         """Cross-entropy [B, L] of logits [B, L, words of the vocabulary]."""

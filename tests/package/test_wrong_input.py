@@ -35,6 +35,16 @@ CASES = [
     (["train", "mask.options={hint:0.1}"], "mask.options.hint: got 0.1; expected a setting of sampled: none"),
     (["train", "mask.policy=attention", "mask.options={hint:2}"], "mask.options.hint: got 2; expected a share"),
     (["train", "mask.gradient=none"], "mask.gradient: got 'none'; expected one of weights, visibility, both"),
+    (
+        ["train", "mask.policy=topk", "mask.gradient=choice"],
+        "mask.gradient: got 'choice'; expected weights, visibility or both, since choice needs a mask.policy that "
+        "gives the likelihood of a draw: sampled",
+    ),
+    (["train", "mask.policy=random", "mask.gradient=weights+choice"], "mask.gradient: got 'weights+choice'; expected "),
+    (
+        ["train", "recipe=guided_text", "mask.policy=topk", "mask.gradient=choice"],
+        "mask.gradient: got 'choice'; expected weights, visibility or both",
+    ),
     (["train", "mask.guidance=1.5"], "mask.guidance: got 1.5; expected a share from 0 to 1"),
     (["train", "mask.temperature=0"], "mask.temperature: got 0.0; expected a number above 0"),
     (["train", "mask.entropy_bonus=-1"], "mask.entropy_bonus: got -1.0; expected a number of at least 0"),

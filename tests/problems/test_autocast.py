@@ -13,7 +13,14 @@ from multilevel.solvers.vectors import flatten
 SIZES = ["model.width=16", "model.heads=2", "model.depth=1", "model.decoder_depth=1", "data.batch_size=8"]
 
 
-@pytest.mark.parametrize("settings", [["solver=identity", "mask.gradient=both"], ["solver=unrolled"]])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["solver=identity", "mask.gradient=both"],
+        ["solver=identity", "mask.gradient=choice"],
+        ["solver=unrolled"],
+    ],
+)
 def test_forward_products_of_the_guided_autoencoder_are_the_reverse_ones(settings):
     found = {}
     for product in ("reverse", "forward"):

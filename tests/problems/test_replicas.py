@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import choices
 import pytest
 import several_ranks
 import torch
@@ -47,6 +48,13 @@ def test_draws_differ_by_rank(ranks):
     one, other = (rank["drawn"] for rank in ranks)
     assert torch.equal(one, several_ranks.drawn())
     assert not torch.isclose(one, other).any()
+
+
+def test_draws_have_a_baseline_on_each_rank(ranks):
+    expected = choices.hypergradient_by_hand(2, exact=False)
+    assert relative_error(choices.hypergradient_by_hand(1, exact=False), expected) > 0.01
+    for rank in ranks:
+        assert relative_error(rank["chosen"], expected) < 1e-10
 
 
 def test_what_is_not_finite_on_one_rank_is_skipped_on_all(ranks):
