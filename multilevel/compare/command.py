@@ -15,6 +15,7 @@ train.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
@@ -23,6 +24,7 @@ import multiprocessing
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -53,6 +55,7 @@ from multilevel.runs.cpu_threads import cpu_threads
 from multilevel.runs.distributed import print_once
 from multilevel.runs.folder import RunFolder, check_free, now, title
 from multilevel.runs.progress import Progress
+from multilevel.runs.stopping import interrupting
 from multilevel.runs.training import new_engine
 from multilevel.solvers import SOLVERS, MultilevelError, SettingError
 from multilevel.solvers.products import ProductName
@@ -179,7 +182,8 @@ SETTINGS = CompareSettings
 
 def main(arguments: Sequence[str]) -> int:
     """Measure every solver at one point, print the table, and write it and its picture."""
-    table, folder = compare_solvers(arguments)
+    with interrupting(signal.SIGTERM):
+        table, folder = compare_solvers(arguments)
     print(table)
     if any("reliability" in row for row in table.rows):
         print(f"\n{reliability_table(table.rows)}")
@@ -298,26 +302,29 @@ def _in_a_process(call: Callable[..., dict[str, Any]], *arguments: Any) -> dict[
     PROCESSES.set_forkserver_preload([measure_task.__module__])
     receiver, sender = PROCESSES.Pipe(duplex=False)
     process = PROCESSES.Process(target=_answer, args=(sender, call, arguments), daemon=True)
-    process.start()
-    sender.close()  # only the process holds the other end, so its end also ends the wait
     try:
+        process.start()
+        sender.close()  # only the process holds the other end, so its end also ends the wait
         answer: dict[str, Any] = receiver.recv()
     except EOFError:
         process.join()
         answer = {"problem": f"its process ended with status {process.exitcode} (-9: often out of memory)"}
     finally:
-        process.kill()
-        process.join()
+        if process.pid is not None:  # an interrupt may come before the start
+            process.kill()
+            process.join()
     return answer
 
 
 def _answer(sender: Connection, call: Callable[..., dict[str, Any]], arguments: Sequence[Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the waiting process handles Ctrl-C
+    tqdm.set_lock(threading.RLock())  # in place of a semaphore, which would outlive this process when it is killed
     try:
         answer = call(*arguments)
     except Exception as error:  # any error concerns only this row
         answer = {"problem": " ".join(f"{type(error).__name__}: {error}".split())}
-    sender.send(answer)
+    with contextlib.suppress(BrokenPipeError):  # interrupted: nothing waits any more
+        sender.send(answer)
 
 
 def _as_csv(rows: Sequence[dict[str, Any]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,11 @@ class ComparisonTable:
 
     @property
     def notes(self) -> list[str]:
-        """The choices of ``auto``, and the reference."""
+        """The choices of ``auto``, the meaning of ``opposite``, and the reference."""
         reference = self.result["reference"]
         notes = [f"{row['solver']}: {row['choice']}" for row in self.result["rows"] if row.get("choice")]
+        if any(points_against(row) for row in self.result["rows"]):
+            notes.append("opposite: the cosine is negative, so the answer points against the reference")
         if "problem" in reference:
             return [*notes, f"no reference: {reference['problem']}"]
         solvers = ", ".join(f"{solver} at {level}" for level, solver in reference["solver"].items())
@@ -63,12 +66,12 @@ class ComparisonTable:
                 lines.append(f"{row['solver']:<{width}}  {row['problem']}")
                 continue
             cells = "".join(f"{cell:>{wide}}" for cell, wide in zip(_cells(row), WIDTHS, strict=True))
-            lines.append(f"{row['solver']:<{width}}{cells}{_failed(row)}")
+            lines.append(f"{row['solver']:<{width}}{cells}{_remarks(row)}")
         return "\n".join([*lines, *self.notes])
 
     def _repr_html_(self) -> str:
         rows = [
-            (row["solver"], row["problem"]) if "problem" in row else (row["solver"] + _failed(row), *_cells(row))
+            (row["solver"], row["problem"]) if "problem" in row else (row["solver"] + _remarks(row), *_cells(row))
             for row in self.rows
         ]
         return html_table(("solver", *HEADER), rows, self.notes)
@@ -79,5 +82,11 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return ["-" if value is None else str(value) if isinstance(value, int) else f"{value:.3g}" for value in values]
 
 
-def _failed(row: dict[str, Any]) -> str:
-    return f"  failed at {', '.join(row['failed'])}" if row["failed"] else ""
+def points_against(row: Mapping[str, Any]) -> bool:
+    """Whether a row's hypergradient has a negative cosine with the reference."""
+    return (row.get("cosine") or 0.0) < 0
+
+
+def _remarks(row: dict[str, Any]) -> str:
+    failed = f"  failed at {', '.join(row['failed'])}" if row["failed"] else ""
+    return ("  opposite" if points_against(row) else "") + failed

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, ClassVar
 
@@ -74,6 +75,25 @@ class StopOnSignal:
         with contextlib.suppress(OSError):  # its reader may be gone
             # Not print: the signal may have interrupted a print.
             os.write(2, f"\n{signal.Signals(number).name}: ending after this step\n".encode())
+
+
+@contextlib.contextmanager
+def interrupting(number: int) -> Iterator[None]:
+    """Let a signal end the command as Ctrl-C does, so that temporary files and processes do not outlive it; the exit
+    status is 128 + the signal's number. Does nothing outside the main thread or where the signal is ignored."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Stopped(f"stopped by {signal.Signals(number).name}", 128 + number)
+
+    before = signal.getsignal(number)
+    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
+        yield
+        return
+    signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def stop_once() -> None:

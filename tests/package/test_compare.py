@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import signal
+import subprocess
+import sys
 from xml.etree import ElementTree
 
 import pytest
@@ -116,6 +118,35 @@ def test_comparing_at_a_runs_checkpoint(tmp_path):
 def test_a_process_that_ends_early_is_its_own_rows_problem(call, given, problem):
     assert compare._in_a_process(call, given)["problem"].startswith(problem)
     assert compare._in_a_process(json.loads, "{}") == {}
+
+
+@pytest.mark.parametrize(
+    "number", [None, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGTERM))]
+)
+def test_the_command_ends_without_warnings(tmp_path, number):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    asked = ["solvers=identity,finite_difference,sama", "iterations=2", "warmup=0", "rounds=1", "output=out"]
+    command = subprocess.Popen(
+        [sys.executable, "-m", "multilevel", "compare", *SMALL, *asked],
+        cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts,
+    )  # fmt: skip
+    said = list(iter(command.stderr.readline, "1/3 identity\n"))
+    assert said[-1] == "computing the reference, then each solver in its own process\n"
+    if number is not None:
+        command.send_signal(number)
+    rest = command.communicate(timeout=120)[1].splitlines()
+    if number is None:
+        assert (command.returncode, rest) == (0, ["2/3 finite_difference", "3/3 sama"])
+    else:
+        assert command.returncode == 128 + number
+        (line,) = [line for line in rest if "/3 " not in line]
+        assert line.startswith("multilevel: stopped")
+        assert not [path for path in tmp_path.iterdir() if path.name.startswith(("out", "pymp", "tmp"))]
+
+
+def hear_interrupts():
+    """A shell has what it starts in the background ignore SIGINT, and so would the command."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_the_front_is_what_nothing_is_below_in_both():
