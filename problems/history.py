@@ -20,7 +20,7 @@ class LevelHistory:
         record: the record of the last update; None before the first.
         updates: the last updates, for solvers that differentiate updates; otherwise empty.
         outer_step: the number of the top level's current update, counted since the start or the oldest of ``updates``.
-        restarted: keys of what the level's last ``begin`` set anew, until the next update.
+        restarted: keys of the parameters and state that the level's last ``begin`` reset, until the next update.
         solutions: solutions at the levels that the last hypergradient passed through, if their solvers start from them.
         hypergradient: the last one that passed through other levels; None before the first.
         products: the choice of products for solves at the level, if left to them.

@@ -26,7 +26,7 @@ from multilevel.solvers import Solver
 
 
 class Rehearsed(Protocol):
-    """What a rehearsal needs of an ``Engine``."""
+    """The part of an ``Engine`` that rehearsals use."""
 
     graph: Graph
     evaluator: Evaluator

@@ -51,7 +51,7 @@ class ReplaySettings:
         size: length of the larger step, as a share of the norm of the top level's variables; the other is half of it.
         seeds: replays of each direction, with other batches and draws.
         held_out: batches of the top level's data that the upper loss is measured on.
-        draws: held (those of the unmoved network), renewed (made anew from the same noise), or both.
+        draws: held (those of the unmoved network), renewed (drawn again from the same noise), or both.
     """
 
     outer_steps: Sequence[int] = (1, 8, 32)

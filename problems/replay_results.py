@@ -37,12 +37,12 @@ class Slope:
 
 @dataclass(frozen=True)
 class ReplayRow:
-    """What moving along a solver's directions does to a measure.
+    """The slopes of a measure along a solver's two directions.
 
     Attributes:
         solver: its label.
         outer_steps: updates of the top level's schedule, with the top level held, before measuring.
-        draws: held (those of the unmoved network) or renewed (made anew from the same noise).
+        draws: held (those of the unmoved network) or renewed (drawn again from the same noise).
         measure: ``loss`` for the upper loss, or another measure's name.
         halves: the slopes along two directions, each the mean of half of the hypergradients.
     """

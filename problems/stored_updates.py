@@ -20,10 +20,10 @@ from multilevel.solvers.update_rules import UpdateRule
 
 
 def stored_updates(history: LevelHistory) -> dict[str, Any]:
-    """What ``restore_updates`` needs.
+    """A history's updates, for ``restore_updates``.
 
     Raises:
-        CheckpointError: an update was changed by hooks or callbacks, or its loss uses generators of its own.
+        CheckpointError: an update was changed by hooks or callbacks, or its loss uses a ``torch.Generator``.
     """
     restarted = sorted(map(list, history.restarted))
     return {"updates": list(map(_stored, history.updates)), "outer_step": history.outer_step, "restarted": restarted}
@@ -45,8 +45,8 @@ def _stored(update: RecordedUpdate) -> dict[str, Any]:
         )
     if any(part.generators for part in update.record):
         raise CheckpointError(
-            "a checkpoint cannot hold the state of a loss's own torch.Generator, which solver.outer_steps above 1 "
-            "would need after resuming: use torch's global generator"
+            "a checkpoint cannot hold the state of a torch.Generator that a loss uses, but resuming with "
+            "solver.outer_steps above 1 would need it: use torch's global generator"
         )
     parts = [{"batch": part.batch, "draws": part.draws, "state": part.state.state_dict()} for part in update.record]
     return {

@@ -154,7 +154,7 @@ class Updates:
         )
 
     def begin(self, problem: Problem, recorded_steps: int = 0) -> None:
-        """Call the level's ``begin``, and note what it sets anew if its updates are recorded."""
+        """Call the level's ``begin``, and note what it resets if its updates are recorded."""
         if not problem.starts_anew:
             return
         if recorded_count(problem, recorded_steps):

@@ -52,8 +52,8 @@ class Step:
         before: the changes by hooks to parameters, gradient and state before the optimizer's update; None: no change.
         after: the changes by hooks and callbacks to parameters and state after the update.
         position: its place in the order of the updates of all levels.
-        restarted: keys of the parameters and state that the level set anew before the update, so that they do not
-            depend on earlier updates.
+        restarted: keys of the parameters and state that the level reset before the update, so that they do not depend
+            on earlier updates.
     """
 
     losses: Sequence[Loss]

@@ -1,5 +1,7 @@
 """Small problems written as plain functions of vectors, and their hypergradients by dense linear algebra."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -147,6 +149,21 @@ def schedule_hypergradient(functions, starts, now, last, steps, rate):
         torch.testing.assert_close(values[name].detach(), now[name], rtol=1e-8, atol=1e-10)
     values[top] = upper - upper.detach() + now[top]
     return torch.autograd.grad(functions[top](values), upper)[0]
+
+
+def expected_of(functions, top, starts, now, rows, pasts, rate, damping=None):
+    """The hypergradient of ``top`` after a step with 2 updates of each level below, before which values were
+    ``starts``; ``rows`` has the solver's row of each level, in the order in which they are solved."""
+    if len(rows) > 1 and all(row.unrolled for row in rows.values()) and len({row.name for row in rows.values()}) == 1:
+        last = {name: row.solver().recorded_steps for name, row in rows.items()}
+        return schedule_hypergradient(functions, starts, now, last, steps=2, rate=rate)
+
+    def contribution(row, *given):
+        damped = damping is not None and hasattr(row.solver(), "damping")
+        return row.contribution(*given, damping=damping) if damped else row.contribution(*given)
+
+    contributions = {name: partial(contribution, row) for name, row in rows.items()}
+    return dense_hypergradient(functions, now, list(rows), top, contributions, pasts)
 
 
 def relative_error(found, expected):

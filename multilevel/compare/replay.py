@@ -1,4 +1,4 @@
-"""What the directions of every solver are worth after further training: ``multilevel compare replay=N,...``."""
+"""Replays the directions of every solver: ``multilevel compare replay=N,...``."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def replay_solvers(
             continue
         solver = solver_of(row["name"], row["options"], damping)
         if not isinstance(solver, Solver):
-            problems[row["solver"]] = "not replayed: Betty has a schedule of its own"
+            problems[row["solver"]] = "not replayed: Betty cannot hold the top level"
         elif row["precision"] is not None or row["share"] is not None:
             problems[row["solver"]] = "not replayed: precisions= and shares= concern single solves"
         else:

@@ -5,7 +5,7 @@ from itertools import permutations, product
 import pytest
 import torch
 from solver_table import ROWS, exact, implicit
-from toy import dense_hypergradient, relative_error, schedule_hypergradient, toy_graph, trained
+from toy import dense_hypergradient, expected_of, relative_error, toy_graph, trained
 
 from multilevel import Engine
 from multilevel.solvers import ConjugateGradient, LowerLevel, Response
@@ -77,17 +77,8 @@ def test_every_solver_in_every_shape(row, shape, dtype):
         assert relative_error(found, expected) < len(solved) * row.tolerance + EPSILON[dtype]
         return
     point = {name: value.double() for name, value in now.items()}
-    expected = expected_of(functions, values, point, dict.fromkeys(solved, row), pasts)
+    expected = expected_of(functions, "u", values, point, dict.fromkeys(solved, row), pasts, rate=0.03)
     assert relative_error(found, expected) < len(solved) * row.tolerance + EPSILON[dtype]
-
-
-def expected_of(functions, starts, now, rows, pasts):
-    """``rows`` by level, in the order in which the levels are solved."""
-    if len(rows) > 1 and all(row.unrolled for row in rows.values()) and len({row.name for row in rows.values()}) == 1:
-        last = {name: row.solver().recorded_steps for name, row in rows.items()}
-        return schedule_hypergradient(functions, starts, now, last, steps=2, rate=0.03)
-    contributions = {name: row.contribution for name, row in rows.items()}
-    return dense_hypergradient(functions, now, list(rows), "u", contributions, pasts)
 
 
 @pytest.mark.parametrize(("row_p", "row_q"), list(product(ROWS, ROWS)), ids=str)
@@ -95,7 +86,7 @@ def test_every_solver_at_every_level(row_p, row_q):
     solvers = {"p": row_p.solver(), "q": row_q.solver()}
     engine, values, pasts = trained(toy_graph(THREE, THREE_VALUES, solvers, rate=0.03, steps=2))
     found = engine.hypergradient("u")["value"]
-    expected = expected_of(THREE, THREE_VALUES, values, {"q": row_q, "p": row_p}, pasts)
+    expected = expected_of(THREE, "u", THREE_VALUES, values, {"q": row_q, "p": row_p}, pasts, rate=0.03)
     assert relative_error(found, expected) < row_p.tolerance + row_q.tolerance
 
 

@@ -7,7 +7,7 @@ import torch
 from solver_table import ROWS
 from torch import nn
 from torch.func import functional_call
-from toy import dense_hypergradient, flat, relative_error, trained
+from toy import expected_of, flat, relative_error, trained
 
 from multilevel import Graph, Problem
 
@@ -36,6 +36,9 @@ def unpacked(batch):
     if "x" in batch:
         return batch["x"], batch["y"]
     return batch["inputs"][0] * batch["inputs"][1]["scale"], batch["targets"][0]
+
+
+RATE = 0.02
 
 
 class Encoder(nn.Module):
@@ -96,7 +99,7 @@ def graph_of(solver, batch):
     for name, module in modules.items():
         module.double()
         trained_ones = [one for one in module.parameters() if one.requires_grad]
-        optimizer = torch.optim.Adam(trained_ones, 0.02)
+        optimizer = torch.optim.Adam(trained_ones, RATE)
         steps = 1 if name == "weigh" else 2
         levels.append(kinds[name](name, module, optimizer=optimizer, data=[batch], solver=solver, steps=steps))
     return Graph(*levels), modules
@@ -139,14 +142,10 @@ def test_every_solver_on_modules(row, batch):
     damped = hasattr(row.solver(), "damping")
     solver = row.solver(damping=DAMPING) if damped else row.solver()
     graph, modules = graph_of(solver, BATCHES[batch])
+    starts = {name: flat(problem.variables()).detach() for name, problem in graph.problems.items()}
     engine, values, pasts = trained(graph)
     found = flat(engine.hypergradient("weigh"))
-
-    def contribution(*given):
-        return row.contribution(*given, damping=DAMPING) if damped else row.contribution(*given)
-
-    contributions = {"classify": contribution, "encode": contribution}
-    functions = functions_of(modules)
-    expected = dense_hypergradient(functions, values, ["classify", "encode"], "weigh", contributions, pasts)
+    rows = {"classify": row, "encode": row}
+    expected = expected_of(functions_of(modules), "weigh", starts, values, rows, pasts, RATE, DAMPING)
     assert relative_error(found, expected) < 10 * row.tolerance
     assert "first.bias" not in graph.problems["encode"].variables()

@@ -109,7 +109,7 @@ class RestartingHalf(Problem):
 
 
 @pytest.mark.parametrize("solver", [Unrolled, UnrolledForward])
-def test_what_a_level_sets_anew_does_not_depend_on_earlier_updates(solver):
+def test_what_a_level_resets_does_not_depend_on_earlier_updates(solver):
     names = list(QUADRATIC)
     restarting = RestartingHalf("p", Halves(VALUES["p"]), solver=solver(outer_steps=2), steps=2)
     fit = Function("q", VALUES["q"], QUADRATIC["q"], names, solver=solver(outer_steps=2), steps=2)

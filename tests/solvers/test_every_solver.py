@@ -181,6 +181,7 @@ OUT_OF_RANGE = {
     "radius": [0.0],
     "terms": [0],
     "steps": [0],
+    "outer_steps": [0],
     "iterations": [0],
     "power_iterations": [0],
     "rank": [0],
