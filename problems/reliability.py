@@ -29,7 +29,7 @@ def measure_reliability(engine: Engine, steps: int, solvers: Mapping[str, Solver
     """How much of the top level's single hypergradient is signal, from those of the next steps of training.
 
     The levels below train for ``steps`` updates of the top level, which is held. At each, the hypergradient is solved
-    three times: on the next held-out batch, and on both halves of it with draws of their own. Afterwards engine and
+    three times: on the next held-out batch, and on both halves of it, with separate draws. Afterwards engine and
     data are bit for bit as before.
 
     Args:
