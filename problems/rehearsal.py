@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -89,6 +90,17 @@ def unchanged(engine: Rehearsed) -> Iterator[None]:
     finally:
         saved.restore()
         engine.updates.random, engine.step, engine.updated_now = random, step, updated
+
+
+@contextmanager
+def updates_recorded(engine: Rehearsed, outer_steps: int) -> Iterator[None]:
+    """A block in which all updates within the last ``outer_steps`` outer steps are recorded."""
+    before = engine.recorded_steps, engine.recorded_outer_steps
+    engine.recorded_steps, engine.recorded_outer_steps = sys.maxsize, max(outer_steps, before[1])
+    try:
+        yield
+    finally:
+        engine.recorded_steps, engine.recorded_outer_steps = before
 
 
 class Saved:

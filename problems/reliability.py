@@ -16,7 +16,7 @@ from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.problems.evaluation.recorded_batch import RecordedBatch, RecordedBatches
 from multilevel.problems.hypergradient import Hypergradient
 from multilevel.problems.hypergradient_noise import Halves, Reliability, decompose
-from multilevel.problems.rehearsal import unchanged
+from multilevel.problems.rehearsal import unchanged, updates_recorded
 from multilevel.solvers import Solver
 from multilevel.solvers.ranges import require
 from multilevel.solvers.vectors import flatten
@@ -29,7 +29,7 @@ def measure_reliability(engine: Engine, steps: int, solvers: Mapping[str, Solver
     """How much of the top level's single hypergradient is signal, from those of the next steps of training.
 
     The levels below train for ``steps`` updates of the top level, which is held. At each, the hypergradient is solved
-    three times: on the next held-out batch, and on both halves of it with separate draws. Afterwards engine and
+    three times: on the next held-out batch, and on both halves of it, with separate draws. Afterwards engine and
     data are bit for bit as before.
 
     Args:
@@ -52,22 +52,21 @@ def measure_reliability(engine: Engine, steps: int, solvers: Mapping[str, Solver
         >>> print(result.examples, result.halves)
         2.0 1.00 (1.00 to 1.00)
     """
-    recorded = engine.recorded_steps
-    # updates to differentiate, if a solver other than the levels' own needs them
-    engine.recorded_steps = max([recorded, *(solver.recorded_steps for solver in (solvers or {}).values())])
-    try:
-        return reliability_of(engine, steps, partial(engine.solve_hypergradient, engine.graph.top, solvers))
-    finally:
-        engine.recorded_steps = recorded
+    outer_steps = max([1, *(solver.recorded_outer_steps for solver in (solvers or {}).values())])
+    return reliability_of(engine, steps, partial(engine.solve_hypergradient, engine.graph.top, solvers), outer_steps)
 
 
-def reliability_of(engine: Engine, steps: int, solve: Callable[..., Hypergradient]) -> Reliability:
-    """``measure_reliability`` with ``solve(record=...)`` in place of ``Engine.solve_hypergradient``."""
+def reliability_of(
+    engine: Engine, steps: int, solve: Callable[..., Hypergradient], outer_steps: int = 1
+) -> Reliability:
+    """``measure_reliability`` with ``solve(record=...)``, which looks back over ``outer_steps``, in place of
+    ``Engine.solve_hypergradient``."""
     require("reliability", steps, steps >= FEWEST_STEPS, f"at least {FEWEST_STEPS} steps")
     name = engine.graph.top
     hypergradients: list[Tensor] = []
     pairs: list[Halves] = []
-    with unchanged(engine):
+    with unchanged(engine), updates_recorded(engine, outer_steps):
+        engine.advance(outer_steps - 1)
         for _ in range(steps):
             engine.advance()
             record = engine.updates.record_of(name)

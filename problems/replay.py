@@ -7,7 +7,6 @@ lowers the loss.
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from multilevel.problems.errors import GraphError, NotFiniteError
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.problems.evaluation.recorded_batch import RecordedBatch, RecordedBatches
 from multilevel.problems.hypergradient import mean_values
-from multilevel.problems.rehearsal import Rehearsed, unchanged
+from multilevel.problems.rehearsal import Rehearsed, unchanged, updates_recorded
 from multilevel.problems.replay_results import LOSS, Replay, ReplayRow, Slope
 from multilevel.solvers import MultilevelError, Solver
 from multilevel.solvers.ranges import require
@@ -271,17 +270,6 @@ def looking_back(solver: Solver, outer_steps: int) -> Solver:
     if not isinstance(solver, UnrolledSolver):
         return solver
     return replace(solver, steps=None, outer_steps=outer_steps)
-
-
-@contextmanager
-def updates_recorded(engine: Rehearsed, outer_steps: int) -> Iterator[None]:
-    """A block in which all updates within the last ``outer_steps`` outer steps are recorded."""
-    before = engine.recorded_steps, engine.recorded_outer_steps
-    engine.recorded_steps, engine.recorded_outer_steps = sys.maxsize, max(outer_steps, before[1])
-    try:
-        yield
-    finally:
-        engine.recorded_steps, engine.recorded_outer_steps = before
 
 
 @contextmanager

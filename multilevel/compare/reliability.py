@@ -59,7 +59,7 @@ def measure_row(task: dict[str, Any]) -> dict[str, Any]:
         engine, recipe, solver = prepare(task)
         top = engine.graph.top
         solvers = None if solver is None else dict.fromkeys(engine.graph.passes(top), solver)
-        engine.recorded_steps = 0 if solver is None else solver.recorded_steps
+        outer_steps = 1 if solver is None else solver.recorded_outer_steps
 
         def solve(**record: Any) -> Hypergradient:
             with with_share(engine, solver, task["share"]):
@@ -68,7 +68,7 @@ def measure_row(task: dict[str, Any]) -> dict[str, Any]:
             return hypergradient
 
         with cpu_threads(recipe):
-            result = reliability_of(engine, task["steps"], solve)
+            result = reliability_of(engine, task["steps"], solve, outer_steps)
     except MultilevelError as error:
         return {"problem": " ".join(str(error).split())}
     return {**result.figures(), "failed": sorted(failed)}
