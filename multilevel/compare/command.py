@@ -35,7 +35,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from multilevel.compare.measure import OFFERS, measure_task, option_names, solver_of, store_point
+from multilevel.compare.measure import OFFERS, UNROLLED, measure_task, option_names, solver_of, store_point
 from multilevel.compare.picture import draw_comparison
 from multilevel.compare.reliability import COLUMNS as RELIABILITY_COLUMNS
 from multilevel.compare.reliability import add_reliability, csv_cells, reliability_table
@@ -274,21 +274,27 @@ def _measured(comparison: CompareSettings, scratch: Path) -> tuple[list[dict[str
     """A row for each solver, each measured in its own process, and the reference."""
     common = {"point": str(scratch / "point.pt"), "damping": comparison.damping, "rounds": comparison.rounds}
     tasks = comparison.tasks()
-    bar = tqdm(total=len(tasks) + 1, unit="solver", disable=None)
-    print("computing the reference, then each solver in its own process", file=sys.stderr, flush=True)
+    bar = tqdm(total=len(tasks) + 2, unit="solver", disable=None)
+    print("computing the references, then each solver in its own process", file=sys.stderr, flush=True)
     exactly = {"name": "reference", "iterations": comparison.iterations, "output": str(scratch / "reference.pt")}
     reference = _in_a_process(measure_task, {**common, **exactly})
     bar.update()
-    usable = reference.get("usable", False)
-    exact = torch.load(scratch / "reference.pt") if usable else None
+    unrolled = _in_a_process(measure_task, {**common, "name": UNROLLED, "output": str(scratch / "unrolled.pt")})
+    bar.update()
+    usable, reference["unrolled"] = reference.get("usable", False), unrolled
+    truths = {
+        "stationary": torch.load(scratch / "reference.pt") if usable else None,
+        "unrolled": torch.load(scratch / "unrolled.pt") if "problem" not in unrolled else None,
+    }
     rows = []
     for task in tasks:
         settings = {"name": task.solver, "options": task.options, "precision": task.precision, "share": task.share}
         result = _in_a_process(measure_task, {**common, **settings, "output": str(scratch / "found.pt")})
         row = {"solver": task.label, **settings, **result}
         if "problem" not in result:
-            error = agreement(torch.load(scratch / "found.pt"), exact) if exact is not None else (None, None)
-            row |= {"error": error[0], "cosine": error[1]}
+            values = torch.load(scratch / "found.pt")
+            stationary, path = (agreement(values, truth) if truth else (None, None) for truth in truths.values())
+            row |= {"error": stationary[0], "cosine": stationary[1], "cosine_unrolled": path[1]}
         rows.append(row)
         bar.update()
         if bar.disable:

@@ -20,15 +20,19 @@ from multilevel.compare.memory import MemoryTracker
 from multilevel.configuration.composition import build_recipe
 from multilevel.problems import Engine
 from multilevel.problems.engine import Hypergradient
+from multilevel.problems.evaluation.evaluator import REFERENCE_PRECISION
 from multilevel.problems.reference import largest_residual, reference_hypergradient
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.settings import chosen_device
 from multilevel.runs.cpu_threads import cpu_threads
 from multilevel.solvers import SOLVERS, MultilevelError, SettingError, Solver
 from multilevel.solvers.registry import build
+from multilevel.solvers.unrolled import Unrolled
 
 #: Every solver by its name, Betty's as betty/NAME.
 OFFERS: dict[str, type[Any]] = {**SOLVERS, **BETTY_SOLVERS}
+#: The task that measures the derivative through the last updates.
+UNROLLED = "unrolled reference"
 LONG = 20.0  # seconds; longer solves are timed only once
 
 
@@ -87,6 +91,13 @@ def measure_reference(engine: Engine, damping: float, iterations: int) -> tuple[
     reference = reference_hypergradient(engine, top, dict.fromkeys(engine.graph.passes(top), damping), iterations)
     cost = {"solver": reference.solver, "residual": reference.residual, "usable": reference.usable}
     return {**cost, "seconds": time.perf_counter() - start}, reference
+
+
+def unrolled_hypergradient(engine: Engine) -> Hypergradient:
+    """The derivative through the updates of the last outer step, in the order of the schedule, in float64."""
+    top = engine.graph.top
+    solvers = dict.fromkeys(engine.graph.passes(top), Unrolled(outer_steps=1))
+    return engine.solve_hypergradient(top, solvers, REFERENCE_PRECISION, whole=True)
 
 
 @contextmanager
@@ -151,13 +162,17 @@ def measure_task(task: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         task: written by ``multilevel.compare.command``: ``point`` (a file of ``store_point``), ``name`` (a solver, or
-            ``reference``), ``damping``, ``rounds``, and the settings of the row.
+            ``reference``, or ``UNROLLED``), ``damping``, ``rounds``, and the settings of the row.
     """
     try:
         if task["name"] == "reference":
             engine, recipe = load_point(Path(task["point"]))
             with cpu_threads(recipe):
                 result, hypergradient = measure_reference(engine, task["damping"], task["iterations"])
+        elif task["name"] == UNROLLED:
+            engine, recipe = load_point(Path(task["point"]))
+            with cpu_threads(recipe):
+                result, hypergradient = {}, unrolled_hypergradient(engine)
         else:
             engine, recipe, solver = prepare(task)
             with with_share(engine, solver, task["share"]), cpu_threads(recipe):

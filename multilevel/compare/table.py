@@ -11,9 +11,9 @@ from typing import Any
 from multilevel.problems.html import html_table
 from multilevel.problems.reference import LARGEST_RESIDUAL
 
-COLUMNS = ("error", "cosine", "residual", "memory_mib", "seconds", "evaluations", "products")
-HEADER = ("error", "cosine", "residual", "MiB", "seconds", "evals", "prods")
-WIDTHS = (9, 8, 10, 9, 9, 7, 7)
+COLUMNS = ("error", "cosine", "cosine_unrolled", "residual", "memory_mib", "seconds", "evaluations", "products")
+HEADER = ("error", "cosine", "unrolled", "residual", "MiB", "seconds", "evals", "prods")
+WIDTHS = (9, 8, 10, 10, 9, 9, 7, 7)
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,16 @@ class ComparisonTable:
         """The choices of ``auto``, the meaning of ``opposite``, and the reference."""
         reference = self.result["reference"]
         notes = [f"{row['solver']}: {row['choice']}" for row in self.result["rows"] if row.get("choice")]
-        if any(points_against(row) for row in self.result["rows"]):
-            notes.append("opposite: the cosine is negative, so the answer points against the reference")
+        if any("opposite" in _remarks(row) for row in self.result["rows"] if "problem" not in row):
+            notes.append("opposite: the cosine is negative, so the answer points against that reference")
+        unrolled = reference.get("unrolled")
+        if unrolled is not None and "problem" in unrolled:
+            notes.append(f"no cosine with unrolled updates: {unrolled['problem']}")
+        elif unrolled is not None:
+            notes.append(
+                "cosine: with the reference, a stationary point; unrolled: with the derivative through the updates of "
+                "this step, in their order"
+            )
         if "problem" in reference:
             return [*notes, f"no reference: {reference['problem']}"]
         solvers = ", ".join(f"{solver} at {level}" for level, solver in reference["solver"].items())
@@ -78,7 +86,7 @@ class ComparisonTable:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    values = [row[name] for name in COLUMNS]
+    values = [row.get(name) for name in COLUMNS]  # earlier comparisons have no cosine with unrolled updates
     return ["-" if value is None else str(value) if isinstance(value, int) else f"{value:.3g}" for value in values]
 
 
@@ -88,5 +96,6 @@ def points_against(row: Mapping[str, Any]) -> bool:
 
 
 def _remarks(row: dict[str, Any]) -> str:
+    against = ["reference"] * points_against(row) + ["unrolled"] * ((row.get("cosine_unrolled") or 0.0) < 0)
     failed = f"  failed at {', '.join(row['failed'])}" if row["failed"] else ""
-    return ("  opposite" if points_against(row) else "") + failed
+    return (f"  opposite to {' and '.join(against)}" if against else "") + failed
