@@ -187,7 +187,7 @@ def block_jackknife(statistic: Callable[[list[int]], float], steps: int) -> Esti
     Each of the ``steps`` runs of L = steps^(1/3) steps, at most a quarter of them (the last runs continue at the first
     step), is left out once; the variance of the statistic is (steps - L) / L times that of the results (Künsch 1989,
     section 2.2). Correlations over more than L steps make the interval too narrow; without a common mean, that of a
-    cosine is about 1.5 times too wide.
+    cosine is up to 1.6 times too wide.
 
     Args:
         statistic: a function of the indices of steps that are kept.

@@ -41,7 +41,8 @@ def measure_reliability(engine: Engine, steps: int, solvers: Mapping[str, Solver
         SettingError: ``steps`` is below 4.
         DataError: a batch of the top level cannot be split into halves.
         GraphError: a level below has no optimizer.
-        SolveError: as for ``Engine.solve_hypergradient``.
+        DivergedError: as for ``Engine.run``.
+        SolveError, NotFiniteError: as for ``Engine.solve_hypergradient``.
 
     Examples:
         >>> class Center(Problem):  # above the weight of Problem's example, which follows the target

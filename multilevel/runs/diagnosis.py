@@ -60,7 +60,7 @@ class Diagnosis(Callback):
         if replicas.rank() > 0:
             return
         noise = noise_cosine(inner_products(self._window)) if len(self._window) == WINDOW else None
-        record = {"step": engine.step, "level": top, **comparison, "noise": noise and asdict(noise)}
+        record = {"step": engine.step, "level": top, **comparison, "noise": asdict(noise) if noise else None}
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         text += f"; cosine with the mean of {WINDOW - 1} others {noise}" if noise else ""

@@ -138,13 +138,14 @@ def test_a_run_says_that_its_hypergradients_are_noise(tmp_path, monkeypatch, cap
     monkeypatch.setattr("multilevel.runs.diagnosis.reference_hypergradient", unusable)
     monkeypatch.setattr("multilevel.runs.diagnosis.NOISY", 1.1)  # any cosine is noise
     run = tmp_path / "run"
-    assert main(["train", *SMALL, "steps=22", "diagnose=11", f"output={run}"]) == 0
+    assert main(["train", *SMALL, "steps=24", "diagnose=4", f"output={run}"]) == 0
     records = [json.loads(line) for line in (run / "diagnosis.jsonl").read_text().splitlines()]
-    assert [(record["step"], record["error"]) for record in records] == [(11, None), (22, None)]
-    assert records[0]["noise"] is None
-    assert records[1]["noise"]["value"] == pytest.approx(mean_cosine(vectors[2:]), abs=1e-5)
+    assert [(record["step"], record["error"]) for record in records] == [(step, None) for step in range(4, 25, 4)]
+    assert all(record["noise"] is None for record in records[:4])
+    for record, window in zip(records[4:], (vectors[:20], vectors[4:]), strict=True):
+        assert record["noise"]["value"] == pytest.approx(mean_cosine(window), abs=1e-5)
     summary = json.loads((run / "summary.json").read_text())["levels"]
-    assert summary["mask"]["reliability"] == {"step": 22, **records[1]["noise"]}
+    assert summary["mask"]["reliability"] == {"step": 24, **records[-1]["noise"]}
     assert "reliability" not in summary["pretrain"]
     printed = capsys.readouterr()
     assert "an update follows mostly noise" in printed.out
