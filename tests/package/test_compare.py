@@ -131,7 +131,7 @@ def test_the_command_ends_without_warnings(tmp_path, number):
         cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts,
     )  # fmt: skip
     said = list(iter(command.stderr.readline, "1/3 identity\n"))
-    assert said[-1] == "computing the reference, then each solver in its own process\n"
+    assert said[-1] == "computing the references, then each solver in its own process\n"
     if number is not None:
         command.send_signal(number)
     rest = command.communicate(timeout=120)[1].splitlines()

@@ -9,7 +9,7 @@ from matplotlib.text import Text
 from multilevel.compare.picture import comparison_figure
 from multilevel.compare.table import ComparisonTable
 
-AGAINST = "opposite: the cosine is negative, so the answer points against the reference"
+AGAINST = "opposite: the cosine is negative, so the answer points against that reference"
 
 
 def row(solver, error=0.1, cosine=0.9, memory=10.0, seconds=1.0, **others):
@@ -71,10 +71,22 @@ def test_a_negative_cosine_is_marked_and_explained():
     table = ComparisonTable(result([row("minres"), row("sama", 5.0, -0.8), row("auto", 6.0, -0.1, failed=["fit"])]))
     exact, sama, auto, *notes = str(table).splitlines()[1:]
     assert "opposite" not in exact
-    assert sama.endswith("  opposite")
-    assert auto.endswith("  opposite  failed at fit")
+    assert sama.endswith("  opposite to reference")
+    assert auto.endswith("  opposite to reference  failed at fit")
     assert AGAINST in notes
-    assert "sama  opposite" in table._repr_html_()
+    assert "sama  opposite to reference" in table._repr_html_()
     assert AGAINST in table._repr_html_()
     for cosine in (0.0, None):
         assert "opposite" not in str(ComparisonTable(result([row("minres", cosine=cosine)])))
+
+
+def test_each_reference_that_an_answer_points_against_is_named():
+    path = {**row("identity", 3.0, 0.9), "cosine_unrolled": -0.2}
+    both = {**row("sama", 4.0, -0.9), "cosine_unrolled": -0.2}
+    shown = {**result([row("minres"), path, both]), "reference": {**result([])["reference"], "unrolled": {}}}
+    lines = str(ComparisonTable(shown)).splitlines()
+    assert lines[2].endswith("  opposite to unrolled")
+    assert lines[3].endswith("  opposite to reference and unrolled")
+    assert any(line.startswith("cosine: ") and "unrolled: " in line for line in lines)
+    shown["reference"]["unrolled"] = {"problem": "no update is recorded"}
+    assert "no cosine with unrolled updates: no update is recorded" in str(ComparisonTable(shown)).splitlines()
