@@ -51,6 +51,7 @@ class ReplaySettings:
         seeds: replays of each direction, with other batches and draws.
         held_out: batches of the top level's data that the upper loss is measured on.
         draws: held (those of the unmoved network), renewed (drawn again from the same noise), or both.
+        control: replay two random directions, too, to compare with.
     """
 
     outer_steps: Sequence[int] = (1, 8, 32)
@@ -59,6 +60,7 @@ class ReplaySettings:
     seeds: int = 3
     held_out: int = 4
     draws: Sequence[str] = DRAWS
+    control: bool = True
 
     def __post_init__(self) -> None:
         """Raise SettingError for an unusable value."""
@@ -105,7 +107,8 @@ class Experiment:
     @property
     def outer_steps(self) -> int:
         """The number of outer steps that the replay makes, if no solver fails."""
-        trials = len(HALVES) * len(SIGNS) * 2 * (len(self.solvers) + 1) * len(self.settings.draws)
+        directions = len(HALVES) * (len(self.solvers) + self.settings.control)
+        trials = directions * len(SIGNS) * 2 * len(self.settings.draws)
         return self._before + self.settings.steps + self.settings.seeds * self._horizon * (1 + trials)
 
     @property
@@ -152,7 +155,7 @@ class Experiment:
                     name = (label, 2 * step // self.settings.steps)
                     totals[name] = totals.get(name, 0) + vector
         generator = torch.Generator().manual_seed(0)
-        for half in HALVES:
+        for half in HALVES if self.settings.control else ():
             size = sum(variable.numel() for variable in self.top.variables().values())
             totals[RANDOM, half] = torch.randn(size, generator=generator, dtype=torch.float64)
         for (label, half), total in totals.items():
