@@ -67,7 +67,7 @@ class PathCotangents:
 
     def __init__(self, graph: Graph, name: str, direct: Mapping[str, Tensors], solvers: Mapping[str, Solver]) -> None:
         self.name = name
-        self._schedule = schedule_below(graph, name)
+        self._graph = graph
         self._counting = {level for level in graph.passes(name) if solvers[level].counts_updates}
         self._chains: dict[Chain, dict[str, Tensors]] = {(): dict(direct)}
 
@@ -83,7 +83,7 @@ class PathCotangents:
             arriving = {level: cotangents.pop(level) for level in levels if level in cotangents}
             if arriving:
                 taken.append(((*self._counting.intersection(levels), *chain), arriving))
-        if not taken or not set(read_levels) <= {self.name}:
+        if not taken or not self._counting or not set(read_levels) <= {self.name}:
             return taken
         total: dict[str, Tensors] = {}
         for chain, arriving in taken:
@@ -95,6 +95,8 @@ class PathCotangents:
 
     def total(self) -> Tensors:
         """The weighted sum of what has arrived at the level of the hypergradient."""
+        if not self._counting:
+            return self._chains[()][self.name]
         total: dict[str, Tensors] = {}
         for chain, cotangents in self._chains.items():
             if self.name in cotangents:
@@ -102,7 +104,7 @@ class PathCotangents:
         return total[self.name]
 
     def _weighted(self, chain: Chain, cotangent: Tensors) -> dict[str, Tensor]:
-        return scaled(cotangent, float(ordered_updates(self._schedule, chain)))
+        return scaled(cotangent, float(ordered_updates(schedule_below(self._graph, self.name), chain)))
 
 
 def _add(total: dict[str, Tensors], terms: Mapping[str, Tensors]) -> None:

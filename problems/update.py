@@ -143,10 +143,12 @@ class Updates:
     def note_memory(self) -> None:
         """After the first update of the top level, note the memory for the records of several, if a solver needs
         these."""
-        kept = {name: count for name in self.histories if (count := self.outer_steps_of(name)) > 1}
-        if not kept or self._noted_memory:
+        if self._noted_memory:
             return
         self._noted_memory = True
+        kept = {name: count for name in self.histories if (count := self.outer_steps_of(name)) > 1}
+        if not kept:
+            return
         needed = sum(count * memory(self.histories[name].updates) for name, count in kept.items()) / 2**20
         settings = ", ".join(f"levels.{name}.solver.outer_steps={count}" for name, count in kept.items())
         self.evaluator.notices.append(

@@ -218,7 +218,8 @@ class Evaluator:
 
     def detached(self, name: str) -> dict[str, Tensor]:
         """The level's variables at the current point, detached."""
-        return self.cast({key: variable.detach() for key, variable in self.problems[name].variables().items()})
+        variables = {key: variable.detach() for key, variable in self.problems[name].variables().items()}
+        return variables if self._cast is None else self.cast(variables)
 
     def _replayed(self, name: str, part: RecordedBatch, parameters: Values, compute: Callable[[Any, Any], Any]) -> Any:
         with part.state.active():
