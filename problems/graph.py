@@ -154,6 +154,7 @@ class Graph:
         self.__dict__["reads"] = reads
         self._blocks.clear()
         self._passes.clear()
+        self.__dict__.pop("passed", None)
 
     def _in_order(self, levels: Collection[str]) -> tuple[str, ...]:
         return tuple(level for level in self.names if level in levels)
@@ -167,6 +168,11 @@ class Graph:
         if name not in self._passes:
             self._passes[name] = tuple(level for block in self.blocks(name) for level in block.levels)
         return self._passes[name]
+
+    @cached_property
+    def passed(self) -> frozenset[str]:
+        """The levels that a hypergradient passes through."""
+        return frozenset(level for name in self.names for level in self.passes(name))
 
     def blocks(self, name: str) -> tuple[LevelBlock, ...]:
         """The levels of ``passes``, each with the levels whose response is part of its own gradient."""

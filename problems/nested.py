@@ -60,7 +60,7 @@ class NestedSystem:
         solvers: Mapping[str, Solver],
         values: Values | None = None,
     ) -> None:
-        if solvers[block.name].counts_updates:
+        if solvers[block.name].counted_outer_steps:
             raise SolveError(
                 f"level {block.name!r} is solved together with levels that it reads and that read it, where "
                 "scale=null has no meaning: set a number as scale, or use another solver of the Hessian"

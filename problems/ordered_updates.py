@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from multilevel.problems.graph import Graph
-from multilevel.solvers import Solver
+from multilevel.solvers import SolveError, Solver
 from multilevel.solvers.vectors import Tensors, scaled
 
 #: Levels in the order of their updates.
@@ -68,7 +68,10 @@ class PathCotangents:
     def __init__(self, graph: Graph, name: str, direct: Mapping[str, Tensors], solvers: Mapping[str, Solver]) -> None:
         self.name = name
         self._graph = graph
-        self._counting = {level for level in graph.passes(name) if solvers[level].counts_updates}
+        counted = {level: count for level in graph.passes(name) if (count := solvers[level].counted_outer_steps)}
+        self._counting, self._outer_steps = set(counted), max(counted.values(), default=0)
+        if len(set(counted.values())) > 1:
+            raise SolveError(f"scale=null needs the same outer_steps at every level; got {counted}")
         self._chains: dict[Chain, dict[str, Tensors]] = {(): dict(direct)}
 
     def take(self, levels: Collection[str], read_levels: Collection[str]) -> list[tuple[Chain, dict[str, Tensors]]]:
@@ -104,7 +107,8 @@ class PathCotangents:
         return total[self.name]
 
     def _weighted(self, chain: Chain, cotangent: Tensors) -> dict[str, Tensor]:
-        return scaled(cotangent, float(ordered_updates(schedule_below(self._graph, self.name), chain)))
+        schedule = (*schedule_below(self._graph, self.name), (self.name, self._outer_steps, False))
+        return scaled(cotangent, float(ordered_updates(schedule, chain)))
 
 
 def _add(total: dict[str, Tensors], terms: Mapping[str, Tensors]) -> None:

@@ -84,7 +84,8 @@ class Updates:
             CotangentError: the cotangent at a level below is not finite.
         """
         name, history = problem.name, self.histories[problem.name]
-        ranks, recorded = replicas.count(), recorded_count(problem, recorded_steps)
+        ranks = replicas.count()
+        recorded = recorded_count(problem, recorded_steps) if name in self.graph.passed else 0
         observed = observed or ranks > 1  # any rank may have callbacks
         inputs = differentiable_variables(self.evaluator, differentiated(self.graph, name))
         parts: list[RecordedBatch] = []
@@ -138,7 +139,7 @@ class Updates:
     def outer_steps_of(self, name: str) -> int:
         """The number of the top level's last updates over which a level's solver looks back."""
         solver = self.graph.problems[name].solver
-        return 1 if solver is None else solver.recorded_outer_steps
+        return 1 if solver is None or name not in self.graph.passed else solver.recorded_outer_steps
 
     def note_memory(self) -> None:
         """After the first update of the top level, note the memory for the records of several, if a solver needs

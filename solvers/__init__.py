@@ -19,8 +19,8 @@ def default_solver() -> Solver:
     """The default solver of a level that others depend on, in Python and in configuration.
 
     Examples:
-        >>> default_solver()
-        Identity(product='auto', damping=0.0, radius=None, strict=False, scale=1.0, measure_residual=False)
+        >>> print(default_solver())
+        Identity()
     """
     return SOLVERS["identity"]()
 

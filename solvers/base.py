@@ -137,10 +137,10 @@ class Solver(ABC):
         return False
 
     @property
-    def counts_updates(self) -> bool:
-        """Whether a response is that of one update of the level, so that a path through the level counts once for every
-        ordered choice of an update of it."""
-        return False
+    def counted_outer_steps(self) -> int:
+        """If a response is that of one update of the level, so that a path through the level counts once for every
+        ordered choice of an update of it: the number of updates of the upper level in which to count these; else 0."""
+        return 0
 
     def resolved(self, lower: LowerLevel) -> tuple[Solver, str]:
         """The solver to use for this level, and the reason; this solver, unless it chooses among others."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from multilevel.solvers.linear_system import ImplicitSolver, LinearSystem, Solution
-from multilevel.solvers.next_step import through_next_step
+from multilevel.solvers.next_step import check_outer_steps, through_next_step
 from multilevel.solvers.products import ProductName
-from multilevel.solvers.ranges import PositiveNumber
+from multilevel.solvers.ranges import Count, PositiveNumber
 from multilevel.solvers.vectors import flatten
 
 
@@ -23,7 +23,8 @@ class Identity(ImplicitSolver):
     - ``scale=1``, as in Betty, omits rates and choices: every path has weight 1.
     - Another number gives a path through m levels the weight ``scale^m``. ``scale = 2 N rate`` is the direct path's
       weight over N outer steps.
-    - ``scale=null`` gives every path its weight in one outer step (one update of the level whose hypergradient it is).
+    - ``scale=null`` gives every path its weight in one outer step (one update of the level whose hypergradient it is),
+      or in ``outer_steps`` of them.
       x then comes from the derivative of the optimizer's next step in its gradient: ``rate a`` for plain SGD, ``rate D
       a`` with the D of ``sama`` for Adam. Dampening, Nesterov momentum and gradient clipping are part of that step;
       weight decay, and what the optimizer's state carries to later steps, are not.
@@ -36,6 +37,7 @@ class Identity(ImplicitSolver):
     Args:
         scale: the multiple, above 0, the inverse of the lower curvature if known; or None (``null``), the weight of one
             outer step. None needs plain SGD, Adam or AdamW, and levels that do not read each other.
+        outer_steps: with ``scale=null``, the number of outer steps to count choices in.
         measure_residual: spend one product to report ``|H x - a| / |a|``, which is otherwise unknown.
 
     Examples:
@@ -56,11 +58,16 @@ class Identity(ImplicitSolver):
 
     product: ProductName = field(default="auto", kw_only=True)
     scale: PositiveNumber | None = field(default=1.0, kw_only=True)
+    outer_steps: Count = field(default=1, kw_only=True)
     measure_residual: bool = field(default=False, kw_only=True)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_outer_steps(self.outer_steps, self.scale)
+
     @property
-    def counts_updates(self) -> bool:
-        return self.scale is None
+    def counted_outer_steps(self) -> int:
+        return self.outer_steps if self.scale is None else 0
 
     @property
     def nests(self) -> bool:

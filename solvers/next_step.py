@@ -8,8 +8,14 @@ from torch import Tensor
 from multilevel.solvers.errors import SolveError
 from multilevel.solvers.gradients import detached_leaves
 from multilevel.solvers.linear_system import LinearSystem
+from multilevel.solvers.ranges import require
 from multilevel.solvers.update_rules import UpdateRule
 from multilevel.solvers.vectors import unflatten, zeros_like
+
+
+def check_outer_steps(outer_steps: int, scale: float | None) -> None:
+    """Raise SettingError for ``outer_steps`` beside a number as scale, which counts no updates."""
+    require("solver.outer_steps", outer_steps, outer_steps == 1 or scale is None, "1, or solver.scale=null with it")
 
 
 def update_rule(system: LinearSystem) -> UpdateRule:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from multilevel.solvers.linear_system import ImplicitSolver, LinearSystem, Solution
-from multilevel.solvers.next_step import through_next_step, update_rule
+from multilevel.solvers.next_step import check_outer_steps, through_next_step, update_rule
 from multilevel.solvers.products import ProductName
-from multilevel.solvers.ranges import PositiveNumber
+from multilevel.solvers.ranges import Count, PositiveNumber
 from multilevel.solvers.vectors import flatten
 
 
@@ -32,6 +32,7 @@ class Sama(ImplicitSolver):
 
     Args:
         scale: the multiple, above 0, or None (``null``), the weight of one outer step, see ``identity``.
+        outer_steps: with ``scale=null``, the number of outer steps to count choices in.
 
     Raises:
         SolveError: the lower level is trained with another optimizer.
@@ -47,10 +48,15 @@ class Sama(ImplicitSolver):
 
     product: ProductName = field(default="auto", kw_only=True)
     scale: PositiveNumber | None = field(default=1.0, kw_only=True)
+    outer_steps: Count = field(default=1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_outer_steps(self.outer_steps, self.scale)
 
     @property
-    def counts_updates(self) -> bool:
-        return self.scale is None
+    def counted_outer_steps(self) -> int:
+        return self.outer_steps if self.scale is None else 0
 
     @property
     def nests(self) -> bool:

@@ -11,7 +11,7 @@ from multilevel import Callback, Engine
 from multilevel.problems import ordered_updates as module
 from multilevel.problems.errors import NestedChainError
 from multilevel.problems.ordered_updates import ordered_updates
-from multilevel.solvers import ConjugateGradient, FiniteDifference, Identity, Neumann, Sama, SolveError
+from multilevel.solvers import ConjugateGradient, FiniteDifference, Identity, Neumann, Sama, SettingError, SolveError
 
 generator = torch.Generator().manual_seed(3)
 SMALL = 1e-3  # rate times curvature times updates of every level
@@ -139,6 +139,25 @@ def test_three_levels(counts, solver):
     rates = small_rates(THREE, steps)
     hypergradient = engine_of(THREE, one_solver(THREE, solver), steps, rates).hypergradient("u")["value"]
     assert relative_error(hypergradient, trained(THREE, steps, rates)) < SMALL
+
+
+@pytest.mark.parametrize("solver", [Identity, FiniteDifference, Sama])
+@pytest.mark.parametrize("outer", [8, pytest.param(32, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("counts", [(2, 1), (2, 2), pytest.param((8, 8), marks=pytest.mark.slow)], ids=str)
+def test_several_outer_steps(counts, outer, solver):
+    steps = dict(zip("pq", counts, strict=True))
+    rates = {name: rate / outer for name, rate in small_rates(THREE, steps).items()}
+    engine = engine_of(THREE, one_solver(THREE, solver(scale=None, outer_steps=outer)), steps, rates)
+    assert relative_error(engine.hypergradient("u")["value"], trained(THREE, steps, rates, outer=outer)) < SMALL
+
+
+def test_outer_steps_go_with_the_counting_of_updates():
+    with pytest.raises(SettingError, match=r"solver\.outer_steps: got 8; expected 1, or solver\.scale=null"):
+        Identity(outer_steps=8)
+    steps = {"p": 1, "q": 1}
+    solvers = {"p": Identity(scale=None, outer_steps=2), "q": Identity(scale=None)}
+    with pytest.raises(SolveError, match="the same outer_steps at every level"):
+        engine_of(THREE, solvers, steps, small_rates(THREE, steps)).hypergradient("u")
 
 
 def test_levels_that_maximize():
