@@ -86,7 +86,7 @@ class Experiment:
         advanced: called after every outer step.
 
     Raises:
-        GraphError: the top level has a plain gradient.
+        GraphError: the top level has a plain gradient, or the levels below have learning rates of 0.
     """
 
     engine: Rehearsed
@@ -99,6 +99,12 @@ class Experiment:
         top = self.engine.graph.top
         if not self.engine.graph.passes(top):
             raise GraphError(f"the top level {top!r} has a plain gradient: there is nothing to replay")
+        optimizers = [self.engine.graph.problems[level].optimizer for level in self.engine.graph.passes(top)]
+        if not any(float(group["lr"]) for optimizer in optimizers if optimizer for group in optimizer.param_groups):
+            raise GraphError(
+                "the learning rates of the levels below are 0, as at the end of a cosine schedule, so further steps would "
+                "change nothing: replay from an earlier point of the run"
+            )
         self.top = self.engine.graph.problems[top]
         self.problems: dict[str, str] = {}
         self.directions: dict[Name, Tensor] = {}

@@ -10,6 +10,7 @@ from typing import Any
 #: A slope is resolved if both step sizes agree within this share.
 AGREEMENT = 0.1
 LOSS = "loss"
+TITLES, WIDTHS = ("first half", "predicted", "second half", "predicted"), (20, 11, 20, 11)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Replay:
         for measure, draws in dict.fromkeys((row.measure, row.draws) for row in self.rows):
             rows = [row for row in self.rows if (row.measure, row.draws) == (measure, draws)]
             lines += ["", f"slope of {measure} in 1e-3, draws {draws}: mean ± standard deviation over replays"]
-            header = f"{'first half':>16}{'predicted':>11}{'second half':>16}{'predicted':>11}"
+            header = "".join(f"{title:>{wide}}" for title, wide in zip(TITLES, WIDTHS, strict=True))
             lines.append(f"{'solver':<{width}}{'steps':>6}{header}")
             lines += [_line(row, width) for row in rows]
         lines += [f"{solver}: {problem}" for solver, problem in self.problems.items()]
@@ -104,7 +105,8 @@ class Replay:
 
 
 def _line(row: ReplayRow, width: int) -> str:
-    cells = "".join(f"{_cell(half.measured):>16}{_cell(half.predicted[:1]):>11}" for half in row.halves)
+    values = [values for half in row.halves for values in (half.measured, half.predicted[:1])]
+    cells = "".join(f"{_cell(value):>{wide}}" for value, wide in zip(values, WIDTHS, strict=True))
     verdict = "" if row.resolved else "  not resolved"
     return f"{row.solver:<{width}}{row.outer_steps:>6}{cells}{verdict}"
 

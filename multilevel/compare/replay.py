@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from multilevel.compare.measure import solver_of
 from multilevel.problems import Engine
 from multilevel.problems.replay import RANDOM, Experiment, ReplaySettings
-from multilevel.problems.replay_results import Replay
+from multilevel.problems.replay_results import Replay, ReplayRow
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.encoder import EncoderRecipe
 from multilevel.recipes.evaluation.probe_loss import ProbeLoss
@@ -22,7 +23,7 @@ from multilevel.runs.cpu_threads import cpu_threads
 from multilevel.solvers import Solver
 from multilevel.solvers.ranges import require
 
-PROBE = "probe loss"
+PROBE, GREY = "probe loss", "#7f8c8d"
 
 
 def replay_solvers(
@@ -80,34 +81,35 @@ def _probe_of(recipe: Recipe) -> ProbeLoss:
 
 
 def draw_replay(path: Path, replay: Replay) -> None:
-    """Draw the mean slopes against the number of outer steps: an axis for each measure and kind of draws, and a line
-    for each solver and half, with the standard deviation over replays."""
-    kinds = list(dict.fromkeys((row.measure, row.draws) for row in replay.rows))
-    solvers = list(dict.fromkeys(row.solver for row in replay.rows))
-    figure = new_figure(6.2 * len(kinds) + 2.2, 4.8)
-    for axis, (measure, draws) in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
-        for index, solver in enumerate(solvers):
-            rows = [row for row in replay.rows if (row.solver, row.measure, row.draws) == (solver, measure, draws)]
-            color = "#7f8c8d" if solver == RANDOM else f"C{index % 10}"
-            for half, style in enumerate(("-", "--")):
-                slopes = [row.halves[half].measured for row in rows]
-                axis.errorbar(
-                    [row.outer_steps for row in rows],
-                    [fmean(values) for values in slopes],
-                    [stdev(values) if len(values) > 1 else 0.0 for values in slopes],
-                    linestyle=style,
-                    color=color,
-                    marker="o",
-                    markersize=3,
-                    capsize=2,
-                    label=None if half else solver,
-                )
-        axis.axhline(0, color="black", linewidth=0.6)
-        axis.set_xscale("log", base=2)
-        axis.set_xlabel("further outer steps, top level held")
+    """Draw the mean slopes against the number of outer steps: a row of axes for each measure, a column for each kind of
+    draws, and a line for each solver and half, with the standard deviation over replays."""
+    measures, kinds = (list(dict.fromkeys(getattr(row, key) for row in replay.rows)) for key in ("measure", "draws"))
+    figure = new_figure(5.5 * len(kinds) + 2.2, 4.2 * len(measures))
+    axes = figure.subplots(len(measures), len(kinds), squeeze=False, sharey="row")
+    for axis, (measure, draws) in zip(axes.flat, itertools.product(measures, kinds), strict=True):
+        _draw(axis, [row for row in replay.rows if (row.measure, row.draws) == (measure, draws)])
         axis.set_ylabel(f"slope of the {measure} per unit of length")
         axis.set_title(f"{measure}, draws {draws}", fontsize=10)
-        axis.grid(alpha=0.3, linewidth=0.4)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.suptitle("above 0: the direction is right; solid and dashed: directions from disjoint steps", fontsize=10)
     save_figure(figure, path)
+
+
+def _draw(axis: Any, rows: Sequence[ReplayRow]) -> None:
+    """Draw one measure with one kind of draws."""
+    counts = list(dict.fromkeys(row.outer_steps for row in rows))
+    for index, solver in enumerate(dict.fromkeys(row.solver for row in rows)):
+        own = [row for row in rows if row.solver == solver]
+        for half, line in enumerate(("-", "--")):
+            slopes = [row.halves[half].measured for row in own]
+            spreads = [stdev(values) if len(values) > 1 else 0.0 for values in slopes]
+            style = {"ls": line, "color": GREY if solver == RANDOM else f"C{index % 10}", "marker": "o", "ms": 3}
+            name = None if half else solver
+            axis.errorbar(
+                [row.outer_steps for row in own], [*map(fmean, slopes)], spreads, capsize=2, label=name, **style
+            )
+    axis.axhline(0, color="black", linewidth=0.6)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(counts, [str(count) for count in counts])
+    axis.set_xlabel("further outer steps, top level held")
+    axis.grid(alpha=0.3, linewidth=0.4)

@@ -98,4 +98,4 @@ def points_against(row: Mapping[str, Any]) -> bool:
 def _remarks(row: dict[str, Any]) -> str:
     against = ["reference"] * points_against(row) + ["unrolled"] * ((row.get("cosine_unrolled") or 0.0) < 0)
     failed = f"  failed at {', '.join(row['failed'])}" if row["failed"] else ""
-    return (f"  opposite to {' and '.join(against)}" if against else "") + failed
+    return (f"  opposite to {'both' if len(against) > 1 else against[0]}" if against else "") + failed

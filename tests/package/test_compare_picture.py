@@ -86,7 +86,7 @@ def test_each_reference_that_an_answer_points_against_is_named():
     shown = {**result([row("minres"), path, both]), "reference": {**result([])["reference"], "unrolled": {}}}
     lines = str(ComparisonTable(shown)).splitlines()
     assert lines[2].endswith("  opposite to unrolled")
-    assert lines[3].endswith("  opposite to reference and unrolled")
+    assert lines[3].endswith("  opposite to both")
     assert any(line.startswith("cosine: ") and "unrolled: " in line for line in lines)
     shown["reference"]["unrolled"] = {"problem": "no update is recorded"}
     assert "no cosine with unrolled updates: no update is recorded" in str(ComparisonTable(shown)).splitlines()

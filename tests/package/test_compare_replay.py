@@ -1,0 +1,76 @@
+"""multilevel compare replay=N,..., run as users run it, on a small model."""
+
+import json
+
+import pytest
+
+from multilevel.__main__ import main
+from multilevel.problems import Replay
+from multilevel.problems.replay import RANDOM
+
+SMALL = [
+    "data.limit=200", "data.batch_size=16", "model.width=8", "model.depth=1", "model.heads=2", "model.decoder_width=8",
+    "model.decoder_depth=1", "model.decoder_heads=2",
+]  # fmt: skip
+ASKED = ["solvers=identity,unrolled,unrolled_forward", "unrolled.outer_steps=2", "rounds=1", "iterations=1"]
+REPLAY = ["replay=1,2", "replay_steps=2", "replay_seeds=2", "replay_held_out=1"]
+
+
+@pytest.fixture(scope="module")
+def replayed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("replay") / "out"
+    assert main(["compare", *SMALL, *ASKED, *REPLAY, "warmup=2", "evaluate=true", f"output={folder}"]) == 0
+    return folder, Replay.of(json.loads((folder / "compare.json").read_text())["replay"])
+
+
+def test_every_solver_is_replayed_at_every_horizon_with_both_draws_and_measures(replayed):
+    folder, replay = replayed
+    assert (folder / "replay.png").stat().st_size > 10_000
+    assert {(row.solver, row.outer_steps, row.draws, row.measure) for row in replay.rows} == {
+        (solver, count, draws, measure)
+        for solver in ("identity", "unrolled(outer_steps=2)", RANDOM)
+        for count in (1, 2)
+        for draws in ("held", "renewed")
+        for measure in ("loss", "probe loss")
+    }
+    assert all(len(half.measured) == len(half.halved) == 2 for row in replay.rows for half in row.halves)
+
+
+def test_unrolled_predicts_what_is_measured_with_held_draws(replayed):
+    _, replay = replayed
+    for row in replay.rows:
+        if (row.solver, row.draws, row.measure) == ("unrolled(outer_steps=2)", "held", "loss"):
+            for half in row.halves:
+                assert half.predicted == pytest.approx(half.measured, rel=0.05)
+
+
+def test_solvers_without_a_hypergradient_are_omitted(replayed, capsys):
+    _, replay = replayed
+    assert not any(row.solver.startswith("unrolled_forward") for row in replay.rows)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["replay=1", "replay_steps=3"], "replay_steps: got 3; expected an even number"),
+        (["replay=0"], "replay: got 0"),
+        (["evaluate=true"], "evaluate: got True; expected replay=N,... with it"),
+        (
+            ["recipe=hyper_cleaning", "replay=1", "evaluate=true"],
+            "evaluate: got True; expected false: the recipe trains",
+        ),
+    ],
+)
+def test_unusable_settings(settings, message, capsys, tmp_path):
+    point = ["solvers=identity", "warmup=1", "rounds=1", "iterations=1", f"output={tmp_path / 'out'}"]
+    assert main(["compare", *settings, *point]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_end_of_a_cosine_schedule_is_refused(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", *SMALL, "steps=2", "levels.finetune.schedule=cosine", "evaluate=false", f"output={run}"]) == 0
+    asked = ["solvers=identity", "rounds=1", "iterations=1", "warmup=0", *REPLAY]
+    assert main(["compare", f"resume={run}", *asked, f"output={tmp_path / 'out'}"]) == 2
+    assert "learning rates of the levels below are 0" in capsys.readouterr().err
