@@ -102,8 +102,8 @@ class Experiment:
         optimizers = [self.engine.graph.problems[level].optimizer for level in self.engine.graph.passes(top)]
         if not any(float(group["lr"]) for optimizer in optimizers if optimizer for group in optimizer.param_groups):
             raise GraphError(
-                "the learning rates of the levels below are 0, as at the end of a cosine schedule, so further steps would "
-                "change nothing: replay from an earlier point of the run"
+                "the learning rates of the levels below are 0, as at the end of a cosine schedule, so no step would "
+                "change anything: replay from an earlier point of the run"
             )
         self.top = self.engine.graph.problems[top]
         self.problems: dict[str, str] = {}

@@ -41,10 +41,11 @@ def test_unrolled_predicts_what_is_measured_with_held_draws(replayed):
     for row in replay.rows:
         if (row.solver, row.draws, row.measure) == ("unrolled(outer_steps=2)", "held", "loss"):
             for half in row.halves:
-                assert half.predicted == pytest.approx(half.measured, rel=0.05)
+                # float32 rounds the loss by about 2e-6 of a slope
+                assert half.predicted == pytest.approx(half.measured, rel=0.05, abs=4e-6)
 
 
-def test_solvers_without_a_hypergradient_are_omitted(replayed, capsys):
+def test_solvers_without_a_hypergradient_are_omitted(replayed):
     _, replay = replayed
     assert not any(row.solver.startswith("unrolled_forward") for row in replay.rows)
 
@@ -57,7 +58,7 @@ def test_solvers_without_a_hypergradient_are_omitted(replayed, capsys):
         (["evaluate=true"], "evaluate: got True; expected replay=N,... with it"),
         (
             ["recipe=hyper_cleaning", "replay=1", "evaluate=true"],
-            "evaluate: got True; expected false: the recipe trains",
+            "evaluate: got True; expected false: the recipe",
         ),
     ],
 )
