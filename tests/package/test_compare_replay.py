@@ -36,13 +36,12 @@ def test_every_solver_is_replayed_at_every_horizon_with_both_draws_and_measures(
     assert all(len(half.measured) == len(half.halved) == 2 for row in replay.rows for half in row.halves)
 
 
-def test_unrolled_predicts_what_is_measured_with_held_draws(replayed):
+def test_solvers_predict_the_slope_of_the_loss_alone(replayed):
+    """tests/problems/test_replay_experiment.py and tests/recipes/test_replay_planted.py check their values in float64."""
     _, replay = replayed
     for row in replay.rows:
-        if (row.solver, row.draws, row.measure) == ("unrolled(outer_steps=2)", "held", "loss"):
-            for half in row.halves:
-                # float32 rounds the loss by about 2e-6 of a slope
-                assert half.predicted == pytest.approx(half.measured, rel=0.05, abs=4e-6)
+        predicts = row.measure == "loss" and row.solver != RANDOM
+        assert [len(half.predicted) for half in row.halves] == [2 * predicts] * 2
 
 
 def test_solvers_without_a_hypergradient_are_omitted(replayed):
