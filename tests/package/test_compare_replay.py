@@ -37,7 +37,7 @@ def test_every_solver_is_replayed_at_every_horizon_with_both_draws_and_measures(
 
 
 def test_solvers_predict_the_slope_of_the_loss_alone(replayed):
-    """tests/problems/test_replay_experiment.py and tests/recipes/test_replay_planted.py check their values in float64."""
+    """Their values are checked in float64, by test_replay_experiment.py and test_replay_planted.py."""
     _, replay = replayed
     for row in replay.rows:
         predicts = row.measure == "loss" and row.solver != RANDOM
