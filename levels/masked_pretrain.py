@@ -12,7 +12,7 @@ from multilevel.levels.masks import POLICIES, MaskPolicy, MaskView
 from multilevel.levels.masks.statistics import mask_statistics
 from multilevel.problems import Problem, score_function
 from multilevel.problems.levels import Levels
-from multilevel.solvers.ranges import AtLeast, AtMost, OneOf, check_value, require
+from multilevel.solvers.ranges import AtLeast, AtMost, Count, OneOf, check_value, require
 
 WeightsName = Annotated[str, OneOf("normalized", "raw")]
 GradientName = Annotated[str, OneOf("weights", "visibility", "both", "choice", "weights+choice")]
@@ -39,6 +39,8 @@ class MaskedPretrain(Problem):
             the weights are uniform); both; choice (the weights are constants, and ``score_function`` estimates the
             derivative of the masks' distribution); or weights+choice.
         guidance: share of the images with masks from the policy; the others get random masks, with uniform weights.
+        draws: number of masks for each image: a batch is cut to the first B / draws images, each of which is masked
+            that often. The choice of each mask is then compared with the others of its image.
         mask: name of the level with the masking network; used by policies that have one.
 
     Raises:
@@ -55,6 +57,7 @@ class MaskedPretrain(Problem):
         weights: str = "normalized",
         gradient: str = "weights",
         guidance: float = 1.0,
+        draws: int = 1,
         mask: str = "mask",
         **keywords: Any,
     ) -> None:
@@ -62,10 +65,12 @@ class MaskedPretrain(Problem):
         check_value("mask.weights", weights, WeightsName)
         check_value("mask.gradient", gradient, GradientName)
         check_value("mask.guidance", guidance, Guidance)
+        check_value("mask.draws", draws, Count)
         check_choice(gradient, type(policy))
         self.policy = policy
         self.weights = weights
         self.guidance = guidance
+        self.draws = draws
         self.mask = mask
         downstream = policy.learns_from == "downstream"
         self._weighted = downstream and gradient != "visibility"
@@ -76,7 +81,7 @@ class MaskedPretrain(Problem):
     def draw(self, levels: Levels, batch: Any) -> dict[str, Any]:
         """Draw ``scores`` [B, L], whose largest mark the hidden patches; ``guided`` bool [B], the images masked by the
         policy; and with a masking network the ``statistics`` of the masks, see ``mask_statistics``."""
-        view = MaskView.of(levels, batch[0], self.name, self.mask)
+        view = MaskView.of(levels, self._images(batch), self.name, self.mask)
         scores = self.policy.scores(view)
         # Batches are shuffled, so the first images are a random choice. A random part makes the share exact on average.
         position = torch.arange(len(scores), device=scores.device)
@@ -90,7 +95,7 @@ class MaskedPretrain(Problem):
 
     def outputs(self, levels: Levels, batch: Any, draws: dict[str, Any]) -> list[Tensor]:
         """Predicted pixels [B, L, patch * patch * C] and the mask [B, L], 1 where hidden."""
-        images, gate = batch[0], None
+        images, gate = self._images(batch), None
         if self._gated:
             probabilities = getattr(levels, self.mask)(images).sigmoid()
             gate = 1 - draws["guided"][:, None] * (probabilities - probabilities.detach())
@@ -99,7 +104,7 @@ class MaskedPretrain(Problem):
     def criterion(
         self, outputs: list[Tensor], levels: Levels, batch: Any, draws: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        images = batch[0]
+        images = self._images(batch)
         prediction, hidden = outputs
         losses = getattr(levels, self.name).patch_losses(images, prediction)
         plain = (losses * hidden).sum() / hidden.sum()
@@ -117,8 +122,15 @@ class MaskedPretrain(Problem):
         if self._choice:  # of the weights instead of the losses, so that the sum stays the same bit for bit
             likelihood = self.policy.log_probability(view, draws["scores"], hidden > 0)
             likelihood = torch.where(draws["guided"], likelihood, 0.0)  # random masks do not depend on the network
-            weights = weights * score_function(torch.ones_like(likelihood), likelihood)[:, None]
+            weights = weights * score_function(torch.ones_like(likelihood), likelihood, self.draws)[:, None]
         return (losses * weights).sum(), {"reconstruction": plain.detach(), **draws["statistics"]}
+
+    def _images(self, batch: Any) -> Tensor:
+        """The images [B, ...] of a batch, the first of them several times with several draws."""
+        if self.draws == 1:
+            return batch[0]
+        images = batch[0][: len(batch[0]) // self.draws]
+        return images.repeat(self.draws, *[1] * (images.ndim - 1))
 
 
 def check_choice(gradient: str, policy: type[MaskPolicy]) -> None:

@@ -8,7 +8,7 @@ from multilevel.problems.evaluation.precision import at_least_float32
 from multilevel.solvers.ranges import require
 
 
-def score_function(losses: Tensor, log_probabilities: Tensor) -> Tensor:
+def score_function(losses: Tensor, log_probabilities: Tensor, draws: int = 1) -> Tensor:
     """Add the derivative of the draws' distribution to the losses of a batch, whose values stay the same.
 
     What a level draws can depend on a level that it reads, as sampled masks depend on a masking network, but a draw has
@@ -28,12 +28,15 @@ def score_function(losses: Tensor, log_probabilities: Tensor) -> Tensor:
     Args:
         losses: [B], each dependent on its own example's draw only.
         log_probabilities: [B], of independent draws, up to a constant; 0 for examples without a draw.
+        draws: number of draws for each input, at positions i, i + B / draws, ...; above 1, the baseline of a draw is
+            the mean over the other draws for the same input, which removes the differences between inputs.
 
     Returns:
         [B], the values of ``losses``, in float32 or wider.
 
     Raises:
-        SettingError: ``losses`` is not a vector, or ``log_probabilities`` has another shape.
+        SettingError: ``losses`` is not a vector, ``log_probabilities`` has another shape, or ``draws`` does not divide
+            their length.
 
     Examples:
         The loss of the first draw is 2 below the other's, that of the second 2 above:
@@ -46,7 +49,10 @@ def score_function(losses: Tensor, log_probabilities: Tensor) -> Tensor:
     count, shape = len(losses) if losses.ndim else 0, list(log_probabilities.shape)
     require("losses", list(losses.shape), losses.ndim == 1, "the shape [B], one loss per example")
     require("log_probabilities", shape, shape == [count], f"the shape of losses, [{count}]")
-    centred = at_least_float32(log_probabilities)
-    if count > 1:
-        centred = (centred - centred.mean()) * (count / (count - 1))
+    require("draws", draws, draws >= 1 and count % draws == 0, f"a divisor of the number of losses, {count}")
+    peers = draws if draws > 1 else count  # the examples that share a baseline
+    centred = at_least_float32(log_probabilities).view(peers, -1)
+    if peers > 1:
+        centred = (centred - centred.mean(0)) * (peers / (peers - 1))
+    centred = centred.flatten()
     return at_least_float32(losses) * (centred - centred.detach()).exp()

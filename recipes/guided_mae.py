@@ -104,6 +104,8 @@ class MaskSettings:
             (through the encoder's input, straight-through, with uniform weights), both; choice (through the
             distribution of the masks, a noisy estimate, with constant weights) or weights+choice, with
             mask.policy=sampled.
+        draws: number of masks for each image; a batch then has as many times fewer images. With mask.gradient=choice
+            each mask is compared with the others of its image, which removes the differences between images.
         guidance: share of the images with masks from the policy; the others get random masks. Values below 1 counteract
             a collapse to one mask for all images, as do the next two settings.
         temperature: divisor of the masking network's logits.
@@ -116,15 +118,17 @@ class MaskSettings:
     ratio: Annotated[float, Above(0), Below(1)]
     weights: WeightsName
     gradient: GradientName = "weights"
+    draws: Count = 1
     guidance: Guidance = 1.0
     temperature: PositiveNumber = 1.0
     entropy_bonus: NonNegative = 0.0
 
-    def check(self, patches: int) -> None:
-        """Raise SettingError for the first unusable setting for this number of patches."""
+    def check(self, patches: int, images: int) -> None:
+        """Raise SettingError for the first unusable setting for this number of patches, and of images in a batch."""
         visible = int(patches * (1 - self.ratio))
         expected = f"a share that hides at least one of {patches} patches and leaves at least one"
         require("mask.ratio", self.ratio, 0 < visible < patches, expected)
+        require("mask.draws", self.draws, images % self.draws == 0, f"a divisor of data.batch_size={images}")
         check_choice(self.gradient, POLICIES[self.policy])
 
     def new_policy(self) -> MaskPolicy:
@@ -180,7 +184,7 @@ class GuidedMaeSettings(RunSettings):
             width, heads = getattr(model, f"{part}width"), getattr(model, f"{part}heads")
             usable = width % heads == 0 and width % 4 == 0
             require(f"model.{part}width", width, usable, f"a multiple of 4 and of model.{part}heads={heads}")
-        self.mask.check((size // model.patch_size) ** 2)
+        self.mask.check((size // model.patch_size) ** 2, self.data.batch_size)
         require("task", self.task["name"], self.task["name"] in TASKS, f"one of {', '.join(TASKS)}")
 
 
@@ -315,7 +319,7 @@ class GuidedMae(EncoderRecipe):
 
     def _pretrain(self) -> Problem:
         mask = self.settings.mask
-        options: dict[str, Any] = {"weights": mask.weights, "gradient": mask.gradient, "guidance": mask.guidance}
+        options: dict[str, Any] = {key: getattr(mask, key) for key in ("weights", "gradient", "guidance", "draws")}
         return MaskedPretrain(policy=self.policy, **options, **self._arguments("pretrain", self.data.pretrain))
 
     def _finetune(self) -> Problem:

@@ -83,7 +83,7 @@ class GuidedTextSettings(RunSettings):
         super().validate()
         model = self.model
         require("model.width", model.width, model.width % model.heads == 0, f"a multiple of model.heads={model.heads}")
-        self.mask.check(self.data.length)
+        self.mask.check(self.data.length, self.data.batch_size)
         require("mask.policy", self.mask.policy, self.mask.policy in GUIDED, f"one of {', '.join(GUIDED)}")
 
 
@@ -115,7 +115,7 @@ class GuidedText(Recipe):
         )
         levels, through_encoder = settings.levels, settings.paths == "both"
         self.pretraining_updates = settings.steps * levels.finetune.steps * levels.pretrain.steps
-        options: dict[str, Any] = {"weights": mask.weights, "gradient": mask.gradient, "guidance": mask.guidance}
+        options: dict[str, Any] = {key: getattr(mask, key) for key in ("weights", "gradient", "guidance", "draws")}
         self.graph = Graph(
             MaskedPretrain("pretrain", self.language_model, policy=mask.new_policy(), **options, **lower),
             Finetune("finetune", head, task=task, through_encoder=through_encoder, **middle),

@@ -43,6 +43,8 @@ class LevelSettings:
         warmup: share of the updates over which the learning rate rises, 0 to 1.
         clip_norm: largest norm of the gradient of an update; None does not clip.
         accumulate: batches to average over in one update.
+        momentum: weight of earlier gradients in the average that an update follows: Adam's first beta, SGD's momentum;
+            None: 0.9 for adamw and adam, 0 for sgd.
     """
 
     steps: Count
@@ -53,6 +55,7 @@ class LevelSettings:
     warmup: Annotated[float, AtLeast(0), Below(1)]
     clip_norm: PositiveNumber | None
     accumulate: Count
+    momentum: Annotated[float, AtLeast(0), Below(1)] | None = None
 
 
 @dataclass(kw_only=True)

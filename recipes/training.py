@@ -54,8 +54,11 @@ def _optimizer(settings: LevelSettings, module: nn.Module) -> torch.optim.Optimi
         {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
     ]
-    # fused: one pass over each parameter, also on the CPU
-    return OPTIMIZERS[settings.optimizer](groups, lr=settings.learning_rate, fused=True)  # type: ignore[call-arg]
+    options: dict[str, Any] = {"lr": settings.learning_rate, "fused": True}  # one pass over each parameter
+    if settings.momentum is not None:
+        adam = settings.optimizer != "sgd"
+        options |= {"betas": (settings.momentum, 0.999)} if adam else {"momentum": settings.momentum}
+    return OPTIMIZERS[settings.optimizer](groups, **options)
 
 
 def _solver(setting: str, options: Mapping[str, Any]) -> Solver:

@@ -55,9 +55,10 @@ class Top(Problem):
         return levels.pretrain.weight.sum()
 
 
-def graph_of(gradient, guidance=1.0, weights="normalized"):
+def graph_of(gradient, guidance=1.0, weights="normalized", draws=1):
     torch.manual_seed(0)
     options = {"policy": POLICIES["sampled"](), "gradient": gradient, "guidance": guidance, "weights": weights}
+    options["draws"] = draws
     pretrain = MaskedPretrain("pretrain", Autoencoder(), data=[(ROWS, LABELS)], solver=Identity(), **options)
     graph = Graph(pretrain, Top("mask", nn.Linear(4, 4, dtype=torch.float64)))
     assert graph.reads == {"pretrain": ("mask",), "mask": ("pretrain",)}
@@ -133,6 +134,24 @@ def test_the_mean_over_all_draws_is_the_derivative_of_the_expectation(gradient, 
         expected = expected + expectation(problems, ROWS[:count], guided, gradient, weights)
     assert expected.norm() > 0.01
     assert relative_error(total, expected) < TOLERANCE[product]
+
+
+@pytest.mark.parametrize("product", TOLERANCE)
+def test_two_masks_for_each_image_are_each_others_baseline(product):
+    images = ROWS[[0, 0]]  # of a batch of two, the first is masked twice
+    problems = graph_of("choice", draws=2)
+    total, expected = (
+        summed(problems, images, [True, True], product),
+        expectation(problems, images, [True, True], "choice", "normalized"),
+    )
+    assert relative_error(total, expected) < TOLERANCE[product]
+    batch = torch.stack([ROWS[0], ROWS[1]])
+    draws = random_draw([True, True])
+    slopes = [
+        flat(PRODUCTS[product](lower_of(problems, rows, draws)).mixed({"weight": COTANGENT})["mask"])
+        for rows in (images, batch)
+    ]
+    assert torch.equal(*slopes)
 
 
 def random_draw(guided):

@@ -32,6 +32,17 @@ def test_values_stay_and_derivatives_are_those_of_the_centred_logarithms(count):
     torch.testing.assert_close(torch.func.jacfwd(torch.func.jacrev(total(losses)))(point), second, **close)
 
 
+def test_draws_of_the_same_input_are_each_others_baseline():
+    """Draws i and i + 2 are of the same input."""
+    slope = torch.func.grad(lambda point: score_function(LOSSES, point, draws=2).sum())(LOGARITHMS)
+    pairs = torch.tensor([[1, 0, -1, 0], [0, 1, 0, -1], [-1, 0, 1, 0], [0, -1, 0, 1]], dtype=torch.float64)
+    torch.testing.assert_close(slope, pairs @ LOSSES, rtol=1e-12, atol=1e-12)
+    each = torch.func.grad(lambda point: score_function(LOSSES, point, draws=4).sum())(LOGARITHMS)
+    torch.testing.assert_close(each, torch.func.grad(total(LOSSES))(LOGARITHMS), rtol=1e-12, atol=1e-12)
+    with pytest.raises(SettingError, match="draws: got 3; expected a divisor of the number of losses, 4"):
+        score_function(LOSSES, LOGARITHMS, draws=3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(dtype):
     losses, point = LOSSES.to(dtype), torch.tensor([-6e4, -6e4, -1.0, -6e4], dtype=dtype)  # their sum overflows float16
