@@ -133,7 +133,7 @@ class Experiment:
             NotFiniteError: the loss of a level is not finite.
         """
         with unchanged(self.engine):
-            with updates_recorded(self.engine, max(self._before + 1, self._horizon)):
+            with updates_recorded(self.engine, self._before + 1):
                 self._find_directions()
             self.parts = self._held_out_parts()
             for seed in range(self.settings.seeds):
