@@ -69,6 +69,12 @@ class Replay:
         rows: one for each solver, number of outer steps, kind of draws and measure.
         problems: solvers without a direction, and why.
         size: length of the larger step, as a share of the norm of the top level's variables.
+
+    Examples:
+        >>> slope = Slope([0.004, 0.006], [0.0041, 0.0058], [0.0049, 0.0051])
+        >>> row = ReplayRow("unrolled", 8, "held", "loss", (slope, slope))
+        >>> row.resolved, len(str(Replay([row], {}, size=0.02)).splitlines())
+        (True, 3)
     """
 
     rows: Sequence[ReplayRow]

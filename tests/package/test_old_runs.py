@@ -44,7 +44,11 @@ def test_a_run_is_evaluated_and_exported(tmp_path):
     scores = json.loads((run / "evaluation.json").read_text())
     for score, (encoder, protocol, accuracy) in zip(scores, ANSWERS["scores"], strict=False):
         assert (score["encoder"], score["protocol"]) == (encoder, protocol)
-        assert score["metrics"]["accuracy"] == pytest.approx(accuracy, abs=3 / 359)  # three of the test images
+        few = 3 / 359  # of the test images
+        if protocol == "linear_probe":  # whose choice of regularization was mended since
+            assert score["metrics"]["accuracy"] > accuracy - few
+        else:
+            assert score["metrics"]["accuracy"] == pytest.approx(accuracy, abs=few)
     assert main(["export", str(run)]) == 0
     assert (run / "export" / "model.safetensors").exists()
 
