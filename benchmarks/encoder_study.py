@@ -61,9 +61,8 @@ COMMON = "threads=1 evaluation.split=validation evaluation.references=false eval
 BASELINE = "random masks"
 DEFAULT = "default so far: sampled, both paths, identity"
 BEST = "mask.policy=stratified paths=direct solver=unrolled"  # on planted signals, see docs/results.md
-CHEAP = f"{BEST} solver=identity"
-BOTH = f"{CHEAP} paths=both"
-ONE_STEP = f"{BOTH} solver.scale=null"
+IDENTITY = f"{BEST} solver=identity"
+ONE_STEP = f"{IDENTITY} paths=both solver.scale=null"  # costs as much as the default so far
 EXACT = "".join(
     f" levels.finetune.solver{option}" for option in ("=conjugate_gradient", ".iterations=50", ".damping=0.01")
 )
@@ -73,22 +72,22 @@ ARMS = {
     "best so far: stratified, direct, unrolled": BEST,
     "path: both, unrolled": f"{BEST} paths=both",
     "path: both, unrolled through 8 outer steps": f"{BEST} paths=both solver.outer_steps=8",
+    "path: direct, identity": IDENTITY,
     "scale: both, one outer step": ONE_STEP,
     "scale: both, 8 outer steps": f"{ONE_STEP} solver.outer_steps=8",
     "scale: both, 32 outer steps": f"{ONE_STEP} solver.outer_steps=32",
-    "scale: both, 1": BOTH,
-    "scale: both, 1, exact head": f"{BOTH}{EXACT}",
+    "scale: both, 1": f"{IDENTITY} paths=both",
+    "scale: both, 1, exact head": f"{IDENTITY} paths=both{EXACT}",
     "policy: sampled, unrolled": f"{BEST} mask.policy=sampled",
     "policy: weighted, unrolled": f"{BEST} mask.policy=weighted",
     "channel: sampled, choice, unrolled": f"{BEST} mask.policy=sampled mask.gradient=choice",
     "channel: sampled, weights and choice, unrolled": f"{BEST} mask.policy=sampled mask.gradient=weights+choice",
-    "cheap: stratified, direct, identity": CHEAP,
-    "cheap: held-out batch 128": f"{CHEAP} levels.mask.accumulate=2",
-    "cheap: held-out batch 512": f"{CHEAP} levels.mask.accumulate=8",
-    "cheap: sampled": f"{CHEAP} mask.policy=sampled",
-    "cheap: sampled, choice": f"{CHEAP} mask.policy=sampled mask.gradient=choice",
-    "cheap: weighted": f"{CHEAP} mask.policy=weighted",
-    "cheap: topk": f"{CHEAP} mask.policy=topk",
+    "one outer step: held-out batch 128": f"{ONE_STEP} levels.mask.accumulate=2",
+    "one outer step: held-out batch 512": f"{ONE_STEP} levels.mask.accumulate=8",
+    "one outer step: sampled": f"{ONE_STEP} mask.policy=sampled",
+    "one outer step: sampled, choice": f"{ONE_STEP} mask.policy=sampled mask.gradient=choice",
+    "one outer step: weighted": f"{ONE_STEP} mask.policy=weighted",
+    "one outer step: topk": f"{ONE_STEP} mask.policy=topk",
 }
 REPLAYED = (1, 8, 32)
 

@@ -23,6 +23,7 @@ class LevelHistory:
         restarted: keys of the parameters and state that the level's last ``begin`` reset, until the next update.
         solutions: solutions at the levels that the last hypergradient passed through, if their solvers start from them.
         hypergradient: the last one that passed through other levels; None before the first.
+        gradient: the gradient of the last update, if the level's solver counts updates and it was not clipped.
         products: the choice of products for solves at the level, if left to them.
         skipped: number of consecutive updates skipped most recently.
     """
@@ -33,6 +34,7 @@ class LevelHistory:
     restarted: frozenset[Key] = frozenset()
     solutions: dict[str, Tensors] = field(default_factory=dict)
     hypergradient: Tensors | None = None
+    gradient: Tensors | None = None
     products: ProductChoice = field(default_factory=ProductChoice)
     skipped: int = 0
 

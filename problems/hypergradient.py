@@ -116,8 +116,8 @@ def adjoint_pass(
     def lower(level: str, read_levels: Collection[str]) -> LowerLevel:
         history = histories[level]
         updates = recorded_updates(graph.problems[level], solvers[level], history)
-        record, start = records[level], starts.get(level)
-        return lower_level(evaluator, record, level, read_levels, updates, start, history.products)
+        record, start, choice = records[level], starts.get(level), history.products
+        return lower_level(evaluator, record, level, read_levels, updates, start, choice, history.gradient)
 
     for block in graph.blocks(name):
         exact = block.inner and graph.treats_exactly(block)

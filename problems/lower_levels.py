@@ -15,7 +15,7 @@ from multilevel.problems.problem import Problem
 from multilevel.problems.recording import RecordedUpdate, identical
 from multilevel.solvers import LowerLevel, Prediction, ProductChoice, SolveError, Solver, Step
 from multilevel.solvers.update_rules import KINDS, UpdateRule, known
-from multilevel.solvers.vectors import Tensors
+from multilevel.solvers.vectors import Tensors, scaled
 
 
 def lower_level(
@@ -26,9 +26,12 @@ def lower_level(
     updates: Sequence[RecordedUpdate] = (),
     start: Tensors | None = None,
     choice: ProductChoice | None = None,
+    gradient: Tensors | None = None,
 ) -> LowerLevel:
     """The solver's view of a level at the current point, with its recorded batch, draws and generator state."""
     problem, parameters, predictions = evaluator.problems[level], evaluator.detached(level), None
+    if gradient is not None:  # of the objective, which a level that maximizes negates
+        gradient = evaluator.cast(scaled(gradient, problem.sign))
     if problem.declares_outputs:
         predictions = [_prediction(evaluator, level, evaluator.to_precision(part)) for part in record]
     return LowerLevel(
@@ -42,6 +45,7 @@ def lower_level(
         start,
         choice or ProductChoice(),
         level,
+        gradient,
     )
 
 

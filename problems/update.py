@@ -121,6 +121,8 @@ class Updates:
         # The optimizer's step.
         loss, metrics = mean_values(values) if ranks * len(parts) > 1 else values[0]
         norm = set_gradient(problem, _used(name, hypergradient.values, total))
+        counts = problem.solver is not None and problem.solver.counted_outer_steps and problem.clip_norm is None
+        history.gradient = hypergradient.values if counts else None
         if hypergradient.solutions:
             history.solutions = dict(hypergradient.solutions)
         self._step(problem, recorded, buffers, loss)

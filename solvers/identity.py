@@ -26,12 +26,12 @@ class Identity(ImplicitSolver):
     - ``scale=null`` gives every path its weight in one outer step (one update of the level whose hypergradient it is),
       or in ``outer_steps`` of them.
       x then comes from the derivative of the optimizer's next step in its gradient: ``rate a`` for plain SGD, ``rate D
-      a`` with the D of ``sama`` for Adam. Dampening, Nesterov momentum and gradient clipping are part of that step;
-      weight decay, and what the optimizer's state carries to later steps, are not.
+      a`` with the D of ``sama`` for Adam, at the gradient of the last update. Dampening, Nesterov momentum and gradient
+      clipping are part of that step; weight decay, and what the optimizer's state carries to later steps, are not.
 
     Assumes: a lower Hessian near a multiple of the identity, or an upper optimizer that uses only the direction.
-    Costs: one mixed product; memory for one evaluation. With ``scale=null``, one more evaluation if the optimizer is
-        Adam or clips, and one solve per path at a level that passes several on to lower levels.
+    Costs: one mixed product; memory for one evaluation. With ``scale=null``, one more evaluation if the level
+        clips its gradient, and one solve per path at a level that passes several on to lower levels.
     Use when: starting out, or as a baseline for better solvers. The default.
 
     Args:
@@ -75,7 +75,7 @@ class Identity(ImplicitSolver):
 
     def solve(self, system: LinearSystem) -> Solution:
         if self.scale is None:
-            x = flatten(through_next_step(system))
+            x = flatten(through_next_step(system, system.lower.gradient))
         else:
             x = system.right_hand_side if self.scale == 1 else self.scale * system.right_hand_side
         if not self.measure_residual:

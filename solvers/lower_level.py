@@ -127,6 +127,8 @@ class LowerLevel:
         steps: the level's last updates, oldest first; as many as the solver requested, or fewer.
         start: the solution of the last solve, if the solver uses it; None at the first.
         choice: the choice of ``product=auto``, kept between solves.
+        gradient: the gradient of the level's last update, for solvers that count updates; None if it is not known, or
+            was clipped.
         name: the level's name, for messages.
 
     Examples:
@@ -152,3 +154,4 @@ class LowerLevel:
     start: Tensors | None = None
     choice: ProductChoice = field(default_factory=ProductChoice)
     name: str = ""
+    gradient: Tensors | None = None

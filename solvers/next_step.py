@@ -10,7 +10,7 @@ from multilevel.solvers.gradients import detached_leaves
 from multilevel.solvers.linear_system import LinearSystem
 from multilevel.solvers.ranges import require
 from multilevel.solvers.update_rules import UpdateRule
-from multilevel.solvers.vectors import unflatten, zeros_like
+from multilevel.solvers.vectors import Tensors, unflatten, zeros_like
 
 
 def check_outer_steps(outer_steps: int, scale: float | None) -> None:
@@ -28,21 +28,23 @@ def update_rule(system: LinearSystem) -> UpdateRule:
     return system.lower.rule
 
 
-def through_next_step(system: LinearSystem) -> dict[str, Tensor]:
+def through_next_step(system: LinearSystem, gradient: Tensors | None = None) -> dict[str, Tensor]:
     """Pull the cotangent back through the next step: ``- a . d(parameters after it) / d gradient``, for plain SGD the
     learning rate times a.
 
     Gradient clipping is part of the step; weight decay and the state carried to later steps are not. Costs one
-    evaluation for the gradient, except where the step is linear in it.
+    evaluation for the gradient, except where the step is linear in it, or ``gradient`` is given.
 
     Raises:
         SolveError: the lower level has no differentiable optimizer.
     """
     lower, rule = system.lower, update_rule(system)
     linear = rule.kind == "sgd" and rule.clip_norm is None
-    gradient = detached_leaves(zeros_like(lower.parameters) if linear else system.products.gradient())
+    if linear:
+        gradient = zeros_like(lower.parameters)
+    leaves = detached_leaves(system.products.gradient() if gradient is None else gradient)
     cotangent = unflatten(system.right_hand_side, lower.parameters)
     with torch.enable_grad():
-        after, _ = rule.apply(lower.parameters, gradient, rule.state)
-        slopes = torch.autograd.grad(list(after.values()), list(gradient.values()), list(cotangent.values()))
-    return {name: -slope for name, slope in zip(gradient, slopes, strict=True)}
+        after, _ = rule.apply(lower.parameters, leaves, rule.state)
+        slopes = torch.autograd.grad(list(after.values()), list(leaves.values()), list(cotangent.values()))
+    return {name: -slope for name, slope in zip(leaves, slopes, strict=True)}

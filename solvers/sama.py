@@ -64,7 +64,7 @@ class Sama(ImplicitSolver):
 
     def solve(self, system: LinearSystem) -> Solution:
         if self.scale is None:
-            return Solution(flatten(through_next_step(system)))
+            return Solution(flatten(through_next_step(system, system.lower.gradient)))
         return Solution(self.scale * self._through_unit_step(system))
 
     def _through_unit_step(self, system: LinearSystem) -> Tensor:

@@ -151,6 +151,23 @@ def test_several_outer_steps(counts, outer, solver):
     assert relative_error(engine.hypergradient("u")["value"], trained(THREE, steps, rates, outer=outer)) < SMALL
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_in_training_the_gradient_of_the_last_update_spares_an_evaluation(sign):
+    steps = {"p": 2, "q": 1}
+    rates, options = small_rates(THREE, steps), {"betas": (0.0, 0.0), "eps": 1.0, "maximize": sign < 0}
+    functions = {**THREE, **{name: lambda values, name=name: sign * THREE[name](values) for name in "pq"}}
+    solved = []
+    for solver in (Identity(scale=None), Identity()):
+        engine = engine_of(functions, one_solver(functions, solver), steps, rates, torch.optim.Adam, **options)
+        engine.graph.problems["u"].optimizer = torch.optim.SGD(engine.graph.problems["u"].module.parameters(), 0.0)
+        engine.run(1)
+        solved.append(engine.solve_hypergradient("u"))
+    costs = [[(report.evaluations, report.products) for report in each.reports.values()] for each in solved]
+    assert costs[0] == costs[1]
+    expected = trained(THREE, steps, rates, adam((0.0, 0.0), 1.0))
+    assert relative_error(solved[0].values["value"], expected) < 1e-2
+
+
 def test_outer_steps_go_with_the_counting_of_updates():
     with pytest.raises(SettingError, match=r"solver\.outer_steps: got 8; expected 1, or solver\.scale=null"):
         Identity(outer_steps=8)
