@@ -18,6 +18,7 @@ from multilevel.problems.hypergradient_noise import Reliability
 from multilevel.problems.levels import Levels
 from multilevel.problems.problem import Problem
 from multilevel.problems.reliability import measure_reliability
+from multilevel.problems.replay import ReplaySettings
 from multilevel.problems.replay_results import Replay
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "ReadsError",
     "Reliability",
     "Replay",
+    "ReplaySettings",
     "Update",
     "load_checkpoint",
     "load_weights",

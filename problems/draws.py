@@ -51,7 +51,8 @@ def score_function(losses: Tensor, log_probabilities: Tensor, draws: int = 1) ->
     require("log_probabilities", shape, shape == [count], f"the shape of losses, [{count}]")
     require("draws", draws, draws >= 1 and count % draws == 0, f"a divisor of the number of losses, {count}")
     peers = draws if draws > 1 else count  # the examples that share a baseline
-    centred = at_least_float32(log_probabilities).view(peers, -1)
+    # a probability that underflows to 0 has an infinite logarithm
+    centred = at_least_float32(log_probabilities).clamp_min(-1e30).view(peers, -1)
     if peers > 1:
         centred = (centred - centred.mean(0)) * (peers / (peers - 1))
     centred = centred.flatten()

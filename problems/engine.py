@@ -210,11 +210,12 @@ class Engine:
         generators are afterwards as before, bit for bit; callbacks are not called.
 
         Args:
-            outer_steps: numbers of outer steps.
+            outer_steps: numbers of outer steps after which to measure, from the end of those that give directions.
             solvers: for each label, the solver of each level that the hypergradient passes through; None takes the
                 levels' own.
             measures: other numbers to measure after each replay, by name.
-            settings: of ``ReplaySettings``.
+            settings: other fields of ``multilevel.problems.ReplaySettings``: steps, size, seeds, held_out, draws,
+                control.
 
         Raises:
             SettingError: an unusable setting.

@@ -52,6 +52,10 @@ class ReplaySettings:
         held_out: batches of the top level's data that the upper loss is measured on.
         draws: held (those of the unmoved network), renewed (drawn again from the same noise), or both.
         control: replay two random directions, too, to compare with.
+
+    Examples:
+        >>> ReplaySettings([8, 1], steps=2).outer_steps
+        [1, 8]
     """
 
     outer_steps: Sequence[int] = (1, 8, 32)
@@ -99,8 +103,13 @@ class Experiment:
         top = self.engine.graph.top
         if not self.engine.graph.passes(top):
             raise GraphError(f"the top level {top!r} has a plain gradient: there is nothing to replay")
-        optimizers = [self.engine.graph.problems[level].optimizer for level in self.engine.graph.passes(top)]
-        if not any(float(group["lr"]) for optimizer in optimizers if optimizer for group in optimizer.param_groups):
+        passes = self.engine.graph.passes(top)
+        complete = bool(self.solvers) and all(set(passes) <= set(row) for row in self.solvers.values())
+        require("solvers", self.solvers, complete, f"for each label, a solver of each of {', '.join(passes)}")
+        require("measures", list(self.measures), LOSS not in self.measures, f"other names than {LOSS!r}")
+        optimizers = [self.engine.graph.problems[level].optimizer for level in passes]
+        rates = [float(group["lr"]) for each in optimizers if each is not None for group in each.param_groups]
+        if None not in optimizers and not any(rates):
             raise GraphError(
                 "the learning rates of the levels below are 0, as at the end of a cosine schedule, so no step would "
                 "change anything: replay from an earlier point of the run"

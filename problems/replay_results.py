@@ -10,7 +10,7 @@ from typing import Any
 #: A slope is resolved if both step sizes agree within this share.
 AGREEMENT = 0.1
 LOSS = "loss"
-TITLES, WIDTHS = ("first half", "predicted", "second half", "predicted"), (20, 11, 20, 11)
+TITLES, WIDTHS = ("first half", "predicted", "second half", "predicted"), (20, 20, 20, 20)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Replay:
 
     def __str__(self) -> str:
         """A table for each measure and kind of draws: a line for each solver and number of outer steps."""
-        width = max(10, *(len(row.solver) + 2 for row in self.rows))
+        width = max([10, *(len(row.solver) + 2 for row in self.rows)])
         lines = []
         for measure, draws in dict.fromkeys((row.measure, row.draws) for row in self.rows):
             rows = [row for row in self.rows if (row.measure, row.draws) == (measure, draws)]
@@ -111,7 +111,7 @@ class Replay:
 
 
 def _line(row: ReplayRow, width: int) -> str:
-    values = [values for half in row.halves for values in (half.measured, half.predicted[:1])]
+    values = [values for half in row.halves for values in (half.measured, half.predicted)]
     cells = "".join(f"{_cell(value):>{wide}}" for value, wide in zip(values, WIDTHS, strict=True))
     verdict = "" if row.resolved else "  not resolved"
     return f"{row.solver:<{width}}{row.outer_steps:>6}{cells}{verdict}"

@@ -144,18 +144,18 @@ class Updates:
         return 1 if solver is None or name not in self.graph.passed else solver.recorded_outer_steps
 
     def note_memory(self) -> None:
-        """After the first update of the top level, note the memory for the records of several, if a solver needs
-        these."""
-        if self._noted_memory:
+        """After the second update of the top level, when optimizers have their states, note the memory for the records
+        of several, if a solver needs these."""
+        if self._noted_memory or next(iter(self.histories.values())).outer_step < 2:
             return
         self._noted_memory = True
         kept = {name: count for name in self.histories if (count := self.outer_steps_of(name)) > 1}
         if not kept:
             return
-        needed = sum(count * memory(self.histories[name].updates) for name, count in kept.items()) / 2**20
+        needed = sum(count * memory(self.histories[name].within(1)) for name, count in kept.items()) / 2**20
         settings = ", ".join(f"levels.{name}.solver.outer_steps={count}" for name, count in kept.items())
         self.evaluator.notices.append(
-            f"the records of updates for {settings} take up to {needed:.3g} MiB, and as much in checkpoints"
+            f"the records of updates for {settings} take about {needed:.3g} MiB, and about as much in checkpoints"
         )
 
     def begin(self, problem: Problem, recorded_steps: int = 0) -> None:

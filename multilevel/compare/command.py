@@ -25,7 +25,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -87,8 +87,9 @@ class SolverVariant:
     @property
     def label(self) -> str:
         """The solver with every requested difference."""
-        settings = {**self.options, "precision": self.precision, "solve_share": self.share}
-        text = ", ".join(f"{key}={value}" for key, value in settings.items() if value is not None)
+        more = {"precision": self.precision, "solve_share": self.share}
+        settings = {**self.options, **{key: value for key, value in more.items() if value is not None}}
+        text = ", ".join(f"{key}={'null' if value is None else value}" for key, value in settings.items())
         return f"{self.solver}({text})" if text else self.solver
 
 
@@ -150,13 +151,15 @@ class CompareSettings:
         even = result.replay_steps % 2 == 0
         require("replay_steps", result.replay_steps, even, "an even number: each half gives a direction")
         require("evaluate", result.evaluate, bool(result.replay) or not result.evaluate, "replay=N,... with it")
+        texts: dict[str, dict[str, str]] = {}
         for override in line.overrides:
             setting, _, text = override.partition("=")
             solver, dot, option = setting.partition(".")
             if dot and solver in OFFERS:
-                result.options.setdefault(solver, {})[option] = _option(solver, option, text)
+                texts.setdefault(solver, {})[option] = text
             else:
                 result.settings.append(override)
+        result.options = {solver: _options(solver, options) for solver, options in texts.items()}
         return result
 
     def replay_settings(self) -> ReplaySettings:
@@ -191,8 +194,9 @@ def main(arguments: Sequence[str]) -> int:
     if "replay" in table.result:
         replay = Replay.of(table.result["replay"])
         print(f"\n{replay}")
-        pictures.append(folder.path / "replay.png")
-        draw_replay(pictures[-1], replay)
+        if replay.rows:
+            pictures.append(folder.path / "replay.png")
+            draw_replay(pictures[-1], replay)
     json_file = folder.write_json("compare.json", table.result)
     csv_file = folder.write("compare.csv", _as_csv(table.result["rows"]))
     draw_comparison(pictures[0], table.result)
@@ -342,11 +346,14 @@ def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _option(solver: str, option: str, text: str) -> Any:
-    setting = f"{solver}.{option}"
-    if option not in option_names(solver):
-        raise SettingError(setting, text, f"a setting of {solver}: {', '.join(option_names(solver))}")
+def _options(solver: str, texts: Mapping[str, str]) -> dict[str, Any]:
+    """The options of a solver, as typed on the command line."""
+    for option, text in texts.items():
+        if option not in option_names(solver):
+            raise SettingError(f"{solver}.{option}", text, f"a setting of {solver}: {', '.join(option_names(solver))}")
     try:
-        return getattr(typed(OFFERS[solver], {option: text}), option)
+        chosen = typed(OFFERS[solver], texts)
     except SettingError as error:  # a solver does not know its name here
-        raise SettingError(setting, error.got, error.expected) from None
+        option = error.setting.removeprefix("solver.")
+        raise SettingError(f"{solver}.{option}", error.got, error.expected) from None
+    return {option: getattr(chosen, option) for option in texts}

@@ -20,7 +20,7 @@ from multilevel.recipes.encoder import EncoderRecipe
 from multilevel.recipes.evaluation.probe_loss import ProbeLoss
 from multilevel.recipes.pictures.figures import new_figure, save_figure
 from multilevel.runs.cpu_threads import cpu_threads
-from multilevel.solvers import Solver
+from multilevel.solvers import MultilevelError, Solver
 from multilevel.solvers.ranges import require
 
 PROBE, GREY = "probe loss", "#7f8c8d"
@@ -39,7 +39,7 @@ def replay_solvers(
     Args:
         engine: at the point of the comparison.
         recipe: its recipe.
-        rows: of the comparison; those without a hypergradient are omitted.
+        rows: of the comparison.
         settings: how to replay.
         damping: the damping of the comparison.
         evaluate: whether to measure the loss of a refitted linear probe too.
@@ -53,9 +53,11 @@ def replay_solvers(
     solvers: dict[str, dict[str, Solver]] = {}
     problems: dict[str, str] = {}
     for row in rows:
-        if "problem" in row:
+        try:
+            solver = solver_of(row["name"], row["options"], damping)
+        except MultilevelError as error:
+            problems[row["solver"]] = str(error)
             continue
-        solver = solver_of(row["name"], row["options"], damping)
         if not isinstance(solver, Solver):
             problems[row["solver"]] = "not replayed: Betty cannot hold the top level"
         elif row["precision"] is not None or row["share"] is not None:
@@ -63,6 +65,8 @@ def replay_solvers(
         else:
             solvers[row["solver"]] = dict.fromkeys(passes, solver)
     with cpu_threads(recipe), tqdm(unit="step", desc="replay", disable=None) as bar:
+        if not solvers:
+            return Replay([], problems, settings.size)
         measures = {PROBE: _probe_of(recipe)} if evaluate else {}
         experiment = Experiment(engine, settings, solvers, measures, bar.update)
         bar.reset(experiment.outer_steps)

@@ -44,9 +44,25 @@ def test_solvers_predict_the_slope_of_the_loss_alone(replayed):
         assert [len(half.predicted) for half in row.halves] == [2 * predicts] * 2
 
 
-def test_solvers_without_a_hypergradient_are_omitted(replayed):
+def test_solvers_that_fail_are_named(replayed):
     _, replay = replayed
     assert not any(row.solver.startswith("unrolled_forward") for row in replay.rows)
+    assert replay.problems["unrolled_forward"].startswith("solver.limit: got 100; expected at least")
+
+
+def test_a_comparison_without_a_solver_to_replay_is_kept(tmp_path, capsys):
+    solver = ["solvers=identity", "precisions=float32", "rounds=1", "iterations=1"]
+    assert main(["compare", *SMALL, *solver, *REPLAY, "warmup=1", f"output={tmp_path / 'out'}"]) == 0
+    assert "not replayed: precisions= and shares= concern single solves" in capsys.readouterr().out
+    assert (tmp_path / "out" / "compare.json").exists()
+
+
+def test_options_of_a_solver_are_read_together(tmp_path, capsys):
+    solver = ["solvers=identity", "identity.outer_steps=4", "identity.scale=null", "rounds=1", "iterations=1"]
+    assert main(["compare", *SMALL, *solver, "warmup=1", f"output={tmp_path / 'out'}"]) == 0
+    assert "identity(outer_steps=4, scale=null)" in capsys.readouterr().out
+    assert main(["compare", *SMALL, "solvers=identity", "identity.outer_steps=4", f"output={tmp_path / 'no'}"]) == 2
+    assert "identity.outer_steps: got 4; expected 1, or solver.scale=null with it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

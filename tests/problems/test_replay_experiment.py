@@ -6,6 +6,7 @@ import torch
 from schedules import QUADRATIC, RATE, VALUES, Schedule, batched_engine, engine_of
 from torch.utils._pytree import tree_leaves, tree_map
 
+from multilevel.problems import GraphError
 from multilevel.problems.replay import RANDOM
 from multilevel.solvers import Identity, SettingError, Unrolled
 
@@ -125,3 +126,23 @@ def test_other_measures_and_failing_solvers():
 def test_unusable_settings(settings):
     with pytest.raises(SettingError, match=next(iter(settings))):
         engine_of(Identity, 1).replay(**settings)
+
+
+def test_solvers_and_measures_that_cannot_be_replayed_are_refused():
+    engine = engine_of(Identity, 1)
+    for solvers in ({}, {"x": {}}, {"x": {"p": Identity()}}):
+        with pytest.raises(SettingError, match=r"solvers: got .*; expected for each label, a solver of each of q, p"):
+            engine.replay([1], solvers=solvers)
+    with pytest.raises(SettingError, match=r"measures: .*; expected other names than 'loss'"):
+        engine.replay([1], measures={"loss": lambda: 0.0})
+    engine.graph.problems["p"].optimizer = None
+    with pytest.raises(GraphError, match="level 'p' has no optimizer"):
+        engine.replay([1])
+
+
+def test_a_replay_without_any_direction_prints_the_reason():
+    engine = engine_of(lambda: Unrolled(steps=1), 1)
+    parameters = engine.graph.problems["p"].module.parameters()
+    engine.graph.problems["p"].optimizer = torch.optim.RMSprop(parameters, RATE)
+    text = str(engine.replay([1], steps=2, seeds=1, control=False))
+    assert text.startswith("own solvers: level 'p': an unrolled solver differentiates plain SGD")

@@ -165,7 +165,9 @@ def test_the_memory_of_the_records_is_said():
     watch = Callback()
     watch.on_notice = lambda engine, line: lines.append(line)
     engine.callbacks = [watch]
-    engine.run(2)
+    engine.run(1)
+    assert not lines
+    engine.run(1)
     engine.run(2)
     assert len(lines) == 1
     assert "outer_steps=4" in lines[0]

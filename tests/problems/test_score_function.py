@@ -43,6 +43,12 @@ def test_draws_of_the_same_input_are_each_others_baseline():
         score_function(LOSSES, LOGARITHMS, draws=3)
 
 
+def test_a_probability_that_underflows_leaves_the_values():
+    point = torch.tensor([-torch.inf, -1.0, -2.0, -3.0], dtype=torch.float64)
+    assert torch.equal(score_function(LOSSES, point), LOSSES)
+    assert torch.func.grad(total(LOSSES))(point).isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(dtype):
     losses, point = LOSSES.to(dtype), torch.tensor([-6e4, -6e4, -1.0, -6e4], dtype=dtype)  # their sum overflows float16
