@@ -39,7 +39,7 @@ from multilevel.compare.measure import OFFERS, UNROLLED, measure_task, option_na
 from multilevel.compare.picture import draw_comparison
 from multilevel.compare.reliability import COLUMNS as RELIABILITY_COLUMNS
 from multilevel.compare.reliability import add_reliability, csv_cells, reliability_table
-from multilevel.compare.replay import draw_replay, replay_solvers
+from multilevel.compare.replay import check_evaluate, draw_replay, replay_solvers
 from multilevel.compare.table import COLUMNS, ComparisonTable
 from multilevel.configuration.command_line import DERIVED, read, typed
 from multilevel.configuration.composition import build_recipe, compose_config
@@ -215,6 +215,7 @@ def compare_solvers(arguments: Sequence[str]) -> tuple[ComparisonTable, RunFolde
     output = Path(str(config.output or f"runs/compare-{title(config)}-{now()}"))
     check_free(output)
     recipe = build_recipe(config)
+    check_evaluate(comparison.evaluate, recipe)
     with cpu_threads(recipe):
         threads = torch.get_num_threads()
         engine = _engine_at_the_point(comparison, recipe)
@@ -223,27 +224,19 @@ def compare_solvers(arguments: Sequence[str]) -> tuple[ComparisonTable, RunFolde
     with tempfile.TemporaryDirectory() as scratch:
         store_point(Path(scratch) / "point.pt", engine, config)
         rows, reference = _measured(comparison, Path(scratch))
+        point = {"step": engine.step, "damping": comparison.damping, "threads": threads, "device": config.device}
+        data = {"recipe": config.recipe, "data": OmegaConf.select(config, "data.name")}
+        table = ComparisonTable({**data, **point, "reference": reference, "rows": rows})
+        folder = RunFolder.create(output, config)
+        folder.write_json("compare.json", table.result)  # kept if the rest, which can take long, is interrupted
         if comparison.reliability:
             common = {"point": str(Path(scratch) / "point.pt"), "damping": comparison.damping}
             add_reliability(rows, {**common, "steps": comparison.reliability}, _in_a_process)
-    replay: dict[str, Any] = {}
     if comparison.replay:
         settings, damping = comparison.replay_settings(), comparison.damping
-        replay["replay"] = replay_solvers(engine, recipe, rows, settings, damping, comparison.evaluate).as_dict()
-    table = ComparisonTable(
-        {
-            "recipe": config.recipe,
-            "data": OmegaConf.select(config, "data.name"),
-            "step": engine.step,
-            "damping": comparison.damping,
-            "threads": threads,
-            "device": config.device,
-            "reference": reference,
-            "rows": rows,
-            **replay,
-        }
-    )
-    return table, RunFolder.create(output, config)
+        replay = replay_solvers(engine, recipe, rows, settings, damping, comparison.evaluate)
+        table.result["replay"] = replay.as_dict()
+    return table, folder
 
 
 def _config(comparison: CompareSettings) -> DictConfig:

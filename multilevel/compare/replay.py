@@ -45,7 +45,6 @@ def replay_solvers(
         evaluate: whether to measure the loss of a refitted linear probe too.
 
     Raises:
-        SettingError: ``evaluate`` for a recipe that trains no encoder.
         DataError: ``evaluate`` without labels.
         GraphError: an engine that cannot hold its top level.
     """
@@ -76,8 +75,13 @@ def replay_solvers(
     return Replay(replay.rows, {**problems, **replay.problems}, replay.size)
 
 
+def check_evaluate(evaluate: bool, recipe: Recipe) -> None:
+    """Raise SettingError if a probe is asked for, and the recipe trains no encoder."""
+    encodes = isinstance(recipe, EncoderRecipe)
+    require("evaluate", evaluate, encodes or not evaluate, "false: the recipe trains no encoder")
+
+
 def _probe_of(recipe: Recipe) -> ProbeLoss:
-    require("evaluate", True, isinstance(recipe, EncoderRecipe), "false: the recipe trains no encoder")
     assert isinstance(recipe, EncoderRecipe)
     trained, settings = recipe.trained_model(), recipe.settings
     batch_size = settings.evaluation.batch_size  # type: ignore[attr-defined]  # of every encoder recipe
