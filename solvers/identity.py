@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from multilevel.solvers.linear_system import ImplicitSolver, LinearSystem, Solution
-from multilevel.solvers.next_step import check_outer_steps, through_next_step
-from multilevel.solvers.products import ProductName
-from multilevel.solvers.ranges import Count, PositiveNumber
-from multilevel.solvers.vectors import flatten
+from torch import Tensor
+
+from multilevel.solvers.linear_system import LinearSystem, Solution
+from multilevel.solvers.next_step import OneStepSolver
 
 
 @dataclass
-class Identity(ImplicitSolver):
+class Identity(OneStepSolver):
     """``x = scale * a``: a scaled identity instead of the inverse Hessian (Luketina et al. 2016).
 
     In training, an update ``p := p - rate dg/dp`` adds ``- rate d2g/dp dr`` to dp/dr, to first order in rate times
@@ -24,10 +23,10 @@ class Identity(ImplicitSolver):
     - Another number gives a path through m levels the weight ``scale^m``. ``scale = 2 N rate`` is the direct path's
       weight over N outer steps.
     - ``scale=null`` gives every path its weight in one outer step (one update of the level whose hypergradient it is),
-      or in ``outer_steps`` of them.
-      x then comes from the derivative of the optimizer's next step in its gradient: ``rate a`` for plain SGD, ``rate D
-      a`` with the D of ``sama`` for Adam, at the gradient of the last update. Dampening, Nesterov momentum and gradient
-      clipping are part of that step; weight decay, and what the optimizer's state carries to later steps, are not.
+      or in ``outer_steps`` of them. x then comes from the derivative of the optimizer's next step in its gradient:
+      ``rate a`` for plain SGD, ``rate D a`` with the D of ``sama`` for Adam, at the gradient of the last update.
+      Dampening, Nesterov momentum and gradient clipping are part of that step; weight decay, and what the optimizer's
+      state carries to later steps, are not.
 
     Assumes: a lower Hessian near a multiple of the identity, or an upper optimizer that uses only the direction.
     Costs: one mixed product; memory for one evaluation. With ``scale=null``, one more evaluation if the level
@@ -35,9 +34,6 @@ class Identity(ImplicitSolver):
     Use when: starting out, or as a baseline for better solvers. The default.
 
     Args:
-        scale: the multiple, above 0, the inverse of the lower curvature if known; or None (``null``), the weight of one
-            outer step. None needs plain SGD, Adam or AdamW, and levels that do not read each other.
-        outer_steps: with ``scale=null``, the number of outer steps to count choices in.
         measure_residual: spend one product to report ``|H x - a| / |a|``, which is otherwise unknown.
 
     Examples:
@@ -56,28 +52,17 @@ class Identity(ImplicitSolver):
         tensor([0.1000, 0.1000, 0.1000])
     """
 
-    product: ProductName = field(default="auto", kw_only=True)
-    scale: PositiveNumber | None = field(default=1.0, kw_only=True)
-    outer_steps: Count = field(default=1, kw_only=True)
     measure_residual: bool = field(default=False, kw_only=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_outer_steps(self.outer_steps, self.scale)
-
-    @property
-    def counted_outer_steps(self) -> int:
-        return self.outer_steps if self.scale is None else 0
 
     @property
     def nests(self) -> bool:
         return self.scale is not None
 
+    def unscaled(self, system: LinearSystem) -> Tensor:
+        return system.right_hand_side
+
     def solve(self, system: LinearSystem) -> Solution:
-        if self.scale is None:
-            x = flatten(through_next_step(system, system.lower.gradient))
-        else:
-            x = system.right_hand_side if self.scale == 1 else self.scale * system.right_hand_side
+        x = self.scaled(system)
         if not self.measure_residual:
             return Solution(x)
         return Solution(x, system.residual(x), False, "the identity replaces the inverse Hessian")

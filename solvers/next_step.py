@@ -1,21 +1,56 @@
-"""The derivative of the lower optimizer's next step, for solvers that put it in place of the inverse Hessian."""
+"""Solvers that put the level's next updates in place of the inverse Hessian."""
 
 from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from multilevel.solvers.errors import SolveError
 from multilevel.solvers.gradients import detached_leaves
-from multilevel.solvers.linear_system import LinearSystem
-from multilevel.solvers.ranges import require
+from multilevel.solvers.linear_system import ImplicitSolver, LinearSystem
+from multilevel.solvers.products import ProductName
+from multilevel.solvers.ranges import Count, PositiveNumber, require
 from multilevel.solvers.update_rules import UpdateRule
-from multilevel.solvers.vectors import Tensors, unflatten, zeros_like
+from multilevel.solvers.vectors import Tensors, flatten, unflatten, zeros_like
 
 
-def check_outer_steps(outer_steps: int, scale: float | None) -> None:
-    """Raise SettingError for ``outer_steps`` beside a number as scale, which counts no updates."""
-    require("solver.outer_steps", outer_steps, outer_steps == 1 or scale is None, "1, or solver.scale=null with it")
+@dataclass
+class OneStepSolver(ImplicitSolver):
+    """A solver that answers for the next updates of the levels: ``x`` is a multiple of the effect of one update.
+
+    Args:
+        scale: the multiple, above 0 (the inverse of the lower curvature if known); or None (``null``), the weight that
+            training gives every path, see ``identity``: it needs plain SGD, Adam or AdamW, and levels that do not read
+            each other.
+        outer_steps: with ``scale=null``, the number of outer steps to count choices of updates in.
+    """
+
+    product: ProductName = field(default="auto", kw_only=True)
+    scale: PositiveNumber | None = field(default=1.0, kw_only=True)
+    outer_steps: Count = field(default=1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        usable = self.outer_steps == 1 or self.scale is None
+        require("solver.outer_steps", self.outer_steps, usable, "1, or solver.scale=null with it")
+
+    @property
+    def counted_outer_steps(self) -> int:
+        return self.outer_steps if self.scale is None else 0
+
+    @abstractmethod
+    def unscaled(self, system: LinearSystem) -> Tensor:
+        """``x`` [N] with a scale of 1."""
+
+    def scaled(self, system: LinearSystem) -> Tensor:
+        """``x`` [N]; with ``scale=None``, through the optimizer's own step."""
+        if self.scale is None:
+            return flatten(through_next_step(system, system.lower.gradient))
+        x = self.unscaled(system)
+        return x if self.scale == 1 else self.scale * x
 
 
 def update_rule(system: LinearSystem) -> UpdateRule:

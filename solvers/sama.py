@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from multilevel.solvers.linear_system import ImplicitSolver, LinearSystem, Solution
-from multilevel.solvers.next_step import check_outer_steps, through_next_step, update_rule
-from multilevel.solvers.products import ProductName
-from multilevel.solvers.ranges import Count, PositiveNumber
+from multilevel.solvers.linear_system import LinearSystem, Solution
+from multilevel.solvers.next_step import OneStepSolver, through_next_step, update_rule
 from multilevel.solvers.vectors import flatten
 
 
 @dataclass
-class Sama(ImplicitSolver):
+class Sama(OneStepSolver):
     """``x = scale * D a``, where D is the derivative of the lower optimizer's next step with respect to its gradient,
     divided by the learning rate.
 
@@ -30,10 +28,6 @@ class Sama(ImplicitSolver):
     Costs: one evaluation for the gradient, one mixed product.
     Use when: the lower level trains with Adam and the solve must be as cheap as ``identity``.
 
-    Args:
-        scale: the multiple, above 0, or None (``null``), the weight of one outer step, see ``identity``.
-        outer_steps: with ``scale=null``, the number of outer steps to count choices in.
-
     Raises:
         SolveError: the lower level is trained with another optimizer.
 
@@ -46,32 +40,17 @@ class Sama(ImplicitSolver):
         tensor([1., 1., 1.])
     """
 
-    product: ProductName = field(default="auto", kw_only=True)
-    scale: PositiveNumber | None = field(default=1.0, kw_only=True)
-    outer_steps: Count = field(default=1, kw_only=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_outer_steps(self.outer_steps, self.scale)
-
-    @property
-    def counted_outer_steps(self) -> int:
-        return self.outer_steps if self.scale is None else 0
-
     @property
     def nests(self) -> bool:
         return False
 
-    def solve(self, system: LinearSystem) -> Solution:
-        if self.scale is None:
-            return Solution(flatten(through_next_step(system, system.lower.gradient)))
-        return Solution(self.scale * self._through_unit_step(system))
-
-    def _through_unit_step(self, system: LinearSystem) -> Tensor:
-        """``D a``, [N]."""
+    def unscaled(self, system: LinearSystem) -> Tensor:
         rule = update_rule(system)
         if rule.kind == "sgd":
             return system.right_hand_side
         rates = {name: group["lr"] for name, group in rule.settings.items()}
         step = through_next_step(system)
         return flatten({name: value / rates[name] if rates[name] else value for name, value in step.items()})
+
+    def solve(self, system: LinearSystem) -> Solution:
+        return Solution(self.scaled(system))

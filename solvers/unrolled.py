@@ -142,15 +142,6 @@ class Unrolled(UnrolledSolver):
     Use when: the lower level is far from its minimum, its optimizer's path is part of the problem (MAML), or several
         levels train together and the next ``outer_steps`` matter, not the end of training.
 
-    Args:
-        steps: updates of the level to differentiate, at least 1: the last, or all if there were fewer; None: 5, or all
-            with ``outer_steps``.
-        outer_steps: differentiate the level's updates within as many updates of the top level, in all of which the
-            upper parameters are perturbed alike; None: within the current one. More than one keeps their records in
-            memory and in checkpoints.
-        product: how the products of each update are formed: reverse, forward or finite_difference.
-        radius: norm of a finite difference's perturbation; None computes it.
-
     Examples:
         After two SGD updates at rate 1/4, the level of ``LowerLevel``'s example gives two terms of the Neumann series.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 
+from multilevel.configuration.command_line import own_descriptions
 from multilevel.solvers import SOLVERS, LowerLevel, Solver
 
 TITLE = """# Solvers
@@ -31,6 +33,22 @@ def sections(solver: type[Solver]) -> dict[str, str]:
     return texts
 
 
+def shared_options() -> list[str]:
+    """A section on the options that solvers take from a base class, for each such class."""
+    takers: dict[type, list[str]] = {}
+    for name, solver in SOLVERS.items():
+        for base in solver.__mro__[1:]:
+            if base not in SOLVERS.values() and own_descriptions(base):
+                takers.setdefault(base, []).append(f"`{name}`")
+    lines = []
+    for base, names in takers.items():
+        lines += ["", textwrap.fill(f"Options of {', '.join(names)}:", 120), ""]
+        for option, text in own_descriptions(base).items():
+            described = f"- `{option}`: {text}".replace("``", "`")
+            lines.append(textwrap.fill(described, 120, subsequent_indent="  ", break_on_hyphens=False))
+    return ["", "## Options that several solvers have", *lines]
+
+
 def solver_page() -> str:
     """The whole page."""
     _, _, example = (inspect.getdoc(LowerLevel) or "").partition("Examples:\n")
@@ -39,7 +57,7 @@ def solver_page() -> str:
     lines += ["", "```", example, "```"]
     for name, solver in SOLVERS.items():
         lines += ["", f"## {name}", "", "```", inspect.getdoc(solver) or "", "```"]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *shared_options()]) + "\n"
 
 
 if __name__ == "__main__":

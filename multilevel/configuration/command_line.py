@@ -148,10 +148,16 @@ def field_descriptions(settings_class: Any) -> dict[str, str]:
     """
     texts: dict[str, str] = {}
     for base in reversed(settings_class.__mro__):
-        block = re.search(r"^Args:\n((?:(?: +.*)?\n)*)", inspect.cleandoc(vars(base).get("__doc__") or "") + "\n", re.M)
-        for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", block[1] if block else "", re.M):
-            texts[name] = " ".join(text.split())
+        texts |= own_descriptions(base)
     return texts
+
+
+def own_descriptions(settings_class: Any) -> dict[str, str]:
+    """``field_descriptions`` from only the docstring of the class itself."""
+    docstring = inspect.cleandoc(vars(settings_class).get("__doc__") or "")
+    block = re.search(r"^Args:\n((?:(?: +.*)?\n)*)", docstring + "\n", re.M)
+    described = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", block[1] if block else "", re.M)
+    return {name: " ".join(text.split()) for name, text in described}
 
 
 def defaults(settings_class: Any) -> Iterator[tuple[str, Any]]:
