@@ -69,7 +69,6 @@ class Batches:
         self._cut = several and share is None
         self.device = device
         self.waited = 0.0
-        self._peeked: list[ReadBatch] = []
         self.restart(seed)
 
     def restart(self, seed: int, epoch: int = 0, position: int = 0) -> None:

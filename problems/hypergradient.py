@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
@@ -10,14 +10,12 @@ from torch import Tensor
 
 from multilevel.problems import replicas
 from multilevel.problems.evaluation.evaluator import Evaluator
-from multilevel.problems.evaluation.recorded_batch import RecordedBatches
 from multilevel.problems.evaluation.substitution import marked
 from multilevel.problems.graph import Graph
-from multilevel.problems.history import LevelHistory
-from multilevel.problems.lower_levels import lower_level, recorded_updates
+from multilevel.problems.lower_levels import SolverViews
 from multilevel.problems.nested import NestedSystem, summary
 from multilevel.problems.ordered_updates import PathCotangents
-from multilevel.solvers import LowerLevel, Solver, SolveReport
+from multilevel.solvers import SolveReport
 from multilevel.solvers.gradients import keyed
 from multilevel.solvers.vectors import Tensors
 
@@ -80,15 +78,7 @@ class Hypergradient:
 
 
 def adjoint_pass(
-    graph: Graph,
-    evaluator: Evaluator,
-    records: Mapping[str, RecordedBatches],
-    name: str,
-    direct: Gradients,
-    histories: Mapping[str, LevelHistory],
-    starts: Mapping[str, Tensors],
-    solvers: Mapping[str, Solver],
-    observe: Callable[[str, Tensors], None] | None = None,
+    views: SolverViews, name: str, direct: Gradients, observe: Callable[[str, Tensors], None] | None = None
 ) -> Hypergradient:
     """Add the contributions through the levels below ``name`` to its direct gradient.
 
@@ -98,26 +88,16 @@ def adjoint_pass(
     see ``PathCotangents``.
 
     Args:
-        graph: the levels.
-        evaluator: evaluates their losses.
-        records: the record of the last update of every level on the way.
+        views: of the levels on the way.
         name: the level whose hypergradient it is.
         direct: the direct gradient of its loss for each level of ``differentiated``.
-        histories: the history of every level.
-        starts: the last solution of each level whose solver starts from it.
-        solvers: the solvers of the levels on the way.
         observe: called with each solved level and the cotangent that arrived there.
     """
+    graph, solvers = views.graph, views.solvers
     paths = PathCotangents(graph, name, direct, solvers)
     reports: dict[str, SolveReport] = {}
     solutions: dict[str, Tensors] = {}
     waiting = list(graph.passes(name))
-
-    def lower(level: str, read_levels: Collection[str]) -> LowerLevel:
-        history = histories[level]
-        updates = recorded_updates(graph.problems[level], solvers[level], history)
-        record, start, choice = records[level], starts.get(level), history.products
-        return lower_level(evaluator, record, level, read_levels, updates, start, choice, history.gradient)
 
     for block in graph.blocks(name):
         exact = block.inner and graph.treats_exactly(block)
@@ -126,9 +106,8 @@ def adjoint_pass(
             read_levels = sorted({read for level in levels for read in graph.reads[level] if read in (*waiting, name)})
             taken = paths.take(levels, read_levels)
             if exact and taken:
-                system = NestedSystem(
-                    block, {level: lower(level, ()) for level in levels}, evaluator, read_levels, records, solvers
-                )
+                lowers = {level: views.of(level, ()) for level in levels}
+                system = NestedSystem(block, lowers, views.evaluator, read_levels, views.records, solvers)
             for counted, arriving in taken:
                 contributions: Mapping[str, Tensors]
                 if exact:
@@ -136,7 +115,7 @@ def adjoint_pass(
                     reports |= block_reports
                 else:
                     (level,) = levels
-                    response = solvers[level].respond(lower(level, read_levels), arriving[level])
+                    response = solvers[level].respond(views.of(level, read_levels), arriving[level])
                     contributions, report = response.contributions, response.report
                     reports[level] = summary([reports[level], report]) if level in reports else report
                     if response.solution is not None and len(taken) == 1:  # no start suits several cotangents

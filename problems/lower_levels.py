@@ -3,19 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
 
 from multilevel.problems.evaluation.evaluator import Evaluator
 from multilevel.problems.evaluation.recorded_batch import RecordedBatch, RecordedBatches, Values
+from multilevel.problems.graph import Graph
 from multilevel.problems.history import LevelHistory
 from multilevel.problems.problem import Problem
 from multilevel.problems.recording import RecordedUpdate, identical
 from multilevel.solvers import LowerLevel, Prediction, ProductChoice, SolveError, Solver, Step
 from multilevel.solvers.update_rules import KINDS, UpdateRule, known
 from multilevel.solvers.vectors import Tensors, scaled
+
+
+@dataclass(frozen=True)
+class SolverViews:
+    """The views that the solvers of a hypergradient have of the levels on its way.
+
+    Args:
+        graph: the levels.
+        evaluator: evaluates their losses.
+        records: the record of the last update of every level on the way.
+        histories: the history of every level.
+        solvers: the solvers of the levels on the way.
+        starts: the last solution of each level whose solver starts from it.
+    """
+
+    graph: Graph
+    evaluator: Evaluator
+    records: Mapping[str, RecordedBatches]
+    histories: Mapping[str, LevelHistory]
+    solvers: Mapping[str, Solver]
+    starts: Mapping[str, Tensors]
+
+    def of(self, level: str, read_levels: Collection[str]) -> LowerLevel:
+        """The view of a level as a function of its parameters and those of ``read_levels``.
+
+        Raises:
+            SolveError: the level's updates cannot be differentiated, but its solver needs that.
+        """
+        history = self.histories[level]
+        updates = recorded_updates(self.graph.problems[level], self.solvers[level], history)
+        record, start, choice = self.records[level], self.starts.get(level), history.products
+        return lower_level(self.evaluator, record, level, read_levels, updates, start, choice, history.gradient)
 
 
 def lower_level(

@@ -18,12 +18,10 @@ from multilevel.problems.batches import versions
 from multilevel.problems.errors import NotFiniteError
 from multilevel.problems.evaluation.evaluator import Evaluator
 from multilevel.problems.evaluation.randomness import RandomState
-from multilevel.problems.evaluation.recorded_batch import RecordedBatches
 from multilevel.problems.graph import Graph
 from multilevel.problems.history import LevelHistory
 from multilevel.problems.hypergradient import Hypergradient
 from multilevel.problems.update import Updates
-from multilevel.solvers import Solver
 
 
 class Rehearsed(Protocol):
@@ -43,16 +41,10 @@ class Rehearsed(Protocol):
     @property
     def skipped(self) -> Mapping[str, int]: ...
 
-    def advance(self, steps: int = 1) -> None: ...
+    @property
+    def solve_hypergradient(self) -> Callable[..., Hypergradient]: ...
 
-    def solve_hypergradient(
-        self,
-        name: str,
-        solvers: Mapping[str, Solver] | None = None,
-        precision: str | None = None,
-        whole: bool = False,
-        record: RecordedBatches | None = None,
-    ) -> Hypergradient: ...
+    def advance(self, steps: int = 1) -> None: ...
 
 
 @contextmanager

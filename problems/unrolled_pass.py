@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from multilevel.problems.evaluation.evaluator import Evaluator
-from multilevel.problems.evaluation.recorded_batch import RecordedBatches
 from multilevel.problems.graph import Graph
-from multilevel.problems.history import LevelHistory
 from multilevel.problems.hypergradient import Gradients, Hypergradient
-from multilevel.problems.lower_levels import lower_level, recorded_updates
+from multilevel.problems.lower_levels import SolverViews
 from multilevel.solvers import Solver, SolveReport
 from multilevel.solvers.base import scale_of
 from multilevel.solvers.unrolled import UnrolledSolver
@@ -26,27 +23,30 @@ def unrolled_together(graph: Graph, name: str, solvers: Mapping[str, Solver]) ->
 
 
 def unrolled_pass(
-    graph: Graph,
-    evaluator: Evaluator,
-    records: Mapping[str, RecordedBatches],
+    views: SolverViews,
+    solvers: Mapping[str, UnrolledSolver],
     name: str,
     direct: Gradients,
-    histories: Mapping[str, LevelHistory],
-    solvers: Mapping[str, UnrolledSolver],
     observe: Callable[[str, Tensors], None] | None = None,
 ) -> Hypergradient:
-    """Add the derivative through the recorded updates of the levels below ``name`` to its direct gradient; arguments as
-    in ``adjoint_pass``."""
+    """Add the derivative through the recorded updates of the levels below ``name`` to its direct gradient.
+
+    Args:
+        views: of the levels on the way.
+        solvers: of these levels, see ``unrolled_together``.
+        name: the level whose hypergradient it is.
+        direct: the direct gradient of its loss for each level of ``differentiated``.
+        observe: called with each differentiated level and the cotangent that arrived there.
+    """
     reports = {level: SolveReport(residual=0.0, converged=True) for level in solvers}
     scales = {level: scale_of(direct[level]) for level in solvers if level in direct}
     scale = max(scales.values(), default=0.0)
     if scale == 0:
         return Hypergradient(direct[name], reports, {})
-    lowers = {}
-    for level, solver in solvers.items():
-        updates = recorded_updates(graph.problems[level], solver, histories[level])
-        read_levels = [read for read in graph.reads[level] if read == name or read in solvers]
-        lowers[level] = lower_level(evaluator, records[level], level, read_levels, updates)
+    reads = views.graph.reads
+    lowers = {
+        level: views.of(level, [read for read in reads[level] if read == name or read in solvers]) for level in solvers
+    }
     cotangents = {level: scaled(direct[level], 1 / scale) for level in scales if scales[level]}
     unrolling = next(iter(solvers.values())).unroll(lowers, solvers, cotangents)
     if observe is not None:

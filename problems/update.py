@@ -32,6 +32,7 @@ from multilevel.problems.hypergradient import (
     mean_gradient,
     mean_values,
 )
+from multilevel.problems.lower_levels import SolverViews
 from multilevel.problems.problem import Problem
 from multilevel.problems.recording import begun, buffers_of, memory, recorded_count, recorded_step
 from multilevel.problems.self_check import SelfCheck
@@ -220,12 +221,13 @@ class Updates:
         observe = check if unchecked else None
         if not solvers:  # the graph has checked that each level has one
             solvers = {level: solver for level in passes if (solver := graph.problems[level].solver) is not None}
+        views = SolverViews(graph, evaluator, records, histories, solvers, starts)
         together = unrolled_together(graph, name, solvers)
         try:
             with as_written():
                 if together:
-                    return unrolled_pass(graph, evaluator, records, name, direct, histories, together, observe)
-                return adjoint_pass(graph, evaluator, records, name, direct, histories, starts, solvers, observe)
+                    return unrolled_pass(views, together, name, direct, observe)
+                return adjoint_pass(views, name, direct, observe)
         except torch.linalg.LinAlgError as error:
             raise NotFiniteError(f"a solve for level {name!r} met values that are not finite: {error}") from error
 

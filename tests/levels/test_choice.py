@@ -18,7 +18,7 @@ from multilevel.levels.models.masked_language_model import PADDING, MaskedLangua
 from multilevel.problems.evaluation.evaluator import Evaluator
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.problems.evaluation.recorded_batch import RecordedBatch
-from multilevel.problems.hypergradient import lower_level
+from multilevel.problems.lower_levels import lower_level
 from multilevel.solvers import Identity, SettingError
 from multilevel.solvers.products import PRODUCTS
 
