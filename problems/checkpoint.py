@@ -261,17 +261,12 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _encode(value: Any, tensors: dict[str, Tensor], name: str, shared: dict[int, str]) -> Any:
-    """``value`` as JSON; its tensors go into ``tensors``, under their names.
-
-    Recorded updates share most of their tensors and are stored with each tensor once: ``shared`` has its name by its
-    ``id``. Their batches must come back as they were, so only plain containers will do.
-    """
+def _encode(value: Any, tensors: dict[str, Tensor], name: str, known: dict[int, str]) -> Any:
+    """``value`` as JSON; its tensors go into ``tensors``, each once, under the name in ``known`` by its ``id``."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    of_updates = name.startswith("state.updates.")
     if isinstance(value, Tensor):
-        name = shared.setdefault(id(value), name) if of_updates else name
+        name = known.setdefault(id(value), name)
         tensors[name] = value
         return {"tensor": name}
     if isinstance(value, np.ndarray):
@@ -281,16 +276,14 @@ def _encode(value: Any, tensors: dict[str, Tensor], name: str, shared: dict[int,
         return value.item()
 
     def encode(item: Any, key: Any) -> Any:
-        return _encode(item, tensors, f"{name}.{key}", shared)
+        return _encode(item, tensors, f"{name}.{key}", known)
 
-    if type(value) is dict or (isinstance(value, Mapping) and not of_updates):
-        return {"dict": [[_encode(key, tensors, name, shared), encode(item, key)] for key, item in value.items()]}
-    if type(value) in (list, tuple) or (isinstance(value, list | tuple) and not of_updates):
+    if isinstance(value, Mapping):
+        return {"dict": [[_encode(key, tensors, name, known), encode(item, key)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [encode(item, index) for index, item in enumerate(value)]}
-    remedy = "; solver.outer_steps looks back on batches and draws: use tensors in dicts, lists and tuples"
-    why = remedy if of_updates else ""
-    raise CheckpointError(f"{name} holds a {type(value).__name__}, which a checkpoint cannot hold{why}")
+    raise CheckpointError(f"{name} holds a {type(value).__name__}, which a checkpoint cannot hold")
 
 
 def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from multilevel.problems.batches import map_tensors
 from multilevel.problems.errors import CheckpointError
@@ -23,7 +25,8 @@ def stored_updates(history: LevelHistory) -> dict[str, Any]:
     """A history's updates, for ``restore_updates``.
 
     Raises:
-        CheckpointError: an update was changed by hooks or callbacks, or its loss uses a ``torch.Generator``.
+        CheckpointError: an update was changed by hooks or callbacks, its loss uses a ``torch.Generator``, or its batch
+            or draws have containers other than lists, tuples and dicts.
     """
     restarted = sorted(map(list, history.restarted))
     return {"updates": list(map(_stored, history.updates)), "outer_step": history.outer_step, "restarted": restarted}
@@ -48,6 +51,7 @@ def _stored(update: RecordedUpdate) -> dict[str, Any]:
             "a checkpoint cannot hold the state of a torch.Generator that a loss uses, but resuming with "
             "solver.outer_steps above 1 would need it: use torch's global generator"
         )
+    _check_plain([(part.batch, part.draws) for part in update.record])
     parts = [{"batch": part.batch, "draws": part.draws, "state": part.state.state_dict()} for part in update.record]
     return {
         "record": parts,
@@ -57,6 +61,18 @@ def _stored(update: RecordedUpdate) -> dict[str, Any]:
         "unfollowed": update.unfollowed,
         "outer_step": update.outer_step,
     }
+
+
+def _check_plain(value: Any) -> None:
+    """Raise CheckpointError for batches or draws that would not come back as they were."""
+    if type(value) in (list, tuple, dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_plain(item)
+    elif not (value is None or isinstance(value, bool | int | float | str | Tensor | np.ndarray | np.generic)):
+        raise CheckpointError(
+            f"a checkpoint cannot hold a batch or draws with a {type(value).__name__}, on which solver.outer_steps "
+            "above 1 looks back after resuming: use tensors in dicts, lists and tuples"
+        )
 
 
 def _restored(stored: Mapping[str, Any], device: torch.device) -> RecordedUpdate:

@@ -1,6 +1,9 @@
 """``unrolled`` differentiates the updates of all levels in the order in which they were made, over several updates of
 the top level; compared with autograd through the whole schedule written out."""
 
+from dataclasses import replace
+from typing import NamedTuple
+
 import pytest
 import torch
 from schedules import (
@@ -182,3 +185,17 @@ def test_a_checkpoint_refuses_what_resuming_could_not_look_back_on(tmp_path):
     hooked.run(2)
     with pytest.raises(CheckpointError, match="hooks and callbacks changed"):
         save_checkpoint(hooked, tmp_path)
+
+
+class Pair(NamedTuple):
+    x: torch.Tensor
+
+
+def test_batches_that_would_come_back_otherwise_are_refused(tmp_path):
+    engine = batched_engine()
+    engine.run(2)
+    updates = engine.histories["p"].updates
+    part = replace(updates[-1].record[0], batch=[Pair(torch.zeros(4))])
+    updates[-1] = replace(updates[-1], record=(part,))
+    with pytest.raises(CheckpointError, match=r"a batch or draws with a Pair, on which solver\.outer_steps above 1"):
+        save_checkpoint(engine, tmp_path)
