@@ -18,10 +18,10 @@ from multilevel.solvers.extras import needing
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; wrong input ends in one line on standard error and exit status 2."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    resumable = {"train": "resume=RUN", "study": "resume=FOLDER"}
-    command, setting = words[0] if words else "", resumable.get(words[0] if words else "")
-    after = "continues from the last checkpoint" if setting else "can be run again"
-    return exit_status(lambda: _run(words), " ".join(filter(None, ("multilevel", command, setting, after))))
+    command = words[0] if words else "help"
+    setting = {"train": "resume=RUN", "study": "resume=FOLDER"}.get(command)
+    after = f"{setting} continues from the last checkpoint" if setting else "can be run again"
+    return exit_status(lambda: _run(words), f"multilevel {command} {after}")
 
 
 def _run(words: list[str]) -> int:

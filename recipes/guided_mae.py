@@ -131,6 +131,10 @@ class MaskSettings:
         require("mask.draws", self.draws, images % self.draws == 0, f"a divisor of data.batch_size={images}")
         check_choice(self.gradient, POLICIES[self.policy])
 
+    def pretraining(self) -> dict[str, Any]:
+        """The arguments of the pretraining level, apart from the policy."""
+        return {name: getattr(self, name) for name in ("weights", "gradient", "guidance", "draws")}
+
     def new_policy(self) -> MaskPolicy:
         """Raise SettingError for an unknown option."""
         return build("mask.options", POLICIES, self.policy, self.options or {})
@@ -318,9 +322,8 @@ class GuidedMae(EncoderRecipe):
         return autoencoder
 
     def _pretrain(self) -> Problem:
-        mask = self.settings.mask
-        options: dict[str, Any] = {key: getattr(mask, key) for key in ("weights", "gradient", "guidance", "draws")}
-        return MaskedPretrain(policy=self.policy, **options, **self._arguments("pretrain", self.data.pretrain))
+        arguments = self._arguments("pretrain", self.data.pretrain)
+        return MaskedPretrain(policy=self.policy, **self.settings.mask.pretraining(), **arguments)
 
     def _finetune(self) -> Problem:
         through_encoder = self.settings.paths == "both"

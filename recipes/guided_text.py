@@ -116,9 +116,8 @@ class GuidedText(Recipe):
         )
         levels, through_encoder = settings.levels, settings.paths == "both"
         self.pretraining_updates = settings.steps * levels.finetune.steps * levels.pretrain.steps
-        options: dict[str, Any] = {key: getattr(mask, key) for key in ("weights", "gradient", "guidance", "draws")}
         self.graph = Graph(
-            MaskedPretrain("pretrain", self.language_model, policy=mask.new_policy(), **options, **lower),
+            MaskedPretrain("pretrain", self.language_model, policy=mask.new_policy(), **mask.pretraining(), **lower),
             Finetune("finetune", head, task=task, through_encoder=through_encoder, **middle),
             MaskLearning("mask", self.masking, task=task, entropy_bonus=mask.entropy_bonus, **upper),
             approximate=settings.approximate,

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
-from multilevel.recipes.data import ImageData, Split
+from multilevel.recipes.data import ImageData
 from multilevel.recipes.evaluation.evaluate import extract_features, stratified_positions
 from multilevel.recipes.evaluation.protocols import Encoder
 from multilevel.recipes.evaluation.protocols.linear_probe import STRENGTHS
@@ -44,25 +44,28 @@ class ProbeLoss:
         if not data.labelled or not len(data.finetune) or not len(data.mask):
             raise DataError("a probe needs labelled images in the parts of finetuning and of the masking network")
         self._parts = [(part, stratified_positions(part.labels, limit, seed)) for part in (data.finetune, data.mask)]
-        self._features = partial(_features, encoder, data, batch_size, device)
-        self.strength = min(STRENGTHS, key=self._loss)
+        self._features = partial(
+            extract_features, encoder, data, batch_size=batch_size, device=device, name="encoder in a replay"
+        )
+        measured = self._measured()
+        self.strength = min(STRENGTHS, key=lambda strength: _loss(strength, *measured))
 
     def __call__(self) -> float:
-        return self._loss(self.strength)
+        return _loss(self.strength, *self._measured())
 
-    def _loss(self, strength: float) -> float:
-        (fitted, labels), (scored, truth) = (
-            (self._features(part, positions), part.labels[positions].numpy()) for part, positions in self._parts
+    def _measured(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Features [N, D] and labels [N] to fit to, and [M, D] and [M] to measure the loss on."""
+        fitted, scored = (
+            (self._features(part, positions).astype(np.float64), part.labels[positions].numpy())
+            for part, positions in self._parts
         )
-        scaler = StandardScaler().fit(fitted)
-        probe = LogisticRegression(C=strength, max_iter=ITERATIONS, tol=TOLERANCE)
-        probe.fit(scaler.transform(fitted), labels)
-        known = np.isin(truth, probe.classes_)
-        predicted = probe.predict_proba(scaler.transform(scored[known]))
-        return float(log_loss(truth[known], predicted, labels=probe.classes_))
+        return *fitted, *scored
 
 
-def _features(
-    encoder: Encoder, data: ImageData, batch_size: int, device: torch.device, part: Split, positions: torch.Tensor
-) -> np.ndarray:
-    return extract_features(encoder, data, part, positions, batch_size, device, part.name).astype(np.float64)
+def _loss(strength: float, fitted: np.ndarray, labels: np.ndarray, scored: np.ndarray, truth: np.ndarray) -> float:
+    scaler = StandardScaler().fit(fitted)
+    probe = LogisticRegression(C=strength, max_iter=ITERATIONS, tol=TOLERANCE)
+    probe.fit(scaler.transform(fitted), labels)
+    known = np.isin(truth, probe.classes_)
+    predicted = probe.predict_proba(scaler.transform(scored[known]))
+    return float(log_loss(truth[known], predicted, labels=probe.classes_))
