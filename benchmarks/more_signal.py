@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,9 +27,7 @@ from tqdm import tqdm
 
 from multilevel.problems import Engine
 from multilevel.problems.hypergradient_noise import Halves, Reliability, decompose
-from multilevel.problems.rehearsal import unchanged
-from multilevel.problems.reliability import split
-from multilevel.solvers.vectors import flatten
+from multilevel.problems.reliability import samples
 
 STEPS = 96
 BASE = "mask.policy=sampled paths=direct solver=identity"
@@ -50,27 +49,18 @@ ARMS = {
 
 def measure(engine: Engine, average: int) -> Reliability:
     """The signal in means over ``average`` successive hypergradients."""
-    top = engine.graph.top
-    vectors: list[Tensor] = []
-    pairs: list[tuple[Tensor, Tensor]] = []
-    with unchanged(engine):
-        for _ in range(STEPS):
-            engine.advance()
-            record = engine.updates.record_of(top)
-            halves, variances = split(engine, top, record)
-            whole, *parts = (
-                flatten(engine.solve_hypergradient(top, record=each).values).double() for each in (record, *halves)
-            )
-            vectors.append(whole)
-            pairs.append((parts[0], parts[1]))
-    starts = range(0, STEPS, average)
-    means = [torch.stack(vectors[start : start + average]).mean(0) for start in starts]
-    smaller = (variances[0] / average, variances[1] / average, variances[2] / average)
-    averaged = [
-        Halves.of(*(torch.stack(half).mean(0) for half in zip(*pairs[start : start + average], strict=True)), smaller)
-        for start in starts
+    taken = list(samples(engine, STEPS, partial(engine.solve_hypergradient, engine.graph.top)))
+    groups = [taken[start : start + average] for start in range(0, STEPS, average)]
+    whole, first, second = (variance / average for variance in taken[0].variances)
+    halves = [
+        Halves.of(mean([each.first for each in group]), mean([each.second for each in group]), (whole, first, second))
+        for group in groups
     ]
-    return decompose(means, averaged)
+    return decompose([mean([each.whole for each in group]) for group in groups], halves)
+
+
+def mean(vectors: list[Tensor]) -> Tensor:
+    return torch.stack(vectors).double().mean(0)
 
 
 def row_of(data: str, arm: str, seed: int, path: str) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,20 +62,37 @@ def reliability_of(
 ) -> Reliability:
     """``measure_reliability`` with ``solve(record=...)``, which looks back over ``outer_steps``, in place of
     ``Engine.solve_hypergradient``."""
-    require("reliability", steps, steps >= FEWEST_STEPS, f"at least {FEWEST_STEPS} steps")
-    name = engine.graph.top
     hypergradients: list[Tensor] = []
     pairs: list[Halves] = []
+    for sample in samples(engine, steps, solve, outer_steps):
+        hypergradients.append(sample.whole)
+        pairs.append(Halves.of(sample.first, sample.second, sample.variances))
+    return decompose(hypergradients, pairs)
+
+
+class Sample(NamedTuple):
+    """The hypergradients of one step, as vectors: of a held-out batch, and of its halves; and the ``variances`` of
+    ``Halves``."""
+
+    whole: Tensor
+    first: Tensor
+    second: Tensor
+    variances: tuple[float, float, float]
+
+
+def samples(engine: Engine, steps: int, solve: Callable[..., Hypergradient], outer_steps: int = 1) -> Iterator[Sample]:
+    """The hypergradients of successive steps with the top level held; arguments as in ``reliability_of``. After the
+    last, the engine is bit for bit as before."""
+    require("reliability", steps, steps >= FEWEST_STEPS, f"at least {FEWEST_STEPS} steps")
+    name = engine.graph.top
     with unchanged(engine), updates_recorded(engine, outer_steps):
         engine.advance(outer_steps - 1)
         for _ in range(steps):
             engine.advance()
             record = engine.updates.record_of(name)
-            records, variances = split(engine, name, record)
-            vectors = [_vector(solve(record=part)) for part in (record, *records)]
-            hypergradients.append(vectors[0])
-            pairs.append(Halves.of(vectors[1], vectors[2], variances))
-    return decompose(hypergradients, pairs)
+            (first, second), variances = split(engine, name, record)
+            whole, *parts = (_vector(solve(record=part)) for part in (record, first, second))
+            yield Sample(whole, parts[0], parts[1], variances)
 
 
 def split(
