@@ -13,7 +13,6 @@ hypergradient and its slopes after further outer steps. Rows already in the outp
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from dataclasses import dataclass
@@ -21,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kept_rows import completed
 from study_tables import cell
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.problems import Engine
@@ -211,15 +210,14 @@ def main() -> None:
     if arguments.plan:
         plan(data, len(arguments.seeds), path)
         return
-    output = arguments.output
-    rows = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
-    done = {(row["kind"], row["arm"], row["seed"]) for row in rows}
     tasks = [("run", arm, seed) for seed in arguments.seeds for arm in arguments.arms]
     tasks += [("examination", arm, 0) for arm in arguments.arms if arm != BASELINE and 0 in arguments.seeds]
-    for kind, arm, seed in tqdm([] if arguments.print else [task for task in tasks if task not in done], unit="row"):
-        rows.append(measure(data, arm, seed, path) if kind == "run" else examine(data, arm, path))
-        with output.open("a") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
+    rows = completed(
+        arguments.output,
+        [] if arguments.print else tasks,
+        lambda row: (row["kind"], row["arm"], row["seed"]),
+        lambda task: measure(data, *task[1:], path) if task[0] == "run" else examine(data, task[1], path),
+    )
     print(table(rows))
 
 

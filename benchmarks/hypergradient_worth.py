@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from kept_rows import append_row, read_rows
 from tqdm import tqdm
 
 from multilevel.configuration.composition import build_recipe, compose_config
@@ -155,7 +155,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     point = POINTS[arguments.data]
-    rows = [json.loads(line) for line in arguments.output.read_text().splitlines()] if arguments.output.exists() else []
+    rows = read_rows(arguments.output)
     done = {(row["seed"], row["channel"], row["way"], row["kind"]) for row in rows}
     places = [(channel, way, kind) for channel in CHANNELS for way in ways() for kind in ("reliability", "replay")]
     bar = tqdm(total=point.seeds * len(places) - len(done), unit="row", disable=arguments.print)
@@ -164,8 +164,7 @@ def main() -> None:
         path = f"data.path={arguments.path}" if arguments.path else ""
         for row in rows_of(point, seed, path, wanted, arguments.steps) if wanted else ():
             rows.append(row)
-            with arguments.output.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_row(arguments.output, row)
             bar.update()
     bar.close()
     print(first_table(rows))

@@ -13,7 +13,6 @@ ratio to pay, since averaging two updates doubles it. Rows already in the output
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from functools import partial
 from pathlib import Path
@@ -22,8 +21,8 @@ from typing import Any
 
 import torch
 from hypergradient_worth import POINTS, engine_of
+from kept_rows import completed
 from torch import Tensor
-from tqdm import tqdm
 
 from multilevel.problems import Engine
 from multilevel.problems.hypergradient_noise import Halves, Reliability, decompose
@@ -102,14 +101,14 @@ def main() -> None:
     parser.add_argument("--print", action="store_true", help="only print the rows of the output")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    output, path = arguments.output, f"data.path={arguments.path}" if arguments.path else ""
-    rows = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
-    done = {(row["arm"], row["seed"]) for row in rows}
-    tasks = [(arm, seed) for seed in range(arguments.seeds) for arm in ARMS if (arm, seed) not in done]
-    for arm, seed in tqdm([] if arguments.print else tasks, unit="row"):
-        rows.append(row_of(arguments.data, arm, seed, path))
-        with output.open("a") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
+    path = f"data.path={arguments.path}" if arguments.path else ""
+    tasks = [] if arguments.print else [(arm, seed) for seed in range(arguments.seeds) for arm in ARMS]
+    rows = completed(
+        arguments.output,
+        tasks,
+        lambda row: (row["arm"], row["seed"]),
+        lambda task: row_of(arguments.data, *task, path),
+    )
     print(table(rows))
 
 

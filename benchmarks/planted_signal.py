@@ -13,16 +13,15 @@ show what masks can achieve. Rows already in the output are not run again.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from kept_rows import completed
 from study_tables import cell
 from torch import Tensor
-from tqdm import tqdm
 
 from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.levels.masks import POLICIES, MaskPolicy, MaskView
@@ -144,14 +143,8 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     POLICIES["told"] = Told
-    rows = [json.loads(line) for line in asked.output.read_text().splitlines()] if asked.output.exists() else []
-    known = {(row["arm"], row["seed"]) for row in rows}
-    missing = [(arm, seed) for seed in range(asked.seeds) for arm in asked.arms if (arm, seed) not in known]
-    asked.output.parent.mkdir(parents=True, exist_ok=True)
-    for arm, seed in tqdm(missing, unit="run", disable=None):
-        rows.append(measure(arm, seed))
-        with asked.output.open("a") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
+    tasks = [(arm, seed) for seed in range(asked.seeds) for arm in asked.arms]
+    rows = completed(asked.output, tasks, lambda row: (row["arm"], row["seed"]), lambda task: measure(*task))
     print(table(rows))
 
 
