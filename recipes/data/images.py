@@ -32,12 +32,15 @@ class Source(ABC):
         boxes: for each image a float array ``[K, 5]`` of left, top, right, bottom, in pixels of the picture, and class,
             or ``None``.
         has_masks: whether ``open_mask`` may be called.
+        groups: int64 tensor ``[N]``; images with equal numbers show one part, lot or date, and stay in one part of the
+            division. ``None``: every image is a group.
     """
 
     labels: Tensor
     multilabels: Tensor | None = None
     boxes: list[np.ndarray] | None = None
     has_masks: bool = False
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -87,6 +90,7 @@ class Images(ABC):
 
     Attributes:
         labels: int64 tensor ``[N]``, -1 where an image has no label.
+        groups: int64 tensor ``[N]``; images with equal numbers belong together, see ``Source``.
     """
 
     def __init__(self, source: Source, image_size: int, channels: int, fit: str = "crop") -> None:
@@ -95,6 +99,7 @@ class Images(ABC):
         self.image_size = image_size
         self.channels = channels
         self.labels = source.labels
+        self.groups = torch.arange(len(source)) if source.groups is None else source.groups
 
     def __len__(self) -> int:
         return len(self.labels)

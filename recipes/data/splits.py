@@ -49,6 +49,11 @@ class Split:
         """int64 tensor ``[N]``, -1 where an image has no label."""
         return self.images.labels[self.indices]
 
+    @property
+    def groups(self) -> Tensor:
+        """int64 tensor ``[N]``; images with equal numbers belong together, see ``Source``."""
+        return self.images.groups[self.indices]
+
     def pixels(self, positions: Tensor) -> Tensor:
         """uint8 tensor ``[B, C, H, W]`` of the images at ``positions`` (int64 ``[B]``) of this part.
 
