@@ -79,6 +79,7 @@ class ArchitectureSearch(Recipe):
     def __init__(self, settings: ArchitectureSearchSettings) -> None:
         super().__init__(settings)
         data, size = load_data(settings.data), settings.data.batch_size
+        self.image_data = data
         self.classes = len(data.class_names)
         self.training, self.held_out, self.test = (
             tensors(data, part) for part in (data.finetune, data.mask, data.test)

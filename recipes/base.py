@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from multilevel.problems import Graph
+from multilevel.recipes.data import ImageData
 from multilevel.recipes.settings import RunSettings, chosen_device
 from multilevel.recipes.training import level_arguments
 from multilevel.solvers.registry import chosen, discover
@@ -26,6 +27,7 @@ class Recipe(ABC):
         graph: the levels.
         one_thread: whether its operations are so small that more than one CPU thread slows them down.
         notes: lines for the screen about choices that settings left open.
+        image_data: the images, if the recipe reads any.
     """
 
     settings_class: ClassVar[type[RunSettings]]
@@ -34,6 +36,7 @@ class Recipe(ABC):
     graph: Graph
     one_thread: bool = False
     notes: tuple[str, ...] = ()
+    image_data: ImageData | None = None
 
     @abstractmethod
     def __init__(self, settings: Any) -> None:

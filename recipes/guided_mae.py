@@ -211,7 +211,7 @@ class GuidedMae(EncoderRecipe):
         self.policy = settings.mask.new_policy()
         downstream = self.policy.learns_from == "downstream"
         targets = TASKS[settings.task["name"]].targets
-        self.data = load_data(settings.data, allow_no_mask=not downstream, targets=targets)
+        self.data = self.image_data = load_data(settings.data, allow_no_mask=not downstream, targets=targets)
         if downstream and not self.data.labelled:
             raise DataError(
                 "the images have no labels, but learning to mask needs them: put each class into its own folder, "

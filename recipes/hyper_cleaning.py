@@ -71,6 +71,7 @@ class HyperCleaning(Recipe):
     def __init__(self, settings: HyperCleaningSettings) -> None:
         super().__init__(settings)
         data, size = load_data(settings.data), settings.data.batch_size
+        self.image_data = data
         self.classes = len(data.class_names)
         self.inputs, labels = tensors(data, data.finetune)
         self.held_out, self.test = tensors(data, data.mask), tensors(data, data.test)

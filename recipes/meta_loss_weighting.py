@@ -67,7 +67,7 @@ class MetaLossWeighting(Recipe):
 
     def __init__(self, settings: MetaLossWeightingSettings) -> None:
         super().__init__(settings)
-        data = load_data(settings.data)
+        self.image_data = data = load_data(settings.data)
         self.classes = len(data.class_names)
         self.images, labels = tensors(data, data.finetune)
         fewest, per_class = int(torch.bincount(labels, minlength=self.classes).min()), settings.labels_per_class

@@ -74,6 +74,7 @@ class Regularization(Recipe):
     def __init__(self, settings: RegularizationSettings) -> None:
         super().__init__(settings)
         data, size = load_data(settings.data), settings.data.batch_size
+        self.image_data = data
         self.classes = len(data.class_names)
         with RandomState.seeded(settings.seed).active():
             parts = [tensors(data, part) for part in (data.finetune, data.mask, data.test)]

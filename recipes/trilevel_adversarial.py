@@ -74,7 +74,7 @@ class TrilevelAdversarial(Recipe):
 
     def __init__(self, settings: TrilevelSettings) -> None:
         super().__init__(settings)
-        data = load_data(settings.data)
+        self.image_data = data = load_data(settings.data)
         self.classes = len(data.class_names)
         parts = [tensors(data, part) for part in (data.finetune, data.mask)]
         inputs, labels = (torch.cat(pair) for pair in zip(*parts, strict=True))

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     into its folder: evaluation.json, or evaluation-NAME.json for the data set NAME."""
     line = read("evaluate", arguments, NoSettings, words=True)
     folder = run_folder("evaluate", line.words)
-    config, transfer = evaluation_config(folder.config(), line.overrides)
+    config, transfer = evaluation_config(folder.config_with_division(), line.overrides)
     recipe = build_recipe(config)
     assert isinstance(recipe, EncoderRecipe)  # check_encoder
     # Only the encoder: the trained head is for the run's own classes.

@@ -1,8 +1,8 @@
 """multilevel export RUN [SETTING=VALUE ...]: write a folder that transformers or onnxruntime loads
 
 Writes a run's model into one folder, atomically: configuration, weights, image processor, model card (README.md), and
-features of a sample of the training images for multilevel monitor. If the run's data has moved, data.path=DIR and the
-run's other data settings are accepted too.
+features of a sample of the training images for multilevel monitor. The images must be those
+of the run: data.path=DIR names their new place, data.changed=accept exports although some have changed.
 
   multilevel export runs/guided_mae-digits-20260101-120000 format=onnx output=line
 """
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     checkpoint, damaged = newest_intact(folder.checkpoint, [WEIGHTS])
     print_once(*damaged)
     step = int(checkpoint.name.removeprefix("step-"))
-    config = changed(folder.config(), line.overrides)
+    config = changed(folder.config_with_division(), line.overrides)
     recipe = build_recipe(config)
     take_weights(recipe.graph, checkpoint)
     assert isinstance(recipe, EncoderRecipe)  # check_encoder

@@ -34,7 +34,7 @@ from multilevel.configuration.command_line import read
 from multilevel.configuration.composition import compose_config
 from multilevel.runs.distributed import launched, on_first_rank, process_group, restart, restarts
 from multilevel.runs.sweep import sweep
-from multilevel.runs.training import is_of, output_folder, resume, train
+from multilevel.runs.training import MOVED, is_of, output_folder, resume, train
 from multilevel.solvers import SettingError
 
 
@@ -76,8 +76,9 @@ def run_or_resume(arguments: Sequence[str]) -> None:
             resume(Path(config.output))
         else:
             train(config, on_first_rank(lambda: output_folder(config)))
-    elif line.overrides:
-        expected = "no other setting: a run continues with those in its config.yaml"
-        raise SettingError("resume", line.overrides[0], expected)
     else:
-        resume(Path(resumed))
+        unusable = [override for override in line.overrides if override.partition("=")[0] not in MOVED]
+        if unusable:
+            expected = f"no other setting but {' and '.join(MOVED)}: a run continues with those in its config.yaml"
+            raise SettingError("resume", unusable[0], expected)
+        resume(Path(resumed), line.overrides)

@@ -42,7 +42,7 @@ from multilevel.compare.reliability import add_reliability, csv_cells, reliabili
 from multilevel.compare.replay import check_evaluate, draw_replay, replay_solvers
 from multilevel.compare.table import COLUMNS, ComparisonTable
 from multilevel.configuration.command_line import DERIVED, read, typed
-from multilevel.configuration.composition import build_recipe, compose_config
+from multilevel.configuration.composition import build_recipe, changed, compose_config
 from multilevel.problems import Engine, load_checkpoint
 from multilevel.problems.evaluation.evaluator import PRECISIONS
 from multilevel.problems.reference import agreement
@@ -56,7 +56,7 @@ from multilevel.runs.distributed import print_once
 from multilevel.runs.folder import RunFolder, check_free, now, title
 from multilevel.runs.progress import Progress
 from multilevel.runs.stopping import interrupting
-from multilevel.runs.training import new_engine
+from multilevel.runs.training import MOVED, new_engine
 from multilevel.solvers import SOLVERS, MultilevelError, SettingError
 from multilevel.solvers.products import ProductName
 from multilevel.solvers.ranges import AtLeast, Below, Count, OneOf, PositiveShare, require
@@ -243,10 +243,13 @@ def _config(comparison: CompareSettings) -> DictConfig:
     if comparison.resume is None:
         return compose_config(comparison.settings)
     outputs = [setting.partition("=")[2] for setting in comparison.settings if setting.startswith("output=")]
-    if len(outputs) < len(comparison.settings):
-        setting = next(setting for setting in comparison.settings if not setting.startswith("output="))
-        raise SettingError("resume", setting, "no setting of the recipe: the run keeps its own")
-    config = RunFolder.open("resume", Path(comparison.resume)).config()
+    moved = [setting for setting in comparison.settings if setting.partition("=")[0] in MOVED]
+    unusable = [
+        setting for setting in comparison.settings if not setting.startswith("output=") and setting not in moved
+    ]
+    if unusable:
+        raise SettingError("resume", unusable[0], f"no setting of the recipe but {' and '.join(MOVED)}")
+    config = changed(RunFolder.open("resume", Path(comparison.resume)).config_with_division(), moved)
     config.output = outputs[0] if outputs else None
     return config
 

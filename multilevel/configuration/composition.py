@@ -95,7 +95,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     expanded = expand(overrides)
     try:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-            return resolved(compose("config", overrides=expanded))
+            return located(resolved(compose("config", overrides=expanded)))
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(error, lambda setting: _value(setting, expanded), overrides) from None
 
@@ -103,6 +103,13 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
 def resolved(config: DictConfig) -> DictConfig:
     """A configuration with its interpolations resolved and its type checks removed."""
     return OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # type: ignore[return-value]
+
+
+def located(config: DictConfig) -> DictConfig:
+    """A configuration whose ``data.path``, if it has one, is absolute, so that it names the same folder everywhere."""
+    if path := OmegaConf.select(config, "data.path"):
+        config.data.path = str(Path(str(path)).expanduser().absolute())
+    return config
 
 
 def build_recipe(config: DictConfig) -> Recipe:

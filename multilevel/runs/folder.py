@@ -13,12 +13,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from multilevel.solvers import MultilevelError, SettingError
 
+#: The meaning of settings that configurations of earlier versions do not have, where it is not the default any more.
+EARLIER = {"data.near_copies": "keep"}
 SKIPPED = "skipped"
 NOTICE = "notice"
 
 
 class RunFolder:
-    """``config.yaml``, ``metrics.jsonl``, ``summary.json``, ``checkpoint/`` and pictures, each written atomically.
+    """``config.yaml``, ``data.json``, ``metrics.jsonl``, ``summary.json``, ``checkpoint/`` and pictures, each written
+    atomically.
 
     Args:
         path: the folder.
@@ -29,10 +32,11 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.diagnosis = path / "diagnosis.jsonl"
         self.checkpoint = path / "checkpoint"
+        self.data = path / "data.json"
 
     @classmethod
-    def create(cls, path: Path, config: DictConfig) -> RunFolder:
-        """Make a new run folder and write the run's configuration.
+    def create(cls, path: Path, config: DictConfig, data: str | None = None) -> RunFolder:
+        """Make a new run folder and write the run's configuration, and the record of its images if there is one.
 
         Raises:
             SettingError: the folder is not empty, or cannot be written.
@@ -41,6 +45,8 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             folder = cls(path)
+            if data is not None:
+                folder.write(folder.data.name, data)
             folder.write("config.yaml", OmegaConf.to_yaml(config))
         except OSError as error:
             raise SettingError("output", str(path), f"a writable folder ({error.strerror})") from error
@@ -58,7 +64,7 @@ class RunFolder:
         return cls(path)
 
     def config(self) -> DictConfig:
-        """The run's configuration.
+        """The run's configuration; settings that its version did not have yet get the meaning that they had.
 
         Raises:
             MultilevelError: the file is broken.
@@ -70,6 +76,17 @@ class RunFolder:
                 f"{self.path / 'config.yaml'} cannot be read: {' '.join(str(error).split())}"
             ) from error
         assert isinstance(config, DictConfig)
+        for setting, value in EARLIER.items():
+            group, _, name = setting.rpartition(".")
+            if "image_size" in (config.get(group) or {}) and name not in config[group]:
+                config[group][name] = value
+        return config
+
+    def config_with_division(self) -> DictConfig:
+        """The run's configuration, with ``data.division`` set to the record of its images if there is one."""
+        config = self.config()
+        if self.data.exists():
+            config.data.division = str(self.data)
         return config
 
     def write(self, name: str, text: str) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from multilevel.configuration.composition import build_recipe
+from multilevel.configuration.composition import build_recipe, changed
 from multilevel.loggers import Logger, new_loggers
 from multilevel.problems import CheckpointError, Checkpointing, DivergedError, Engine, load_checkpoint, replicas
 from multilevel.problems.checkpoint import newest_intact
@@ -32,6 +32,9 @@ from multilevel.runs.stopping import StopOnSignal, Stopped
 from multilevel.runs.summary import Outcome, format_findings, peak_memory_mib, summarize_run
 from multilevel.solvers import MultilevelError
 
+#: Settings that a resumed run may change: where its images are, and whether they may have changed.
+MOVED = ("data.path", "data.changed")
+
 
 def is_of(path: Path, config: DictConfig) -> bool:
     """Whether a folder belongs to the run with these settings."""
@@ -48,13 +51,19 @@ def train(config: DictConfig, output: Path) -> None:
     on_first_rank(lambda: check_free(output))
     recipe = build_recipe(config)
     engine, loggers = new_engine(recipe), loggers_of(recipe, output, config)
-    folder = on_first_rank(lambda: RunFolder.create(output, config))
-    print_once(*recipe.notes, recipe.graph.describe())
+    record = None if recipe.image_data is None else recipe.image_data.record().text()
+    folder = on_first_rank(lambda: RunFolder.create(output, config, record))
+    print_once(*(recipe.image_data.notes if recipe.image_data else ()), *recipe.notes, recipe.graph.describe())
     finish(recipe, engine, folder, loggers, seconds=0.0)
 
 
-def resume(path: Path) -> None:
-    """Continue a run from its newest checkpoint."""
+def resume(path: Path, overrides: Sequence[str] = ()) -> None:
+    """Continue a run from its newest checkpoint.
+
+    Args:
+        path: its folder.
+        overrides: new values of ``MOVED``.
+    """
     folder = RunFolder.open("resume", path)
     if (path / "summary.json").exists():
         problem = json.loads((path / "summary.json").read_text())["evaluation_problem"] if restart() else None
@@ -62,7 +71,7 @@ def resume(path: Path) -> None:
             raise MultilevelError(problem)
         print_once(f"{path} has ended; its summary: {path / 'summary.json'}", file=sys.stdout)
         return
-    config = folder.config()
+    config = changed(folder.config_with_division(), overrides)
     recipe = build_recipe(config)
     engine, loggers = new_engine(recipe), loggers_of(recipe, path, config)
     if not restart() or any(folder.checkpoint.glob("step-*")):
@@ -157,6 +166,8 @@ def conclude(recipe: Recipe, folder: RunFolder, outcome: Outcome) -> None:
     pictures = [folder.path / "curves.png"]
     draw_curves(pictures[0], records)
     pictures += recipe.write_pictures(folder.path)
+    if recipe.image_data is not None:  # again, since the evaluation has read more images
+        folder.write(folder.data.name, recipe.image_data.record().text())
     outcome.noise = last_noise(folder.diagnosis)
     summary = folder.write_json("summary.json", summarize_run(recipe, records, skipped, outcome))
     if outcome.findings:

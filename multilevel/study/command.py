@@ -34,7 +34,16 @@ from multilevel.runs.folder import RunFolder, check_free, now
 from multilevel.solvers import DataError, MultilevelError, SettingError
 from multilevel.study.launch import check_launcher, run_parts
 from multilevel.study.part import is_done
-from multilevel.study.plan import Arm, Study, arm_name, arm_settings, equal_updates, updates_per_step, usable_cores
+from multilevel.study.plan import (
+    VERSION,
+    Arm,
+    Study,
+    arm_name,
+    arm_settings,
+    equal_updates,
+    updates_per_step,
+    usable_cores,
+)
 from multilevel.study.report import write_report
 from multilevel.study.results import collect
 from multilevel.study.settings import StudySettings
@@ -126,6 +135,7 @@ def plan(settings: StudySettings, arguments: Sequence[str]) -> Study:
         jobs=jobs,
         launcher=settings.launcher,
         data=_data_name(config),
+        version=VERSION,
     )
 
 

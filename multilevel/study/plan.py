@@ -12,10 +12,11 @@ from omegaconf import OmegaConf
 
 from multilevel.levels.masks import POLICIES
 from multilevel.problems import Graph
-from multilevel.runs.folder import RunFolder
+from multilevel.runs.folder import EARLIER, RunFolder
 from multilevel.solvers import MultilevelError, SettingError
 
 FILE = "study.yaml"
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Study:
         launcher: overrides of Hydra's launcher; empty: none.
         data: name of the data set.
         seconds_per_step: seconds per step of each arm, measured before the first part; None if updates are equal.
+        version: 1 for studies of versions before settings of ``EARLIER`` existed, which keep their meaning.
     """
 
     arguments: list[str]
@@ -103,6 +105,7 @@ class Study:
     launcher: list[str]
     data: str
     seconds_per_step: dict[str, float] | None = None
+    version: int = 1
 
     @property
     def baseline(self) -> Arm:
@@ -126,7 +129,8 @@ class Study:
         references = [] if arm == self.baseline else ["evaluation.references=false"]
         labels = [] if self.labels == [1.0] else [f"evaluation.labels={self.labels}".replace(" ", "")]
         last = [*arm.overrides, *labels, f"seed={seed}", f"steps={arm.steps}"]
-        return [*references, *self.settings, *last]
+        earlier = [f"{setting}={value}" for setting, value in EARLIER.items()] if self.version == 1 else []
+        return [*earlier, *references, *self.settings, *last]
 
     def write(self, folder: Path) -> None:
         RunFolder(folder).write(FILE, OmegaConf.to_yaml(OmegaConf.create(asdict(self))))

@@ -6,8 +6,10 @@ import os
 import sys
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
 import torch
@@ -16,11 +18,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from multilevel.recipes.data.pictures import to_pixels
-from multilevel.solvers.errors import DataError
+from multilevel.solvers.errors import DataError, SettingError
 
 _LARGEST_TASK = 64  # a small image takes 0.1 ms, about as long as a task costs
 _MOST_WORKERS = 32
 _SMALL_PICTURE = 96 * 96  # pixels; smaller images spend their time in Python, where threads only slow things down
+_NAMED = 5  # unreadable images named in an error
+
+
+CHANGED = "has changed since the run; restore it, or go on with data.changed=accept"
 
 
 class Source(ABC):
@@ -34,6 +40,9 @@ class Source(ABC):
         has_masks: whether ``open_mask`` may be called.
         groups: int64 tensor ``[N]``; images with equal numbers show one part, lot or date, and stay in one part of the
             division. ``None``: every image is a group.
+        names: the images' file names below ``data.path``; ``None``: images are named by their row.
+        digests: of the contents of each image that has been read, by row.
+        expected: recorded digests, by row; reading an image with another digest raises.
     """
 
     labels: Tensor
@@ -41,9 +50,44 @@ class Source(ABC):
     boxes: list[np.ndarray] | None = None
     has_masks: bool = False
     groups: Tensor | None = None
+    names: Sequence[str] | None = None
+    digests: dict[int, str]
+    expected: Mapping[int, str] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def image_name(self, row: int) -> str:
+        """The file name of an image below ``data.path``, or its row."""
+        return str(row) if self.names is None else self.names[row]
+
+    def group_keys(self, setting: str) -> list[str | None]:
+        """The group of each image by ``data.group``; ``None`` for an image of its own group.
+
+        Raises:
+            SettingError: neither a pattern that matches file names, nor a name that this source knows.
+        """
+        raise SettingError("data.group", setting, "null: these images have neither file names nor columns")
+
+    def stamp(self, row: int) -> int:
+        """A number that changes with an image's file size and its targets other than the label; nothing is decoded."""
+        return 0
+
+    def contents(self, row: int) -> bytes:
+        """Everything that an image and its mask are decoded from."""
+        return np.asarray(self.open(row)).tobytes()
+
+    def check_contents(self, row: int) -> None:
+        """Keep the digest of an image's contents.
+
+        Raises:
+            DataError: it differs from the recorded one.
+        """
+        if row not in self.digests:
+            digest = blake2b(self.contents(row), digest_size=8).hexdigest()
+            if self.expected.get(row, digest) != digest:
+                raise DataError(f"{self.describe_row(row)} {CHANGED}")
+            self.digests[row] = digest
 
     @abstractmethod
     def open(self, row: int) -> Image.Image:
@@ -95,6 +139,8 @@ class Images(ABC):
 
     def __init__(self, source: Source, image_size: int, channels: int, fit: str = "crop") -> None:
         self.source = source
+        if not hasattr(source, "digests"):
+            source.digests = {}
         self.fit = fit
         self.image_size = image_size
         self.channels = channels
@@ -129,15 +175,20 @@ class Images(ABC):
     def _empty(self, count: int) -> Tensor:
         return torch.empty((count, self.channels, self.image_size, self.image_size), dtype=torch.uint8)
 
-    def _decode(self, rows: list[int], into: np.ndarray, places: list[int], progress: bool) -> None:
-        """Decode ``rows`` in threads into ``into``, a uint8 array ``[*, C, H, W]``."""
+    def _decode(self, rows: list[int], into: np.ndarray, places: list[int], progress: bool) -> dict[int, DataError]:
+        """Decode ``rows`` in threads into ``into``, a uint8 array ``[*, C, H, W]``. Returns errors by row."""
         workers = worker_count() if rows and self._gains_from_threads(rows[0]) else 1
         task_size = max(1, min(_LARGEST_TASK, len(rows) // (4 * workers)))
+
+        problems: dict[int, DataError] = {}
 
         def decode_some(start: int) -> int:
             stop = min(start + task_size, len(rows))
             for row, position in zip(rows[start:stop], places[start:stop], strict=True):
-                into[position] = self._decode_one(row)
+                try:
+                    into[position] = self._decode_one(row)
+                except DataError as error:
+                    problems[row] = error
             return stop - start
 
         Image.init()  # Pillow looks for its formats on first use, which is not safe in threads
@@ -149,6 +200,7 @@ class Images(ABC):
         ):
             for count in pool.map(decode_some, starts):  # a failure cancels the tasks that have not started
                 bar.update(count)
+        return problems
 
     def _gains_from_threads(self, row: int) -> bool:
         """Whether decoding mostly releases the interpreter lock, judged by the size of one image."""
@@ -160,8 +212,11 @@ class Images(ABC):
 
     def _decode_one(self, row: int) -> np.ndarray:
         try:
+            self.source.check_contents(row)
             with self.source.open(row) as picture:
                 return to_pixels(picture, self.image_size, self.channels, self.fit)
+        except DataError:
+            raise
         except Exception as error:  # Pillow's formats raise errors of many kinds for broken files
             raise unreadable(self.source.describe_row(row), error) from error
 
@@ -193,7 +248,7 @@ class MemoryImages(Images):
             missing = indices[~self.decoded[indices]].unique()
             if len(missing):
                 places = self._places[missing].tolist()
-                self._decode(missing.tolist(), self._pixels.numpy(), places, progress=True)
+                check_readable(self._decode(missing.tolist(), self._pixels.numpy(), places, progress=True))
                 self.decoded[missing] = True
 
 
@@ -202,17 +257,36 @@ class StreamedImages(Images):
 
     def pixels(self, indices: Tensor) -> Tensor:
         pixels = self._empty(len(indices))
-        self._decode(indices.tolist(), pixels.numpy(), list(range(len(indices))), progress=False)
+        check_readable(self._decode(indices.tolist(), pixels.numpy(), list(range(len(indices))), progress=False))
         return pixels
 
     def prepare(self, indices: Tensor) -> None:
         """Do nothing, since nothing is cached."""
+
+    def readable(self) -> tuple[Tensor, dict[int, DataError]]:
+        """All images uint8 ``[N, C, H, W]``, and the errors of unreadable ones, by row; these are black."""
+        pixels = self._empty(len(self)).zero_()
+        return pixels, self._decode(list(range(len(self))), pixels.numpy(), list(range(len(self))), progress=True)
 
 
 def unreadable(where: str, error: Exception) -> DataError:
     """The error for a file or row that cannot be read."""
     cause = " ".join(str(error).split())
     return DataError(f"{where} cannot be read as an image ({type(error).__name__}: {cause}); remove or replace it")
+
+
+def check_readable(problems: Mapping[int, DataError]) -> None:
+    """Raise one DataError for all images that cannot be read, if there are any.
+
+    Args:
+        problems: the error of each, by row.
+    """
+    errors = [problems[row] for row in sorted(problems)]
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        more = f"; and {len(errors) - _NAMED} more" if len(errors) > _NAMED else ""
+        raise DataError(f"{len(errors)} images: {'; '.join(map(str, errors[:_NAMED]))}{more}")
 
 
 def worker_count() -> int:

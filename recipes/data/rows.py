@@ -38,6 +38,7 @@ def divide(sources: SourceSplits, settings: DataSettings) -> Rows:
         DataError: only one class, or a class with too few images to split.
     """
     labels = sources.train.labels.numpy()
+    groups = None if sources.train.groups is None else sources.train.groups.numpy()
     unlabelled = np.flatnonzero(labels == UNLABELLED)
     labelled = np.flatnonzero(labels != UNLABELLED)
     draw = partial(random_for, settings.split_seed)
@@ -48,14 +49,16 @@ def divide(sources: SourceSplits, settings: DataSettings) -> Rows:
     trained = len(training_parts(settings))
     if sources.test is None:
         keep = trained + (settings.validation_share > 0)
-        labelled, test = cut_share(labels, labelled, settings.test_share, keep, draw("test"))
+        labelled, test = cut_share(labels, labelled, settings.test_share, keep, draw("test"), groups)
     else:
         test = np.arange(len(sources.test))
-    labelled, validation = cut_share(labels, labelled, settings.validation_share, trained, draw("validation"))
+    labelled, validation = cut_share(labels, labelled, settings.validation_share, trained, draw("validation"), groups)
     limited = limit_rows(labels, np.concatenate([labelled, unlabelled]), settings.limit, draw("limit"))
+    if groups is not None and sources.test is None:  # an unlabelled copy of a test image is not trained on, either
+        limited = limited[~np.isin(groups[limited], groups[np.concatenate([test, validation])])]
     train = limited[labels[limited] != UNLABELLED]
     check_several_classes(labels[train], sources.class_names, f"data.limit={settings.limit}")
-    finetune, mask = cut_share(labels, train, settings.mask_share, 1, draw("mask"))
+    finetune, mask = cut_share(labels, train, settings.mask_share, 1, draw("mask"), groups)
     pretrain = np.sort(np.concatenate([finetune, limited[labels[limited] == UNLABELLED]]))
     return Rows(pretrain, finetune, mask, train, validation, test)
 

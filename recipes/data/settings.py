@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from multilevel.recipes.data.pictures import FITS
 from multilevel.solvers.ranges import AtLeast, Below, Count, NonNegative, OneOf, PositiveShare, Text, check
 
 Share = Annotated[float, AtLeast(0), Below(1)]
+KEEP = "keep"
+
+
+class Correlation:
+    """A correlation, or ``keep``."""
+
+    def holds(self, value: Any) -> bool:
+        return value == KEEP or (isinstance(value, float) and 0 < value < 1)
+
+    def __str__(self) -> str:
+        return f"above 0 and below 1, or {KEEP}"
 
 
 @dataclass(kw_only=True)
@@ -30,6 +41,14 @@ class DataSettings:
         test_share: share of the labelled images kept for testing, if the data set has no test split.
         validation_share: share of the labelled training images held out for choosing settings.
         split_seed: the seed of all random splits.
+        group: images of one part, lot or date, which stay in one part of the division: a regular expression for file
+            names (its first group, or the whole match), ``folder`` (the subfolder of a class) or a table's column.
+        near_copies: correlation of two images, grey and at 32 x 32 pixels, above which they stay in one part of the
+            division; ``keep`` compares none.
+        division: ``data.json`` of a run, whose division, classes and pixel statistics to use for the same images; the
+            shares, ``limit`` and ``split_seed`` are then not used.
+        changed: what to do if the images have changed since ``division`` was written: refuse, or accept (removed images
+            are left out, new ones not used, changed ones used as they are).
         limit: largest number of training images, with every class in proportion; ``None`` uses all.
         image_column: the column of a table with the images; ``None`` finds it.
         label_column: the column of a table with the labels; ``None`` finds it.
@@ -61,6 +80,10 @@ class DataSettings:
     test_share: Share = 0.2
     validation_share: Share = 0.0
     split_seed: Annotated[int, AtLeast(0)] = 0
+    group: Text | None = None
+    near_copies: Annotated[Any, Correlation()] = 0.95
+    division: Text | None = None
+    changed: Annotated[str, OneOf("refuse", "accept")] = "refuse"
     limit: Count | None = None
     image_column: Text | None = None
     label_column: Text | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multilevel.recipes.data.augment import Geometry
+from multilevel.recipes.data.groups import with_groups
 from multilevel.recipes.data.images import Images, MemoryImages, Source, SourceSplits, StreamedImages
+from multilevel.recipes.data.record import DataRecord, ImageRecord
 from multilevel.recipes.data.rows import Rows, divide
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.recipes.data.sources.choice import read_sources
@@ -90,6 +93,7 @@ class ImageData:
         target_names: the classes of the task's targets, by number (for masks starting with the background).
         target_counts: number of each in ``train``: images, pixels of masks, or boxes.
         mean, std: float32 tensors ``[C]`` of the pretraining images, where white is 1.
+        notes: lines about the division for the screen.
     """
 
     pretrain: Split
@@ -108,6 +112,25 @@ class ImageData:
     std: Tensor
     labelled: bool
     signal_patches: Tensor | None = None
+    notes: tuple[str, ...] = ()
+
+    def record(self) -> DataRecord:
+        """What ``data.division`` needs to use the same images in the same way again."""
+        parts = {name: getattr(self, name) for name in ("pretrain", "finetune", "mask", "validation", "test")}
+        own_test = self.test.images.source is not self.pretrain.images.source
+
+        def record_of(*names: str) -> ImageRecord:
+            source = parts[names[0]].images.source
+            return ImageRecord.of(source, {name: parts[name].indices for name in names})
+
+        return DataRecord(
+            class_names=list(self.class_names),
+            target_names=list(self.target_names),
+            mean=self.mean.tolist(),
+            std=self.std.tolist(),
+            train=record_of(*(name for name in parts if not (own_test and name == "test"))),
+            test=record_of("test") if own_test else None,
+        )
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalize images to mean 0 and deviation 1 in every channel.
@@ -127,7 +150,8 @@ class ImageData:
 def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str = "labels") -> ImageData:
     """Read and split a data set, and decode its training images if they fit in memory.
 
-    The split depends only on the data set and ``settings.split_seed``; global random states do not change.
+    The split depends only on the data set and ``settings.split_seed``, or is that of ``settings.division``. Global
+    random states do not change.
 
     Args:
         settings: name the data set and its splits.
@@ -135,11 +159,13 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str 
         targets: the kind of the task's targets, one of ``TARGETS``. All parts except ``pretrain`` have them.
 
     Returns:
-        The data set and its parts; no validation or test image is decoded.
+        The data set and its parts. Validation and test images are decoded only to compare them with training images, at
+        32 x 32 pixels.
 
     Raises:
         SettingError: an unusable setting.
-        DataError: no images, a broken image, only one class, a class with too few images, or no such targets.
+        DataError: no images, a broken image, only one class, a class with too few images, no such targets, or images
+            that are not those of ``settings.division``.
     """
     settings.validate()
     if settings.mask_share == 0 and not allow_no_mask:
@@ -148,19 +174,28 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str 
     sources = read_sources(settings, kind)
     kind.check(sources, settings)
     sources = kind.label(sources, settings)
-    rows = divide(sources, settings)
+    record = DataRecord.read(Path(settings.division)) if settings.division else None
+    if record is None:
+        sources, notes = with_groups(sources, settings)
+        rows = divide(sources, settings)
+    else:
+        sources, rows = record.match(sources, settings)
+        notes = ()
     opened = partial(open_images, rows, settings)
     images, test_images = opened(sources, settings.channels)
     images.prepare(torch.from_numpy(np.union1d(rows.pretrain, rows.train)))
     learned, test_learned = kind.open(sources, settings, opened)
     counts = learned.count(torch.from_numpy(rows.train))
-    target_names = kind.class_names(sources, settings, counts)
+    target_names = kind.class_names(sources, settings, counts) if record is None else tuple(record.target_names)
 
     def part(name: str, of: Images, indices: np.ndarray, target_set: Targets | None = None) -> Split:
         return Split(name, of, torch.from_numpy(indices), target_set)
 
     pretrain = part("pretrain", images, rows.pretrain)
-    mean, std = pixel_statistics(pretrain, settings.split_seed)
+    if record is None:
+        mean, std = pixel_statistics(pretrain, settings.split_seed)
+    else:
+        mean, std = torch.tensor(record.mean), torch.tensor(record.std)
     return ImageData(
         pretrain=pretrain,
         finetune=part("finetune", images, rows.finetune, learned),
@@ -178,6 +213,7 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str 
         std=std,
         labelled=bool(sources.class_names),
         signal_patches=sources.signal_patches,
+        notes=notes,
     )
 
 

@@ -13,12 +13,18 @@ def random_for(split_seed: int, purpose: str) -> np.random.Generator:
 
 
 def cut_share(
-    labels: np.ndarray, rows: np.ndarray, share: float, keep: int, random: np.random.Generator
+    labels: np.ndarray,
+    rows: np.ndarray,
+    share: float,
+    keep: int,
+    random: np.random.Generator,
+    groups: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split rows into two parts, class by class.
+    """Split rows into two parts, class by class, and every group whole.
 
     A class of at least ``keep + 1`` images has at least one in the cut part and ``keep`` in the other. Classes of a
-    single image are split together, like one class.
+    single image are split together, like one class. If images have groups, the same holds for groups in place of
+    images; see ``cut_groups``.
 
     Args:
         labels: int64 array ``[N]``, the labels of the whole data set.
@@ -26,12 +32,15 @@ def cut_share(
         share: share of every class to cut off; 0 cuts nothing.
         keep: smallest number of images of a class that must stay.
         random: generator that draws the images.
+        groups: int64 array ``[N]``; ``None``: every image is a group.
 
     Returns:
         Two sorted int64 arrays: the rows that stay and the rows that are cut off.
     """
     if share == 0:
         return np.sort(rows), rows[:0]
+    if groups is not None and len(np.unique(groups[rows])) < len(rows):
+        return cut_groups(labels, rows, share, keep, random, groups)
     classes = rows_by_class(labels, rows)
     single = [members for members in classes if len(members) == 1]
     strata = [members for members in classes if len(members) > 1]
@@ -44,6 +53,44 @@ def cut_share(
         cut.append(random.permutation(members)[:count])
     cut_rows = np.sort(np.concatenate(cut))
     return np.setdiff1d(rows, cut_rows), cut_rows
+
+
+def cut_groups(
+    labels: np.ndarray, rows: np.ndarray, share: float, keep: int, random: np.random.Generator, groups: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split rows into two parts, every group whole, with about a share of every class in the second.
+
+    Groups are taken in random order as long as they exceed the share of no class, and leave ``keep`` groups of each of
+    their classes. A class of which nothing was taken then gives its smallest group, if it has more than ``keep``. A
+    class may so be missing from the cut part.
+
+    Args and returns: see ``cut_share``.
+    """
+    numbers, group = np.unique(groups[rows], return_inverse=True)
+    classes, label = np.unique(labels[rows], return_inverse=True)
+    images = np.zeros((len(numbers), len(classes)), dtype=np.int64)  # of each group and class
+    np.add.at(images, (group, label), 1)
+    target = np.maximum(np.round(share * images.sum(0)), 1)
+    left = (images > 0).sum(0)  # groups of each class
+    taken = np.zeros(len(numbers), dtype=bool)
+    cut = np.zeros(len(classes), dtype=np.int64)
+
+    def take(number: int, most: np.ndarray) -> None:
+        nonlocal cut, left
+        present = images[number] > 0
+        if (cut + images[number] <= most).all() and (left - present >= np.where(present, keep, 0)).all():
+            taken[number], cut, left = True, cut + images[number], left - present
+
+    order = random.permutation(len(numbers))
+    for number in order:
+        take(number, target)
+    for position in range(len(classes)):
+        smallest_first = order[np.argsort(images[order].sum(1), kind="stable")]
+        for number in smallest_first:
+            if cut[position] == 0 and images[number, position]:
+                take(number, images.sum(0))
+    chosen = taken[group]
+    return np.sort(rows[~chosen]), np.sort(rows[chosen])
 
 
 def limit_rows(labels: np.ndarray, rows: np.ndarray, limit: int | None, random: np.random.Generator) -> np.ndarray:

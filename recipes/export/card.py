@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from multilevel.recipes.export.trained import TrainedModel
 
-PRIVATE = (("data", "path"), ("output",))  # settings that depend on the machine
+PRIVATE = (("data", "path"), ("data", "division"), ("output",))  # settings that depend on the machine
 LOAD = {
     "transformers": """```python
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, ViTMAEForPreTraining

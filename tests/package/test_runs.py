@@ -45,7 +45,7 @@ def finished(tmp_path_factory):
 
 def test_a_run_folder_holds_everything(finished):
     folder, summary = finished
-    names = ["checkpoint", "config.yaml", "curves.png", "masks.png", "metrics.jsonl", "summary.json"]
+    names = ["checkpoint", "config.yaml", "curves.png", "data.json", "masks.png", "metrics.jsonl", "summary.json"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert [path.name for path in (folder / "checkpoint").iterdir()] == ["step-6"]
     for name in ("curves.png", "masks.png"):

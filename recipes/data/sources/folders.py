@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -14,7 +15,7 @@ from multilevel.recipes.data.images import Source, SourceSplits
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.recipes.data.sources.mask_files import find_masks
 from multilevel.recipes.data.targets.base import Labels, Targets
-from multilevel.solvers.errors import DataError
+from multilevel.solvers.errors import DataError, SettingError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 UNLABELLED = ("unlabelled", "unlabeled")
@@ -28,14 +29,21 @@ class FolderSource(Source):
     """Image files and their labels: class after class, those without a label last.
 
     Args:
+        root: ``data.path``.
         labelled: the files of each class.
         class_names: names of the classes, by label.
         unlabelled: files without a label; theirs is -1.
         masks: the mask file of each image that has one.
     """
 
-    def __init__(self, labelled: Labelled, class_names: tuple[str, ...], unlabelled: list[Path], masks: Masks) -> None:
+    names: list[str]
+
+    def __init__(
+        self, root: Path, labelled: Labelled, class_names: tuple[str, ...], unlabelled: list[Path], masks: Masks
+    ) -> None:
         self.files = [*chain.from_iterable(labelled.values()), *unlabelled]
+        self.names = [file.relative_to(root).as_posix() for file in self.files]
+        self.class_names = class_names
         labels = [class_names.index(name) for name, images in labelled.items() for _ in images]
         self.labels = torch.tensor(labels + [-1] * len(unlabelled), dtype=torch.int64)
         self.masks = masks
@@ -46,6 +54,38 @@ class FolderSource(Source):
 
     def describe_row(self, row: int) -> str:
         return str(self.files[row])
+
+    def stamp(self, row: int) -> int:
+        """The size of the file and its mask, in bytes."""
+        return sum(os.path.getsize(file) for file in self._files(row))
+
+    def contents(self, row: int) -> bytes:
+        return b"".join(file.read_bytes() for file in self._files(row))
+
+    def _files(self, row: int) -> list[Path]:
+        mask = self.masks.get(self.files[row])
+        return [self.files[row], *([] if mask is None else [mask])]
+
+    def group_keys(self, setting: str) -> list[str | None]:
+        """``folder``: the subfolder of its class that an image is in; otherwise the part of the file name that a
+        regular expression matches, or its first group."""
+        if setting == "folder":
+            return [self._subfolder(row) for row in range(len(self))]
+        try:
+            matches = [re.search(setting, name) for name in self.names]
+        except re.error as error:
+            raise SettingError("data.group", setting, f"folder, or a regular expression ({error})") from None
+        if not any(matches):
+            raise SettingError("data.group", setting, f"a regular expression that matches names like {self.names[0]}")
+        return [None if match is None else match[(match.lastindex and 1) or 0] for match in matches]
+
+    def _subfolder(self, row: int) -> str | None:
+        """The folders between that of the class and the file."""
+        folders = self.names[row].split("/")[:-1]
+        label = int(self.labels[row])
+        tops = [self.class_names[label]] if label >= 0 else [name for name in folders if name.lower() in UNLABELLED]
+        below = folders[folders.index(tops[0]) + 1 :] if tops and tops[0] in folders else folders
+        return "/".join(below) or None
 
     def open_mask(self, row: int) -> Image.Image | None:
         mask = self.masks.get(self.files[row])
@@ -95,12 +135,12 @@ def read_image_folder(root: Path, settings: DataSettings, targets: type[Targets]
     class_names = tuple(labelled)
     test = None
     if class_names and train_root is not None and test_root is not None:
-        test = read_test_folder(test_root, class_names, targets.marked)
-    return SourceSplits(FolderSource(labelled, class_names, unlabelled, masks), test, class_names)
+        test = read_test_folder(root, test_root, class_names, targets.marked)
+    return SourceSplits(FolderSource(root, labelled, class_names, unlabelled, masks), test, class_names)
 
 
-def read_test_folder(test_root: Path, class_names: tuple[str, ...], loose_class: bool) -> FolderSource:
-    """Read the labelled images of a test folder.
+def read_test_folder(root: Path, test_root: Path, class_names: tuple[str, ...], loose_class: bool) -> FolderSource:
+    """Read the labelled images of a test folder below ``root``.
 
     Raises:
         DataError: there are none, or a class is not among ``class_names``.
@@ -111,7 +151,7 @@ def read_test_folder(test_root: Path, class_names: tuple[str, ...], loose_class:
     unknown = [name for name in labelled if name not in class_names]
     if unknown:
         raise DataError(f"{test_root / unknown[0]} is a class without training images; remove or rename it")
-    return FolderSource(labelled, class_names, [], masks)
+    return FolderSource(root, labelled, class_names, [], masks)
 
 
 def list_images(root: Path, loose_class: bool) -> tuple[Labelled, list[Path], Masks]:

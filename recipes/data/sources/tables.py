@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -40,6 +42,7 @@ class TableSource(Source):
     def __init__(
         self, table: Any, image_column: str, labels: Tensor, name: str, mask_column: str | None = None
     ) -> None:
+        self.table = table
         self.images = table.data.column(image_column)
         self.labels = labels
         self.name = name
@@ -54,6 +57,22 @@ class TableSource(Source):
 
     def describe_row(self, row: int) -> str:
         return f"row {row} of {self.name}"
+
+    def stamp(self, row: int) -> int:
+        """A checksum of the image's list of labels or boxes."""
+        targets = self.multilabels[row].numpy() if self.multilabels is not None else self.boxes and self.boxes[row]
+        return 0 if targets is None else zlib.crc32(np.ascontiguousarray(targets).tobytes())
+
+    def contents(self, row: int) -> bytes:
+        cells = [column[row].as_py() for column in (self.images, self.masks) if column is not None]
+        return b"".join(map(_cell_contents, cells))
+
+    def group_keys(self, setting: str) -> list[str | None]:
+        """The values of the column with this name."""
+        if setting not in self.table.features:
+            raise SettingError("data.group", setting, f"a column of the table: {', '.join(self.table.features)}")
+        values = self.table.data.column(setting).to_pylist()
+        return [None if value is None else str(value) for value in values]
 
     def open_mask(self, row: int) -> Image.Image | None:
         assert self.masks is not None
@@ -73,6 +92,13 @@ def open_cell(cell: Any) -> Image.Image | None:
         return Image.open(cell)
     formats = next((formats for start, formats in _FORMATS.items() if cell.startswith(start)), None)
     return Image.open(io.BytesIO(cell), formats=formats)
+
+
+def _cell_contents(cell: Any) -> bytes:
+    """The bytes of an image in a cell; of a path, those of its file."""
+    if isinstance(cell, dict):
+        cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
+    return cell if isinstance(cell, bytes) else b"" if cell is None else Path(cell).read_bytes()
 
 
 def read_parquet(path: Path, settings: DataSettings, targets: type[Targets] = Labels) -> SourceSplits:

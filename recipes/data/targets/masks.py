@@ -81,6 +81,9 @@ class MaskSource(Source):
     def describe_row(self, row: int) -> str:
         return self.source.describe_mask(row)
 
+    def check_contents(self, row: int) -> None:
+        """Nothing: the contents of an image include its mask."""
+
 
 def mask_splits(sources: SourceSplits, settings: DataSettings) -> SourceSplits:
     """The masks of training and test images; reads ``image_size``, ``mask_classes`` and ``fit``."""
