@@ -18,6 +18,7 @@ from multilevel.problems import CheckpointError, Checkpointing, DivergedError, E
 from multilevel.problems.checkpoint import newest_intact
 from multilevel.problems.errors import ReplicaError
 from multilevel.recipes.base import Recipe
+from multilevel.recipes.data.overview import overview
 from multilevel.recipes.encoder import EncoderRecipe, images_per_step
 from multilevel.recipes.evaluation import format_table
 from multilevel.runs.collapse import CollapseReport
@@ -53,7 +54,9 @@ def train(config: DictConfig, output: Path) -> None:
     engine, loggers = new_engine(recipe), loggers_of(recipe, output, config)
     record = None if recipe.image_data is None else recipe.image_data.record().text()
     folder = on_first_rank(lambda: RunFolder.create(output, config, record))
-    print_once(*(recipe.image_data.notes if recipe.image_data else ()), *recipe.notes, recipe.graph.describe())
+    if recipe.image_data is not None:
+        print_once(*overview(recipe.image_data), *recipe.image_data.notes)
+    print_once(*recipe.notes, recipe.graph.describe())
     finish(recipe, engine, folder, loggers, seconds=0.0)
 
 

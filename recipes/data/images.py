@@ -26,7 +26,7 @@ _SMALL_PICTURE = 96 * 96  # pixels; smaller images spend their time in Python, w
 _NAMED = 5  # unreadable images named in an error
 
 
-CHANGED = "has changed since the run; restore it, or go on with data.changed=accept"
+CHANGED = "has changed since the run; restore it, or set data.changed=accept"
 
 
 class Source(ABC):
@@ -43,6 +43,8 @@ class Source(ABC):
         names: the images' file names below ``data.path``; ``None``: images are named by their row.
         digests: of the contents of each image that has been read, by row.
         expected: recorded digests, by row; reading an image with another digest raises.
+        left_out: number of files of each kind that are not images.
+        nested: the folders with images inside the folder of a class, by class.
     """
 
     labels: Tensor
@@ -53,6 +55,8 @@ class Source(ABC):
     names: Sequence[str] | None = None
     digests: dict[int, str]
     expected: Mapping[int, str] = {}
+    left_out: Mapping[str, int] = {}
+    nested: Mapping[str, Sequence[str]] = {}
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -154,7 +154,7 @@ class _Matching:
     def refuse(self, difference: str) -> None:
         if not self.accepting:
             raise DataError(
-                f"{self.where}: {difference}; give the images of the run (data.path=DIR), or go on with "
+                f"{self.where}: {difference}; give the images of the run (data.path=DIR), or set "
                 "data.changed=accept, which keeps the run's classes and division and leaves out new images"
             )
 

@@ -115,7 +115,7 @@ class ImageData:
     notes: tuple[str, ...] = ()
 
     def record(self) -> DataRecord:
-        """What ``data.division`` needs to use the same images in the same way again."""
+        """The contents of ``data.json``, with which ``data.division`` divides the same images in the same way."""
         parts = {name: getattr(self, name) for name in ("pretrain", "finetune", "mask", "validation", "test")}
         own_test = self.test.images.source is not self.pretrain.images.source
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -44,10 +45,12 @@ class FolderSource(Source):
         self.files = [*chain.from_iterable(labelled.values()), *unlabelled]
         self.names = [file.relative_to(root).as_posix() for file in self.files]
         self.class_names = class_names
+        self.left_out = kinds_left_out(root)
         labels = [class_names.index(name) for name, images in labelled.items() for _ in images]
         self.labels = torch.tensor(labels + [-1] * len(unlabelled), dtype=torch.int64)
         self.masks = masks
         self.has_masks = bool(masks)
+        self.nested = self._nested()
 
     def open(self, row: int) -> Image.Image:
         return Image.open(self.files[row])
@@ -86,6 +89,14 @@ class FolderSource(Source):
         tops = [self.class_names[label]] if label >= 0 else [name for name in folders if name.lower() in UNLABELLED]
         below = folders[folders.index(tops[0]) + 1 :] if tops and tops[0] in folders else folders
         return "/".join(below) or None
+
+    def _nested(self) -> dict[str, list[str]]:
+        folders: dict[str, set[str]] = {}
+        for row, label in enumerate(self.labels.tolist()):
+            below = self._subfolder(row) if label >= 0 else None
+            if below is not None:
+                folders.setdefault(self.class_names[label], set()).add(below.split("/")[0])
+        return {name: sorted(below) for name, below in folders.items()}
 
     def open_mask(self, row: int) -> Image.Image | None:
         mask = self.masks.get(self.files[row])
@@ -178,6 +189,16 @@ def unlabelled_images(root: Path) -> list[Path]:
     loose = images_among(root.iterdir())
     folders = [folder for folder in visible_folders(root) if folder.name.lower() in UNLABELLED]
     return loose + [file for folder in folders for file in images_below(folder)]
+
+
+def kinds_left_out(root: Path) -> Counter[str]:
+    """The visible files below a folder that are not images, counted by suffix."""
+    counts: Counter[str] = Counter()
+    for _, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        suffixes = (Path(name).suffix.lower() for name in names if not name.startswith("."))
+        counts.update(suffix or "without a suffix" for suffix in suffixes if suffix not in SUFFIXES)
+    return Counter(dict(sorted(counts.items(), key=lambda kind: (-kind[1], kind[0]))))
 
 
 def images_below(folder: Path) -> list[Path]:

@@ -77,9 +77,7 @@ def test_another_picture_of_equal_size_is_refused_as_it_is_read(recorded):
     content = bytearray(file.read_bytes())
     content[-20] ^= 1
     file.write_bytes(bytes(content))
-    with pytest.raises(
-        DataError, match=rf"{name} has changed since the run; restore it, or go on with data.changed=accept"
-    ):
+    with pytest.raises(DataError, match=rf"{name} has changed since the run; restore it, or set data.changed=accept"):
         load_data(again())
 
 
