@@ -56,7 +56,7 @@ DATA = {
     ),
     "cifar10": Data("experiment=cifar10_small data.validation_share=0.1", 200, {"steps": 12, "seeds": 2}),
 }
-COMMON = "threads=1 evaluation.split=validation evaluation.references=false evaluation.labels=[0.1]"
+COMMON = "threads=1 data.mask_share=0.2 evaluation.split=validation evaluation.references=false evaluation.labels=[0.1]"
 BASELINE = "random masks"
 DEFAULT = "default so far: sampled, both paths, identity"
 BEST = "mask.policy=stratified paths=direct solver=unrolled"  # on planted signals, see docs/results.md

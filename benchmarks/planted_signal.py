@@ -30,7 +30,8 @@ from multilevel.recipes.data.planted import signal_patches
 from multilevel.study.scores import TRAINED
 
 COMMON = (
-    "data=planted data.limit=2500 model.width=32 model.heads=2 model.depth=2 model.decoder_width=16 "
+    "data=planted data.limit=2500 data.mask_share=0.2 "
+    "model.width=32 model.heads=2 model.depth=2 model.decoder_width=16 "
     "model.decoder_heads=2 model.decoder_depth=1 levels.pretrain.schedule=constant levels.finetune.learning_rate=2e-2 "
     "levels.mask.learning_rate=1e-2 mask.guidance=0.5 paths=direct levels.pretrain.steps=8 "
     "evaluation.references=false evaluation.labels=[0.1]"

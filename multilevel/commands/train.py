@@ -79,6 +79,6 @@ def run_or_resume(arguments: Sequence[str]) -> None:
     else:
         unusable = [override for override in line.overrides if override.partition("=")[0] not in MOVED]
         if unusable:
-            expected = f"no other setting but {' and '.join(MOVED)}: a run continues with those in its config.yaml"
+            expected = f"no other setting but {', '.join(MOVED)}: a run continues with those in its config.yaml"
             raise SettingError("resume", unusable[0], expected)
         resume(Path(resumed), line.overrides)

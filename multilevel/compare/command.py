@@ -248,7 +248,7 @@ def _config(comparison: CompareSettings) -> DictConfig:
         setting for setting in comparison.settings if not setting.startswith("output=") and setting not in moved
     ]
     if unusable:
-        raise SettingError("resume", unusable[0], f"no setting of the recipe but {' and '.join(MOVED)}")
+        raise SettingError("resume", unusable[0], f"no setting of the recipe but {', '.join(MOVED)}")
     config = changed(RunFolder.open("resume", Path(comparison.resume)).config_with_division(), moved)
     config.output = outputs[0] if outputs else None
     return config

@@ -106,9 +106,10 @@ def resolved(config: DictConfig) -> DictConfig:
 
 
 def located(config: DictConfig) -> DictConfig:
-    """A configuration whose ``data.path``, if it has one, is absolute, so that it names the same folder everywhere."""
-    if path := OmegaConf.select(config, "data.path"):
-        config.data.path = str(Path(str(path)).expanduser().absolute())
+    """A configuration whose folders of images are absolute paths, so that they name the same folders everywhere."""
+    for setting in ("data.path", "data.unlabelled"):
+        if path := OmegaConf.select(config, setting):
+            OmegaConf.update(config, setting, str(Path(str(path)).expanduser().absolute()))
     return config
 
 

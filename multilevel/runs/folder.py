@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from multilevel.solvers import MultilevelError, SettingError
 
 #: The meaning of settings that configurations of earlier versions do not have, where it is not the default any more.
-EARLIER = {"data.near_copies": "keep"}
+EARLIER = {"data.near_copies": "keep", "data.mask_share": 0.2}
 SKIPPED = "skipped"
 NOTICE = "notice"
 

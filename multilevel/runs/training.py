@@ -34,7 +34,7 @@ from multilevel.runs.summary import Outcome, format_findings, peak_memory_mib, s
 from multilevel.solvers import MultilevelError
 
 #: Settings that a resumed run may change: where its images are, and whether they may have changed.
-MOVED = ("data.path", "data.changed")
+MOVED = ("data.path", "data.unlabelled", "data.changed")
 
 
 def is_of(path: Path, config: DictConfig) -> bool:

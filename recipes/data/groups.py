@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from multilevel.recipes.data.images import Source, SourceSplits, StreamedImages
+from multilevel.recipes.data.images import Source, SourceSplits, StreamedImages, check_readable
 from multilevel.recipes.data.settings import KEEP, DataSettings
+from multilevel.solvers.errors import DataError
 
 SIDE = 32  # pixels per side at which images are compared
 MOST = 20_000  # images to compare; the time grows with the square of their number
@@ -59,6 +61,7 @@ def with_groups(sources: SourceSplits, settings: DataSettings) -> tuple[SourceSp
 
     Raises:
         SettingError: ``data.group`` does not suit the images.
+        DataError: training images that cannot be read.
     """
     train, test = sources.train, sources.test
     pairs = [Pairs.of(train.group_keys(settings.group))] if settings.group else []
@@ -83,51 +86,62 @@ def near_copies(train: Source, test: Source | None, threshold: float) -> tuple[P
     """Pairs of near copies among the training images, and lines about them and about copies in the test images.
 
     A group of more than 5% of a class (and more than 10 images) is not kept together: a set of images that all look
-    alike could not be divided.
+    alike could not be divided. Unreadable test images are only named, since nothing but the evaluation needs them.
+
+    Raises:
+        DataError: training images that cannot be read.
     """
     start = time.perf_counter()
-    vectors, digests = thumbnails(train)
-    total = len(train)
+    vectors, digests, broken = thumbnails(train)
+    check_readable(broken)
     if test is not None:
-        test_vectors, test_digests = thumbnails(test)
+        test_vectors, test_digests, broken = thumbnails(test)
         vectors, digests = np.concatenate([vectors, test_vectors]), digests + test_digests
-    groups = components([Pairs.of(digests), correlated(vectors, threshold)], len(vectors))
+    every = components([Pairs.of(digests), correlated(vectors, threshold)], len(vectors))
     seconds = time.perf_counter() - start
-    notes = []
-    if test is not None:
-        copied = int(np.isin(groups[total:], groups[:total]).sum())
-        if copied:
-            notes.append(
-                f"{copied} of {len(test)} test images are copies or near copies (correlation above {threshold:g}) of "
-                "training images: scores on them are too good"
-            )
-    groups = groups[:total]
-    sizes = np.bincount(groups)
+    groups, tested = every[: len(train)], every[len(train) :]
     large = large_groups(groups, train.labels.numpy())
+    notes = _about_test_images(int(np.isin(tested, groups).sum()), len(tested), broken, threshold)
+    notes += _about_groups(np.bincount(groups), large, threshold, f"{len(every):,} images compared in {seconds:.1f} s")
+    return Pairs.of([None if large[group] else str(group) for group in groups]), notes
+
+
+def _about_test_images(copies: int, count: int, broken: Mapping[int, DataError], threshold: float) -> list[str]:
+    notes = []
+    if broken:
+        first = broken[min(broken)]
+        notes.append(f"{len(broken)} of {count} test images cannot be read, so they cannot be scored: {first}")
+    if copies:
+        notes.append(
+            f"{copies} of {count} test images are copies or near copies (correlation above {threshold:g}) of training "
+            "images: scores on them are too good"
+        )
+    return notes
+
+
+def _about_groups(sizes: np.ndarray, large: np.ndarray, threshold: float, compared: str) -> list[str]:
     together = sizes[(sizes > 1) & ~large]
-    notes.append(
-        f"near copies: {len(vectors):,} images compared in {seconds:.1f} s; {together.sum():,} images in "
-        f"{len(together):,} groups of near copies (correlation above {threshold:g}) are each kept in one part"
-    )
+    notes = [
+        f"near copies: {compared}; {together.sum():,} images in {len(together):,} groups of near copies "
+        f"(correlation above {threshold:g}) are each kept in one part"
+    ]
     if large.any():
         largest = ", ".join(map(str, sorted(sizes[large], reverse=True)[:5]))
         notes.append(
-            f"near copies: {large.sum()} groups of {largest} images are above {LARGEST_SHARE:.0%} of a class "
-            "and not kept together; a higher data.near_copies separates them"
+            f"near copies: {large.sum()} groups of {largest} images are above {LARGEST_SHARE:.0%} of a class and "
+            "not kept together; a higher data.near_copies separates them"
         )
-    keys = [None if large[group] else str(group) for group in groups]
-    return Pairs.of(keys), notes
+    return notes
 
 
-def thumbnails(source: Source) -> tuple[np.ndarray, list[str | None]]:
-    """Unit vectors float32 ``[N, 1024]`` of the grey images minus their means (0 for a constant image), and the digests
-    of their files; ``None`` for a file that cannot be read, which loading reports if it is needed.
-    """
-    decoded, _ = StreamedImages(source, SIDE, 1, "stretch").readable()
+def thumbnails(source: Source) -> tuple[np.ndarray, list[str | None], dict[int, DataError]]:
+    """Unit vectors float32 ``[N, 1024]`` of the grey images minus their means (0 for a constant image), the digests of
+    their files, and the errors of those that cannot be read, by row."""
+    decoded, broken = StreamedImages(source, SIDE, 1, "stretch").readable()
     pixels = decoded.flatten(1).numpy().astype(np.float32)
     pixels -= pixels.mean(1, keepdims=True)
     norms = np.linalg.norm(pixels, axis=1, keepdims=True)
-    return pixels / np.where(norms > 0, norms, 1), [source.digests.get(row) for row in range(len(source))]
+    return pixels / np.where(norms > 0, norms, 1), [source.digests.get(row) for row in range(len(source))], broken
 
 
 def correlated(vectors: np.ndarray, threshold: float) -> Pairs:

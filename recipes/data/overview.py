@@ -10,6 +10,7 @@ from PIL import Image
 
 from multilevel.recipes.data.images import Source
 from multilevel.recipes.data.pictures import to_square, upright
+from multilevel.recipes.data.sources.unlabelled import folders_of
 from multilevel.recipes.data.splits import ImageData
 from multilevel.recipes.data.strata import random_for
 
@@ -24,6 +25,8 @@ def overview(data: ImageData) -> list[str]:
     source = data.pretrain.images.source
     rows = random_for(0, "overview").permutation(np.union1d(data.pretrain.indices, data.train.indices))[:LOOKED_AT]
     lines = [_classes(data), _parts(data)]
+    if folders := folders_of(list(source.names or ())):
+        lines.append(f"folders of data.unlabelled: {_counted(dict(sorted(folders.items())))}")
     if source.left_out:
         lines.append(f"left out, since they are not images: {_counted(source.left_out)}")
     if source.nested:

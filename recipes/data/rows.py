@@ -58,14 +58,14 @@ def divide(sources: SourceSplits, settings: DataSettings) -> Rows:
         limited = limited[~np.isin(groups[limited], groups[np.concatenate([test, validation])])]
     train = limited[labels[limited] != UNLABELLED]
     check_several_classes(labels[train], sources.class_names, f"data.limit={settings.limit}")
-    finetune, mask = cut_share(labels, train, settings.mask_share, 1, draw("mask"), groups)
+    finetune, mask = cut_share(labels, train, settings.mask_share or 0.0, 1, draw("mask"), groups)
     pretrain = np.sort(np.concatenate([finetune, limited[labels[limited] == UNLABELLED]]))
     return Rows(pretrain, finetune, mask, train, validation, test)
 
 
 def training_parts(settings: DataSettings) -> list[str]:
     """The parts that training splits the labelled images into."""
-    return ["finetune"] if settings.mask_share == 0 else ["finetune", "mask"]
+    return ["finetune"] if not settings.mask_share else ["finetune", "mask"]
 
 
 def check_classes(labels: np.ndarray, sources: SourceSplits, settings: DataSettings) -> None:

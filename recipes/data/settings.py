@@ -10,6 +10,7 @@ from multilevel.solvers.ranges import AtLeast, Below, Count, NonNegative, OneOf,
 
 Share = Annotated[float, AtLeast(0), Below(1)]
 KEEP = "keep"
+MASK_SHARE = 0.2  # for mask learning, if no other share is set
 
 
 class Correlation:
@@ -32,12 +33,14 @@ class DataSettings:
         name: the name of the data set; ``digits`` comes with scikit-learn.
         path: a folder of ``train*.parquet`` files (or one such file), or a folder of images.
         hub: the data set's name on the Hugging Face Hub.
+        unlabelled: a folder of further images without labels, for pretraining, in subfolders or not.
         image_size: height and width of every image after resizing, in pixels.
         channels: 3 (RGB) or 1 (grey).
         fit: how an image becomes a square: crop (its centre) or stretch (the whole image, distorted).
         patch_size: a suitable patch size for the images; only the model's configuration reads it.
         batch_size: images in a batch.
-        mask_share: share of the labelled training images that mask learning gets; finetuning gets the rest.
+        mask_share: share of the labelled training images that mask learning gets; finetuning gets the rest. ``None``: a
+            fifth, or nothing for a recipe without mask learning.
         test_share: share of the labelled images kept for testing, if the data set has no test split.
         validation_share: share of the labelled training images held out for choosing settings.
         split_seed: the seed of all random splits.
@@ -71,12 +74,13 @@ class DataSettings:
     name: Text
     path: Text | None = None
     hub: Text | None = None
+    unlabelled: Text | None = None
     image_size: Count
     channels: Annotated[int, OneOf(1, 3)]
     fit: Annotated[str, OneOf(*FITS)] = "crop"
     patch_size: Count
     batch_size: Count
-    mask_share: Share = 0.2
+    mask_share: Share | None = None
     test_share: Share = 0.2
     validation_share: Share = 0.0
     split_seed: Annotated[int, AtLeast(0)] = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from multilevel.recipes.data.groups import with_groups
 from multilevel.recipes.data.images import Images, MemoryImages, Source, SourceSplits, StreamedImages
 from multilevel.recipes.data.record import DataRecord, ImageRecord
 from multilevel.recipes.data.rows import Rows, divide
-from multilevel.recipes.data.settings import DataSettings
+from multilevel.recipes.data.settings import MASK_SHARE, DataSettings
 from multilevel.recipes.data.sources.choice import read_sources
+from multilevel.recipes.data.sources.unlabelled import with_unlabelled
 from multilevel.recipes.data.strata import random_for
 from multilevel.recipes.data.targets.base import Targets
 from multilevel.recipes.data.targets.choice import TARGETS
@@ -155,7 +156,7 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str 
 
     Args:
         settings: name the data set and its splits.
-        allow_no_mask: accept ``mask_share`` 0, for a recipe without mask learning.
+        allow_no_mask: for a recipe without mask learning: accept ``mask_share`` 0, which is then the default.
         targets: the kind of the task's targets, one of ``TARGETS``. All parts except ``pretrain`` have them.
 
     Returns:
@@ -168,10 +169,14 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str 
             that are not those of ``settings.division``.
     """
     settings.validate()
+    if settings.mask_share is None:
+        settings = replace(settings, mask_share=0.0 if allow_no_mask else MASK_SHARE)
     if settings.mask_share == 0 and not allow_no_mask:
         raise SettingError("data.mask_share", settings.mask_share, "a share above 0 for mask learning")
     kind = chosen("targets", TARGETS, targets)
     sources = read_sources(settings, kind)
+    if settings.unlabelled is not None:
+        sources = with_unlabelled(sources, settings.unlabelled)
     kind.check(sources, settings)
     sources = kind.label(sources, settings)
     record = DataRecord.read(Path(settings.division)) if settings.division else None

@@ -9,7 +9,12 @@ from omegaconf import OmegaConf
 
 from multilevel.recipes.export.trained import TrainedModel
 
-PRIVATE = (("data", "path"), ("data", "division"), ("output",))  # settings that depend on the machine
+PRIVATE = (
+    ("data", "path"),
+    ("data", "unlabelled"),
+    ("data", "division"),
+    ("output",),
+)  # settings that depend on the machine
 LOAD = {
     "transformers": """```python
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, ViTMAEForPreTraining

@@ -100,7 +100,7 @@ def test_an_earlier_run_without_a_record_is_used_as_before(place, capsys):
 
 def test_resuming_takes_no_other_setting(place, capsys):
     assert main(["train", f"resume={place / 'run'}", "data.limit=5"]) == 2
-    assert "no other setting but data.path and data.changed" in capsys.readouterr().err
+    assert "no other setting but data.path, data.unlabelled, data.changed" in capsys.readouterr().err
 
 
 def test_the_stored_path_is_absolute(trained, tmp_path, monkeypatch):

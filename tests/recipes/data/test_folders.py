@@ -93,7 +93,7 @@ def test_broken_image_is_named_at_load(folder, settings):
 
 def test_broken_image_is_named_at_use_where_images_are_decoded_on_demand(folder, settings, numbers):
     root = folder(CLASSES)
-    on_demand = settings(path=str(root), memory_gib=0.0)
+    on_demand = settings(path=str(root), memory_gib=0.0, near_copies="keep")
     broken = CLASSES[numbers(load_data(on_demand).mask)[0]]
     whole = (root / broken).read_bytes()
     (root / broken).write_bytes(whole[: len(whole) // 2])

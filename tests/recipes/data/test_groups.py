@@ -8,7 +8,7 @@ from PIL import Image
 from multilevel.recipes.data import load_data
 from multilevel.recipes.data.groups import large_groups
 from multilevel.recipes.data.strata import cut_groups
-from multilevel.solvers import SettingError
+from multilevel.solvers import DataError, SettingError
 
 PARTS = ("finetune", "mask", "validation", "test")
 
@@ -155,3 +155,26 @@ def test_unlabelled_copies_of_test_images_are_not_trained_on(photographs, settin
     assert len(data.pretrain) - len(data.finetune) == 60 - len(data.test) // 2
     groups = data.pretrain.images.groups
     assert not torch.isin(groups[data.pretrain.indices], groups[data.test.indices]).any()
+
+
+def test_all_unreadable_images_are_named_at_once(photographs, settings):
+    files = sorted(photographs.rglob("*.png"))
+    for file in files[3:10]:
+        file.write_bytes(b"no image")
+    message = rf"7 images: .*{files[3].name} cannot be read.*{files[7].name} cannot be read[^;]*;[^;]*; and 2 more$"
+    with pytest.raises(DataError, match=message):
+        load_data(settings(path=str(photographs)))
+
+
+def test_unreadable_images_of_a_given_test_split_are_named_and_stop_nothing(photographs, settings):
+    (photographs / "test").mkdir()
+    for name in ("good", "worn"):
+        (photographs / "train").mkdir(exist_ok=True)
+        (photographs / "test" / name).mkdir()
+        (photographs / name / "lot0").rename(photographs / "test" / name / "lot0")
+        (photographs / name).rename(photographs / "train" / name)
+    broken = sorted((photographs / "test").rglob("*.png"))[4]
+    broken.write_bytes(b"no image")
+    notes = load_data(settings(path=str(photographs))).notes
+    assert notes[0].startswith("1 of 30 test images cannot be read, so they cannot be scored: ")
+    assert str(broken) in notes[0]

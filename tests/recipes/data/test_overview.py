@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 from multilevel.recipes.data import load_data
 from multilevel.recipes.data.overview import overview
+from multilevel.solvers import DataError, SettingError
 
 
 @pytest.fixture
@@ -68,3 +70,41 @@ def test_a_set_without_labels(folder, settings):
         "images: 2 without labels",
         "parts: pretrain (2)",
     ]
+
+
+def test_a_folder_of_unlabelled_images_is_pretrained_on_and_its_folders_are_counted(folder, settings, tmp_path):
+    root = folder([f"{name}/{number}.png" for name in ("ant", "bee") for number in range(8)])
+    for number, name in enumerate(("line 1/a/0.png", "line 1/1.png", "line 2/0.png", "0.png")):
+        (tmp_path / "more" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (3, 50 * number, 3)).save(tmp_path / "more" / name)
+    plain = load_data(settings(path=str(root)))
+    data = load_data(settings(path=str(root), unlabelled=str(tmp_path / "more")))
+    for part in ("finetune", "mask", "test"):
+        assert getattr(data, part).indices.tolist() == getattr(plain, part).indices.tolist()
+    assert data.pretrain.indices.tolist() == [*plain.pretrain.indices.tolist(), 16, 17, 18, 19]
+    assert data.pretrain.pixels(torch.tensor([len(data.pretrain) - 1]))[0, 1, 0, 0] == 100  # the last by name: line 2
+    assert overview(data)[2] == "folders of data.unlabelled: (top) (1), line 1 (2), line 2 (1)"
+    path = tmp_path / "data.json"
+    path.write_text(data.record().text())
+    again = settings(path=str(root), unlabelled=str(tmp_path / "more"), division=str(path))
+    assert load_data(again).record() == data.record()
+    (tmp_path / "more" / "line 2" / "0.png").unlink()
+    with pytest.raises(DataError, match=r"unlabelled:line 2/0\.png is missing"):
+        load_data(again)
+
+
+@pytest.mark.parametrize("folder_of_images", ["missing", "empty"])
+def test_a_folder_without_unlabelled_images_is_refused(folder, settings, tmp_path, folder_of_images):
+    (tmp_path / "empty").mkdir()
+    root = folder([f"{name}/{number}.png" for name in ("ant", "bee") for number in range(8)])
+    with pytest.raises((SettingError, DataError), match=r"data\.unlabelled.*"):
+        load_data(settings(path=str(root), unlabelled=str(tmp_path / folder_of_images)))
+
+
+def test_without_mask_learning_no_labels_are_reserved(folder, settings):
+    root = folder([f"{name}/{number}.png" for name in ("ant", "bee") for number in range(10)])
+    plain = load_data(settings(path=str(root)), allow_no_mask=True)
+    assert (len(plain.finetune), len(plain.mask)) == (16, 0)
+    guided = load_data(settings(path=str(root)))
+    assert (len(guided.finetune), len(guided.mask)) == (12, 4)
+    assert len(load_data(settings(path=str(root), mask_share=0.2), allow_no_mask=True).mask) == 4
