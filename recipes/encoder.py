@@ -6,6 +6,7 @@ from abc import abstractmethod
 from typing import ClassVar
 
 from multilevel.recipes.base import Recipe
+from multilevel.recipes.data import ImageData
 from multilevel.recipes.evaluation import Score
 from multilevel.recipes.export.trained import TrainedModel
 
@@ -16,10 +17,15 @@ class EncoderRecipe(Recipe):
     Attributes:
         encoder_level: the level whose module ``evaluate`` evaluates; it reads no other level's weights.
         images_per_step: images in the batches of all updates of one step.
+        encoder_passes: images in the batches of all updates of pretraining and finetuning in the whole run, for which
+            a supervised reference is trained.
+        data: the images.
     """
 
     encoder_level: ClassVar[str]
     images_per_step: int
+    encoder_passes: int
+    data: ImageData
 
     @abstractmethod
     def evaluate(self) -> list[Score] | None:

@@ -30,6 +30,7 @@ from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.data import DataSettings, ImageLoader, Split, load_data
 from multilevel.recipes.encoder import EncoderRecipe
 from multilevel.recipes.evaluation import Candidate, EvaluationSettings, Score, Setup, evaluate_features, raw_pixels
+from multilevel.recipes.evaluation.supervised import supervised_candidate
 from multilevel.recipes.export.trained import TrainedModel
 from multilevel.recipes.pictures import draw_masks, reconstruct_pixels
 from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
@@ -218,13 +219,15 @@ class GuidedMae(EncoderRecipe):
                 "or set mask.policy=random to only pretrain"
             )
         self.task: Any = self._new_task()  # None without labels, when no level needs it
+        self.notes += self.task.notes if self.task else ()
         self.modules = self._new_modules()
         learns = self.policy.learns_from is not None
         names = ["pretrain", *(["finetune"] if self.data.labelled else []), *(["mask"] if learns else [])]
         self._levels: dict[str, LevelSettings] = {name: getattr(settings.levels, name) for name in names}
         makers: dict[str, Any] = {"pretrain": self._pretrain, "finetune": self._finetune, "mask": self._mask}
         self.graph = Graph(*(makers[name]() for name in names), approximate=settings.approximate)
-        self.images_per_step = self._count_images()
+        self.images_per_step = self._count_images(*self.graph.names)
+        self.encoder_passes = settings.steps * self._count_images("pretrain", "finetune")
         self.one_thread = self.numbers_in_a_batch() <= SMALL and self.device.type == "cpu"
         if self.one_thread and settings.threads is None and torch.get_num_threads() > 1:
             self.notes += ("one CPU thread, since more would slow down operations of this size (threads=N uses N)",)
@@ -273,6 +276,9 @@ class GuidedMae(EncoderRecipe):
             untrained = self._new_modules()["pretrain"]
             name = "untrained encoder" if settings.init is None else "released encoder"
             candidates += [Candidate(name, untrained.features, untrained), Candidate("raw pixels", raw_pixels)]
+        if settings.evaluation.references == "supervised":
+            scratch = self._new_modules(scratch=True)["pretrain"]
+            candidates.append(supervised_candidate(scratch, self.encoder_passes, settings.model.learning_rate))
         setup = Setup(self.data, self.task, self.device, settings.precision, data.flip, data.crop_scale)
         return evaluate_features(candidates, setup, settings.evaluation)
 
@@ -292,13 +298,13 @@ class GuidedMae(EncoderRecipe):
         self.settings.evaluation.check_task(task)
         return task
 
-    def _new_modules(self) -> dict[str, Any]:
-        """Every level's module with the initial weights of this run's seed."""
+    def _new_modules(self, scratch: bool = False) -> dict[str, Any]:
+        """Every level's module with the initial weights of this run's seed, without ``init`` if ``scratch``."""
         model, data = self.settings.model, self.data
         with RandomState.seeded(self.settings.seed).active():
             sizes = {"image_size": data.image_size, "channels": data.channels}
             modules: dict[str, nn.Module] = {
-                "pretrain": self._new_autoencoder(**sizes),
+                "pretrain": self._new_autoencoder(**sizes, init=None if scratch else self.settings.init),
                 **({"finetune": self.task.new_head(model.width)} if self.task else {}),
                 # A quarter of the encoder's width, and at most about a hundredth of its parameters.
                 "mask": MaskingNetwork(
@@ -310,8 +316,8 @@ class GuidedMae(EncoderRecipe):
             }
         return {name: module.to(self.device) for name, module in modules.items()}
 
-    def _new_autoencoder(self, image_size: int, channels: int) -> MaskedAutoencoder:
-        init, ratio = self.settings.init, self.settings.mask.ratio
+    def _new_autoencoder(self, image_size: int, channels: int, init: str | None) -> MaskedAutoencoder:
+        ratio = self.settings.mask.ratio
         if init is not None:
             autoencoder = MaskedAutoencoder(load_autoencoder(init, image_size, ratio))
         else:
@@ -354,10 +360,11 @@ class GuidedMae(EncoderRecipe):
         """The number of token elements in one batch."""
         return self.settings.data.batch_size * self.modules["pretrain"].patches * self.settings.model.width
 
-    def _count_images(self) -> int:
+    def _count_images(self, *names: str) -> int:
+        """Images in the batches that some levels take in one step."""
         batches, updates = 0, 1
         for level in reversed(self.graph.names):
             problem = self.graph.problems[level]
             updates *= 1 if level == self.graph.top else problem.steps
-            batches += updates * problem.accumulate
+            batches += updates * problem.accumulate * (level in names)
         return batches * self.settings.data.batch_size

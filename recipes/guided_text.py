@@ -31,7 +31,7 @@ from multilevel.problems import Engine, Graph
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data.tensors import batches
-from multilevel.recipes.evaluation.protocols.linear_probe import linear_probe
+from multilevel.recipes.evaluation.protocols.linear_probe import fit_linear_probe
 from multilevel.recipes.guided_mae import PATHS, MaskSettings
 from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
 from multilevel.recipes.texts.texts import TextPart, TextSettings, load_texts
@@ -156,8 +156,8 @@ class GuidedText(Recipe):
     def _probed(self, features: Features) -> float:
         """Test accuracy of a linear classifier fitted to features of the training texts."""
         data = self.data
-        predicted = linear_probe(features(data.train), data.train.labels.numpy(), features(data.test), 0)
-        return float((predicted == data.test.labels.numpy()).mean())
+        probe = fit_linear_probe(features(data.train), data.train.labels.numpy(), seed=0)
+        return float((probe.predict(features(data.test)) == data.test.labels.numpy()).mean())
 
     def _features(self, model: MaskedLanguageModel) -> Features:
         def features(part: TextPart) -> np.ndarray:

@@ -132,7 +132,8 @@ def expected(kind: Any) -> str:
     kind, checks, optional = _parts(kind)
     if choices := choices_of(kind, checks):
         several = "some of " if get_origin(kind) is list else "one of "
-        words = (several if len(choices) > 1 else "") + ", ".join(map(str, choices))
+        typed = [str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in choices]
+        words = (several if len(choices) > 1 else "") + ", ".join(typed)
     elif get_origin(kind) is list:
         words = f"a list, each {expected(get_args(kind)[0])}"
     else:

@@ -43,6 +43,7 @@ class Task(ABC):
         protocols: default protocols if ``evaluation.protocols`` names none.
         soft_targets: whether the criterion also accepts probabilities [B, classes] as targets, as some classifications
             do.
+        notes: lines for the screen about choices that settings left open.
     """
 
     targets: ClassVar[str] = "labels"
@@ -50,6 +51,7 @@ class Task(ABC):
     metric_names: ClassVar[tuple[str, ...]]
     protocols: ClassVar[tuple[str, ...]] = ("head",)
     soft_targets: ClassVar[bool] = False
+    notes: tuple[str, ...] = ()
 
     def __init__(self, data: TaskData) -> None:
         self.data = data

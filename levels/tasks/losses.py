@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from multilevel.problems.evaluation.precision import at_least_float32
 from multilevel.solvers.ranges import OneOf
 
-LossName = Annotated[str, OneOf("cross_entropy", "balanced_cross_entropy")]
+LOSSES = ("cross_entropy", "balanced_cross_entropy")
+LossName = Annotated[str, OneOf(*LOSSES)]
 IGNORED = 255  # the usual label of ignored pixels, as in Pascal VOC
 
 

@@ -1,7 +1,9 @@
 """multilevel evaluate RUN [SETTING=VALUE ...]: score a run's encoder by probes and finetuning
 
-Scores a run's encoder next to an untrained encoder and raw pixels: each protocol is fitted to the labelled training
-images and scored on the test split, on the run's own data or on another data set. Writes RUN/evaluation.json, or
+Scores a run's encoder next to an untrained encoder, raw pixels, the majority class, and the same network trained from
+scratch on the labels for as many passes of images through the encoder as the run's (evaluation.references=true leaves
+this last one out, which takes about as long as the run). Each protocol is fitted to the labelled training images and
+scored on the test split, on the run's own data or on another data set. Writes RUN/evaluation.json, or
 RUN/evaluation-NAME.json for another data set. multilevel train takes the same settings for the evaluation at the end of
 a run.
 
@@ -18,21 +20,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from multilevel.configuration.command_line import NoSettings, read
 from multilevel.configuration.composition import build_recipe, changed, with_groups
 from multilevel.problems import load_weights
+from multilevel.problems.checkpoint import WEIGHTS, newest_intact
 from multilevel.recipes.base import recipe_class
 from multilevel.recipes.encoder import EncoderRecipe
-from multilevel.recipes.evaluation import EvaluationSettings, format_table
+from multilevel.recipes.evaluation import EvaluationSettings, describe_scores
 from multilevel.runs.distributed import print_once
 from multilevel.runs.folder import RunFolder
 from multilevel.solvers import DataError, SettingError
 from multilevel.solvers.ranges import require
 
 SHAPE = ("image_size", "channels", "patch_size")  # of the images that an encoder takes
+REFERENCES = "evaluation.references="
 DIVISION = ("test_share", "validation_share", "split_seed")  # of the run's own images
 
 
@@ -41,20 +46,36 @@ def main(arguments: Sequence[str]) -> int:
     into its folder: evaluation.json, or evaluation-NAME.json for the data set NAME."""
     line = read("evaluate", arguments, NoSettings, words=True)
     folder = run_folder("evaluate", line.words)
-    config, transfer = evaluation_config(folder.config_with_division(), line.overrides)
+    stored = folder.config_with_division()
+    config, transfer = evaluation_config(stored, line.overrides)
+    if config.evaluation.references is True and not any(text.startswith(REFERENCES) for text in line.overrides):
+        config.evaluation.references = "supervised"
     recipe = build_recipe(config)
     assert isinstance(recipe, EncoderRecipe)  # check_encoder
     # Only the encoder: the trained head is for the run's own classes.
     print_once(*load_weights(recipe.graph, folder.checkpoint, only=recipe.encoder_level))
+    recipe.encoder_passes = encoder_passes(recipe, folder, stored)
     scores = recipe.evaluate()
     if scores is None:
         where = config.data.path or config.data.name
         raise DataError(f"the images of {where} have no labels: nothing can be evaluated")
     name = f"evaluation-{config.data.name}.json" if transfer else "evaluation.json"
     written = folder.write_json(name, [asdict(score) for score in scores])
-    print(format_table(scores, config.evaluation.split, config.evaluation.metric))
+    settings: Any = recipe.settings
+    print(describe_scores(scores, recipe.data, settings.evaluation))
     print(written)
     return 0
+
+
+def encoder_passes(recipe: EncoderRecipe, folder: RunFolder, stored: DictConfig) -> int:
+    """The passes of images through the encoder that the newest checkpoint has had, see ``EncoderRecipe``.
+
+    The recipe counts those of a whole run in batches of its own, which are single images for another data set.
+    """
+    checkpoint, _ = newest_intact(folder.checkpoint, [WEIGHTS])
+    settings: Any = recipe.settings
+    batches = recipe.encoder_passes // settings.data.batch_size
+    return batches * stored.data.batch_size * int(checkpoint.name.removeprefix("step-")) // settings.steps
 
 
 def run_folder(command: str, words: Sequence[str]) -> RunFolder:

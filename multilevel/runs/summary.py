@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from multilevel.recipes.base import Recipe
-from multilevel.recipes.encoder import images_per_step
-from multilevel.recipes.evaluation import Score
+from multilevel.recipes.encoder import EncoderRecipe, images_per_step
+from multilevel.recipes.evaluation import Score, scored_images
 from multilevel.runs.collapse import find_collapse
 from multilevel.solvers import SOLVERS, MultilevelError, Solver
 
@@ -85,9 +85,17 @@ def summarize_run(
         "collapse": find_collapse(records),
         **outcome.findings,
         "evaluation": None if scores is None else [asdict(score) for score in scores],
+        "scored_images": _scored_images(recipe) if scores else None,
         "evaluation_problem": None if problem is None else str(problem),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
     }
+
+
+def _scored_images(recipe: Recipe) -> dict[str, int]:
+    """The number of images of each class that the evaluation scored."""
+    assert isinstance(recipe, EncoderRecipe)  # others have no scores
+    settings: Any = recipe.settings
+    return scored_images(recipe.data, settings.evaluation.split)
 
 
 def format_findings(findings: Mapping[str, Any], indent: int = 0) -> str:

@@ -20,7 +20,7 @@ from multilevel.problems.errors import ReplicaError
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data.overview import overview
 from multilevel.recipes.encoder import EncoderRecipe, images_per_step
-from multilevel.recipes.evaluation import format_table
+from multilevel.recipes.evaluation import describe_scores
 from multilevel.runs.collapse import CollapseReport
 from multilevel.runs.cpu_threads import cpu_threads
 from multilevel.runs.curves import draw_curves
@@ -176,7 +176,8 @@ def conclude(recipe: Recipe, folder: RunFolder, outcome: Outcome) -> None:
     if outcome.findings:
         print(format_findings(outcome.findings))
     if outcome.scores:
-        print(format_table(outcome.scores, settings.evaluation.split, settings.evaluation.metric))
+        assert isinstance(recipe, EncoderRecipe)
+        print(describe_scores(outcome.scores, recipe.data, settings.evaluation))
     if outcome.noise and (message := noise_message(recipe.graph.top, outcome.noise)):
         print(message)
     print("\n".join(f"{path}" for path in [*pictures, summary]))

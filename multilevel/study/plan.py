@@ -125,8 +125,8 @@ class Study:
 
     def overrides(self, arm: Arm, seed: int) -> list[str]:
         """The settings of ``multilevel train`` for a part."""
-        # Untrained references are the same for all arms of a seed, so they are scored once.
-        references = [] if arm == self.baseline else ["evaluation.references=false"]
+        # References are the same for all arms of a seed, so they are scored once.
+        references = [f"evaluation.references={'supervised' if arm == self.baseline else 'false'}"]
         labels = [] if self.labels == [1.0] else [f"evaluation.labels={self.labels}".replace(" ", "")]
         last = [*arm.overrides, *labels, f"seed={seed}", f"steps={arm.steps}"]
         earlier = [f"{setting}={value}" for setting, value in EARLIER.items()] if self.version == 1 else []

@@ -38,7 +38,8 @@ def evaluate_features(candidates: Sequence[Candidate], setup: Setup, settings: E
         training class.
 
     Raises:
-        DataError: no labels, no images to score, or an encoder whose features are not finite.
+        DataError: no labels, no images to score, an encoder whose features are not finite, or images of a single class
+            where the metric is the area under the ROC curve.
         SettingError: too few images for two classes, or a protocol that the labels do not suit.
     """
     pool, scored = _parts(setup.data, settings)
@@ -49,6 +50,11 @@ def evaluate_features(candidates: Sequence[Candidate], setup: Setup, settings: E
     fitted = {share: _subset(setup.data.train, pool[chosen]) for share, chosen in shares.items()}
     for part in fitted.values():
         _check_labels(part, scored, protocols, settings)
+    if metric == "macro_roc_auc" and len(scored.labels.unique()) < 2:
+        raise DataError(
+            f"all {settings.split} images are of one class, so the area under the ROC curve is not defined: give the "
+            f"set images of another class, raise data.{settings.split}_share, or set evaluation.metric=accuracy"
+        )
     common = (metric, settings.neighbours, settings.batch_size, settings.seed)
     scores = []
     for candidate in candidates:
@@ -57,14 +63,13 @@ def evaluate_features(candidates: Sequence[Candidate], setup: Setup, settings: E
             partial(_score, name, share, protocol, trial)
             for share, part in fitted.items()
             for trial in [Trial(candidate, setup, part, scored, _chosen(frozen, shares[share]), *common)]
-            for name, protocol in protocols.items()
-            if candidate.module is not None or not protocol.needs_module
+            for name, protocol in candidate.protocols(protocols).items()
         ]
         scores += replicas.spread(tasks)
     for share, part in fitted.items():
         for name, protocol in protocols.items():
             if protocol.needs_classes or setup.task.soft_targets:
-                metrics = shown_first(_majority_metrics(part, scored), metric)
+                metrics = shown_first(_majority_metrics(part, scored, len(setup.data.class_names)), metric)
                 scores.append(Score("majority class", name, share, metrics))
     return scores
 
@@ -182,6 +187,8 @@ def _chosen(frozen: Callable[[], list[np.ndarray]], positions: Tensor) -> Callab
     return lambda: (frozen()[0][positions.numpy()], frozen()[1])
 
 
-def _majority_metrics(fitted: Split, scored: Split) -> dict[str, float]:
-    labels = scored.labels.numpy()
-    return classification_metrics(labels, np.full_like(labels, int(fitted.labels.bincount().argmax())))
+def _majority_metrics(fitted: Split, scored: Split, classes: int) -> dict[str, float]:
+    """The metrics of equal scores for all images, the highest for the most frequent class."""
+    scores = np.zeros((len(scored), classes))
+    scores[:, int(fitted.labels.bincount().argmax())] = 1
+    return classification_metrics(scored.labels.numpy(), scores)

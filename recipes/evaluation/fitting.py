@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import torch
@@ -36,8 +37,7 @@ def fit(
     loader: ImageLoader,
     setup: Setup,
     *,
-    epochs: int,
-    least_updates: int,
+    updates: int,
     warmup: float,
     name: str,
     setting: str,
@@ -51,8 +51,7 @@ def fit(
         optimizer: its learning rates are the peak values after the warmup.
         loader: batches of (images, targets).
         setup: device and precision.
-        epochs: number of epochs; raised if they make fewer than ``least_updates`` updates.
-        least_updates: smallest number of updates, for fits to few images.
+        updates: number of updates, each of one batch.
         warmup: share of the updates over which the learning rate rises, before it falls to 0 as a cosine.
         name: label of the progress bar.
         setting: ``evaluation.PROTOCOL``, for messages.
@@ -61,14 +60,14 @@ def fit(
     Raises:
         SettingError: the loss is not finite.
     """
-    epochs = max(epochs, math.ceil(least_updates / len(loader)))
-    updates = epochs * len(loader)
+    epochs = math.ceil(updates / len(loader))
     scheduler = get_scheduler("cosine", optimizer, round(warmup * updates), updates)
     # disable=None: no bar where standard error is not a terminal
     with tqdm(range(epochs), desc=name, unit="epoch", leave=False, disable=None) as bar:
-        for _ in bar:
+        for epoch in bar:
             total = torch.zeros((), device=setup.device)
-            for batch in loader:
+            count = min(len(loader), updates - epoch * len(loader))
+            for batch in islice(loader, count):
                 images, targets = tree_map_only(Tensor, lambda tensor: tensor.to(setup.device), batch)
                 if mix is not None:
                     images, targets = mix(images, targets)
@@ -79,11 +78,16 @@ def fit(
                 optimizer.step()
                 scheduler.step()
                 total += loss.detach()
-            mean = float(total) / len(loader)
+            mean = float(total) / count
             if not math.isfinite(mean):
                 rate = optimizer.param_groups[-1]["lr"]
                 raise SettingError(f"{setting}.learning_rate", rate, f"a smaller one ({name}: the loss is {mean})")
             bar.set_postfix_str(f"loss {mean:.4g}")
+
+
+def count_updates(loader: ImageLoader, epochs: int, least_updates: int) -> int:
+    """The updates of so many epochs, or of as many more as make ``least_updates``, for fits to few images."""
+    return max(epochs, math.ceil(least_updates / len(loader))) * len(loader)
 
 
 def scored_outputs(forward: Callable[[Tensor], Tensor], trial: Trial) -> Tensor:

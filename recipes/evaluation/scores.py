@@ -11,7 +11,7 @@ class Score:
 
     Attributes:
         encoder: its name.
-        protocol: its name in ``evaluation.protocols``.
+        protocol: its name in ``evaluation.protocols``; ``supervised`` for the network trained from scratch.
         labels: share of the labelled training images that the protocol was fitted to.
         metrics: values of the metrics by name, as shares of 1; tables show the first.
     """
@@ -20,6 +20,19 @@ class Score:
     protocol: str
     labels: float
     metrics: dict[str, float]
+
+
+#: Metrics whose titles are not their names.
+TITLES = {"macro_roc_auc": "area under the ROC curve"}
+
+
+def metric_title(name: str) -> str:
+    """A metric in words.
+
+    >>> metric_title("balanced_accuracy"), metric_title("macro_roc_auc")
+    ('balanced accuracy', 'area under the ROC curve')
+    """
+    return TITLES.get(name, name.replace("_", " "))
 
 
 def shown_first(metrics: dict[str, float], metric: str) -> dict[str, float]:

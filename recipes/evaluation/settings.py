@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, make_dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from multilevel.levels.tasks import Task
 from multilevel.levels.tasks.classification import CLASSIFICATION_METRICS
@@ -23,7 +23,9 @@ class CommonSettings:
         split: the split to score on: test or validation.
         metric: the metric in the table, by which the linear probe also chooses its regularization; None takes the
             task's.
-        references: also score an untrained encoder and raw pixels.
+        references: also score an untrained encoder and raw pixels; supervised adds the same network trained from
+            scratch on the labels, for as many passes of images through the encoder as the run's pretraining and
+            finetuning.
         max_images: largest number of labelled training images to fit to, drawn by class; None takes all.
         neighbours: number of neighbours in the nearest-neighbour vote.
         batch_size: images to encode together.
@@ -34,7 +36,7 @@ class CommonSettings:
     labels: list[PositiveShare] = field(default_factory=lambda: [1.0])
     split: Annotated[str, OneOf("test", "validation")] = "test"
     metric: str | None = None
-    references: bool = True
+    references: Annotated[Any, OneOf(True, False, "supervised")] = True
     max_images: Count | None = 10_000
     neighbours: Count = 20
     batch_size: Count = 256

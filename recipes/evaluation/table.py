@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from multilevel.recipes.evaluation.protocols import PROTOCOLS
-from multilevel.recipes.evaluation.scores import Score
+from multilevel.recipes.evaluation.scores import Score, metric_title
+from multilevel.recipes.evaluation.supervised import COLUMN, SupervisedFromScratch
 from multilevel.solvers import SettingError
 
 
@@ -26,10 +27,15 @@ def format_table(scores: Sequence[Score], split: str = "test", metric: str | Non
     shares = list(dict.fromkeys(score.labels for score in scores))
     blocks = []
     for share in shares:
-        title = f"{split} {_shown(scores[0], metric).replace('_', ' ')}"
+        title = f"{split} {metric_title(_shown(scores[0], metric))}"
         title += f", {100 * share:g}% of labels" if len(shares) > 1 else ""
         blocks.append(_block([score for score in scores if score.labels == share], title, metric))
     return "\n\n".join(blocks)
+
+
+def protocol_title(name: str) -> str:
+    """The heading of a protocol's column."""
+    return SupervisedFromScratch.title if name == COLUMN else PROTOCOLS[name].title
 
 
 def _block(scores: Sequence[Score], heading: str, metric: str | None) -> str:
@@ -38,8 +44,8 @@ def _block(scores: Sequence[Score], heading: str, metric: str | None) -> str:
     titles: dict[str, str] = {}
     for score in scores:
         shown = _shown(score, metric)
-        suffix = f" ({shown.replace('_', ' ')})" if shown != _shown(scores[0], metric) else ""
-        titles.setdefault(score.protocol, PROTOCOLS[score.protocol].title + suffix)
+        suffix = f" ({metric_title(shown)})" if shown != _shown(scores[0], metric) else ""
+        titles.setdefault(score.protocol, protocol_title(score.protocol) + suffix)
     width = max(len(name) for name in [heading, *encoders])
     lines = [heading.ljust(width) + "".join(f"  {title}" for title in titles.values())]
     for encoder in encoders:

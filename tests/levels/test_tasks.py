@@ -60,6 +60,53 @@ def test_classification_metrics_by_hand():
     assert got["macro_f1"] == pytest.approx((8 / 9 + 1 / 2 + 4 / 5) / 3)
 
 
+def test_the_area_under_the_roc_curve_is_that_of_probabilities():
+    """Logits of an image may all be high; what orders images is the share of a class in its image."""
+    logits = torch.tensor([[9.0, 8.0, 0.0], [1.0, 0.0, 0.0], [7.0, 8.0, 0.0], [0.0, 1.0, 0.0]])
+    assert TASKS["classification"](data()).metrics(logits, torch.tensor([0, 0, 1, 1]))["macro_roc_auc"] == 1
+
+
+@pytest.mark.parametrize(
+    ("counts", "loss", "metric"),
+    [
+        ((60, 20, 20), "cross_entropy", "accuracy"),
+        ((61, 20, 20), "balanced_cross_entropy", "balanced_accuracy"),
+        ((60, 20, 0), "cross_entropy", "accuracy"),  # of a class without images nothing follows
+        ((60, 20), "cross_entropy", "macro_roc_auc"),
+        ((61, 20), "balanced_cross_entropy", "macro_roc_auc"),
+    ],
+)
+def test_auto_balances_unbalanced_classes_and_says_so(counts, loss, metric):
+    def task(**options):
+        return TASKS["classification"](data(counts), **options)
+
+    auto = task(loss="auto", metric="auto")
+    assert (auto.loss, auto.headline) == (loss, metric)
+    assert (auto.weights is not None) == (loss == "balanced_cross_entropy")
+    plain = (loss, metric) == ("cross_entropy", "accuracy")
+    assert len(auto.notes) == (not plain)
+    assert plain or f"task.metric={metric}" in auto.notes[0]
+    assert (f"task.loss={loss}" in "".join(auto.notes)) == (loss == "balanced_cross_entropy")
+    assert task(loss="cross_entropy", metric="auto").weights is None
+    assert task(loss="cross_entropy", metric="auto").headline == metric
+    chosen = task(loss="cross_entropy", metric="macro_f1")
+    assert (chosen.loss, chosen.headline, chosen.notes) == ("cross_entropy", "macro_f1", ())
+    # what runs from before auto stored
+    for before, headline in (("cross_entropy", "accuracy"), ("balanced_cross_entropy", "balanced_accuracy")):
+        old = task(loss=before, metric=None)
+        assert (old.loss, old.headline, old.notes) == (before, headline, ())
+
+
+def test_the_note_names_the_classes():
+    kinds = TASKS["classification"](data((610, 0, 21, 74)), loss="auto", metric="auto")
+    assert kinds.notes == (
+        "from 21 (c) to 610 (a) labelled images of a class: task.loss=balanced_cross_entropy and "
+        "task.metric=balanced_accuracy, unless set otherwise",
+    )
+    balanced = TASKS["classification"](data((30, 30, 30)), loss="balanced_cross_entropy", metric="auto")
+    assert balanced.notes == ("task.loss=balanced_cross_entropy: task.metric=balanced_accuracy, unless set otherwise",)
+
+
 def test_the_headline_goes_with_the_loss_or_is_chosen():
     task = TASKS["classification"]
     assert task(data()).headline == "accuracy"
@@ -72,8 +119,8 @@ def test_the_headline_goes_with_the_loss_or_is_chosen():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("classification", {"loss": "hinge"}, r"task\.loss: got 'hinge'; expected one of cross_entropy, balanced"),
-        ("classification", {"metric": "auc"}, r"task\.metric: got 'auc'; expected one of accuracy"),
+        ("classification", {"loss": "hinge"}, r"task\.loss: got 'hinge'; expected one of auto, cross_entropy, bal"),
+        ("classification", {"metric": "auc"}, r"task\.metric: got 'auc'; expected one of auto, accuracy"),
         ("segmentation", {"loss": None}, r"task\.loss: got None"),
         ("detection", {"overlap": 2}, r"task\.overlap: got 2; expected a share"),
         ("detection", {"overlap": "half"}, r"task\.overlap: got 'half'"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,11 +29,19 @@ class Candidate:
         name: its name in scores.
         features: computes frozen features.
         module: the module that finetuning copies and trains; None skips protocols that need one, as for raw pixels.
+        own: the name and the protocol of its only score; None: a score by each of the evaluation's protocols.
     """
 
     name: str
     features: Encoder
     module: MaskedAutoencoder | None = None
+    own: tuple[str, EvaluationProtocol] | None = None
+
+    def protocols(self, shared: dict[str, EvaluationProtocol]) -> dict[str, EvaluationProtocol]:
+        """The protocols to score it by, of those of the evaluation."""
+        if self.own is not None:
+            return dict([self.own])
+        return {name: kind for name, kind in shared.items() if self.module is not None or not kind.needs_module}
 
 
 @dataclass(frozen=True)
@@ -99,3 +107,11 @@ class EvaluationProtocol(ABC):
     @abstractmethod
     def metrics(self, trial: Trial) -> dict[str, float]:
         """Fit to ``trial.fitted`` and score on ``trial.scored``; nothing of the candidate changes."""
+
+
+def class_probabilities(classifier: Any, features: np.ndarray, classes: int) -> np.ndarray:
+    """The probabilities [M, classes] that a fitted classifier of scikit-learn gives features [M, D]; 0 for classes that
+    it was not fitted to."""
+    probabilities = np.zeros((len(features), classes))
+    probabilities[:, classifier.classes_] = classifier.predict_proba(features)
+    return probabilities

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 
 from multilevel.levels import MaskedAutoencoder
 from multilevel.problems.evaluation.randomness import RandomState
+from multilevel.recipes.data import ImageLoader
 from multilevel.recipes.evaluation.drop_path import add_drop_path
-from multilevel.recipes.evaluation.fitting import fit, new_loader, task_metrics
+from multilevel.recipes.evaluation.fitting import count_updates, fit, new_loader, task_metrics
 from multilevel.recipes.evaluation.mixing import Mixing
 from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Share, Trial
 from multilevel.solvers.ranges import Count, NonNegative, PositiveNumber, PositiveShare
@@ -64,6 +66,11 @@ class FinetuneProtocol(EvaluationProtocol):
     drop_path: Share = 0.1
 
     def metrics(self, trial: Trial) -> dict[str, float]:
+        return task_metrics(self.train(trial), trial)
+
+    def train(self, trial: Trial) -> Callable[[Tensor], Tensor]:
+        """Train a copy of the candidate's encoder, and a head, on ``trial.fitted``; returns the function from
+        normalized images [B, C, H, W] to the task's outputs [B, ...]."""
         setup, task = trial.setup, trial.setup.task
         with RandomState.seeded(trial.seed).active():
             encoder: MaskedAutoencoder = copy.deepcopy(trial.candidate.module)  # type: ignore[assignment]
@@ -84,15 +91,18 @@ class FinetuneProtocol(EvaluationProtocol):
                 torch.optim.AdamW(groups, betas=(0.9, 0.999)),
                 loader,
                 setup,
-                epochs=self.epochs,
-                least_updates=self.least_updates,
+                updates=self.updates(loader),
                 warmup=self.warmup,
-                name=f"finetuning, {trial.candidate.name}",
+                name=f"{self.title}, {trial.candidate.name}",
                 setting="evaluation.finetune",
                 mix=mixing if task.soft_targets else None,
             )
         model.eval()
-        return task_metrics(forward, trial)
+        return forward
+
+    def updates(self, loader: ImageLoader) -> int:
+        """The number of updates."""
+        return count_updates(loader, self.epochs, self.least_updates)
 
 
 def parameter_groups(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from multilevel.problems.evaluation.randomness import RandomState
-from multilevel.recipes.evaluation.fitting import fit, new_loader, task_metrics
+from multilevel.recipes.evaluation.fitting import count_updates, fit, new_loader, task_metrics
 from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Share, Trial
 from multilevel.solvers.ranges import Count, NonNegative, PositiveNumber
 
@@ -44,6 +44,7 @@ class Head(EvaluationProtocol):
 
         with RandomState.seeded(trial.seed).active():
             head = setup.task.new_head(encoder.width).to(setup.device)
+            loader = new_loader(trial.fitted, setup, self.batch_size, augmented=False)
 
             def forward(images: Tensor) -> Tensor:
                 with torch.no_grad():
@@ -54,10 +55,9 @@ class Head(EvaluationProtocol):
                 forward,
                 lambda outputs, targets: setup.task.criterion(outputs, targets)[0],
                 torch.optim.AdamW(head.parameters(), self.learning_rate, weight_decay=self.weight_decay),
-                new_loader(trial.fitted, setup, self.batch_size, augmented=False),
+                loader,
                 setup,
-                epochs=self.epochs,
-                least_updates=self.least_updates,
+                updates=count_updates(loader, self.epochs, self.least_updates),
                 warmup=self.warmup,
                 name=f"head, {trial.candidate.name}",
                 setting="evaluation.head",

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 
 from multilevel.levels.tasks.classification import classification_metrics
-from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Trial
+from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Trial, class_probabilities
 
 
 @dataclass(kw_only=True)
@@ -19,11 +19,14 @@ class NearestNeighbours(EvaluationProtocol):
 
     def metrics(self, trial: Trial) -> dict[str, float]:
         features, scored = trial.features()
-        predicted = nearest_neighbours(features, trial.fitted.labels.numpy(), scored, trial.neighbours)
-        return classification_metrics(trial.scored.labels.numpy(), predicted)
+        classes = len(trial.setup.data.class_names)
+        votes = nearest_neighbours(features, trial.fitted.labels.numpy(), scored, trial.neighbours, classes)
+        return classification_metrics(trial.scored.labels.numpy(), votes)
 
 
-def nearest_neighbours(features: np.ndarray, labels: np.ndarray, scored: np.ndarray, neighbours: int) -> np.ndarray:
+def nearest_neighbours(
+    features: np.ndarray, labels: np.ndarray, scored: np.ndarray, neighbours: int, classes: int
+) -> np.ndarray:
     """Predict by the vote of the nearest training images, by cosine distance, each weighted by 1 / distance.
 
     Args:
@@ -31,9 +34,10 @@ def nearest_neighbours(features: np.ndarray, labels: np.ndarray, scored: np.ndar
         labels: int64 [N].
         scored: float32 [M, D].
         neighbours: number of voting images, limited to N.
+        classes: number of classes.
 
     Returns:
-        Predicted labels, int64 [M].
+        Shares of the votes [M, classes].
     """
     voters = KNeighborsClassifier(min(neighbours, len(labels)), metric="cosine", weights="distance")
-    return voters.fit(features, labels).predict(scored)
+    return class_probabilities(voters.fit(features, labels), scored, classes)

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import train_test_split
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from multilevel.levels.tasks.classification import CLASSIFICATION_METRICS, classification_metrics
-from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Trial
+from multilevel.levels.tasks.classification import CLASSIFICATION_METRICS, classification_metrics, unbalanced
+from multilevel.recipes.evaluation.folds import Fold, grouped_folds, out_of_fold
+from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Trial, class_probabilities
 
 #: Inverse regularization strengths for the linear probe to choose from, strongest regularization first.
 STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
 DEFAULT_STRENGTH = 1.0  # scikit-learn's, where no image can be held out
 ITERATIONS = 1000
 TOLERANCE = 1e-5  # of the gradient; at 1e-6 no accuracy on the digits or planted signals changes, at 1e-4 some do
+FOLDS = 5
+FEW, VERY_FEW = 2000, 200  # below FEW images all folds are held out in turn, below VERY_FEW in REPEATS divisions
+REPEATS = 5
 
 
 @dataclass(kw_only=True)
 class LinearProbe(EvaluationProtocol):
-    """Fits multinomial logistic regression by L-BFGS, on images without augmentation; held-out training images
-    choose its regularization, by the metric in the table."""
+    """Fits multinomial logistic regression by L-BFGS, on images without augmentation; held-out training images choose
+    its regularization, by the metric in the table. Unbalanced classes have equal weight, unless that metric is the
+    accuracy."""
 
     title = "linear probe"
 
@@ -32,78 +38,98 @@ class LinearProbe(EvaluationProtocol):
         features, scored = trial.features()
         # where the task has other metrics, the table shows the accuracy of a protocol that needs classes
         metric = trial.metric if trial.metric in CLASSIFICATION_METRICS else "accuracy"
-        predicted = linear_probe(features, trial.fitted.labels.numpy(), scored, trial.seed, metric)
-        return classification_metrics(trial.scored.labels.numpy(), predicted)
+        labels, groups = trial.fitted.labels.numpy(), trial.fitted.groups.numpy()
+        probe = fit_linear_probe(features, labels, trial.seed, metric, groups)
+        probabilities = class_probabilities(probe, scored, len(trial.setup.data.class_names))
+        return classification_metrics(trial.scored.labels.numpy(), probabilities)
 
 
-def linear_probe(
-    features: np.ndarray, labels: np.ndarray, scored: np.ndarray, seed: int, metric: str = "accuracy"
-) -> np.ndarray:
-    """Predict by multinomial logistic regression on standardized features.
+def fit_linear_probe(
+    features: np.ndarray, labels: np.ndarray, seed: int, metric: str = "accuracy", groups: np.ndarray | None = None
+) -> Pipeline:
+    """Fit multinomial logistic regression on standardized features.
 
-    The strength of its L2 regularization is that of ``choose_strength``. The probe is then fitted to all training
-    images by L-BFGS. No scored image has a part in the means, the scales or the strength.
+    The strength of its L2 regularization is that of ``choose_strength``. The probe is then fitted to all images by
+    L-BFGS. If the classes are unbalanced and the metric is not the accuracy, each has the same total weight.
 
     Args:
         features: float32 [N, D].
         labels: int64 [N], at least two classes.
-        scored: float32 [M, D].
-        seed: seed of the held-out split.
-        metric: accuracy, balanced_accuracy or macro_f1, to choose the strength by.
+        seed: seed of the folds.
+        metric: one of ``CLASSIFICATION_METRICS``, to choose the strength by.
+        groups: int64 [N]; images with equal numbers are never on both sides of a fold. None: every image by itself.
 
     Returns:
-        Predicted labels, int64 [M].
+        A scaler and a classifier, with ``predict`` and ``predict_proba`` for features [M, D].
 
     Warns:
         ConvergenceWarning: the last fit stopped after ``ITERATIONS`` iterations without converging.
 
-    >>> linear_probe(np.float32([[0], [1], [9], [10]]), np.array([0, 0, 1, 1]), np.float32([[2], [8]]), seed=0)
+    >>> probe = fit_linear_probe(np.float32([[0], [1], [9], [10]]), np.array([0, 0, 1, 1]), seed=0)
+    >>> probe.predict(np.float32([[2], [8]]))
     array([0, 1])
     """
     scaler = StandardScaler().fit(features)
-    probe = _new_probe(choose_strength(features, labels, seed, metric))
+    probe = _new_probe(labels, metric).set_params(C=choose_strength(features, labels, seed, metric, groups))
     _fit(probe, scaler.transform(features), labels)
     if probe.n_iter_.max() >= ITERATIONS:
         message = f"the linear probe stopped after {ITERATIONS} iterations without converging"
         warnings.warn(message, ConvergenceWarning, stacklevel=2)
-    return probe.predict(scaler.transform(scored))
+    return make_pipeline(scaler, probe)
 
 
-def choose_strength(features: np.ndarray, labels: np.ndarray, seed: int, metric: str) -> float:
-    """The best of ``STRENGTHS`` by a metric on a stratified fifth of the images; of equals the strongest
-    regularization.
+def choose_strength(
+    features: np.ndarray, labels: np.ndarray, seed: int, metric: str, groups: np.ndarray | None = None
+) -> float:
+    """The best of ``STRENGTHS`` by a metric on held-out images; of equals the strongest regularization.
 
-    The held-out fifth stands for the scored images, so it has no part in the means and scales either. Where it would
-    leave a single class to fit to, the strength is ``DEFAULT_STRENGTH``.
+    With fewer than 2,000 images each of five stratified folds is held out in turn, and the metric is that of all
+    out-of-fold probabilities together; with fewer than 200, its mean over five divisions into folds. With more images,
+    one fold is held out. Held-out images stand for the scored ones, so they have no part in the means and scales
+    either. Where no image can be held out, the strength is ``DEFAULT_STRENGTH``.
 
     Args:
         features: float32 [N, D].
         labels: int64 [N].
-        seed: seed of the held-out split.
-        metric: accuracy, balanced_accuracy or macro_f1.
+        seed: seed of the folds.
+        metric: one of ``CLASSIFICATION_METRICS``.
+        groups: int64 [N]; images with equal numbers are never on both sides of a fold. None: every image by itself.
     """
-    counts = np.unique(labels, return_counts=True)[1]
-    by_class = labels if counts.min() >= 2 and len(labels) >= 10 * len(counts) else None
-    parts = train_test_split(features, labels, test_size=0.2, random_state=seed, stratify=by_class)
-    fit_features, held_features, fit_labels, held_labels = parts
-    if len(np.unique(fit_labels)) < 2:
-        return DEFAULT_STRENGTH
-    scaler = StandardScaler().fit(fit_features)
-    fit_features, held_features = scaler.transform(fit_features), scaler.transform(held_features)
-    probe = _new_probe(STRENGTHS[0])
+    groups = np.arange(len(labels)) if groups is None else groups
+    kinds, known = np.unique(labels, return_inverse=True)
+    repeats = REPEATS if len(labels) < VERY_FEW else 1
 
-    def held_out(strength: float) -> float:
-        predicted = _fit(probe.set_params(C=strength), fit_features, fit_labels).predict(held_features)
-        return classification_metrics(held_labels, predicted)[metric]
+    def path(fit: np.ndarray, held: np.ndarray) -> np.ndarray:
+        """Probabilities [H, strengths, classes]; each fit starts from the previous one."""
+        scaler = StandardScaler().fit(features[fit])
+        fitted, scored = scaler.transform(features[fit]), scaler.transform(features[held])
+        probe = _new_probe(labels, metric)
+        probes = (_fit(probe.set_params(C=strength), fitted, known[fit]) for strength in STRENGTHS)
+        return np.stack([class_probabilities(fit_probe, scored, len(kinds)) for fit_probe in probes], axis=1)
 
-    return max(STRENGTHS, key=held_out)  # each fit starts from the previous one; max keeps the first of equals
+    totals = np.zeros(len(STRENGTHS))
+    for repeat in range(repeats):
+        folds = _usable(grouped_folds(labels, groups, FOLDS, seed + repeat), labels)
+        if not folds:
+            return DEFAULT_STRENGTH
+        held, probabilities = out_of_fold(path, folds if len(labels) < FEW else folds[:1])
+        scores = [classification_metrics(known[held], probabilities[:, index]) for index in range(len(STRENGTHS))]
+        totals += [score.get(metric, 0.0) for score in scores]
+    return STRENGTHS[int(totals.argmax())]  # argmax takes the first of equals
 
 
-def _new_probe(strength: float) -> LogisticRegression:
-    return LogisticRegression(C=strength, max_iter=ITERATIONS, tol=TOLERANCE, warm_start=True)
+def _usable(folds: list[Fold], labels: np.ndarray) -> list[Fold]:
+    """The folds with at least two classes to fit to."""
+    return [fold for fold in folds if len(np.unique(labels[fold[0]])) > 1]
+
+
+def _new_probe(labels: np.ndarray, metric: str) -> LogisticRegression:
+    balanced = metric != "accuracy" and unbalanced(np.unique(labels, return_counts=True)[1].tolist())
+    options: dict[str, Any] = {"class_weight": "balanced" if balanced else None, "warm_start": True}
+    return LogisticRegression(max_iter=ITERATIONS, tol=TOLERANCE, **options)
 
 
 def _fit(probe: LogisticRegression, features: np.ndarray, labels: np.ndarray) -> LogisticRegression:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # `linear_probe` warns once, in one line
+        warnings.simplefilter("ignore", ConvergenceWarning)  # `fit_linear_probe` warns once, in one line
         return probe.fit(features, labels)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from multilevel.levels.tasks.classification import classification_metrics
 from multilevel.problems.evaluation.randomness import RandomState
-from multilevel.recipes.evaluation.fitting import fit, new_loader, scored_outputs
+from multilevel.recipes.evaluation.fitting import count_updates, fit, new_loader, scored_outputs
 from multilevel.recipes.evaluation.lars import LARS
 from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Share, Trial
 from multilevel.solvers.ranges import Count, OneOf, PositiveNumber
@@ -66,15 +66,14 @@ class LinearProbeSGD(EvaluationProtocol):
                 kind(probe.parameters(), lr=rate, momentum=MOMENTUM),
                 loader,
                 setup,
-                epochs=self.epochs,
-                least_updates=self.least_updates,
+                updates=count_updates(loader, self.epochs, self.least_updates),
                 warmup=self.warmup,
                 name=f"linear probe, {trial.candidate.name}",
                 setting="evaluation.linear_probe_sgd",
             )
         probe.eval()
-        predicted = scored_outputs(forward, trial).argmax(1)
-        return classification_metrics(trial.scored.labels.numpy(), predicted.numpy())
+        probabilities = scored_outputs(forward, trial).double().softmax(1)
+        return classification_metrics(trial.scored.labels.numpy(), probabilities.numpy())
 
 
 def new_probe(width: int, classes: int) -> nn.Sequential:

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from scipy.stats import rankdata
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
 
 from multilevel.levels.tasks.classification import classification_metrics
 from multilevel.recipes.evaluation import Candidate, EvaluationSettings, Score, evaluate_features, format_table
 from multilevel.recipes.evaluation.evaluate import label_share, raw_pixels, stratified_positions
-from multilevel.recipes.evaluation.protocols.linear_probe import linear_probe
+from multilevel.recipes.evaluation.protocols.linear_probe import fit_linear_probe
 from multilevel.solvers import DataError, SettingError
 
 SETTINGS = EvaluationSettings(max_images=300)
@@ -61,7 +62,7 @@ def test_wrong_test_labels_change_the_score_alone(digits, setup):
     class Relabelled:
         pixels = staticmethod(digits.test.images.pixels)
 
-    Relabelled.labels = labels
+    Relabelled.labels, Relabelled.groups = labels, digits.test.images.groups
     seen = []
 
     def encoder(images):
@@ -141,15 +142,39 @@ def test_validation_is_scored_and_no_test_image_is_decoded(digits, setup):
 def test_metrics_are_those_of_scikit_learn():
     random = np.random.default_rng(0)
     labels = random.choice(4, 500, p=[0.7, 0.2, 0.06, 0.04])
-    predicted = np.where(random.random(500) < 0.7, labels, random.integers(0, 4, 500))
-    found = classification_metrics(labels, predicted)
-    assert found == {
+    chances = random.dirichlet(np.ones(4), 500)
+    chances[np.arange(500), labels] += 0.3
+    chances /= chances.sum(1, keepdims=True)
+    predicted = chances.argmax(1)
+    assert classification_metrics(labels, chances) == {
         "accuracy": pytest.approx(accuracy_score(labels, predicted), abs=1e-12),
         "balanced_accuracy": pytest.approx(balanced_accuracy_score(labels, predicted), abs=1e-12),
         "macro_f1": pytest.approx(f1_score(labels, predicted, average="macro"), abs=1e-12),
+        "macro_roc_auc": pytest.approx(roc_auc_score(labels, chances, multi_class="ovr"), abs=1e-12),
     }
     # a class that does not occur, but is predicted, has no recall
-    assert classification_metrics(np.array([0, 0, 1]), np.array([0, 2, 1]))["balanced_accuracy"] == 0.75
+    assert classification_metrics(np.array([0, 0, 1]), np.eye(3)[[0, 2, 1]])["balanced_accuracy"] == 0.75
+
+
+def rank_area(positive, scores):
+    """The share of pairs of a positive and a negative that are in the right order, ties as half (Mann and Whitney)."""
+    ranks = rankdata(scores)
+    hits, others = positive.sum(), (~positive).sum()
+    return (ranks[positive].sum() - hits * (hits + 1) / 2) / (hits * others)
+
+
+def test_the_area_under_the_roc_curve_is_the_share_of_ordered_pairs():
+    random = np.random.default_rng(1)
+    labels = random.choice(3, 200, p=[0.5, 0.3, 0.2])
+    scores = random.normal(size=(200, 4)).round(1)  # with ties; no image is of the last class
+    areas = [rank_area(labels == kind, scores[:, kind]) for kind in range(3)]
+    assert classification_metrics(labels, scores)["macro_roc_auc"] == pytest.approx(np.mean(areas), abs=1e-12)
+    chance = random.random(50)
+    two = random.integers(0, 2, 50)
+    found = classification_metrics(two, np.stack([1 - chance, chance], 1))["macro_roc_auc"]
+    assert found == pytest.approx(roc_auc_score(two, chance), abs=1e-12)
+    assert classification_metrics(two, np.ones((50, 2)))["macro_roc_auc"] == 0.5  # always the same class
+    assert "macro_roc_auc" not in classification_metrics(np.zeros(5, int), np.ones((5, 2)))
 
 
 def test_the_metric_of_the_settings_comes_first(setup):
@@ -159,7 +184,8 @@ def test_the_metric_of_the_settings_comes_first(setup):
 
 
 def test_the_probe_chooses_by_the_metric_in_the_table(digits, setup):
-    images = SimpleNamespace(pixels=digits.test.images.pixels, labels=(digits.test.images.labels == 8).long())
+    labels, groups = (digits.test.images.labels == 8).long(), digits.test.images.groups
+    images = SimpleNamespace(pixels=digits.test.images.pixels, labels=labels, groups=groups)
     data = replace(digits, **{part: replace(getattr(digits, part), images=images) for part in ("train", "test")})
 
     def pixels(images):
@@ -170,8 +196,9 @@ def test_the_probe_chooses_by_the_metric_in_the_table(digits, setup):
     for metric in ("accuracy", "balanced_accuracy"):
         settings = EvaluationSettings(protocols=["linear_probe"], metric=metric)
         score = evaluate_features([Candidate("pixels", pixels)], setup(data), settings)[0]
-        predicted = linear_probe(fitted.numpy(), data.train.labels.numpy(), scored.numpy(), 0, metric)
-        assert score.metrics == classification_metrics(data.test.labels.numpy(), predicted)
+        probe = fit_linear_probe(fitted.numpy(), data.train.labels.numpy(), 0, metric)
+        found = np.pad(probe.predict_proba(scored.numpy()), ((0, 0), (0, 8)))  # the setup knows ten classes
+        assert score.metrics == classification_metrics(data.test.labels.numpy(), found)
         balanced[metric] = score.metrics["balanced_accuracy"]
     assert balanced["accuracy"] < balanced["balanced_accuracy"]
 

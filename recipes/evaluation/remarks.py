@@ -1,0 +1,80 @@
+"""What a reader of an evaluation's table must know: what is not better than a reference, and how few images decide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from multilevel.recipes.data import ImageData
+from multilevel.recipes.evaluation.scores import Score
+from multilevel.recipes.evaluation.settings import EvaluationSettings
+from multilevel.recipes.evaluation.supervised import COLUMN
+from multilevel.recipes.evaluation.table import format_table, protocol_title
+
+#: Below this many images in the scored part, or in a class of it, a line says so.
+FEW_IMAGES, FEW_OF_A_CLASS = 30, 5
+LISTED = 4
+
+
+def describe_scores(scores: Sequence[Score], data: ImageData, settings: EvaluationSettings) -> str:
+    """The table, then a line for each remark."""
+    remarks = [not_better(scores, settings.metric), few_images(scored_images(data, settings.split), settings.split)]
+    return "\n".join([format_table(scores, settings.split, settings.metric), *filter(None, remarks)])
+
+
+def not_better(scores: Sequence[Score], metric: str | None = None) -> str:
+    """A line that names the references that the first encoder does not surpass; empty if there is none.
+
+    Each is compared by the same protocol, at the largest share of the labels; the supervised classifier, which is
+    scored as it is, with the encoder's best protocol.
+
+    Args:
+        scores: scores of one or more encoders.
+        metric: the metric; None takes each score's first.
+
+    >>> rows = [("trained encoder", 0.92), ("untrained encoder", 0.9), ("raw pixels", 0.975)]
+    >>> not_better([Score(encoder, "linear_probe", 1.0, {"accuracy": value}) for encoder, value in rows])
+    'the trained encoder is not better than raw pixels (linear probe: 97.5% against 92.0%)'
+    """
+    largest = max(score.labels for score in scores)
+    rows = [(score, metric or next(iter(score.metrics))) for score in scores if score.labels == largest]
+    name = scores[0].encoder
+    own = {(score.protocol, shown): score.metrics[shown] for score, shown in rows if score.encoder == name}
+    references: dict[str, list[str]] = {}
+    for score, shown in rows:
+        rivals = {protocol: value for (protocol, known), value in own.items() if known == shown}
+        if score.protocol == COLUMN and rivals:
+            best = max(rivals, key=lambda protocol: rivals[protocol])
+            value, title = rivals[best], f"{protocol_title(best)}, its best"
+        elif score.encoder != name and score.protocol in rivals:
+            value, title = rivals[score.protocol], protocol_title(score.protocol)
+        else:
+            continue
+        if score.metrics[shown] >= value:
+            compared = f"{100 * score.metrics[shown]:.1f}% against {100 * value:.1f}%"
+            references.setdefault(score.encoder, []).append(f"{title}: {compared}")
+    named = [f"{reference} ({', '.join(compared)})" for reference, compared in references.items()]
+    return f"the {name} is not better than {'; '.join(named)}" if named else ""
+
+
+def scored_images(data: ImageData, split: str) -> dict[str, int]:
+    """The number of images of each class in the test or validation split; empty if images have no single class."""
+    labels = (data.validation if split == "validation" else data.test).labels
+    if not len(labels) or int(labels.min()) < 0:
+        return {}
+    return dict(zip(data.class_names, labels.bincount(minlength=len(data.class_names)).tolist(), strict=True))
+
+
+def few_images(counts: dict[str, int], split: str) -> str:
+    """A line if fewer than 30 images are scored, or fewer than five of a class; empty otherwise.
+
+    >>> few_images({"good": 40, "dent": 3, "scratch": 0}, "test")
+    'few test images: 3 of dent, 0 of scratch; a class without any has no part in balanced accuracy and ROC areas'
+    """
+    total = sum(counts.values())
+    parts = [f"{total} in all"] if counts and total < FEW_IMAGES else []
+    rare = [f"{count} of {name}" for name, count in counts.items() if count < FEW_OF_A_CLASS]
+    parts += rare[:LISTED] + ([f"few of {len(rare) - LISTED} more classes"] if len(rare) > LISTED else [])
+    if not parts:
+        return ""
+    absent = "; a class without any has no part in balanced accuracy and ROC areas" if 0 in counts.values() else ""
+    return f"few {split} images: {', '.join(parts)}{absent}"
