@@ -5,9 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import ClassVar
 
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import ImageData
-from multilevel.recipes.evaluation import Score
+from multilevel.recipes.evaluation import Score, Setup
 from multilevel.recipes.export.trained import TrainedModel
 
 
@@ -35,6 +39,14 @@ class EncoderRecipe(Recipe):
             DataError: no images to score, or an encoder whose features are not finite.
             SettingError: too few images for two classes, or a protocol that does not suit the labels.
         """
+
+    @abstractmethod
+    def setup(self) -> Setup:
+        """The data, task and device of evaluations; only with labels."""
+
+    @abstractmethod
+    def head_training(self, head: nn.Module) -> tuple[Optimizer, LRScheduler, int, int]:
+        """How a head is trained: a new optimizer and schedule for it, the number of updates, the images in a batch."""
 
     @abstractmethod
     def trained_model(self) -> TrainedModel:

@@ -270,7 +270,7 @@ class GuidedMae(EncoderRecipe):
     def evaluate(self) -> list[Score] | None:
         if self.task is None:
             return None
-        settings, data, trained = self.settings, self.settings.data, self.modules["pretrain"]
+        settings, trained = self.settings, self.modules["pretrain"]
         candidates = [Candidate("trained encoder", trained.features, trained)]
         if settings.evaluation.references:
             untrained = self._new_modules()["pretrain"]
@@ -279,8 +279,17 @@ class GuidedMae(EncoderRecipe):
         if settings.evaluation.references == "supervised":
             scratch = self._new_modules(scratch=True)["pretrain"]
             candidates.append(supervised_candidate(scratch, self.encoder_passes, settings.model.learning_rate))
-        setup = Setup(self.data, self.task, self.device, settings.precision, data.flip, data.crop_scale)
-        return evaluate_features(candidates, setup, settings.evaluation)
+        return evaluate_features(candidates, self.setup(), settings.evaluation)
+
+    def setup(self) -> Setup:
+        data = self.settings.data
+        return Setup(self.data, self.task, self.device, self.settings.precision, data.flip, data.crop_scale)
+
+    def head_training(self, head: nn.Module) -> tuple[Any, Any, int, int]:
+        settings, size = self.settings, self.settings.data.batch_size
+        arguments = level_arguments(self._levels, settings.solver, "finetune", head, settings.steps)
+        updates = settings.steps * self._count_images("finetune") // size
+        return arguments["optimizer"], arguments["scheduler"], updates, size
 
     def trained_model(self) -> TrainedModel:
         head: Any = self.modules.get("finetune")

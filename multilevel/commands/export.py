@@ -1,7 +1,8 @@
 """multilevel export RUN [SETTING=VALUE ...]: write a folder that transformers or onnxruntime loads
 
 Writes a run's model into one folder, atomically: configuration, weights, image processor, model card (README.md), and
-features of a sample of the training images for multilevel monitor. The images must be those
+features of a sample of the training images for multilevel monitor. Deploys the classifier that predicts held-out
+labelled images best, refitted to all of them, and scores it on the test images. The images must be those
 of the run: data.path=DIR names their new place, data.changed=accept exports although some have changed.
 
   multilevel export runs/guided_mae-digits-20260101-120000 format=onnx output=line
@@ -23,8 +24,9 @@ from multilevel.configuration.composition import build_recipe, changed
 from multilevel.problems.checkpoint import WEIGHTS, newest_intact, take_weights
 from multilevel.recipes.encoder import EncoderRecipe
 from multilevel.recipes.export import write_export
-from multilevel.recipes.export.card import model_card
+from multilevel.recipes.export.card import model_card, scores_line
 from multilevel.recipes.export.folder import FORMATS, check_export
+from multilevel.recipes.export.heads import AUTO, HEADS, choose_head, score_on_test_images
 from multilevel.runs.distributed import print_once
 from multilevel.runs.folder import RunFolder
 from multilevel.solvers import MultilevelError
@@ -40,10 +42,14 @@ class ExportSettings:
         format: transformers (model.safetensors, which AutoModel, AutoModelForImageClassification and
             ViTMAEForPreTraining load) or onnx (model.onnx, a classifier for onnxruntime: pixel_values [B, C, H, W],
             normalized, to logits [B, classes] and features; checked against PyTorch to 1e-4).
+        head: the classifier on the encoder: own (of the finetuning level), linear_probe (logistic regression on frozen
+            features), finetune (a new head and the encoder, trained end to end), or auto, which takes the best by the
+            task's metric on labelled images held out from each, and tries finetune with up to 5,000 images.
     """
 
     output: str | None = None
     format: Annotated[str, OneOf(*FORMATS)] = "transformers"
+    head: Annotated[str, OneOf(AUTO, *HEADS)] = AUTO
 
 
 SETTINGS = ExportSettings
@@ -62,11 +68,22 @@ def main(arguments: Sequence[str]) -> int:
     recipe = build_recipe(config)
     take_weights(recipe.graph, checkpoint)
     assert isinstance(recipe, EncoderRecipe)  # check_encoder
-    trained = recipe.trained_model()
+    if line.settings.head == AUTO:
+        print_once("choosing the head on held-out labelled images, which fits each several times (head=own is quicker)")
+    choice = choose_head(recipe, line.settings.head)
+    trained = recipe.trained_model() if choice is None else choice.model
+    words = "encoder and decoder only: the run has no classifier with one class per image"
+    record, described = None, None
+    if choice is not None:
+        words = described = choice.describe()
+        record = choice.record()
+    test_scores = score_on_test_images(trained, recipe)
     settings: Any = OmegaConf.to_container(config)
-    write_export(trained, output, format, model_card(trained, settings, _summary(folder), step, format))
-    if trained.classifier is None:
-        print("encoder and decoder only: the run has no classifier with one class per image")
+    card = model_card(trained, settings, _summary(folder), step, format, described, test_scores)
+    write_export(trained, output, format, card, record)
+    print(words)
+    if test_scores is not None:
+        print(scores_line(test_scores, len(trained.data.test)))
     print(output)
     return 0
 

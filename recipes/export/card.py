@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from multilevel.recipes.evaluation import metric_title
 from multilevel.recipes.export.trained import TrainedModel
 
 PRIVATE = (
@@ -44,7 +45,13 @@ CLASSES = (
 
 
 def model_card(
-    trained: TrainedModel, config: Mapping[str, Any], summary: Mapping[str, Any] | None, step: int, format: str
+    trained: TrainedModel,
+    config: Mapping[str, Any],
+    summary: Mapping[str, Any] | None,
+    step: int,
+    format: str,
+    choice: str | None = None,
+    test_scores: Mapping[str, float] | None = None,
 ) -> str:
     """The text of README.md.
 
@@ -54,6 +61,8 @@ def model_card(
         summary: the run's ``summary.json``; None if the run has not ended.
         step: step of the exported checkpoint.
         format: transformers or onnx.
+        choice: how the head was chosen, in words.
+        test_scores: metrics of the exported classifier on the test images.
     """
     classifies = trained.classifier is not None
     task = "image-classification" if classifies else "image-feature-extraction"
@@ -63,6 +72,7 @@ def model_card(
     sections = [
         _model(trained, config, step),
         _data(trained, config),
+        _deployed(trained, choice, test_scores),
         _metrics(summary),
         _use(trained),
         "## Loading\n\n" + _loading(trained, format),
@@ -97,6 +107,26 @@ def _data(trained: TrainedModel, config: Mapping[str, Any]) -> str:
         lines.append(f"{len(data.class_names)} classes: {', '.join(data.class_names)}.\n")
     else:
         lines[0] += ", without labels.\n"
+    return "\n".join(lines)
+
+
+def scores_line(scores: Mapping[str, float], count: int) -> str:
+    """Metrics of an export in one line.
+
+    >>> scores_line({"accuracy": 0.5, "macro_roc_auc": 0.75}, 8)
+    'this export on 8 test images: accuracy 50.0%, area under the ROC curve 75.0%'
+    """
+    values = ", ".join(f"{metric_title(name)} {100 * score:.1f}%" for name, score in scores.items())
+    return f"this export on {count:,} test images: {values}"
+
+
+def _deployed(trained: TrainedModel, choice: str | None, scores: Mapping[str, float] | None) -> str:
+    if choice is None:
+        return ""
+    lines = ["## Classifier\n", f"{choice}.\n"]
+    if scores is not None:
+        line = scores_line(scores, len(trained.data.test))
+        lines.append(f"{line[0].upper()}{line[1:]}. These images had no part in the choice.\n")
     return "\n".join(lines)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 
@@ -19,6 +20,7 @@ from multilevel.solvers import SettingError
 
 FORMATS = ("transformers", "onnx")
 PROCESSOR, WEIGHTS, CARD = "preprocessor_config.json", "model.safetensors", "README.md"
+INSPECTION = "inspection.json"
 
 
 def check_export(format: str, output: Path) -> None:
@@ -36,7 +38,9 @@ def check_export(format: str, output: Path) -> None:
         require_packages(WRITING)
 
 
-def write_export(trained: TrainedModel, output: Path, format: str, card: str) -> None:
+def write_export(
+    trained: TrainedModel, output: Path, format: str, card: str, choice: Mapping[str, Any] | None = None
+) -> None:
     """Write configuration, weights, image processor, model card and the reference for monitoring.
 
     Args:
@@ -44,6 +48,7 @@ def write_export(trained: TrainedModel, output: Path, format: str, card: str) ->
         output: the folder to create.
         format: transformers (``model.safetensors``) or onnx (``model.onnx`` instead).
         card: the text of README.md.
+        choice: the contents of ``inspection.json``: how the head was chosen, and probabilities of held-out images.
 
     Raises:
         SettingError: the format is unknown, the output exists or cannot be written, or ONNX is asked for without a
@@ -66,6 +71,8 @@ def write_export(trained: TrainedModel, output: Path, format: str, card: str) ->
         (folder / PROCESSOR).write_text(json.dumps(processor_settings(trained.data), indent=2) + "\n")
         save_file(dict(reference_tensors(trained)), folder / REFERENCE)
         (folder / CARD).write_text(card)
+        if choice is not None:
+            (folder / INSPECTION).write_text(json.dumps(choice) + "\n")
         for path in folder.glob("*.safetensors"):
             shutil.copymode(folder / CARD, path)  # safetensors writes files that only their owner can read
 

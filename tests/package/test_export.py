@@ -33,8 +33,8 @@ TINY = [
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "run"
     assert main(["train", *TINY, f"output={folder}"]) == 0
-    assert main(["export", str(folder)]) == 0
-    assert main(["export", str(folder), "format=onnx", f"output={folder.parent / 'onnx'}"]) == 0
+    assert main(["export", str(folder), "head=own"]) == 0
+    assert main(["export", str(folder), "head=own", "format=onnx", f"output={folder.parent / 'onnx'}"]) == 0
     return folder
 
 
@@ -239,7 +239,7 @@ def test_without_labels_encoder_and_decoder_are_exported(tmp_path, capsys):
         noise.resize((30, 24)).save(tmp_path / "images" / f"{index}.png")
     settings = ["data=folder", f"data.path={tmp_path / 'images'}", "data.image_size=16", "mask.policy=random"]
     assert main(["train", *TINY, *settings, "data.batch_size=4", f"output={tmp_path / 'run'}"]) == 0
-    assert main(["export", str(tmp_path / "run")]) == 0
+    assert main(["export", str(tmp_path / "run"), "head=own"]) == 0
     assert "the run has no classifier" in capsys.readouterr().out
     export = tmp_path / "run" / "export"
     recipe = build_recipe(RunFolder.open("run", tmp_path / "run").config())
@@ -256,7 +256,10 @@ def test_without_labels_encoder_and_decoder_are_exported(tmp_path, capsys):
     assert difference[inside].max() < 1.5  # in levels of 255
     assert main(["monitor", str(export), str(tmp_path / "images"), f"output={tmp_path / 'm.json'}"]) == 0
     assert json.loads((tmp_path / "m.json").read_text())["predictions"] is None
-    for arguments in (["predict", str(export), str(path)], ["export", str(tmp_path / "run"), "format=onnx"]):
+    for arguments in (
+        ["predict", str(export), str(path)],
+        ["export", str(tmp_path / "run"), "head=own", "format=onnx"],
+    ):
         assert main([*arguments, f"output={tmp_path / 'none'}"]) == 2
         assert "classifier" in capsys.readouterr().err
         assert not (tmp_path / "none").exists()
@@ -302,7 +305,7 @@ def test_wrong_input_is_one_line(arguments, text, run, pictures, tmp_path, capsy
 
 def test_missing_packages_are_named_with_the_command_that_installs_them(run, pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(onnx_model.importlib.util, "find_spec", lambda name: None)
-    assert main(["export", str(run), "format=onnx", f"output={tmp_path / 'new'}"]) == 2
+    assert main(["export", str(run), "head=own", "format=onnx", f"output={tmp_path / 'new'}"]) == 2
     assert "pip install onnx onnxscript onnxruntime" in capsys.readouterr().err
     assert predict(run.parent / "onnx", pictures, f"output={tmp_path / 'new'}") == 2
     assert "pip install onnxruntime" in capsys.readouterr().err
@@ -315,17 +318,17 @@ def test_an_export_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr("multilevel.recipes.export.folder.reference_tensors", fail)
     with pytest.raises(RuntimeError):
-        main(["export", str(run), f"output={tmp_path / 'new'}"])
+        main(["export", str(run), "head=own", f"output={tmp_path / 'new'}"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_onnx_model_with_other_logits_is_refused(run, tmp_path, capsys, monkeypatch):
     export, run_model = run.parent / "onnx" / "model.onnx", onnx_model.OnnxModel.__call__
     monkeypatch.setattr(torch.onnx, "export", lambda model, images, path, **rest: shutil.copy(export, path))
-    assert main(["export", str(run), "format=onnx", f"output={tmp_path / 'good'}"]) == 0
+    assert main(["export", str(run), "head=own", "format=onnx", f"output={tmp_path / 'good'}"]) == 0
     shutil.rmtree(tmp_path / "good")
     monkeypatch.setattr(onnx_model.OnnxModel, "__call__", lambda self, x: (run_model(self, x)[0] + 1e-3, None))
-    assert main(["export", str(run), "format=onnx", f"output={tmp_path / 'new'}"]) == 2
+    assert main(["export", str(run), "head=own", "format=onnx", f"output={tmp_path / 'new'}"]) == 2
     assert "logits are 0.001 from PyTorch's" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -339,3 +342,18 @@ def test_a_broken_export_is_named(run, pictures, tmp_path, capsys):
     shutil.copy(run / "export" / "model.safetensors", tmp_path / "broken")
     assert main(["monitor", str(tmp_path / "broken"), str(pictures)]) == 2
     assert "export the run again" in capsys.readouterr().err
+
+
+def test_the_best_head_is_deployed_scored_and_recorded(run, tmp_path, capsys):
+    quick = ["evaluation.finetune.epochs=1", "evaluation.finetune.least_updates=5"]
+    assert main(["export", str(run), *quick, f"output={tmp_path / 'best'}"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    record = json.loads((tmp_path / "best" / "inspection.json").read_text())
+    assert set(record["scores"]) == {"own", "linear_probe", "finetune"}
+    assert record["scores"][record["head"]] == max(record["scores"].values())
+    assert said[0].startswith(f"head={record['head']}: accuracy on 3 folds of training images: own ")
+    assert said[1].startswith("this export on 359 test images: accuracy ")
+    card = (tmp_path / "best" / "README.md").read_text()
+    assert f"## Classifier\n\n{said[0]}.\n\nThis{said[1][4:]}. These images had no part" in card
+    labels, probabilities = np.array(record["labels"]), np.array(record["probabilities"])
+    assert (probabilities.argmax(1) == labels).mean() == pytest.approx(record["scores"][record["head"]])

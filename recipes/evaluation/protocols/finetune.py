@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,11 +65,11 @@ class FinetuneProtocol(EvaluationProtocol):
     drop_path: Share = 0.1
 
     def metrics(self, trial: Trial) -> dict[str, float]:
-        return task_metrics(self.train(trial), trial)
+        encoder, head = self.train(trial)
+        return task_metrics(lambda images: head(encoder.encode(images)), trial)
 
-    def train(self, trial: Trial) -> Callable[[Tensor], Tensor]:
-        """Train a copy of the candidate's encoder, and a head, on ``trial.fitted``; returns the function from
-        normalized images [B, C, H, W] to the task's outputs [B, ...]."""
+    def train(self, trial: Trial) -> tuple[MaskedAutoencoder, nn.Module]:
+        """Train a copy of the candidate's encoder, and a head on its tokens, on ``trial.fitted``."""
         setup, task = trial.setup, trial.setup.task
         with RandomState.seeded(trial.seed).active():
             encoder: MaskedAutoencoder = copy.deepcopy(trial.candidate.module)  # type: ignore[assignment]
@@ -98,7 +97,7 @@ class FinetuneProtocol(EvaluationProtocol):
                 mix=mixing if task.soft_targets else None,
             )
         model.eval()
-        return forward
+        return encoder, head
 
     def updates(self, loader: ImageLoader) -> int:
         """The number of updates."""
