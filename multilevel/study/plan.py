@@ -84,6 +84,8 @@ class Study:
         launcher: overrides of Hydra's launcher; empty: none.
         data: name of the data set.
         seconds_per_step: seconds per step of each arm, measured before the first part; None if updates are equal.
+        defaults: the defaults of its parts: 2, or 1 for a study from before task.loss=auto, task.metric=auto and the
+            supervised reference.
     """
 
     arguments: list[str]
@@ -103,6 +105,7 @@ class Study:
     launcher: list[str]
     data: str
     seconds_per_step: dict[str, float] | None = None
+    defaults: int = 1
 
     @property
     def baseline(self) -> Arm:
@@ -123,7 +126,11 @@ class Study:
     def overrides(self, arm: Arm, seed: int) -> list[str]:
         """The settings of ``multilevel train`` for a part."""
         # References are the same for all arms of a seed, so they are scored once.
-        references = [f"evaluation.references={'supervised' if arm == self.baseline else 'false'}"]
+        scored = "supervised" if self.defaults > 1 else "true"
+        references = [f"evaluation.references={scored if arm == self.baseline else 'false'}"]
+        other_task = any(text.startswith("task=") and text != "task=classification" for text in self.settings)
+        if self.defaults == 1 and not other_task:
+            references += ["task.loss=cross_entropy", "task.metric=null"]
         labels = [] if self.labels == [1.0] else [f"evaluation.labels={self.labels}".replace(" ", "")]
         last = [*arm.overrides, *labels, f"seed={seed}", f"steps={arm.steps}"]
         return [*references, *self.settings, *last]

@@ -1,4 +1,4 @@
-"""The plain supervised classifier, a reference: the run's network trained from scratch on the labels alone."""
+"""The plain supervised classifier, a reference: the run's network trained from scratch on only the labels."""
 
 from __future__ import annotations
 
