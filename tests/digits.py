@@ -16,6 +16,7 @@ from multilevel.recipes.evaluation import Setup
 @cache
 def digits() -> ImageData:
     settings = DataSettings(name="digits", image_size=8, channels=1, patch_size=2, batch_size=64, validation_share=0.1)
+    settings.near_copies = "keep"  # as in data=digits
     return load_data(settings)
 
 

@@ -59,10 +59,10 @@ class ClassificationTask(Task):
         super().__init__(data)
         check_value("task.loss", loss, Annotated[str, OneOf(AUTO, *LOSSES)])
         check_value("task.metric", metric, Annotated[str | None, OneOf(AUTO, *CLASSIFICATION_METRICS)])
-        skewed = unbalanced(data.counts)
+        skewed = AUTO in (loss, metric) and unbalanced(data.counts)
         self.loss = loss if loss != AUTO else "balanced_cross_entropy" if skewed else "cross_entropy"
         balanced = self.loss == "balanced_cross_entropy"
-        suited = "balanced_accuracy" if balanced or (skewed and metric == AUTO) else "accuracy"
+        suited = "balanced_accuracy" if balanced or (metric == AUTO and skewed) else "accuracy"
         if metric == AUTO and len(data.class_names) == 2:
             suited = "macro_roc_auc"
         self.headline = suited if metric in (AUTO, None) else metric

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
 def encoder_passes(recipe: EncoderRecipe, folder: RunFolder, stored: DictConfig) -> int:
     """The passes of images through the encoder that the newest checkpoint has had, see ``EncoderRecipe``.
 
-    The recipe counts those of a whole run in batches of its own, which are single images for another data set.
+    The recipe counts those of a whole run, in its batches, which are single images for another data set.
     """
     checkpoint, _ = newest_intact(folder.checkpoint, [WEIGHTS])
     settings: Any = recipe.settings

@@ -2,8 +2,10 @@
 
 Does guided masking pay on your data, and at what cost? Trains the recipe with each mask policy at equal budget over
 several seeds, evaluates every encoder on the same test split, and writes report.html (one file, opens offline),
-study.json and pictures. The verdict is one sentence: it pays, it does not pay, or these seeds cannot decide it and how
-many more would. Every part is an ordinary run in FOLDER/runs. Settings are those below, those of multilevel train, and
+study.json and pictures. The verdict says whether any encoder is better than the references (an untrained one, raw
+pixels, the majority class and, once per seed, the same network trained from scratch on the labels), and whether guided
+masks pay, do not pay, or why these seeds cannot decide it. Every part is an ordinary run in FOLDER/runs. Settings are
+those below, those of multilevel train, and
 
   arm.NAME="A=B C=D"     another arm with its own settings, such as another solver (the data stay the same)
   transfer=NAME          also evaluate every encoder on another data set: transfer.path=DIR, transfer.SETTING=VALUE
@@ -52,6 +54,7 @@ from multilevel.study.watch import Watch
 
 DEFAULT_GUIDED = "sampled"
 SEEDS = 5
+DEFAULTS = 2  # see ``Study``
 
 
 SETTINGS = StudySettings

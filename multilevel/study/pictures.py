@@ -15,7 +15,7 @@ from multilevel.runs.curves import moving_mean
 
 BASELINE = "#5b6670"
 COLOURS = ("#1f5f99", "#c0392b", "#2e8b57", "#8e44ad", "#d68910", "#16a085", "#a04000", "#2c3e50")
-REFERENCES = {"untrained encoder": ":", "raw pixels": "--", "majority class": "-."}
+REFERENCES = {"untrained encoder": ":", "raw pixels": "--", "supervised from scratch": "-."}
 TRAINED = "trained encoder"
 Values = Mapping[Any, float]
 

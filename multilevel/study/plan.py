@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from multilevel.levels.masks import POLICIES
 from multilevel.problems import Graph
+from multilevel.recipes.data.settings import MASK_SHARE
 from multilevel.runs.folder import EARLIER, RunFolder
 from multilevel.solvers import MultilevelError, SettingError
 
@@ -85,7 +86,8 @@ class Study:
         launcher: overrides of Hydra's launcher; empty: none.
         data: name of the data set.
         seconds_per_step: seconds per step of each arm, measured before the first part; None if updates are equal.
-        version: 1 for studies of versions before settings of ``EARLIER`` existed, which keep their meaning.
+        version: 1 for studies from before the settings of ``EARLIER``, task.loss=auto, task.metric=auto and the
+            supervised reference, which keep their meaning.
     """
 
     arguments: list[str]
@@ -126,11 +128,20 @@ class Study:
     def overrides(self, arm: Arm, seed: int) -> list[str]:
         """The settings of ``multilevel train`` for a part."""
         # References are the same for all arms of a seed, so they are scored once.
-        references = [f"evaluation.references={'supervised' if arm == self.baseline else 'false'}"]
+        scored = "supervised" if self.version > 1 else "true"
+        references = [f"evaluation.references={scored if arm == self.baseline else 'false'}"]
         labels = [] if self.labels == [1.0] else [f"evaluation.labels={self.labels}".replace(" ", "")]
         last = [*arm.overrides, *labels, f"seed={seed}", f"steps={arm.steps}"]
-        earlier = [f"{setting}={value}" for setting, value in EARLIER.items()] if self.version == 1 else []
-        return [*earlier, *references, *self.settings, *last]
+        equal = [f"data.mask_share={MASK_SHARE}"]  # the same images for arms that learn masks and those that do not
+        return [*self._earlier(), *equal, *references, *self.settings, *last]
+
+    def _earlier(self) -> list[str]:
+        """Settings of a study of an earlier version, whose defaults have changed since."""
+        if self.version > 1:
+            return []
+        other_task = any(text.startswith("task=") and text != "task=classification" for text in self.settings)
+        task = [] if other_task else ["task.loss=cross_entropy", "task.metric=null"]
+        return [*(f"{setting}={value}" for setting, value in EARLIER.items()), *task]
 
     def write(self, folder: Path) -> None:
         RunFolder(folder).write(FILE, OmegaConf.to_yaml(OmegaConf.create(asdict(self))))

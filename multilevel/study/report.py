@@ -11,10 +11,11 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from multilevel.recipes.evaluation import metric_title
 from multilevel.runs.folder import RunFolder
 from multilevel.study.figures import Figures
 from multilevel.study.results import TITLES
-from multilevel.study.verdict import points
+from multilevel.study.verdict import points, times
 
 #: Explanations of the protocols for readers who do not know them.
 PROTOCOLS = {
@@ -47,7 +48,6 @@ def write_report(result: Mapping[str, Any], folder: Path) -> list[Path]:
             command=shlex.join(["multilevel", "study", *result["study"]["arguments"]]),
             warnings={part["name"]: part["warnings"] for part in result["parts"] if part["warnings"]},
             protocol=PROTOCOLS.get(result["study"]["protocol"]),
-            caution=figures.caution(),
             others=[comparison for comparison in result["comparisons"] if comparison is not result["verdict"]],
         )
     )
@@ -62,6 +62,8 @@ def _environment() -> Environment:
         "embedded": _embedded,
         "protocol_title": lambda name: TITLES.get(name, name),
         "duration": _duration,
+        "times": times,
+        "metric_title": metric_title,
     }
     return environment
 

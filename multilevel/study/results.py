@@ -8,24 +8,31 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
-from math import isnan
+from math import isnan, sqrt
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 from multilevel.levels.masks import POLICIES
+from multilevel.recipes.evaluation import metric_title
 from multilevel.solvers import MultilevelError
+from multilevel.study.images import noise_at_chance
 from multilevel.study.part import evaluation_problem, is_done, log_path, run_path, transfer_path
 from multilevel.study.plan import Arm, Study, StudyRun, usable_cores
-from multilevel.study.scores import TRAINED, Row, values
+from multilevel.study.scores import MAJORITY, TRAINED, Row, reference_means, values
 from multilevel.study.statistics import compare_pairs, summarize_seeds
-from multilevel.study.verdict import cost_clause, sentence
+from multilevel.study.verdict import cost_clause, opening, sentence, times, too_few_images
 
 VERSIONS = ("multilevel", "torch", "transformers", "scikit-learn", "scipy", "numpy")
 #: A median cosine below this, over at least so many updates, gives a warning; docs/results.md has values of real runs.
 STEADY, ENOUGH_UPDATES = 0.1, 20
 COSTS = ("seconds", "peak_memory_mib")
-TITLES = {"linear_probe": "linear probe", "knn": "nearest neighbours", "finetune": "finetuned"}
+TITLES = {
+    "linear_probe": "linear probe",
+    "knn": "nearest neighbours",
+    "finetune": "finetuned",
+    "supervised": "whole network",
+}
 
 
 def collect(study: Study, folder: Path) -> dict[str, Any]:
@@ -41,6 +48,9 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
     comparisons = _comparisons(study, by_arm)
     share = max(study.labels)
     headline = next((row for row in comparisons if (row["arm"], row["labels"]) == (study.about.name, share)), None)
+    arms = [_arm(arm, by_arm[arm.name]) for arm in study.arms]
+    if headline is not None:
+        headline["sentence"] = " ".join(filter(None, [_opening(study, arms, share), headline["sentence"]]))
     return {
         "verdict": headline,
         "question": {
@@ -52,7 +62,7 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
             "split": study.split,
         },
         "comparisons": comparisons,
-        "arms": [_arm(arm, by_arm[arm.name]) for arm in study.arms],
+        "arms": arms,
         "parts": parts,
         "failed": failed,
         "study": asdict(study),
@@ -69,7 +79,7 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
 
 def score_name(study: Study) -> str:
     """The name of the verdict's score."""
-    return f"{TITLES.get(study.protocol, study.protocol)} {study.metric.replace('_', ' ')}"
+    return f"{TITLES.get(study.protocol, study.protocol)} {metric_title(study.metric)}"
 
 
 def _part(study: Study, folder: Path, part: StudyRun) -> dict[str, Any]:
@@ -87,6 +97,7 @@ def _part(study: Study, folder: Path, part: StudyRun) -> dict[str, Any]:
         "seconds": summary["seconds"],
         "peak_memory_mib": summary["peak_memory_mib"],
         "device": summary["device"],
+        "scored_images": summary.get("scored_images") or {},  # missing from the summaries of older runs
         "warnings": [*_warnings(summary), *lost, *lost_there],
         "scores": scores,
         "transfer": moved,
@@ -176,29 +187,58 @@ def _comparisons(study: Study, by_arm: Mapping[str, Sequence[dict[str, Any]]]) -
         return by_seed
 
     comparisons = []
+    counts: dict[str, int] = next((part["scored_images"] for parts in by_arm.values() for part in parts), {})
+    too_few = too_few_images(study.metric, counts, study.minimum_effect, study.split)
     for labels in study.labels:
         baseline = scores(study.baseline, labels)
+        chance = _chance(study, by_arm, labels)
+        noise = noise_at_chance(study.metric, counts, chance)
         for arm in study.arms[1:]:
             arm_scores = scores(arm, labels)
             pairs = sorted(arm_scores.keys() & baseline.keys())
             if not pairs:
                 continue
-            comparison = compare_pairs(arm_scores, baseline, study.minimum_effect)
-            ratio = {
-                key: _mean(by_arm[arm.name], pairs, key) / _mean(by_arm[study.baseline.name], pairs, key)
-                for key in COSTS
-            }
-            cost = cost_clause(study.equal, ratio["seconds"], arm.updates / study.baseline.updates)
-            text = sentence(comparison, arm.name, study.baseline.name, score_name(study), study.minimum_effect, cost)
+            comparison = compare_pairs(arm_scores, baseline, study.minimum_effect, chance, noise)
+            costs = {key: _ratio(by_arm[arm.name], by_arm[study.baseline.name], pairs, key) for key in COSTS}
+            cost = cost_clause(study.equal, times(*costs["seconds"]), arm.updates / study.baseline.updates)
+            names = (arm.name, study.baseline.name, score_name(study))
             comparisons.append(
-                {"arm": arm.name, "labels": labels, "sentence": text, **asdict(comparison), "cost_ratio": ratio}
+                {
+                    "arm": arm.name,
+                    "labels": labels,
+                    "sentence": sentence(comparison, *names, study.minimum_effect, cost, too_few),
+                    **asdict(comparison),
+                    "cost_ratio": {key: ratio for key, (ratio, _) in costs.items()},
+                    "cost_ratio_error": {key: error for key, (_, error) in costs.items()},
+                }
             )
     return comparisons
 
 
-def _mean(parts: Sequence[dict[str, Any]], seeds: Sequence[int], key: str) -> float:
-    """A cost of an arm, the mean over some seeds."""
-    return fmean(part[key] for part in parts if part["seed"] in seeds)
+def _opening(study: Study, arms: Sequence[dict[str, Any]], labels: float) -> str:
+    """The references that the best arm does not surpass, in a sentence; empty if it surpasses all."""
+    key = {"encoder": TRAINED, "protocol": study.protocol, "labels": labels, "metric": study.metric}
+    means = {arm["name"]: row["mean"] for arm in arms for row in arm["scores"] if key.items() <= row.items()}
+    best = max(means, key=lambda name: means[name])
+    references = reference_means(arms, "scores", study.protocol, labels, study.metric)
+    return opening((best, means[best]), references, score_name(study))
+
+
+def _chance(study: Study, by_arm: Mapping[str, Sequence[dict[str, Any]]], labels: float) -> float:
+    """The score of always predicting the most frequent class; 0 for a task without one class per image."""
+    rows = {part["seed"]: part["scores"] for part in by_arm[study.baseline.name]}
+    return fmean(values(rows, MAJORITY, study.protocol, labels, study.metric).values() or [0.0])
+
+
+def _ratio(
+    arm: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]], seeds: Sequence[int], key: str
+) -> tuple[float, float | None]:
+    """An arm's mean cost over some seeds, divided by the baseline's, and the standard error of the mean of the seeds'
+    ratios; None with one seed."""
+    costs, compared = ({part["seed"]: part[key] for part in parts} for parts in (arm, baseline))
+    ratios = [costs[seed] / compared[seed] for seed in seeds]
+    ratio = fmean(costs[seed] for seed in seeds) / fmean(compared[seed] for seed in seeds)
+    return ratio, stdev(ratios) / sqrt(len(ratios)) if len(ratios) > 1 else None
 
 
 def _no_such_score(study: Study, rows_by_seed: Mapping[int, Sequence[Row]]) -> None:

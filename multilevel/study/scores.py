@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
-TRAINED = "trained encoder"
+from multilevel.recipes.evaluation.supervised import COLUMN
+
+TRAINED, MAJORITY = "trained encoder", "majority class"
 
 #: encoder, protocol, labels (the share that the protocol was fitted to), metrics ({name: value}).
 Row = dict[str, Any]
@@ -22,3 +25,21 @@ def values(
         for row in rows
         if key.items() <= row.items() and metric in row["metrics"]
     }
+
+
+def reference_means(
+    arms: Sequence[Mapping[str, Any]], table: str, protocol: str, labels: float, metric: str
+) -> dict[str, float]:
+    """Means over seeds of the encoders that no arm trains: untrained, raw pixels, majority class, supervised.
+
+    Args:
+        arms: the arms of study.json; means are averaged over those that have them.
+        table: scores or transfer.
+        protocol, labels, metric: of the score; the supervised classifier, which no protocol is fitted to, has its own.
+    """
+    means: dict[str, list[float]] = {}
+    for row in (row for arm in arms for row in arm[table]):
+        fits = row["protocol"] in (protocol, COLUMN) and (row["labels"], row["metric"]) == (labels, metric)
+        if fits and row["encoder"] != TRAINED:
+            means.setdefault(row["encoder"], []).append(row["mean"])
+    return {encoder: fmean(values) for encoder, values in means.items()}

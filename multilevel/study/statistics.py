@@ -39,7 +39,8 @@ class PairedComparison:
         p_value: p-value of the paired t test; None without an interval.
         decision: pays, does not pay, or not decided.
         more_seeds: about how many more seeds would decide it; None if more seeds would not, or the spread is unknown.
-        bound: 0 or 1 if every score of both is closer to it than the smallest worthwhile difference, else None.
+        bound: 1 if every score of both is closer to it than the smallest worthwhile difference; the score of chance if
+            no score is that far above it, or both means are within the noise of chance; else None.
     """
 
     differences: dict[int, float]
@@ -60,16 +61,24 @@ def summarize_seeds(values: Sequence[float]) -> Summary:
     return Summary(fmean(values), median(values), interval, len(values))
 
 
-def compare_pairs(arm: Mapping[int, float], baseline: Mapping[int, float], minimum_effect: float) -> PairedComparison:
+def compare_pairs(
+    arm: Mapping[int, float],
+    baseline: Mapping[int, float],
+    minimum_effect: float,
+    chance: float = 0.0,
+    noise: float = 0.0,
+) -> PairedComparison:
     """The paired t test over the seeds that both have.
 
     The arm pays if the whole interval of the mean difference is above 0 and part of it is above ``minimum_effect``. It
-    does not pay if the whole interval is below ``minimum_effect``, unless every score is too close to 0 or 1 for such a
-    difference.
+    does not pay if the whole interval is below ``minimum_effect``, unless every score is too close to chance or 1 for
+    such a difference. Arms at chance never pay.
 
     Args:
         arm, baseline: the score of each seed, from 0 to 1; the larger the better.
         minimum_effect: the smallest worthwhile difference, above 0.
+        chance: the score without skill.
+        noise: how far above chance a score without skill may be, by the draw of the scored images.
 
     Raises:
         ValueError: the arms have no seed in common.
@@ -78,15 +87,20 @@ def compare_pairs(arm: Mapping[int, float], baseline: Mapping[int, float], minim
     values = list(differences.values())
     if not values:
         raise ValueError("the arms have no seed in common")
-    scores = [arm_scores[seed] for arm_scores in (arm, baseline) for seed in differences]
-    bound = 0.0 if max(scores) < minimum_effect else 1.0 if min(scores) > 1 - minimum_effect else None
+    both = [[scores[seed] for seed in differences] for scores in (arm, baseline)]
+    bound = None
+    if max(map(max, both)) < chance + minimum_effect or max(map(fmean, both)) < chance + noise:
+        bound = chance
+    elif min(map(min, both)) > 1 - minimum_effect:
+        bound = 1.0
     mean, middle = fmean(values), median(values)
     deviation = stdev(values) if len(values) > 1 else None
     if not deviation or deviation < 1e-12:  # all differences are equal up to rounding
         return PairedComparison(differences, mean, middle, None, deviation, None, None, "not decided", None, bound)
     interval = _interval(values)
     decision = decide(interval, minimum_effect)
-    if bound is not None and decision == "does not pay" and interval[1] >= 0:
+    too_close = bound is not None and decision == "does not pay" and interval[1] >= 0
+    if too_close or (bound == chance and decision == "pays"):
         decision = "not decided"
     more_seeds = None
     if decision == "not decided" and bound is None:

@@ -1,11 +1,11 @@
-"""What a reader of an evaluation's table must know: what is not better than a reference, and how few images decide."""
+"""Remarks below an evaluation's table: which references the encoder does not surpass, and how few images decide."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from multilevel.recipes.data import ImageData
-from multilevel.recipes.evaluation.scores import Score
+from multilevel.recipes.evaluation.scores import PHRASES, Score
 from multilevel.recipes.evaluation.settings import EvaluationSettings
 from multilevel.recipes.evaluation.supervised import COLUMN
 from multilevel.recipes.evaluation.table import format_table, protocol_title
@@ -52,7 +52,9 @@ def not_better(scores: Sequence[Score], metric: str | None = None) -> str:
         if score.metrics[shown] >= value:
             compared = f"{100 * score.metrics[shown]:.1f}% against {100 * value:.1f}%"
             references.setdefault(score.encoder, []).append(f"{title}: {compared}")
-    named = [f"{reference} ({', '.join(compared)})" for reference, compared in references.items()]
+    named = [
+        f"{PHRASES.get(reference, reference)} ({', '.join(compared)})" for reference, compared in references.items()
+    ]
     return f"the {name} is not better than {'; '.join(named)}" if named else ""
 
 

@@ -35,6 +35,15 @@ def metric_title(name: str) -> str:
     return TITLES.get(name, name.replace("_", " "))
 
 
+#: References in a sentence.
+PHRASES = {
+    "untrained encoder": "an untrained encoder",
+    "released encoder": "the released encoder",
+    "majority class": "the majority class",
+    "supervised from scratch": "the same network supervised from scratch",
+}
+
+
 def shown_first(metrics: dict[str, float], metric: str) -> dict[str, float]:
     """The metrics, with ``metric`` first if it is among them."""
     return {name: metrics[name] for name in sorted(metrics, key=lambda name: name != metric)}

@@ -7,7 +7,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from multilevel.recipes.evaluation import metric_title
+from multilevel.recipes.evaluation import Score, metric_title, not_better
+from multilevel.recipes.evaluation.remarks import few_images
 from multilevel.recipes.export.trained import TrainedModel
 
 PRIVATE = (
@@ -147,6 +148,9 @@ def _metrics(summary: Mapping[str, Any] | None) -> str:
     for score in scores:
         values = [f"{score['metrics'][name]:.4f}" if name in score["metrics"] else "" for name in names]
         lines.append(_row(score["encoder"], score["protocol"], f"{score['labels']:.0%}", *values))
+    counts = summary.get("scored_images") or {}  # missing from the summaries of older runs
+    remarks = [not_better([Score(**score) for score in scores]), few_images(counts, "scored")]
+    lines += [f"\n{remark[0].upper()}{remark[1:]}." for remark in remarks if remark]
     return "\n".join(lines) + "\n"
 
 

@@ -13,7 +13,10 @@ from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 
 from multilevel.__main__ import main
+from multilevel.commands.evaluate import encoder_passes, evaluation_config
+from multilevel.configuration.composition import build_recipe
 from multilevel.problems.checkpoint import write_digests
+from multilevel.runs.folder import RunFolder
 
 TINY = [
     "model.width=16", "model.heads=2", "model.depth=1", "model.decoder_width=8", "model.decoder_heads=2",
@@ -70,11 +73,21 @@ def test_protocols_and_shares_of_the_labels(run, capsys):
         for protocol in ("knn", "finetune")
         for labels in (0.1, 1.0)
         if (encoder, protocol) != ("raw pixels", "finetune")
-    }
-    assert {tuple(one["metrics"]) for one in scores} == {("macro_f1", "accuracy", "balanced_accuracy")}
+    } | {("supervised from scratch", "supervised", labels) for labels in (0.1, 1.0)}
+    assert {tuple(one["metrics"]) for one in scores} == {("macro_f1", "accuracy", "balanced_accuracy", "macro_roc_auc")}
     said = capsys.readouterr().out
     assert "validation macro f1, 10% of labels" in said
-    assert "finetuning" in said
+    assert "finetuning  whole network" in said
+    assert "the trained encoder is not better than " in said
+
+
+def test_the_supervised_row_has_the_passes_that_the_run_made(run, images):
+    folder = RunFolder(run)
+    transfer = ["data=folder", f"data.path={images}", "evaluation.split=test"]
+    for steps, overrides in ((3, []), (3, transfer), (6, [])):  # of 6 steps, 3 were made
+        stored = OmegaConf.merge(folder.config(), {"steps": steps})
+        recipe = build_recipe(evaluation_config(stored, overrides)[0])
+        assert encoder_passes(recipe, folder, stored) == 3 * 16 * (2 + 1)
 
 
 @claims(raw_pixels=above(0.95), trained_encoder=above(0.8))

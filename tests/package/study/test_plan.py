@@ -54,12 +54,24 @@ def test_parts_differ_in_the_arm_the_seed_and_who_scores_the_references_alone():
     assert [(one.mask.policy, one.seed) for one in configs] == [
         ("random", 0), ("sampled", 0), ("random", 1), ("sampled", 1)
     ]  # fmt: skip
-    assert [one.evaluation.references for one in configs] == [True, False, True, False]
+    assert [one.evaluation.references for one in configs] == ["supervised", False, "supervised", False]
     for config in configs:
         assert config.mask.ratio == 0.5
         config.evaluation.references = True
         config.mask.policy, config.seed = "random", 0
     assert all(config == configs[0] for config in configs)
+
+
+def test_parts_that_an_older_study_adds_have_the_defaults_of_its_time():
+    study = planned("seeds=2")
+    older = replace(study, version=1)
+    new, old = (compose_config(one.overrides(one.baseline, 0)) for one in (study, older))
+    assert (new.task.loss, new.task.metric, new.evaluation.references) == ("auto", "auto", "supervised")
+    assert (old.task.loss, old.task.metric, old.evaluation.references) == ("cross_entropy", None, True)
+    balanced = replace(older, settings=[*older.settings, "task.loss=balanced_cross_entropy"])
+    assert compose_config(balanced.overrides(older.baseline, 0)).task.loss == "balanced_cross_entropy"
+    segmented = replace(older, settings=[*older.settings, "task=segmentation"])
+    assert "metric" not in compose_config(segmented.overrides(older.baseline, 0)).task
 
 
 def test_an_arm_of_its_own_differs_in_its_settings_alone():

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from multilevel.study.images import noise_at_chance, step
 from multilevel.study.statistics import compare_pairs, decide, seeds_needed, summarize_seeds
-from multilevel.study.verdict import cost_clause, sentence
+from multilevel.study.verdict import cost_clause, opening, sentence, times, too_few_images
 
 BASELINE = {0: 0.861, 1: 0.858, 2: 0.872, 3: 0.866, 4: 0.850}
 GUIDED = {0: 0.880, 1: 0.871, 2: 0.885, 3: 0.889, 4: 0.861, 9: 0.1}  # nothing pairs with seed 9
@@ -122,7 +123,9 @@ def test_one_seed_and_no_spread_decide_nothing():
     same = compare_pairs({0: 0.6, 1: 0.7}, {0: 0.5, 1: 0.6}, 0.01)
     assert (same.decision, same.interval) == ("not decided", None)
     assert "all seeds gave exactly this difference" in said({0: 0.6, 1: 0.7}, {0: 0.5, 1: 0.6})
-    assert "accuracy is the same as with random masks; all seeds gave the same difference" in said(BASELINE, BASELINE)
+    assert "accuracy is the same as with random masks; all seeds gave the same scores with both" in said(
+        BASELINE, BASELINE
+    )
     with pytest.raises(ValueError, match="no seed"):
         compare_pairs({0: 0.6}, {1: 0.5}, 0.01)
 
@@ -130,7 +133,7 @@ def test_one_seed_and_no_spread_decide_nothing():
 @pytest.mark.parametrize(
     ("arm", "baseline", "bound", "advice"),
     [
-        ([0.001, 0.0, 0.004], [0.002, 0.003, 0.001], 0, "points of 0.0: train longer, or another metric"),
+        ([0.001, 0.0, 0.004], [0.002, 0.003, 0.001], 0, "all runs are at chance (0.0%): train longer, or take other"),
         ([1.0, 0.993, 0.998], [0.996, 0.997, 0.998], 1, "points of 100.0: take fewer labels, or another metric"),
     ],
 )
@@ -150,5 +153,112 @@ def test_without_room_an_arm_can_still_be_better_or_worse():
 
 
 def test_the_cost_says_what_was_equal():
-    assert cost_clause("updates", 1.7, 1.0) == "training took 1.70 times as long"
-    assert "0.59 times as many pretraining updates" in cost_clause("time", 1.01, 0.588)
+    assert cost_clause("updates", "1.70", 1.0) == "training took 1.70 times as long"
+    assert "0.59 times as many pretraining updates" in cost_clause("time", "1.01", 0.588)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (1.7043, 0.004, "1.70"), (1.7043, 0.02, "1.70"), (1.7043, 0.3, "1.7"), (1.7043, 4.0, "2"),
+        (17.04, 0.5, "17.0"), (17.04, 2.0, "17"), (1.7043, 0.0, "1.70"), (1.7043, None, "1.7"), (123.4, None, "123"),
+        (0.042, None, "0.04"),
+    ],
+)  # fmt: skip
+def test_ratios_have_the_digits_that_their_spread_allows(value, error, text):
+    assert times(value, error) == text
+
+
+COUNTS = {"good": 152, "dent": 40, "scratch": 8}
+
+
+def test_one_image_changes_a_score_by_its_share():
+    """By recomputing each metric with one more image right."""
+    assert step("accuracy", COUNTS) == pytest.approx(1 / 200)
+    assert step("balanced_accuracy", COUNTS) == pytest.approx(1 / 8 / 3)
+    assert step("macro_roc_auc", {"good": 20, "bad": 5}) == pytest.approx(1 / 5)
+    assert step("macro_roc_auc", COUNTS) == pytest.approx(1 / 8 / 3)
+    assert step("balanced_accuracy", {"good": 10, "dent": 0, "scratch": 5}) == pytest.approx(1 / 5 / 2)
+    assert step("mean_iou", COUNTS) is None
+    assert step("accuracy", {}) is None
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "macro_roc_auc"])
+def test_the_noise_at_chance_is_what_simulation_finds(metric):
+    """200 images scored at random 2,000 times: 95% of the scores are within the noise, to three standard errors of that
+    share. Of areas the noise is a bound, since those of several classes depend on each other."""
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), list(COUNTS.values()))
+    draws, found = 2000, []
+    chance = {"accuracy": 1 / 3, "balanced_accuracy": 1 / 3, "macro_roc_auc": 0.5}[metric]
+    for _ in range(draws):
+        scores = random.random((200, 3))
+        if metric == "macro_roc_auc":
+            ranks = [stats.rankdata(scores[:, kind])[labels == kind] for kind in range(3)]
+            areas = [(rank.sum() - len(rank) * (len(rank) + 1) / 2) / (len(rank) * (200 - len(rank))) for rank in ranks]
+            found.append(np.mean(areas))
+        else:
+            right = scores.argmax(1) == labels
+            found.append(
+                right.mean() if metric == "accuracy" else np.mean([right[labels == k].mean() for k in range(3)])
+            )
+    within = np.mean(np.abs(np.array(found) - chance) < noise_at_chance(metric, COUNTS, chance))
+    if metric == "macro_roc_auc":
+        assert within > 0.95
+    else:
+        assert within == pytest.approx(0.95, abs=0.02)  # steps of one image are coarse beside three standard errors
+    assert noise_at_chance("mean_iou", COUNTS, 0.0) == noise_at_chance("accuracy", {}, 0.5) == 0
+
+
+def reasoned(arm, baseline, chance=0.0, noise=0.0, too_few=""):
+    comparison = compare_pairs(arm, baseline, 0.01, chance, noise)
+    return comparison.decision, sentence(comparison, "sampled", "random", "accuracy", 0.01, "cost", too_few)
+
+
+def test_runs_at_chance_decide_nothing_and_the_reason_is_named():
+    arm, baseline = {0: 0.170, 1: 0.175, 2: 0.180}, {0: 0.155, 1: 0.16, 2: 0.166}
+    assert compare_pairs(arm, baseline, 0.01).decision == "pays"
+    decision, text = reasoned(arm, baseline, chance=1 / 6, noise=0.05)
+    assert decision == "not decided"
+    assert "; all runs are at chance (16.7%, the majority class): train longer" in text
+    # the same differences above chance are what they were
+    higher = [{seed: value + 0.3 for seed, value in scores.items()} for scores in (arm, baseline)]
+    assert reasoned(*higher, chance=1 / 6, noise=0.05)[0] == "pays"
+    # within a worthwhile difference above chance, without any noise
+    near = reasoned({0: 0.711, 1: 0.706}, {0: 0.710, 1: 0.71}, chance=0.71)
+    assert near[0] == "not decided"
+    assert "all runs are at chance (71.0%" in near[1]
+    # below chance is no better
+    assert "at chance" in reasoned({0: 0.65, 1: 0.61, 2: 0.66}, {0: 0.64, 1: 0.65, 2: 0.60}, chance=0.71)[1]
+
+
+def test_too_few_images_are_the_reason_rather_than_too_few_seeds():
+    spread = {seed: value + (0.03, -0.02)[seed % 2] for seed, value in BASELINE.items()}
+    clause = too_few_images("balanced_accuracy", COUNTS, 0.01, "test")
+    assert clause == (
+        "one of the 200 test images changes the score by 4.2 points, more than the 1.0 that count as worthwhile: it "
+        "takes at least 34 images of each class"
+    )
+    assert clause in reasoned(spread, BASELINE, too_few=clause)[1]
+    assert "more would be needed" not in reasoned(spread, BASELINE, too_few=clause)[1]
+    assert clause in reasoned(BASELINE, BASELINE, too_few=clause)[1]  # one seed like all others
+    assert clause not in reasoned(GUIDED, BASELINE, too_few=clause)[1]  # decided all the same
+    assert too_few_images("accuracy", COUNTS, 0.01, "test") == ""
+    assert too_few_images("accuracy", {"a": 30, "b": 20}, 0.01, "validation").endswith("it takes at least 100 images")
+
+
+def test_the_opening_names_every_reference_that_no_arm_surpasses():
+    references = {
+        "untrained encoder": 0.90,
+        "raw pixels": 0.975,
+        "majority class": 0.1,
+        "supervised from scratch": 0.95,
+    }
+    assert opening(("topk", 0.98), references, "accuracy") == ""
+    assert opening(("topk", 0.96), references, "accuracy") == (
+        "No encoder here is better than raw pixels (97.5%): accuracy is 96.0% at best, with topk masks."
+    )
+    assert opening(("topk", 0.90), references, "accuracy").startswith(
+        "No encoder here is better than an untrained encoder (90.0%), raw pixels (97.5%) or the same network "
+        "supervised from scratch (95.0%): "
+    )
