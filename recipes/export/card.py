@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from multilevel.recipes.export.trained import TrainedModel
 
-PRIVATE = (("data", "path"), ("output",))  # settings that depend on the machine
+PRIVATE = (("data", "path"), ("output",), ("init",))  # settings that depend on the machine
 LOAD = {
     "transformers": """```python
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, ViTMAEForPreTraining
@@ -151,7 +152,8 @@ def _settings(config: Mapping[str, Any]) -> str:
     shown = OmegaConf.create(dict(config))
     for path in PRIVATE:
         parent = OmegaConf.select(shown, ".".join(path[:-1])) if path[:-1] else shown
-        parent.pop(path[-1], None)
+        if path != ("init",) or Path(parent.get("init") or "").is_absolute():  # a name on the hub is for everybody
+            parent.pop(path[-1], None)
     return f"## Settings\n\n```yaml\n{OmegaConf.to_yaml(shown)}```\n"
 
 

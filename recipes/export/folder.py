@@ -11,6 +11,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from multilevel.recipes.export.masking import MASKING, save_masking
 from multilevel.recipes.export.onnx_model import ONNX, WRITING, require_packages, write_onnx
 from multilevel.recipes.export.reference import REFERENCE, reference_tensors
 from multilevel.recipes.export.trained import TrainedModel
@@ -37,7 +38,8 @@ def check_export(format: str, output: Path) -> None:
 
 
 def write_export(trained: TrainedModel, output: Path, format: str, card: str) -> None:
-    """Write configuration, weights, image processor, model card and the reference for monitoring.
+    """Write configuration, weights, image processor, model card, the reference for monitoring, and the masking network,
+    if there is one.
 
     Args:
         trained: the model.
@@ -65,6 +67,8 @@ def write_export(trained: TrainedModel, output: Path, format: str, card: str) ->
             save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / PROCESSOR).write_text(json.dumps(processor_settings(trained.data), indent=2) + "\n")
         save_file(dict(reference_tensors(trained)), folder / REFERENCE)
+        if trained.masking is not None:
+            save_masking(trained.masking, trained.mask_settings, folder / MASKING)
         (folder / CARD).write_text(card)
         for path in folder.glob("*.safetensors"):
             shutil.copymode(folder / CARD, path)  # safetensors writes files that only their owner can read
