@@ -16,6 +16,7 @@ COMMANDS = {
     "export": "commands.export",
     "predict": "commands.predict",
     "monitor": "commands.monitor",
+    "compare-models": "commands.compare_models",
     "completion": "commands.completion",
     "new": "commands.new",
 }
