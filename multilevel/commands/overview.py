@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": "commands.predict",
     "monitor": "commands.monitor",
     "compare-models": "commands.compare_models",
+    "promote": "commands.promote",
     "completion": "commands.completion",
     "new": "commands.new",
 }
