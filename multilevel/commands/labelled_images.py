@@ -50,7 +50,7 @@ def group_of(file: Path, folder: Path, pattern: str) -> str:
     """The name of an image's group.
 
     Raises:
-        SettingError: the pattern is no regular expression, or does not match.
+        SettingError: the pattern is not a regular expression, or does not match.
 
     >>> group_of(Path("new/scratch/part7-b.png"), Path("new"), r"part\\d+")
     'part7'
