@@ -54,8 +54,8 @@ def choose(
     Examples:
         >>> features = np.array([[0.0], [0.1], [5.0], [5.1]])
         >>> probabilities = np.array([[0.9, 0.1], [0.55, 0.45], [0.02, 0.98], [0.01, 0.99]])
-        >>> choose(features, probabilities, None, count=1)
-        [Choice(row=1, kind='uncertain')]
+        >>> [choice.row for choice in choose(features, probabilities, None, count=4)]
+        [1, 0, 2, 3]
     """
     chosen: list[int] = []
     unusual = _take(_most_unusual(novelty), count // UNUSUAL, is_copy, chosen)
