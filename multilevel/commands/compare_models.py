@@ -188,7 +188,7 @@ def remedy(row: Row, comparison: Comparison, more: int | None) -> str:
         return f"{rarest.name} rests on {comparison.fewest} images or groups, and {FEWEST} are the fewest"
     if more is None:
         return "both models order the images of each class alike, however they are drawn: other images are needed"
-    return f"about {more} more images would be needed"
+    return f"about {float(f'{more:.2g}'):,.0f} more images would be needed"  # a rough number
 
 
 def table(rows: Sequence[Row]) -> list[str]:
