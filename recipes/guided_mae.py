@@ -9,7 +9,7 @@ Result: ``multilevel train``: a linear probe reaches 92.2% on the digits, agains
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar
@@ -21,8 +21,6 @@ from torch import nn
 from multilevel.levels import AdversarialMask, Finetune, MaskedAutoencoder, MaskedPretrain, MaskingNetwork, MaskLearning
 from multilevel.levels.masked_pretrain import GradientName, Guidance, WeightsName, check_choice
 from multilevel.levels.masks import POLICIES, MaskPolicy, MaskView
-from multilevel.levels.models.checkpoints import load_autoencoder, read_config
-from multilevel.levels.models.masked_autoencoder import SIZES
 from multilevel.levels.tasks import TASKS, Task, TaskData
 from multilevel.levels.tasks.classification import ClassificationTask, PooledLinear
 from multilevel.problems import Graph, Problem
@@ -32,6 +30,7 @@ from multilevel.recipes.encoder import EncoderRecipe
 from multilevel.recipes.evaluation import Candidate, EvaluationSettings, Score, Setup, evaluate_features, raw_pixels
 from multilevel.recipes.evaluation.supervised import supervised_candidate
 from multilevel.recipes.export.trained import TrainedModel
+from multilevel.recipes.initial import InitialModel, read_initial
 from multilevel.recipes.pictures import draw_masks, reconstruct_pixels
 from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
 from multilevel.recipes.training import level_arguments
@@ -72,22 +71,6 @@ class ModelSettings:
     def sizes(self) -> dict[str, int]:
         """Every setting except the learning rate."""
         return {name: value for name, value in vars(self).items() if name != "learning_rate"}
-
-    def take_from(self, checkpoint: str, channels: int) -> str:
-        """Take sizes of 0 from a released autoencoder. Returns all sizes in words.
-
-        Raises:
-            SettingError: the checkpoint does not exist, or a size differs from its own.
-        """
-        config = read_config(checkpoint)
-        for name, theirs in SIZES.items():
-            value, size = getattr(self, name), getattr(config, theirs)
-            require(f"model.{name}", value, value in (0, size), f"{size}, as in {checkpoint} (or 0, or no model=...)")
-            setattr(self, name, size)
-        expected = f"{config.num_channels}, as in init={checkpoint}"
-        require("data.channels", channels, channels == config.num_channels, expected)
-        sizes = " ".join(f"model.{name}={value}" for name, value in self.sizes().items())
-        return f"starting from {checkpoint}: {sizes}"
 
 
 @dataclass(kw_only=True)
@@ -157,8 +140,10 @@ class GuidedMaeSettings(RunSettings):
     Args:
         checkpointing: recompute the transformer blocks' activations when they are differentiated instead of keeping
             them: less memory, more time, the same result.
-        init: a released autoencoder to start from, in the format of transformers: a folder or a name on the Hugging
-            Face Hub.
+        init: the weights to start a new run from: a run, an export, or a released autoencoder in the format of
+            transformers, a folder or a name on the Hugging Face Hub.
+        init_statistics: mean and deviation that normalize the images with init=RUN or EXPORT: keep (those that its
+            weights were trained with) or own (those of this run's images).
         task: the task of finetuning, and its options (task.loss, task.metric, task.overlap).
         paths: how the masks reach the finetuned head: both (mask -> pretrain and mask -> finetune -> pretrain) or
             direct (only the first).
@@ -168,6 +153,7 @@ class GuidedMaeSettings(RunSettings):
     model: ModelSettings
     checkpointing: bool = False
     init: str | None = None
+    init_statistics: Annotated[str, OneOf("keep", "own")] = "keep"
     task: Any = field(default_factory=lambda: {"name": "classification"})
     mask: MaskSettings
     paths: Annotated[str, OneOf(*PATHS)]
@@ -206,8 +192,9 @@ class GuidedMae(EncoderRecipe):
     settings: GuidedMaeSettings
 
     def __init__(self, settings: GuidedMaeSettings) -> None:
-        if settings.init is not None:
-            self.notes = (settings.model.take_from(settings.init, settings.data.channels),)
+        self.initial = None if settings.init is None else read_initial(settings.init)
+        if self.initial is not None:
+            self.notes = (self.initial.size(settings.model, settings.data),)
         super().__init__(settings)
         self.policy = settings.mask.new_policy()
         downstream = self.policy.learns_from == "downstream"
@@ -222,6 +209,8 @@ class GuidedMae(EncoderRecipe):
         self.notes += self.task.notes if self.task else ()
         self.modules = self._new_modules()
         learns = self.policy.learns_from is not None
+        if self.initial is not None:
+            self._continue(self.initial, learns)
         names = ["pretrain", *(["finetune"] if self.data.labelled else []), *(["mask"] if learns else [])]
         self._levels: dict[str, LevelSettings] = {name: getattr(settings.levels, name) for name in names}
         makers: dict[str, Any] = {"pretrain": self._pretrain, "finetune": self._finetune, "mask": self._mask}
@@ -274,7 +263,7 @@ class GuidedMae(EncoderRecipe):
         candidates = [Candidate("trained encoder", trained.features, trained)]
         if settings.evaluation.references:
             untrained = self._new_modules()["pretrain"]
-            name = "untrained encoder" if settings.init is None else "released encoder"
+            name = "untrained encoder" if self.initial is None else self.initial.reference
             candidates += [Candidate(name, untrained.features, untrained), Candidate("raw pixels", raw_pixels)]
         if settings.evaluation.references == "supervised":
             scratch = self._new_modules(scratch=True)["pretrain"]
@@ -294,7 +283,27 @@ class GuidedMae(EncoderRecipe):
     def trained_model(self) -> TrainedModel:
         head: Any = self.modules.get("finetune")
         pooled = isinstance(self.task, ClassificationTask) and isinstance(head, PooledLinear)
-        return TrainedModel(self.modules["pretrain"], head.linear if pooled else None, self.data, self.device)
+        masking = self.modules["mask"] if self.policy.learns_from is not None else None
+        return TrainedModel(
+            self.modules["pretrain"],
+            head.linear if pooled else None,
+            self.data,
+            self.device,
+            masking,
+            asdict(self.settings.mask),
+        )
+
+    def _continue(self, initial: InitialModel, learns: bool) -> None:
+        """Take everything but the autoencoder from the model that ``init`` names, and note what was taken."""
+        settings = self.settings
+        masking, head = self.modules["mask"] if learns else None, self.modules.get("finetune")
+        names = self.task.data.class_names if self.task else ()
+        self.notes += initial.hand_over(masking, head, settings.task["name"], names)
+        if settings.init_statistics == "keep":
+            self.data, said = initial.keep_statistics(self.data)
+            self.image_data = self.data
+            self.notes += said
+        self.notes += initial.changes({"data.fit": settings.data.fit, "mask.temperature": settings.mask.temperature})
 
     def _new_task(self) -> Task | None:
         """The downstream task; None without labels for it."""
@@ -313,7 +322,7 @@ class GuidedMae(EncoderRecipe):
         with RandomState.seeded(self.settings.seed).active():
             sizes = {"image_size": data.image_size, "channels": data.channels}
             modules: dict[str, nn.Module] = {
-                "pretrain": self._new_autoencoder(**sizes, init=None if scratch else self.settings.init),
+                "pretrain": self._new_autoencoder(**sizes, scratch=scratch),
                 **({"finetune": self.task.new_head(model.width)} if self.task else {}),
                 # A quarter of the encoder's width, and at most about a hundredth of its parameters.
                 "mask": MaskingNetwork(
@@ -325,10 +334,10 @@ class GuidedMae(EncoderRecipe):
             }
         return {name: module.to(self.device) for name, module in modules.items()}
 
-    def _new_autoencoder(self, image_size: int, channels: int, init: str | None) -> MaskedAutoencoder:
+    def _new_autoencoder(self, image_size: int, channels: int, scratch: bool) -> MaskedAutoencoder:
         ratio = self.settings.mask.ratio
-        if init is not None:
-            autoencoder = MaskedAutoencoder(load_autoencoder(init, image_size, ratio))
+        if self.initial is not None and not scratch:
+            autoencoder = MaskedAutoencoder(self.initial.autoencoder(image_size, ratio))
         else:
             sizes = self.settings.model.sizes()
             autoencoder = MaskedAutoencoder.of_size(image_size=image_size, channels=channels, **sizes, mask_ratio=ratio)

@@ -4,6 +4,7 @@ import itertools
 import re
 import shlex
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from omegaconf import OmegaConf
 from multilevel.__main__ import COMMANDS
 from multilevel.commands.evaluate import evaluation_config
 from multilevel.commands.export import ExportSettings
-from multilevel.commands.predict import PredictSettings
+from multilevel.commands.help import settings_of
 from multilevel.compare.command import CompareSettings
 from multilevel.configuration.command_line import read
 from multilevel.configuration.composition import changed, compose_config, typed_settings
@@ -75,8 +76,8 @@ def exports(words):
     changed(compose_config([]), read("export", words, ExportSettings, words=True).overrides)
 
 
-def labels(words):
-    read("predict", words, PredictSettings, words=True, recipe=False)
+def has_settings(command, words):
+    read(command, words, settings_of(command), words=True, recipe=False)
 
 
 def names_recipes(words):
@@ -90,8 +91,7 @@ CHECKS = {
     "study": studies,
     "evaluate": evaluates,
     "export": exports,
-    "predict": labels,
-    "monitor": labels,
+    **{name: partial(has_settings, name) for name in ("predict", "monitor", "suggest", "compare-models", "promote")},
     "recipes": names_recipes,
 }
 

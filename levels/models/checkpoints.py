@@ -1,25 +1,29 @@
-"""Loads autoencoders that were pretrained elsewhere, in transformers' format."""
+"""Loads autoencoders from folders in transformers' format: released ones, and exports of this project."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from logging import CRITICAL, getLogger
 
 import torch
-from transformers import AutoConfig, ViTMAEConfig, ViTMAEForPreTraining
+from torch import Tensor
+from transformers import AutoConfig, Dinov2Config, ViTMAEConfig, ViTMAEForPreTraining
 from transformers.utils import logging
 
 from multilevel.levels.models.masked_autoencoder import initialize_weights
 from multilevel.solvers import SettingError
 
-EXPECTED = "a folder, or a name on the Hugging Face hub, of a ViTMAEForPreTraining checkpoint"
+EXPECTED = (
+    "a folder, or a name on the Hugging Face hub, of a ViTMAEForPreTraining checkpoint, or a run or an export of "
+    "multilevel"
+)
 POSITIONS = ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed")
 
 
 def read_config(name: str) -> ViTMAEConfig:
-    """The configuration of a checkpoint.
+    """The configuration of a checkpoint; an export's is that of the autoencoder in it.
 
     Args:
         name: a folder, or a name on the hub.
@@ -29,6 +33,8 @@ def read_config(name: str) -> ViTMAEConfig:
     """
     with _explained(name):
         config = AutoConfig.from_pretrained(name)
+        if is_exported(config):
+            config = ViTMAEConfig.from_pretrained(name)
     if not isinstance(config, ViTMAEConfig):
         raise SettingError("init", name, f"{EXPECTED}; this one is of type {config.model_type}")
     return config
@@ -54,15 +60,33 @@ def load_autoencoder(name: str, image_size: int, mask_ratio: float) -> ViTMAEFor
     if loaded["missing_keys"]:
         first = sorted(loaded["missing_keys"])[0]
         raise SettingError("init", name, f"{EXPECTED}; {len(loaded['missing_keys'])} weights are missing, as {first}")
-    config = copy.deepcopy(mae.config)
-    config.image_size, config.mask_ratio, config.norm_pix_loss = image_size, mask_ratio, True
-    resized = ViTMAEForPreTraining(config)
-    initialize_weights(resized)
-    weights = mae.state_dict()
-    if mae.config.image_size != image_size:
+    return new_autoencoder(mae.config, mae.state_dict(), image_size, mask_ratio)
+
+
+def new_autoencoder(
+    config: ViTMAEConfig, weights: Mapping[str, Tensor], image_size: int, mask_ratio: float
+) -> ViTMAEForPreTraining:
+    """An autoencoder with these weights; for images of another size than the configuration's, with new positions.
+
+    Args:
+        config: its sizes; unchanged.
+        weights: all its weights by name.
+        image_size: pixels per side of the images to train on.
+        mask_ratio: share of the patches that will be hidden.
+    """
+    resized = copy.deepcopy(config)
+    resized.image_size, resized.mask_ratio, resized.norm_pix_loss = image_size, mask_ratio, True
+    mae = ViTMAEForPreTraining(resized)
+    initialize_weights(mae)
+    if config.image_size != image_size:
         weights = {key: value for key, value in weights.items() if key not in POSITIONS}
-    resized.load_state_dict(weights, strict=False)  # complete, except perhaps for the positions
-    return resized
+    mae.load_state_dict(weights, strict=False)  # complete, except perhaps for the positions
+    return mae
+
+
+def is_exported(config: object) -> bool:
+    """Whether a configuration is an export's: an encoder's of type dinov2 that also has the sizes of a decoder."""
+    return isinstance(config, Dinov2Config) and hasattr(config, "decoder_hidden_size")
 
 
 @contextmanager

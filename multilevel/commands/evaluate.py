@@ -113,6 +113,8 @@ def evaluation_config(stored: DictConfig, overrides: Sequence[str]) -> tuple[Dic
         _check_same(config, stored, named, "the encoder takes no other")
         for name in SHAPE:
             config.data[name] = stored.data[name]
+        if "init_statistics" in config:
+            config.init_statistics = "own"
         config.data.batch_size = 1  # no level is trained here, so a data set of any size will do
     # protocol options that the run's version lacked
     defaults = OmegaConf.structured(EvaluationSettings)

@@ -38,7 +38,7 @@ class ImageFileSettings:
 
 @dataclass(frozen=True)
 class Request:
-    """A request to ``multilevel predict`` or ``multilevel monitor``.
+    """A request to ``multilevel predict``, ``monitor`` or ``suggest``.
 
     Attributes:
         model: the exported model.

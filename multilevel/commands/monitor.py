@@ -47,7 +47,7 @@ SETTINGS = MonitorSettings
 def main(arguments: Sequence[str]) -> int:
     """Compare new images with the training images; returns 1 if some could not be read."""
     request = Request.parse("monitor", arguments, MonitorSettings)
-    reference = DriftReference.load(request.folder)
+    reference = DriftReference.load(request.model.folder)
     path = writable(request.output)
     picture = path.with_suffix(".png")
     if picture == path:

@@ -16,6 +16,9 @@ COMMANDS = {
     "export": "commands.export",
     "predict": "commands.predict",
     "monitor": "commands.monitor",
+    "suggest": "commands.suggest",
+    "compare-models": "commands.compare_models",
+    "promote": "commands.promote",
     "completion": "commands.completion",
     "new": "commands.new",
 }

@@ -16,6 +16,7 @@ summary.json, checkpoint/, curves.png, and the recipe's pictures.
                                                                hydra-optuna-sweeper): the best is printed
   multilevel train experiment=cifar10_small data.path=DIR      published or small settings; yours take precedence
   multilevel train init=facebook/vit-mae-base data=folder data.path=DIR data.image_size=224    from a released MAE
+  multilevel train init=EXPORT data=folder data.path=DIR       a new run from old weights: of an export, or init=RUN
   multilevel train resume=RUN                                  resume from the last checkpoint; Ctrl-C or SIGTERM
                                                                writes one after the step, a second one ends at once
   torchrun --standalone --nproc-per-node=2 -m multilevel train SETTING=VALUE ...   data-parallel: each rank takes its

@@ -21,6 +21,7 @@ from multilevel.recipes.base import Recipe
 from multilevel.recipes.data.overview import overview
 from multilevel.recipes.encoder import EncoderRecipe, images_per_step
 from multilevel.recipes.evaluation import describe_scores
+from multilevel.recipes.initial import resolved_init
 from multilevel.runs.collapse import CollapseReport
 from multilevel.runs.cpu_threads import cpu_threads
 from multilevel.runs.curves import draw_curves
@@ -39,7 +40,14 @@ MOVED = ("data.path", "data.unlabelled", "data.changed")
 
 def is_of(path: Path, config: DictConfig) -> bool:
     """Whether a folder belongs to the run with these settings."""
-    return (path / "config.yaml").is_file() and RunFolder(path).config() == config
+    return (path / "config.yaml").is_file() and RunFolder(path).config() == recorded(config)
+
+
+def recorded(config: DictConfig) -> DictConfig:
+    """The settings as a run stores them: ``init=LINK`` as the folder that the link leads to, since it may be moved."""
+    if config.get("init") is None:
+        return config
+    return OmegaConf.merge(config, {"init": resolved_init(config.init)})  # type: ignore[return-value]
 
 
 def train(config: DictConfig, output: Path) -> None:
@@ -50,6 +58,7 @@ def train(config: DictConfig, output: Path) -> None:
         output: its folder, created after all checks have passed.
     """
     on_first_rank(lambda: check_free(output))
+    config = recorded(config)
     recipe = build_recipe(config)
     engine, loggers = new_engine(recipe), loggers_of(recipe, output, config)
     record = None if recipe.image_data is None else recipe.image_data.record().text()

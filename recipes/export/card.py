@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -16,6 +17,7 @@ PRIVATE = (
     ("data", "unlabelled"),
     ("data", "division"),
     ("output",),
+    ("init",),
 )  # settings that depend on the machine
 LOAD = {
     "transformers": """```python
@@ -190,7 +192,8 @@ def _settings(config: Mapping[str, Any]) -> str:
     shown = OmegaConf.create(dict(config))
     for path in PRIVATE:
         parent = OmegaConf.select(shown, ".".join(path[:-1])) if path[:-1] else shown
-        parent.pop(path[-1], None)
+        if path != ("init",) or Path(parent.get("init") or "").is_absolute():  # a name on the hub is for everybody
+            parent.pop(path[-1], None)
     return f"## Settings\n\n```yaml\n{OmegaConf.to_yaml(shown)}```\n"
 
 

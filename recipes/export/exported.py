@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ class ExportedModel:
         image_size: pixels per side.
         channels: 1 or 3.
         fit: how an image becomes a square, see ``to_square``.
+        folder: the folder without symbolic links: a link may be moved to another export while this one is read.
 
     Raises:
         SettingError: ``folder`` is not an exported folder.
@@ -41,9 +44,11 @@ class ExportedModel:
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
+        given, folder = folder, folder.resolve()
+        self.folder = folder
         weights = [folder / name for name in (WEIGHTS, ONNX) if (folder / name).is_file()]
         if not weights or not (folder / PROCESSOR).is_file() or not (folder / "config.json").is_file():
-            raise SettingError("EXPORT", str(folder), "a folder written by multilevel export")
+            raise SettingError("EXPORT", str(given), "a folder written by multilevel export")
         try:
             settings, config = (json.loads((folder / name).read_text()) for name in (PROCESSOR, "config.json"))
             self.class_names = tuple(config["id2label"][str(label)] for label in range(len(config["id2label"])))
@@ -51,9 +56,18 @@ class ExportedModel:
             self.channels: int = config["num_channels"]
             self.fit = "crop" if settings["do_center_crop"] else "stretch"
             self._mean, self._std = (np.array(settings[f"image_{name}"], np.float32) for name in ("mean", "std"))
+            self._weights = weights[0]
             self._run = _torch_run(config, weights[0], device) if weights[0].name == WEIGHTS else OnnxModel(weights[0])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise MultilevelError(f"{folder} holds a broken export ({error}): export the run again") from error
+            raise MultilevelError(f"{given} holds a broken export ({error}): export the run again") from error
+
+    @cached_property
+    def identity(self) -> str:
+        """Twelve hexadecimal digits of the SHA-256 of the weights file and the class names."""
+        with self._weights.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+        digest.update(json.dumps(self.class_names).encode())
+        return digest.hexdigest()[:12]
 
     def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
         """Pixels uint8 [B, C, H, W] to logits float32 [B, classes], or None, and features float32 [B, width]."""

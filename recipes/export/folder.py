@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from multilevel.recipes.export.masking import MASKING, save_masking
 from multilevel.recipes.export.onnx_model import ONNX, WRITING, require_packages, write_onnx
 from multilevel.recipes.export.reference import REFERENCE, reference_tensors
 from multilevel.recipes.export.trained import TrainedModel
@@ -41,7 +42,8 @@ def check_export(format: str, output: Path) -> None:
 def write_export(
     trained: TrainedModel, output: Path, format: str, card: str, choice: Mapping[str, Any] | None = None
 ) -> None:
-    """Write configuration, weights, image processor, model card and the reference for monitoring.
+    """Write configuration, weights, image processor, model card, the reference for monitoring, and the masking network,
+    if there is one.
 
     Args:
         trained: the model.
@@ -70,6 +72,8 @@ def write_export(
             save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / PROCESSOR).write_text(json.dumps(processor_settings(trained.data), indent=2) + "\n")
         save_file(dict(reference_tensors(trained)), folder / REFERENCE)
+        if trained.masking is not None:
+            save_masking(trained.masking, trained.mask_settings, folder / MASKING)
         (folder / CARD).write_text(card)
         if choice is not None:
             (folder / INSPECTION).write_text(json.dumps(choice) + "\n")
