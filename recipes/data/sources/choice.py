@@ -12,6 +12,7 @@ from multilevel.recipes.data.images import Source, SourceSplits
 from multilevel.recipes.data.planted import read_planted
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.recipes.data.sources.folders import read_image_folder
+from multilevel.recipes.data.sources.surfaces import read_surfaces
 from multilevel.recipes.data.sources.tables import parquet_files, read_hub, read_parquet
 from multilevel.recipes.data.targets.base import Labels, Targets
 from multilevel.solvers.errors import SettingError
@@ -58,6 +59,8 @@ def read_sources(settings: DataSettings, targets: type[Targets] = Labels) -> Sou
         return SourceSplits(DigitsSource(), None, tuple(str(digit) for digit in range(10)))
     if settings.name == "planted":
         return read_planted(settings.image_size, settings.patch_size)
+    if settings.name == "surfaces":
+        return read_surfaces()
     expected = "a folder of images, or of train*.parquet files (or set data.hub to a data set on the hub)"
     raise SettingError("data.path", settings.path, expected)
 

@@ -88,6 +88,7 @@ def test_is_a_schema_for_configurations():
             {"hub": None, "path": None, "image_size": 64, "patch_size": 8, "batch_size": 32, "flip": True},
         ),
         ("planted", {"hub": None, "path": None, "flip": False}),
+        ("surfaces", {"hub": None, "path": None, "image_size": 32, "channels": 1, "patch_size": 4, "flip": True}),
     ],
 )
 def test_every_configuration_fits_the_schema_and_gives_every_field(name, expected):
@@ -107,4 +108,5 @@ def test_every_configuration_is_tested():
         "imagenet",
         "folder",
         "planted",
+        "surfaces",
     }
