@@ -22,7 +22,7 @@ from multilevel.recipes.encoder import EncoderRecipe, images_per_step
 from multilevel.recipes.evaluation import format_table
 from multilevel.runs.collapse import CollapseReport
 from multilevel.runs.cpu_threads import cpu_threads
-from multilevel.runs.curves import draw_curves
+from multilevel.runs.curves import CurveLabels, draw_curves
 from multilevel.runs.diagnosis import Diagnosis, last_noise, noise_message
 from multilevel.runs.distributed import on_first_rank, print_once, restart
 from multilevel.runs.event_log import EventLog
@@ -155,7 +155,7 @@ def conclude(recipe: Recipe, folder: RunFolder, outcome: Outcome) -> None:
     settings: Any = recipe.settings
     records, skipped = folder.read_updates()
     pictures = [folder.path / "curves.png"]
-    draw_curves(pictures[0], records)
+    draw_curves(pictures[0], records, CurveLabels.of(recipe))
     pictures += recipe.write_pictures(folder.path)
     outcome.noise = last_noise(folder.diagnosis)
     summary = folder.write_json("summary.json", summarize_run(recipe, records, skipped, outcome))
