@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter
 from matplotlib.transforms import Bbox
 
 from multilevel.compare.table import points_against
-from multilevel.recipes.pictures.figures import GREY, VERMILLION, new_figure, save_figure, styled
+from multilevel.recipes.pictures.figures import GREY, VERMILLION, WIDEST, new_figure, save_figure, styled
 
 SMALLEST_ERROR = 1e-16
 MARKER_SIZE, LABEL_SIZE = 6, 8  # points
@@ -52,7 +53,7 @@ def comparison_figure(result: Mapping[str, Any]) -> Figure:
     key = "error" if result["reference"].get("usable") else "residual"
     measured = [row for row in result["rows"] if "problem" not in row and row[key] is not None]
     rows = sorted(measured, key=lambda row: row[key])
-    figure = new_figure(12.0, max(5.6, 1 + 0.19 * len(rows)))
+    figure = new_figure(WIDEST, max(5.6, 1 + 0.19 * len(rows)))
     axes = figure.subplots(1, 2, sharey=True)
     for axis, (cost, label) in zip(axes, COSTS, strict=True):
         _draw(axis, rows, [(row[cost], max(row[key], SMALLEST_ERROR)) for row in rows])
@@ -60,7 +61,7 @@ def comparison_figure(result: Mapping[str, Any]) -> Figure:
     axes[0].set_ylabel("relative error of the hypergradient" if key == "error" else "relative residual")
     figure.suptitle(
         f"{result['recipe']} on {result['data']}, step {result['step']}, damping {result['damping']:g}; "
-        "red: the Pareto front; triangle: points against the reference; x: a solve failed",
+        "orange: the Pareto front; triangle: points against the reference; x: a solve failed",
     )
     if rows:
         handles = [Line2D([], [], ls="", color=GREY, marker=_markers(row)[0], ms=MARKER_SIZE) for row in rows]
@@ -84,6 +85,8 @@ def _draw(axis: Any, rows: Sequence[Mapping[str, Any]], points: Sequence[tuple[f
             )
     axis.set_xscale("log")
     axis.set_yscale("log")
+    axis.xaxis.set_major_formatter(LogFormatter())  # 20 instead of 2 x 10^1
+    axis.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
     axis.margins(0.1)
 
 

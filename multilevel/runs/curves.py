@@ -87,7 +87,7 @@ def curve_panels(records: Sequence[Mapping[str, Any]], labels: CurveLabels) -> l
         by_level[record["level"]].append(record)
     series = {level: _series(own) for level, own in by_level.items()}
     guests = {level: host for level, host in labels.held_out_from.items() if host in series}
-    panels = []
+    panels: list[Panel] = []
     for level in series:
         if level not in guests:
             group = [level, *(guest for guest, host in guests.items() if host == level and guest in series)]
@@ -105,7 +105,8 @@ def _panels_of(group: Sequence[str], series: Mapping[str, Any], labels: CurveLab
     for title, members in contents.items():
         lines = {_line_label(group[0], member, members, labels): series[member[0]][member[1]] for member in members}
         accuracy = any(name == "accuracy" for _, name in members)
-        yield Panel(f"{labels.title(members[0][0])}: {title}", lines, labels.majority if accuracy else None)
+        owner = labels.title(members[0][0])
+        yield Panel(title if title == owner else f"{owner}: {title}", lines, labels.majority if accuracy else None)
 
 
 def _line_label(host: str, member: Member, members: Sequence[Member], labels: CurveLabels) -> str:

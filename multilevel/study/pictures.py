@@ -14,7 +14,7 @@ from multilevel.recipes.pictures.figures import GREY, INK, PALETTE, WIDEST, new_
 from multilevel.runs.curves import moving_mean
 
 REFERENCES = {"untrained encoder": ":", "raw pixels": "--", "majority class": "-."}
-TRAINED = "trained encoder"
+LINES = ("-", ":")  # of curves of different images
 Values = Mapping[Any, float]
 
 
@@ -38,7 +38,7 @@ def draw_scores(path: Path, arms: Mapping[str, Mapping[str, Any]], references: V
     for position, (name, colour) in enumerate(arm_colours(list(arms)).items()):
         _draw_seeds(axis, position, arms[name], colour)
     for name, value in references.items():
-        axis.axhline(100 * value, color=GREY, linestyle=REFERENCES.get(name, ":"), linewidth=1.1, label=name)
+        _reference(axis, name, value)
     if references:
         axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     _finish(axis, list(arms), f"{label} (%)")
@@ -118,41 +118,51 @@ def draw_over(
         axis.set_xlabel(label)
         axis.set_ylabel(f"{score} (%)")
         _within_percent(axis)
-        axis.legend()
+    handles = {
+        label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(list(handles.values()), list(handles), loc="outside right upper")
     save_figure(figure, path)
 
 
 @styled
 def draw_over_time(
-    path: Path, curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], ends: Mapping[str, Any]
+    path: Path,
+    curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    ends: Mapping[str, Any],
+    references: Values,
+    label: str,
 ) -> None:
     """Draw training curves of one seed over seconds, and every seed's test score at the end of training.
 
     Args:
         path: the PNG to write.
-        curves: ``{arm: {level: (seconds, metric)}}``, shares of 1.
+        curves: ``{arm: {images: (seconds, metric)}}``, shares of 1, where images are the words for what they are of.
         ends: ``{arm: [(seconds, test score), ...]}``, one for each seed.
+        references: values to draw as horizontal lines, such as the majority class's.
+        label: name of the metric.
     """
     names = list(dict.fromkeys([*ends, *curves]))
     figure = new_figure(8.2, 4.2)
     axis = figure.subplots()
     colours = arm_colours(names)
-    levels: dict[str, Any] = {}
+    kinds = dict.fromkeys(images for own in curves.values() for images in own)
+    styles: dict[str, Any] = dict(zip(kinds, LINES, strict=False))
     for name, colour in colours.items():
-        for level, (seconds, values) in curves.get(name, {}).items():
-            style = levels[level] = "-" if level == "finetune" else ":"
+        for images, (seconds, values) in curves.get(name, {}).items():
             smooth = 100 * moving_mean(np.asarray(values, dtype=float))
-            axis.plot(seconds, smooth, style, color=colour, linewidth=1.3)
+            axis.plot(seconds, smooth, styles[images], color=colour, linewidth=1.3)
         if ends.get(name):
             seconds, scores = np.array(ends[name], dtype=float).T
             axis.scatter(seconds, 100 * scores, s=70, color=colour, marker="*", zorder=4)
+    lines = [_reference(axis, name, value) for name, value in references.items()]
     # One entry per colour and one per line style: one per combination would not fit next to the axes.
     legend = [Line2D([], [], color=colour, linewidth=4, label=name) for name, colour in colours.items()]
-    legend += [Line2D([], [], color=INK, linestyle=style, label=f"{key} batches") for key, style in levels.items()]
+    legend += [Line2D([], [], color=INK, linestyle=style, label=images) for images, style in styles.items()]
     legend.append(Line2D([], [], color=INK, linestyle="", marker="*", markersize=9, label="scored, at the end"))
     axis.set_xlabel("seconds of training")
-    axis.set_ylabel("%")
-    axis.legend(handles=legend, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axis.set_ylabel(f"{label} (%)")
+    axis.legend(handles=[*legend, *lines], loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save_figure(figure, path)
 
 
@@ -162,6 +172,11 @@ def _draw_seeds(axis: Axes, position: int, score: Mapping[str, Any], colour: str
     mean, interval = 100 * score["mean"], score["interval"]
     reach = None if interval is None else [[mean - 100 * interval[0]], [100 * interval[1] - mean]]
     axis.errorbar(position + 0.12, mean, reach, fmt="D", color=colour, markersize=6, capsize=5, linewidth=1.8)
+
+
+def _reference(axis: Axes, name: str, value: float) -> Line2D:
+    """Draw a share of 1 as a horizontal line."""
+    return axis.axhline(100 * value, color=GREY, linestyle=REFERENCES.get(name, ":"), linewidth=1.1, label=name)
 
 
 def _within_percent(axis: Axes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from cycler import cycler
 from matplotlib import rc_context
@@ -12,20 +13,14 @@ from matplotlib.figure import Figure
 
 from multilevel.recipes.pictures.fonts import FONT, make_legible
 
-#: The palette of Okabe and Ito (2008), which people with any colour vision can tell apart, without its yellow.
-BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = PALETTE = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-)
+#: Colours that people with any colour vision can tell apart: of Okabe and Ito (2008) without yellow, and two of Tol's.
+BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, "#882255", "#999933")
 INK, GREY = "#222222", "#767676"  # text; whatever a picture compares with
 PIXELS_PER_INCH = 120
 WIDEST = 10.5  # inches: 1,260 pixels, which fit a screen
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": [FONT],
     "font.size": 10,
     "figure.titlesize": 11,

@@ -48,7 +48,8 @@ def draw_masks(
     masked = images * (1 - spread) + MASKED * spread
     grids = probabilities.cpu().view(count, side, side).numpy()
     ratio = float(grids.mean())
-    scale = TwoSlopeNorm(ratio, min(ratio - NARROWEST, grids.min()), max(ratio + NARROWEST, grids.max()))
+    lowest, highest = min(ratio - NARROWEST, float(grids.min())), max(ratio + NARROWEST, float(grids.max()))
+    scale = TwoSlopeNorm(ratio, lowest, highest)
     figure = new_figure(7.6, 1.35 * count + 0.9)
     axes = figure.subplots(count, len(COLUMNS), squeeze=False)
     for index, row in enumerate(axes):
@@ -61,10 +62,8 @@ def draw_masks(
     for axis, name in zip(axes[0], COLUMNS, strict=True):
         axis.set_title(name, fontsize=10, loc="center")
     bar = figure.colorbar(heat, ax=axes[:, -1], aspect=12 * count, pad=0.08)
-    bar.set_ticks(
-        [scale.vmin, ratio, scale.vmax],
-        labels=[f"{scale.vmin:.2f}", f"{ratio:.2f}, the\nmask ratio", f"{scale.vmax:.2f}"],
-    )
+    ticks = {lowest: f"{lowest:.2f}", ratio: f"{ratio:.2f}, the\nmask ratio", highest: f"{highest:.2f}"}
+    bar.set_ticks(list(ticks), labels=list(ticks.values()))
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     save_figure(figure, path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from multilevel.recipes.pictures.masks import draw_masks, reconstruct_pixels
 
 PICTURED = 6  # images, which fit a screen
 MEASURED = 16  # images
-LONGEST_NAME = 24  # characters of a file or a class in a label
+LINE = 24  # characters of a label's line
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,15 @@ class TrainedMasks:
         learns = self.policy.learns_from is not None
         return self.data.mask if learns and len(self.data.mask) else self.data.pretrain
 
+    @property
+    def positions(self) -> Tensor:
+        """The images of the part to measure, int64 [B]: evenly spaced, since a part may be sorted by class."""
+        return _spaced(len(self.part), MEASURED)
+
     def probabilities(self) -> Tensor:
-        """The probability [B, L] that each patch of the first images is hidden by the policy, whatever the share of
-        images that it masks; see ``hiding_probabilities``."""
-        view = self._view(self.part, torch.arange(min(MEASURED, len(self.part))))
+        """The probability [B, L] that each patch of the images at ``positions`` is hidden by the policy, whatever the
+        share of images that it masks; see ``hiding_probabilities``."""
+        view = self._view(self.part, self.positions)
         with torch.no_grad(), RandomState.seeded(self.seed).active():
             return hiding_probabilities(self.policy, view)
 
@@ -61,10 +67,11 @@ class TrainedMasks:
         return mask_predictability(self.probabilities())
 
     def draw(self, path: Path, patch_size: int, guidance: float = 1.0) -> None:
-        """Draw masks of the first images, with patches of this size in pixels; ``guidance`` is the share of images with
-        masks from the policy."""
+        """Draw masks of some of the images, with patches of this size in pixels; ``guidance`` is the share of images
+        with masks from the policy."""
         part, probabilities = self.part, self.probabilities()
-        positions = torch.arange(min(PICTURED, len(part)))
+        shown = _spaced(len(probabilities), PICTURED)
+        positions = self.positions[shown]
         view = self._view(part, positions)
         with torch.no_grad(), RandomState.seeded(self.seed).active():
             scores = self.policy.scores(view)
@@ -73,7 +80,7 @@ class TrainedMasks:
         draw_masks(
             path,
             part.pixels(positions) / 255,
-            probabilities[: len(positions)],
+            probabilities[shown],
             hidden,
             reconstruction,
             patch_size,
@@ -106,6 +113,11 @@ class TrainedMasks:
         return MaskView.of(SimpleNamespace(**self.modules), images)
 
 
+def _spaced(count: int, most: int) -> Tensor:
+    """Evenly spaced positions among ``count``, at most ``most``, with both ends."""
+    return torch.linspace(0, count - 1, min(count, most)).round().long()
+
+
 def _title(predictability: float, guidance: float) -> str:
     number = f"{max(predictability, 0.0):.2f}"
     title = f"How predictable the masks are: {number} (0: random masks; 1: one fixed mask for each image)"
@@ -120,19 +132,20 @@ def image_label(part: Split, position: int, class_names: tuple[str, ...]) -> str
     """Name an image of a part by its file, without the folder, or its row, and by its class if it has one."""
     described = part.images.source.describe_row(int(part.indices[position]))
     row, path = re.fullmatch(r"(row \d+ of )?(.*)", described, re.DOTALL).groups(default="")  # type: ignore[union-attr]
-    lines, label = [row + _shortened(PurePath(path).name)], int(part.labels[position])
+    lines, label = [_wrapped(row + PurePath(path).name)], int(part.labels[position])
     if 0 <= label < len(class_names):
-        lines.append(f"class {_shortened(class_names[label])}")
+        lines.append(_wrapped(f"class {class_names[label]}"))
     return "\n".join(lines)
 
 
-def _shortened(name: str) -> str:
-    """A name of at most ``LONGEST_NAME`` characters, without its middle if it is longer.
+def _wrapped(name: str) -> str:
+    """A name in at most two lines, without its middle if it is longer.
 
     Examples:
-        >>> _shortened("camera-2_2024-05-17T13-45-02.png")
-        'camera-2_20…13-45-02.png'
+        >>> print(_wrapped("camera-2_2024-05-17T13-45-02.png"))
+        camera-2_2024-05-17T13-
+        45-02.png
     """
     name = unicodedata.normalize("NFC", name)  # some systems write accents and voiced kana as two characters
-    kept = LONGEST_NAME - 1
-    return name if len(name) <= LONGEST_NAME else f"{name[: kept // 2]}…{name[-(kept - kept // 2) :]}"
+    lines = textwrap.wrap(name, LINE) or [""]
+    return "\n".join(lines if len(lines) <= 2 else [lines[0], f"…{name[1 - LINE :]}"])
