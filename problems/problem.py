@@ -56,8 +56,8 @@ class Problem:
 
     Attributes:
         title: words for the level in pictures; empty: its name.
-        panels: names of its metrics, and ``loss``, to plot on the same axes, by the title of these axes. All others
-            have axes of their own.
+        panels: names of its metrics, and ``loss``, to plot on the same axes, by the title of these axes. Each other
+            metric gets separate axes.
 
     Examples:
         A weight that follows a target held by another level:

@@ -24,7 +24,7 @@ Member = tuple[str, str]  # a level and one of its metrics, or "loss"
 
 @dataclass(frozen=True)
 class CurveLabels:
-    """What a run's event log does not say about its levels; the defaults are those of levels that say nothing.
+    """What a run's event log does not contain about its levels; the defaults suit a level that gives no words.
 
     Attributes:
         titles: words for levels, by name.
