@@ -24,7 +24,7 @@ Member = tuple[str, str]  # a level and one of its metrics, or "loss"
 
 @dataclass(frozen=True)
 class CurveLabels:
-    """What a run's event log does not contain about its levels; the defaults suit a level that gives no words.
+    """Facts about levels that the event log does not hold. Without them, levels go by their names.
 
     Attributes:
         titles: words for levels, by name.
