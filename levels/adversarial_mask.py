@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +25,9 @@ class AdversarialMask(Problem):
         entropy_bonus: weight of the entropy of each image's probabilities (0 to 1), which is subtracted from the loss.
         pretrain: name of the level with the autoencoder.
     """
+
+    title = "mask learning"
+    panels = MappingProxyType({"negative reconstruction loss": ("loss",), "reconstruction loss": ("reconstruction",)})
 
     def __init__(
         self,

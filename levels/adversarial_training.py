@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -85,6 +86,8 @@ class RobustSelection(Problem):
         classifier: name of the level with the classifier.
         adversary: name of the level with ``Perturbations``; this level's module is the decay, a ``Positive`` number.
     """
+
+    panels = MappingProxyType({"loss": ("loss", "clean", "robust")})
 
     def __init__(self, *arguments: Any, classifier: str, adversary: str, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)

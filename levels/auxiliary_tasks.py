@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -54,6 +55,8 @@ class AuxiliaryLearning(Problem):
         weights: name of the level whose module gives the weights [tasks], in the order of ``AUXILIARY_TASKS``; or
             the weights themselves.
     """
+
+    panels = MappingProxyType({"losses of the auxiliary tasks": AUXILIARY_TASKS})
 
     def __init__(self, *arguments: Any, weights: str | Tensor, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)

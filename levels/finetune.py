@@ -24,6 +24,8 @@ class Finetune(Problem):
             and the encoder counts as a constant.
     """
 
+    title = "finetuning"
+
     def __init__(
         self, *arguments: Any, task: Task, pretrain: str = "pretrain", through_encoder: bool = True, **keywords: Any
     ) -> None:

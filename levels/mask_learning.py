@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +25,9 @@ class MaskLearning(Problem):
         pretrain: name of the level with the encoder.
         finetune: name of the level with the head.
     """
+
+    title = "mask learning"
+    panels = MappingProxyType({"loss": ("loss", "task_loss")})
 
     def __init__(
         self,

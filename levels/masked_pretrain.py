@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from multilevel.levels.masks import POLICIES, MaskPolicy, MaskView
-from multilevel.levels.masks.statistics import mask_statistics
+from multilevel.levels.masks.statistics import STATISTICS, mask_statistics
 from multilevel.problems import Problem, score_function
 from multilevel.problems.levels import Levels
 from multilevel.solvers.ranges import AtLeast, AtMost, Count, OneOf, check_value, require
@@ -47,6 +48,9 @@ class MaskedPretrain(Problem):
         SettingError: unknown weights or gradient, guidance outside 0 to 1, or choice with a policy that does not define
             ``log_probability``.
     """
+
+    title = "pretraining"
+    panels = MappingProxyType({"reconstruction loss": ("loss", "reconstruction"), "similarity of masks": STATISTICS})
 
     def __init__(
         self,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,11 @@ class Problem:
             does not get, complex parameters, an embedding with max_norm or sparse gradients, or a module that is
             already sharded or replicated over ranks.
 
+    Attributes:
+        title: words for the level in pictures; empty: its name.
+        panels: names of its metrics, and ``loss``, to plot on the same axes, by the title of these axes. Each other
+            metric gets separate axes.
+
     Examples:
         A weight that follows a target held by another level:
 
@@ -64,6 +70,9 @@ class Problem:
         >>> list(follow.variables())
         ['value']
     """
+
+    title: ClassVar[str] = ""
+    panels: ClassVar[Mapping[str, Sequence[str]]] = MappingProxyType({})
 
     def __init__(
         self,

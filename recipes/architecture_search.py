@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -74,13 +75,14 @@ class ArchitectureSearch(Recipe):
     ``architecture`` updates the mixtures to lower the loss on held-out images."""
 
     settings_class: ClassVar[type[RunSettings]] = ArchitectureSearchSettings
+    held_out_from = MappingProxyType({"architecture": "weights"})
     settings: ArchitectureSearchSettings
 
     def __init__(self, settings: ArchitectureSearchSettings) -> None:
         super().__init__(settings)
         data, size = load_data(settings.data), settings.data.batch_size
         self.image_data = data
-        self.classes = len(data.class_names)
+        self.classes, self.class_counts = len(data.class_names), data.target_counts
         self.training, self.held_out, self.test = (
             tensors(data, part) for part in (data.finetune, data.mask, data.test)
         )

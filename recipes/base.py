@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -28,6 +30,9 @@ class Recipe(ABC):
         one_thread: whether its operations are so small that more than one CPU thread slows them down.
         notes: lines for the screen about choices that settings left open.
         image_data: the images, if the recipe reads any.
+        held_out_from: levels whose loss is that of another level on data held out from it, to plot on the same axes:
+            ``{level: other level}``.
+        class_counts: number of samples of each class, where levels report their accuracy and this is known.
     """
 
     settings_class: ClassVar[type[RunSettings]]
@@ -37,6 +42,8 @@ class Recipe(ABC):
     one_thread: bool = False
     notes: tuple[str, ...] = ()
     image_data: ImageData | None = None
+    held_out_from: Mapping[str, str] = MappingProxyType({})
+    class_counts: Sequence[int] = ()
 
     @abstractmethod
     def __init__(self, settings: Any) -> None:

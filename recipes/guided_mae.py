@@ -11,16 +11,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar
 
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from multilevel.levels import AdversarialMask, Finetune, MaskedAutoencoder, MaskedPretrain, MaskingNetwork, MaskLearning
 from multilevel.levels.masked_pretrain import GradientName, Guidance, WeightsName, check_choice
-from multilevel.levels.masks import POLICIES, MaskPolicy, MaskView
+from multilevel.levels.masks import POLICIES, MaskPolicy
 from multilevel.levels.tasks import TASKS, Task, TaskData
 from multilevel.levels.tasks.classification import ClassificationTask, PooledLinear
 from multilevel.problems import Graph, Problem
@@ -31,7 +29,7 @@ from multilevel.recipes.evaluation import Candidate, EvaluationSettings, Score, 
 from multilevel.recipes.evaluation.supervised import supervised_candidate
 from multilevel.recipes.export.trained import TrainedModel
 from multilevel.recipes.initial import InitialModel, read_initial
-from multilevel.recipes.pictures import draw_masks, reconstruct_pixels
+from multilevel.recipes.pictures.trained_masks import TrainedMasks
 from multilevel.recipes.settings import LevelSettings, LowerLevelSettings, RunSettings
 from multilevel.recipes.training import level_arguments
 from multilevel.solvers import DataError
@@ -39,7 +37,6 @@ from multilevel.solvers.ranges import Above, Below, Count, NonNegative, OneOf, P
 from multilevel.solvers.registry import build
 
 PATHS = ("both", "direct")
-PICTURED = 8
 #: Up to this many token elements per batch, a second CPU thread costs more than it saves (docs/performance.md).
 SMALL = 2**17
 
@@ -198,6 +195,7 @@ class GuidedMae(EncoderRecipe):
         super().__init__(settings)
         self.policy = settings.mask.new_policy()
         downstream = self.policy.learns_from == "downstream"
+        self.held_out_from = {"mask": "finetune"} if downstream else {}
         targets = TASKS[settings.task["name"]].targets
         self.data = self.image_data = load_data(settings.data, allow_no_mask=not downstream, targets=targets)
         if downstream and not self.data.labelled:
@@ -205,6 +203,7 @@ class GuidedMae(EncoderRecipe):
                 "the images have no labels, but learning to mask needs them: put each class into its own folder, "
                 "or set mask.policy=random to only pretrain"
             )
+        self.class_counts = self.data.target_counts if targets == "labels" else ()
         self.task: Any = self._new_task()  # None without labels, when no level needs it
         self.notes += self.task.notes if self.task else ()
         self.modules = self._new_modules()
@@ -222,39 +221,18 @@ class GuidedMae(EncoderRecipe):
             self.notes += ("one CPU thread, since more would slow down operations of this size (threads=N uses N)",)
 
     def write_pictures(self, folder: Path) -> list[Path]:
-        data, learns = self.data, self.policy.learns_from is not None
-        part = data.mask if len(data.mask) and learns else data.pretrain  # never the test split
-        pixels = part.pixels(torch.arange(min(PICTURED, len(part))))
-        images = data.normalize(pixels.to(self.device))
-        with torch.no_grad(), RandomState.seeded(self.settings.seed).active():
-            view = MaskView.of(SimpleNamespace(**self.modules), images)
-            scores = self.policy.scores(view)
-            probabilities = view.logits.sigmoid() if learns else None
-        hidden, reconstruction = reconstruct_pixels(self.modules["pretrain"], images, scores, data.mean, data.std)
         path = folder / "masks.png"
-        draw_masks(path, pixels / 255, probabilities, hidden, reconstruction, self.settings.model.patch_size)
+        self._masks().draw(path, self.settings.model.patch_size, self.settings.mask.guidance)
         return [path]
 
     def findings(self) -> dict[str, Any]:
-        """``signal_auc``, if the patches that show the class are known: how well the masks separate them, as the ROC
-        AUC of each patch's mean score. The score is the masking network's probability or, without one, the policy's
-        score.
+        """``mask_predictability``: how far the policy's masks are from random, see ``mask_predictability``; and
+        ``TrainedMasks.signal``."""
+        masks = self._masks()
+        return {"mask_predictability": masks.predictability(), **masks.signal(self.settings.evaluation.batch_size)}
 
-        Above 0.5 these patches are hidden more often than others, below 0.5 less often. ``signal_gap`` is their mean
-        score minus that of the others, which distinguishes a meaningful ranking from near ties.
-        """
-        signal, learns = self.data.signal_patches, self.policy.learns_from is not None
-        if signal is None or len(signal) != self.modules["pretrain"].patches:
-            return {}
-        part, scores = self.data.mask if len(self.data.mask) else self.data.pretrain, []
-        with torch.no_grad(), RandomState.seeded(self.settings.seed).active():
-            for batch in torch.arange(len(part)).split(self.settings.evaluation.batch_size):
-                images = self.data.normalize(part.pixels(batch).to(self.device))
-                view = MaskView.of(SimpleNamespace(**self.modules), images)
-                scores.append((view.logits.sigmoid() if learns else self.policy.scores(view)).cpu())
-        mean = torch.cat(scores).double().mean(0)
-        gap = mean[signal].mean() - mean[~signal].mean()
-        return {"signal_auc": float(roc_auc_score(signal, mean)), "signal_gap": float(gap)}
+    def _masks(self) -> TrainedMasks:
+        return TrainedMasks(self.policy, self.modules, self.data, self.device, self.settings.seed)
 
     def evaluate(self) -> list[Score] | None:
         if self.task is None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -93,13 +94,15 @@ class GuidedText(Recipe):
     masking network to lower the classifier's loss on held-out texts."""
 
     settings_class: ClassVar[type[RunSettings]] = GuidedTextSettings
+    held_out_from = MappingProxyType({"mask": "finetune"})
     settings: GuidedTextSettings
 
     def __init__(self, settings: GuidedTextSettings) -> None:
         super().__init__(settings)
         self.data, mask = load_texts(settings.data), settings.mask
         counts = self.data.train.labels.bincount(minlength=len(self.data.class_names))
-        task = ClassificationTask(TaskData(self.data.class_names, tuple(counts.tolist())))
+        self.class_counts = tuple(counts.tolist())
+        task = ClassificationTask(TaskData(self.data.class_names, self.class_counts))
         self.language_model = self._new_language_model()
         with RandomState.seeded(settings.seed).active():
             head = task.new_head(settings.model.width).to(self.device)

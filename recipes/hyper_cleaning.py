@@ -11,6 +11,7 @@ ROC AUC of the weights 0.98; test accuracy 94.7% cleaned, 90.5% without cleaning
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -66,13 +67,14 @@ class HyperCleaning(Recipe):
     weights to lower the classifier's loss on samples with right labels."""
 
     settings_class: ClassVar[type[RunSettings]] = HyperCleaningSettings
+    held_out_from = MappingProxyType({"clean": "classify"})
     settings: HyperCleaningSettings
 
     def __init__(self, settings: HyperCleaningSettings) -> None:
         super().__init__(settings)
         data, size = load_data(settings.data), settings.data.batch_size
         self.image_data = data
-        self.classes = len(data.class_names)
+        self.classes, self.class_counts = len(data.class_names), data.target_counts
         self.inputs, labels = tensors(data, data.finetune)
         self.held_out, self.test = tensors(data, data.mask), tensors(data, data.test)
         with RandomState.seeded(settings.seed).active():

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -63,12 +64,13 @@ class MetaLossWeighting(Recipe):
     updates the weights of the auxiliary losses to lower the main task's loss on held-out samples."""
 
     settings_class: ClassVar[type[RunSettings]] = MetaLossWeightingSettings
+    held_out_from = MappingProxyType({"weigh": "learn"})
     settings: MetaLossWeightingSettings
 
     def __init__(self, settings: MetaLossWeightingSettings) -> None:
         super().__init__(settings)
         self.image_data = data = load_data(settings.data)
-        self.classes = len(data.class_names)
+        self.classes, self.class_counts = len(data.class_names), data.target_counts
         self.images, labels = tensors(data, data.finetune)
         fewest, per_class = int(torch.bincount(labels, minlength=self.classes).min()), settings.labels_per_class
         expected = f"at most {fewest}, the size of the smallest class"

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from math import ceil
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -69,13 +70,14 @@ class Regularization(Recipe):
     ``regularize`` updates the penalties to lower the classifier's loss on held-out samples."""
 
     settings_class: ClassVar[type[RunSettings]] = RegularizationSettings
+    held_out_from = MappingProxyType({"regularize": "classify"})
     settings: RegularizationSettings
 
     def __init__(self, settings: RegularizationSettings) -> None:
         super().__init__(settings)
         data, size = load_data(settings.data), settings.data.batch_size
         self.image_data = data
-        self.classes = len(data.class_names)
+        self.classes, self.class_counts = len(data.class_names), data.target_counts
         with RandomState.seeded(settings.seed).active():
             parts = [tensors(data, part) for part in (data.finetune, data.mask, data.test)]
             self.training, self.held_out, self.test = [(self._with_noise(images), labels) for images, labels in parts]

@@ -13,6 +13,7 @@ decay and no adversary 96.7% and 71.6%; with the most robust decay without an ad
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -70,12 +71,13 @@ class TrilevelAdversarial(Recipe):
     """
 
     settings_class: ClassVar[type[RunSettings]] = TrilevelSettings
+    held_out_from = MappingProxyType({"decay": "classify"})
     settings: TrilevelSettings
 
     def __init__(self, settings: TrilevelSettings) -> None:
         super().__init__(settings)
         self.image_data = data = load_data(settings.data)
-        self.classes = len(data.class_names)
+        self.classes, self.class_counts = len(data.class_names), data.target_counts
         parts = [tensors(data, part) for part in (data.finetune, data.mask)]
         inputs, labels = (torch.cat(pair) for pair in zip(*parts, strict=True))
         self.training, self.held_out = torch.arange(len(labels)).split([len(part_labels) for _, part_labels in parts])

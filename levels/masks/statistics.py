@@ -1,4 +1,4 @@
-"""Measures how similar a masking network's probabilities and masks are, to detect a collapse."""
+"""Measures how similar masks and their probabilities are, to detect a collapse, and how far masks are from random."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import math
 
 import torch
 from torch import Tensor
+
+from multilevel.levels.masks.base import MaskPolicy, MaskView
+
+#: What ``mask_statistics`` returns.
+STATISTICS = ("entropy_over_patches", "entropy_over_images", "never_hidden", "overlap", "excess_overlap")
+DRAWS = 1000  # standard error of a probability p: sqrt(p (1 - p) / 1000), at most 0.016, and 0.014 at p = 0.75
 
 
 def mask_statistics(probabilities: Tensor, hidden: Tensor, counted: Tensor) -> dict[str, Tensor]:
@@ -64,3 +70,52 @@ def normalized_entropy(probabilities: Tensor) -> Tensor:
     """
     shares = probabilities / probabilities.sum(1, keepdim=True)
     return torch.special.entr(shares).sum(1).mean() / math.log(probabilities.shape[1])
+
+
+@torch.no_grad()
+def hiding_probabilities(policy: MaskPolicy, view: MaskView, draws: int = DRAWS) -> Tensor:
+    """The probability that a policy hides each patch, float32 [B, L], estimated as the share of independent draws.
+
+    Drawing is right for every policy: without replacement, no closed form is feasible. Each image's probabilities sum
+    to its number of hidden patches. Random numbers come from torch's generators.
+
+    Args:
+        policy: chooses the hidden patches.
+        view: the images.
+        draws: number of masks; the standard error of a probability p is sqrt(p (1 - p) / draws).
+
+    Examples:
+        Of the four patches of ``MaskView``'s example, two are hidden, and the masking network prefers patches 0 and 2:
+
+        >>> from multilevel.levels.masks.topk import TopK
+        >>> hiding_probabilities(TopK(), view, draws=2)
+        tensor([[1., 0., 1., 0.]])
+    """
+    count = torch.zeros(len(view.images), view.patches, device=view.images.device)
+    ones = torch.ones_like(count)
+    for _ in range(draws):
+        count.scatter_add_(1, policy.scores(view).topk(view.hidden).indices, ones)
+    return count / draws
+
+
+def mask_predictability(probabilities: Tensor, draws: int = DRAWS) -> float:
+    """How well the patches' probabilities predict the masks: 0 if every patch is hidden equally often, as by random
+    masks, 1 if each image always has the same mask.
+
+    It is the coefficient of determination: the share that differences between an image's patches, (p - r)^2, have in
+    the variance of a patch's being hidden, r (1 - r), where r is the mask ratio; mean over images and patches. The
+    variance of the estimated probabilities is subtracted, so that the expected value does not depend on the number of
+    draws; the value for random masks is therefore a little above or below 0.
+
+    Args:
+        probabilities: [B, L], from ``hiding_probabilities``.
+        draws: number of masks they are estimated from, at least 2.
+
+    Examples:
+        >>> mask_predictability(torch.tensor([[1.0, 0.0, 1.0, 0.0]]))
+        1.0
+    """
+    shares = probabilities.double()
+    ratio = shares.mean(1, keepdim=True)
+    sampling = shares * (1 - shares) / (draws - 1)  # unbiased for the variance p (1 - p) / draws
+    return float((((shares - ratio).square() - sampling) / (ratio * (1 - ratio))).mean())

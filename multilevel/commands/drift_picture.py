@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from multilevel.recipes.pictures.figures import new_figure, save_figure
+from multilevel.recipes.pictures.figures import GREY, INK, VERMILLION, new_figure, save_figure, styled
 
 BINS = 40
 
 
+@styled
 def draw_drift(path: Path, reference: np.ndarray, new: np.ndarray, threshold: float, title: str) -> None:
     """Draw both distributions on one logarithmic scale.
 
@@ -26,15 +27,15 @@ def draw_drift(path: Path, reference: np.ndarray, new: np.ndarray, threshold: fl
     edges = np.geomspace(lowest, max(float(joined.max()), lowest * 1.1), BINS + 1).tolist()
     figure = new_figure(7.0, 4.0)
     axis = figure.subplots()
-    for distances, color, name in ((reference, "#7f8c8d", "training images"), (new, "#c0392b", "new images")):
+    for distances, color, name in ((reference, GREY, "training images"), (new, VERMILLION, "new images")):
         share = np.full(len(distances), 1 / len(distances))
         axis.hist(np.clip(distances, lowest, None), edges, weights=share, color=color, alpha=0.55, label=name)
-    axis.axvline(threshold, color="black", linestyle="--", linewidth=1, label="unusual beyond this line")
+    axis.axvline(threshold, color=INK, linestyle="--", linewidth=1, label="unusual beyond this line")
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter("{x:g}")
     axis.set_xlabel("distance from the training images (Mahalanobis)")
     axis.set_ylabel("share of the images")
-    axis.legend(fontsize=8)
-    axis.set_title(title, fontsize=10)
+    axis.legend()
+    axis.set_title(title)
     save_figure(figure, path)

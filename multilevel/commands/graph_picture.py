@@ -8,13 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from multilevel.problems import Graph
-from multilevel.recipes.pictures.figures import new_figure, save_figure
+from multilevel.recipes.pictures.figures import BLUE, INK, VERMILLION, new_figure, save_figure, styled
 from multilevel.solvers import SOLVERS
 
 BOX_WIDTH, BOX_HEIGHT, SPACING = 4.4, 1.0, 2.0
-READS, RESPONDS = "#4a4a4a", "#c0392b"
+READS, RESPONDS = INK, VERMILLION
 
 
+@styled
 def draw_graph(path: Path, graph: Graph) -> None:
     """Draw the levels as boxes, top level first, and an arrow from each level to each level that it reads.
 
@@ -42,7 +43,7 @@ def draw_graph(path: Path, graph: Graph) -> None:
             _draw_arrow(axis, side, ends[reader, target], ends[target, reader], responding >= {reader, target})
     axis.plot([], [], color=READS, label="reads")
     axis.plot([], [], color=RESPONDS, label=f"reads; the hypergradient of {graph.top} passes backwards here")
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=9, ncols=2)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     axis.set_xlim(-width / 2, width / 2)
     axis.set_ylim(-BOX_HEIGHT / 2 - 0.2, height - BOX_HEIGHT / 2 - 0.2)
     axis.set_axis_off()
@@ -58,11 +59,9 @@ def _draw_box(axis: Axes, graph: Graph, name: str, position: float) -> None:
     detail = f"{count:,} parameters, {often}" + (f"\nsolver {solver}" if below else "")
     corner = (-BOX_WIDTH / 2, position - BOX_HEIGHT / 2)
     style = "round,pad=0.02,rounding_size=0.12"
-    axis.add_patch(
-        FancyBboxPatch(corner, BOX_WIDTH, BOX_HEIGHT, boxstyle=style, facecolor="#eaf1f8", edgecolor="#1f5f99")
-    )
+    axis.add_patch(FancyBboxPatch(corner, BOX_WIDTH, BOX_HEIGHT, boxstyle=style, facecolor="#eaf1f8", edgecolor=BLUE))
     axis.text(0, position + 0.26, name, ha="center", va="center", fontsize=12, weight="bold")
-    axis.text(0, position - 0.17, detail, ha="center", va="center", fontsize=8.5)
+    axis.text(0, position - 0.17, detail, ha="center", va="center", fontsize=9)
 
 
 def _bulge(distance: float) -> float:

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter
 from matplotlib.transforms import Bbox
 
 from multilevel.compare.table import points_against
-from multilevel.recipes.pictures.figures import new_figure, save_figure
+from multilevel.recipes.pictures.figures import GREY, VERMILLION, WIDEST, new_figure, save_figure, styled
 
 SMALLEST_ERROR = 1e-16
-RED, GREY = "#c0392b", "#7f8c8d"
-MARKER_SIZE, LABEL_SIZE = 6, 7  # points
+MARKER_SIZE, LABEL_SIZE = 6, 8  # points
 NEAR = 16  # places next to a marker, whose labels need no line to it
 #: Where a label may go, float64 [N, 2] in points from its marker: on rings, the nearest first.
 OFFSETS = np.array(
@@ -44,6 +44,7 @@ def draw_comparison(path: Path, result: Mapping[str, Any]) -> None:
     save_figure(comparison_figure(result), path)
 
 
+@styled
 def comparison_figure(result: Mapping[str, Any]) -> Figure:
     """Error against memory and against time; the legend has the solvers by number, most exact first.
 
@@ -52,7 +53,7 @@ def comparison_figure(result: Mapping[str, Any]) -> Figure:
     key = "error" if result["reference"].get("usable") else "residual"
     measured = [row for row in result["rows"] if "problem" not in row and row[key] is not None]
     rows = sorted(measured, key=lambda row: row[key])
-    figure = new_figure(12.0, max(5.6, 1 + 0.17 * len(rows)))
+    figure = new_figure(WIDEST, max(5.6, 1 + 0.19 * len(rows)))
     axes = figure.subplots(1, 2, sharey=True)
     for axis, (cost, label) in zip(axes, COSTS, strict=True):
         _draw(axis, rows, [(row[cost], max(row[key], SMALLEST_ERROR)) for row in rows])
@@ -60,8 +61,7 @@ def comparison_figure(result: Mapping[str, Any]) -> Figure:
     axes[0].set_ylabel("relative error of the hypergradient" if key == "error" else "relative residual")
     figure.suptitle(
         f"{result['recipe']} on {result['data']}, step {result['step']}, damping {result['damping']:g}; "
-        "red: the Pareto front; triangle: points against the reference; x: a solve failed",
-        fontsize=10,
+        "orange: the Pareto front; triangle: points against the reference; x: a solve failed",
     )
     if rows:
         handles = [Line2D([], [], ls="", color=GREY, marker=_markers(row)[0], ms=MARKER_SIZE) for row in rows]
@@ -77,13 +77,16 @@ def _draw(axis: Any, rows: Sequence[Mapping[str, Any]], points: Sequence[tuple[f
     """Draw the points of rows, and the Pareto front."""
     front = pareto_front(points)
     if front:
-        axis.plot(*zip(*[points[index] for index in front], strict=True), color=RED, lw=1, zorder=1)
+        axis.plot(*zip(*[points[index] for index in front], strict=True), color=VERMILLION, lw=1, zorder=1)
     for index, (row, point) in enumerate(zip(rows, points, strict=True)):
         for marker in _markers(row):
-            axis.scatter(*point, s=MARKER_SIZE**2, color=RED if index in front else GREY, marker=marker, zorder=2)
+            axis.scatter(
+                *point, s=MARKER_SIZE**2, color=VERMILLION if index in front else GREY, marker=marker, zorder=2
+            )
     axis.set_xscale("log")
     axis.set_yscale("log")
-    axis.grid(alpha=0.3, which="both", linewidth=0.4)
+    axis.xaxis.set_major_formatter(LogFormatter())  # 20 instead of 2 x 10^1
+    axis.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
     axis.margins(0.1)
 
 

@@ -18,12 +18,12 @@ from multilevel.problems.replay_results import Replay, ReplayRow
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.encoder import EncoderRecipe
 from multilevel.recipes.evaluation.probe_loss import ProbeLoss
-from multilevel.recipes.pictures.figures import new_figure, save_figure
+from multilevel.recipes.pictures.figures import GREY, INK, PALETTE, WIDEST, new_figure, save_figure, styled
 from multilevel.runs.cpu_threads import cpu_threads
 from multilevel.solvers import MultilevelError, Solver
 from multilevel.solvers.ranges import require
 
-PROBE, GREY = "probe loss", "#7f8c8d"
+PROBE = "probe loss"
 
 
 def replay_solvers(
@@ -88,18 +88,19 @@ def _probe_of(recipe: Recipe) -> ProbeLoss:
     return ProbeLoss(trained.autoencoder.features, trained.data, trained.device, batch_size)
 
 
+@styled
 def draw_replay(path: Path, replay: Replay) -> None:
     """Draw the mean slopes against the number of outer steps: a row of axes for each measure, a column for each kind of
     draws, and a line for each solver and half, with the standard deviation over replays."""
     measures, kinds = (list(dict.fromkeys(getattr(row, key) for row in replay.rows)) for key in ("measure", "draws"))
-    figure = new_figure(5.5 * len(kinds) + 2.2, 4.2 * len(measures))
+    figure = new_figure(WIDEST, 4.2 * len(measures))
     axes = figure.subplots(len(measures), len(kinds), squeeze=False, sharey="row")
     for axis, (measure, draws) in zip(axes.flat, itertools.product(measures, kinds), strict=True):
         _draw(axis, [row for row in replay.rows if (row.measure, row.draws) == (measure, draws)])
         axis.set_ylabel(f"slope of the {measure} per unit of length")
-        axis.set_title(f"{measure}, draws {draws}", fontsize=10)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    figure.suptitle("above 0: the direction is right; solid and dashed: directions from disjoint steps", fontsize=10)
+        axis.set_title(f"{measure}, draws {draws}")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper")
+    figure.suptitle("above 0: the direction is right; solid and dashed: directions from disjoint steps")
     save_figure(figure, path)
 
 
@@ -111,13 +112,17 @@ def _draw(axis: Any, rows: Sequence[ReplayRow]) -> None:
         for half, line in enumerate(("-", "--")):
             slopes = [row.halves[half].measured for row in own]
             spreads = [stdev(values) if len(values) > 1 else 0.0 for values in slopes]
-            style = {"ls": line, "color": GREY if solver == RANDOM else f"C{index % 10}", "marker": "o", "ms": 3}
+            style = {
+                "ls": line,
+                "color": GREY if solver == RANDOM else PALETTE[index % len(PALETTE)],
+                "marker": "o",
+                "ms": 3,
+            }
             name = None if half else solver
             axis.errorbar(
                 [row.outer_steps for row in own], [*map(fmean, slopes)], spreads, capsize=2, label=name, **style
             )
-    axis.axhline(0, color="black", linewidth=0.6)
+    axis.axhline(0, color=INK, linewidth=0.6)
     axis.set_xscale("log", base=2)
     axis.set_xticks(counts, [str(count) for count in counts])
     axis.set_xlabel("further outer steps, top level held")
-    axis.grid(alpha=0.3, linewidth=0.4)

@@ -24,7 +24,7 @@ from multilevel.recipes.evaluation import describe_scores
 from multilevel.recipes.initial import resolved_init
 from multilevel.runs.collapse import CollapseReport
 from multilevel.runs.cpu_threads import cpu_threads
-from multilevel.runs.curves import draw_curves
+from multilevel.runs.curves import CurveLabels, draw_curves
 from multilevel.runs.diagnosis import Diagnosis, last_noise, noise_message
 from multilevel.runs.distributed import on_first_rank, print_once, restart
 from multilevel.runs.event_log import EventLog
@@ -176,7 +176,7 @@ def conclude(recipe: Recipe, folder: RunFolder, outcome: Outcome) -> None:
     settings: Any = recipe.settings
     records, skipped = folder.read_updates()
     pictures = [folder.path / "curves.png"]
-    draw_curves(pictures[0], records)
+    draw_curves(pictures[0], records, CurveLabels.of(recipe))
     pictures += recipe.write_pictures(folder.path)
     if recipe.image_data is not None:  # again, since the evaluation has read more images
         folder.write(folder.data.name, recipe.image_data.record().text())

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from multilevel.runs.curves import words
 from multilevel.runs.folder import RunFolder
 from multilevel.study.part import run_path
 from multilevel.study.pictures import draw_costs, draw_differences, draw_over, draw_over_time, draw_scores
 from multilevel.study.scores import MAJORITY, TRAINED, reference_means
 from multilevel.study.verdict import points
 
-CURVE_LEVELS = ("finetune", "mask")
+CURVE_LEVELS = {"finetune": "training images", "mask": "held-out images"}
 
 
 @dataclass(frozen=True)
@@ -126,12 +127,13 @@ class Figures:
                 ends[part["arm"]].append((part["seconds"], values[part["seed"]]))
         if ends:
             curves = {name: self._curves(name, arm["seeds"][0]) for name, arm in self.arms.items()}
-            draw_over_time(path, curves, ends)
+            majority = next(iter(self._by_arm("scores", MAJORITY).values()), None)
+            lines = {} if majority is None else {MAJORITY: majority["mean"]}
+            draw_over_time(path, curves, ends, lines, words(self.study["metric"]))
             caption = (
                 f"Stars: {self.question['split']} score of every seed at the end of training. Lines: moving mean of "
                 "the accuracy of the jointly trained classifier on its batches, first seed. These are not test "
-                "results: the finetune batches train the classifier, and the mask batches, held out from it, train "
-                "the masking network."
+                "results: the training images train the classifier, and the held-out images the masking network."
             )
             yield Figure(path, "Accuracy against training time", caption)
 
@@ -171,7 +173,7 @@ class Figures:
     def _curves(self, name: str, seed: int) -> dict[str, tuple[Sequence[float], Sequence[float]]]:
         records = RunFolder(run_path(self.folder, f"{name}-seed{seed}")).read_metrics()
         curves: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
-        for level in CURVE_LEVELS:
+        for level, images in CURVE_LEVELS.items():
             points = [
                 (record["seconds"], record["metrics"][self.study["metric"]])
                 for record in records
@@ -179,7 +181,7 @@ class Figures:
             ]
             if points:
                 seconds, values = zip(*points, strict=True)
-                curves[level] = (seconds, values)
+                curves[images] = (seconds, values)
         return curves
 
     def _score_on(self, data: str) -> str:

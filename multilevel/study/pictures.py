@@ -10,21 +10,22 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from multilevel.recipes.pictures.figures import new_figure, save_figure
+from multilevel.recipes.pictures.figures import GREY, INK, PALETTE, WIDEST, new_figure, save_figure, styled
 from multilevel.runs.curves import moving_mean
 
-BASELINE = "#5b6670"
-COLOURS = ("#1f5f99", "#c0392b", "#2e8b57", "#8e44ad", "#d68910", "#16a085", "#a04000", "#2c3e50")
-REFERENCES = {"untrained encoder": ":", "raw pixels": "--", "supervised from scratch": "-."}
+DASHES = (0, (5, 1, 1, 1, 1, 1))
+REFERENCES = {"untrained encoder": ":", "raw pixels": "--", "majority class": "-.", "supervised from scratch": DASHES}
 TRAINED = "trained encoder"
+LINES = ("-", ":")  # of curves of different images
 Values = Mapping[Any, float]
 
 
 def arm_colours(names: Sequence[str]) -> dict[str, str]:
     """A colour for each arm; the first, the baseline, is grey."""
-    return {name: BASELINE if index == 0 else COLOURS[(index - 1) % len(COLOURS)] for index, name in enumerate(names)}
+    return {name: GREY if index == 0 else PALETTE[(index - 1) % len(PALETTE)] for index, name in enumerate(names)}
 
 
+@styled
 def draw_scores(path: Path, arms: Mapping[str, Mapping[str, Any]], references: Values, label: str) -> None:
     """Draw a dot for each seed, the mean and its 95% interval, for each arm.
 
@@ -39,14 +40,15 @@ def draw_scores(path: Path, arms: Mapping[str, Mapping[str, Any]], references: V
     for position, (name, colour) in enumerate(arm_colours(list(arms)).items()):
         _draw_seeds(axis, position, arms[name], colour)
     for name, value in references.items():
-        axis.axhline(100 * value, color="#999999", linestyle=REFERENCES.get(name, ":"), linewidth=1.1, label=name)
+        _reference(axis, name, value)
     if references:
-        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
+        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     _finish(axis, list(arms), f"{label} (%)")
     _within_percent(axis)
     save_figure(figure, path)
 
 
+@styled
 def draw_differences(path: Path, comparisons: Sequence[Mapping[str, Any]], minimum_effect: float, label: str) -> None:
     """Draw paired differences from the baseline: a dot for each seed, the mean and its 95% interval.
 
@@ -59,15 +61,16 @@ def draw_differences(path: Path, comparisons: Sequence[Mapping[str, Any]], minim
     figure = new_figure(_width(len(comparisons)), 4.2)
     axis = figure.subplots()
     axis.axhspan(0, 100 * minimum_effect, color="#f3e3c3", label="better, but too little to be worthwhile")
-    axis.axhline(0, color="#333333", linewidth=1)
+    axis.axhline(0, color=INK, linewidth=1)
     for position, comparison in enumerate(comparisons):
         score = {**comparison, "values": comparison["differences"]}
-        _draw_seeds(axis, position, score, COLOURS[position % len(COLOURS)])
-    axis.legend(loc="upper left", bbox_to_anchor=(0.0, 1.12), frameon=False, fontsize=8)
+        _draw_seeds(axis, position, score, PALETTE[position % len(PALETTE)])
+    axis.legend(loc="upper left", bbox_to_anchor=(0.0, 1.12))
     _finish(axis, [comparison["arm"] for comparison in comparisons], label)
     save_figure(figure, path)
 
 
+@styled
 def draw_costs(path: Path, seconds: Mapping[str, Sequence[float]], memory: Mapping[str, Sequence[float]]) -> None:
     """Draw training time and peak memory of each arm: bars for the mean, a dot for each seed.
 
@@ -76,7 +79,7 @@ def draw_costs(path: Path, seconds: Mapping[str, Sequence[float]], memory: Mappi
         seconds: seconds of each seed.
         memory: MiB of each seed.
     """
-    figure = new_figure(2 * _width(len(seconds)), 3.6)
+    figure = new_figure(WIDEST, 3.8)
     axes = figure.subplots(1, 2)
     for axis, label, costs in zip(axes, ("training time (s)", "peak memory (MiB)"), (seconds, memory), strict=True):
         for position, (name, colour) in enumerate(arm_colours(list(costs)).items()):
@@ -88,6 +91,7 @@ def draw_costs(path: Path, seconds: Mapping[str, Sequence[float]], memory: Mappi
     save_figure(figure, path)
 
 
+@styled
 def draw_over(
     path: Path, panels: Mapping[str, Mapping[str, Sequence[tuple[float, Mapping[str, Any]]]]], label: str, score: str
 ) -> None:
@@ -99,7 +103,7 @@ def draw_over(
         label: the setting; its axis is logarithmic if its values are above 0 and span more than a factor of 5.
         score: name of the score.
     """
-    figure = new_figure(5.6 * len(panels), 4.0)
+    figure = new_figure(min(WIDEST, 5.6 * len(panels)), 4.0)
     for axis, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name, colour in arm_colours(list(lines)).items():
             places = np.array([value for value, _ in lines[name]])
@@ -112,46 +116,55 @@ def draw_over(
             axis.set_xscale("log")
         axis.set_xticks(values, [f"{value:g}" for value in values], minor=False)
         axis.minorticks_off()
-        axis.set_title(title, fontsize=10)
+        axis.set_title(title)
         axis.set_xlabel(label)
         axis.set_ylabel(f"{score} (%)")
         _within_percent(axis)
-        axis.grid(alpha=0.3)
-        axis.legend(frameon=False, fontsize=8)
+    handles = {
+        label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(list(handles.values()), list(handles), loc="outside right upper")
     save_figure(figure, path)
 
 
+@styled
 def draw_over_time(
-    path: Path, curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], ends: Mapping[str, Any]
+    path: Path,
+    curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    ends: Mapping[str, Any],
+    references: Values,
+    label: str,
 ) -> None:
     """Draw training curves of one seed over seconds, and every seed's test score at the end of training.
 
     Args:
         path: the PNG to write.
-        curves: ``{arm: {level: (seconds, metric)}}``, shares of 1.
+        curves: ``{arm: {images: (seconds, metric)}}``, shares of 1, where images are the words for what they are of.
         ends: ``{arm: [(seconds, test score), ...]}``, one for each seed.
+        references: values to draw as horizontal lines, such as the majority class's.
+        label: name of the metric.
     """
     names = list(dict.fromkeys([*ends, *curves]))
     figure = new_figure(8.2, 4.2)
     axis = figure.subplots()
     colours = arm_colours(names)
-    levels: dict[str, Any] = {}
+    kinds = dict.fromkeys(images for own in curves.values() for images in own)
+    styles: dict[str, Any] = dict(zip(kinds, LINES, strict=False))
     for name, colour in colours.items():
-        for level, (seconds, values) in curves.get(name, {}).items():
-            style = levels[level] = "-" if level == "finetune" else ":"
+        for images, (seconds, values) in curves.get(name, {}).items():
             smooth = 100 * moving_mean(np.asarray(values, dtype=float))
-            axis.plot(seconds, smooth, style, color=colour, linewidth=1.3)
+            axis.plot(seconds, smooth, styles[images], color=colour, linewidth=1.3)
         if ends.get(name):
             seconds, scores = np.array(ends[name], dtype=float).T
             axis.scatter(seconds, 100 * scores, s=70, color=colour, marker="*", zorder=4)
+    lines = [_reference(axis, name, value) for name, value in references.items()]
     # One entry per colour and one per line style: one per combination would not fit next to the axes.
     legend = [Line2D([], [], color=colour, linewidth=4, label=name) for name, colour in colours.items()]
-    legend += [Line2D([], [], color="black", linestyle=style, label=f"{key} batches") for key, style in levels.items()]
-    legend.append(Line2D([], [], color="black", linestyle="", marker="*", markersize=9, label="scored, at the end"))
+    legend += [Line2D([], [], color=INK, linestyle=style, label=images) for images, style in styles.items()]
+    legend.append(Line2D([], [], color=INK, linestyle="", marker="*", markersize=9, label="scored, at the end"))
     axis.set_xlabel("seconds of training")
-    axis.set_ylabel("%")
-    axis.grid(alpha=0.3)
-    axis.legend(handles=legend, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
+    axis.set_ylabel(f"{label} (%)")
+    axis.legend(handles=[*legend, *lines], loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save_figure(figure, path)
 
 
@@ -161,6 +174,11 @@ def _draw_seeds(axis: Axes, position: int, score: Mapping[str, Any], colour: str
     mean, interval = 100 * score["mean"], score["interval"]
     reach = None if interval is None else [[mean - 100 * interval[0]], [100 * interval[1] - mean]]
     axis.errorbar(position + 0.12, mean, reach, fmt="D", color=colour, markersize=6, capsize=5, linewidth=1.8)
+
+
+def _reference(axis: Axes, name: str, value: float) -> Line2D:
+    """Draw a share of 1 as a horizontal line."""
+    return axis.axhline(100 * value, color=GREY, linestyle=REFERENCES.get(name, ":"), linewidth=1.1, label=name)
 
 
 def _within_percent(axis: Axes) -> None:
@@ -175,7 +193,7 @@ def _spread(count: int) -> np.ndarray:
 
 
 def _width(count: int) -> float:
-    return max(5.2, 1.5 * count + 2.0)
+    return min(WIDEST, max(5.2, 1.5 * count + 2.0))
 
 
 def _finish(axis: Axes, names: Sequence[str], label: str) -> None:
@@ -183,4 +201,4 @@ def _finish(axis: Axes, names: Sequence[str], label: str) -> None:
     axis.set_xticks(range(len(names)), names, **slant)
     axis.set_xlim(-0.6, len(names) - 0.4)
     axis.set_ylabel(label)
-    axis.grid(axis="y", alpha=0.3)
+    axis.grid(False, axis="x")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from multilevel.recipes.pictures.figures import new_figure, save_figure
+from multilevel.recipes.pictures.figures import new_figure, save_figure, styled
 
 
+@styled
 def draw_images(path: Path, images: Mapping[str, Tensor]) -> None:
     """Draw one column per class, with its name.
 
@@ -21,9 +22,9 @@ def draw_images(path: Path, images: Mapping[str, Tensor]) -> None:
     figure = new_figure(0.8 * len(images) + 0.2, 0.8 * count + 0.3)
     columns = figure.subplots(count, len(images), squeeze=False).T
     for (name, pictures), column in zip(images.items(), columns, strict=True):
-        column[0].set_title(name, fontsize=8)
+        column[0].set_title(name, fontsize=9, loc="center", parse_math=False)
         for image, axis in zip(pictures, column, strict=True):
             pixels = image.detach().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
-            axis.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.imshow(pixels, cmap="gray", vmin=0, vmax=1)
             axis.set_axis_off()
     save_figure(figure, path)

@@ -1,69 +1,83 @@
-"""Draws masks: hidden patches, their probabilities, and the reconstruction."""
+"""Draws masks: the probability that each patch is hidden, hidden patches, and the reconstruction."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.image import AxesImage
+from matplotlib.colors import TwoSlopeNorm
 from torch import Tensor
 
 from multilevel.levels import MaskedAutoencoder
-from multilevel.recipes.pictures.figures import new_figure, save_figure
+from multilevel.recipes.pictures.figures import new_figure, save_figure, styled
 
-GREY = 0.5
+MASKED = 0.5  # the grey of hidden patches
+NARROWEST = 0.1  # a smaller distance from the mask ratio is pale; it may come from the draws of the estimate
+COLUMNS = ("image", "masked input", "reconstruction", "probability of\nbeing hidden")
 
 
+@styled
 def draw_masks(
-    path: Path, images: Tensor, probabilities: Tensor | None, hidden: Tensor, reconstruction: Tensor, patch_size: int
+    path: Path,
+    images: Tensor,
+    probabilities: Tensor,
+    hidden: Tensor,
+    reconstruction: Tensor,
+    patch_size: int,
+    labels: Sequence[str],
+    title: str,
 ) -> None:
-    """Draw one row per image: the image, the probabilities as a heat map, the masked input, the reconstruction.
+    """Draw a row for each image: the image, the masked input, its reconstruction, and the probabilities, whose scale is
+    white at the mask ratio.
 
     Args:
         path: the PNG to write.
         images: [N, C, H, W], 0 to 1.
-        probabilities: [N, L] of hiding each patch; None omits the heat map.
+        probabilities: [N, L] of hiding each patch.
         hidden: [N, L], 1 where hidden.
         reconstruction: [N, C, H, W], 0 to 1.
         patch_size: pixels per side.
+        labels: N names of the images.
+        title: the title above the picture.
     """
     count, side = len(images), images.shape[-1] // patch_size
     spread = torch.kron(hidden.float().cpu().view(count, 1, side, side), torch.ones(1, 1, patch_size, patch_size))
-    masked = images * (1 - spread) + GREY * spread
-    titles = ["image", "probability of being hidden", "masked input", "reconstruction"]
-    if probabilities is None:
-        titles.remove("probability of being hidden")
-    else:
-        limits = (float(probabilities.min()), float(probabilities.max()))  # to make small differences visible
-    figure = new_figure(1.7 * len(titles) + 0.6, 1.6 * count + 0.4)
-    axes = figure.subplots(count, len(titles), squeeze=False)
+    masked = images * (1 - spread) + MASKED * spread
+    grids = probabilities.cpu().view(count, side, side).numpy()
+    ratio = float(grids.mean())
+    lowest, highest = min(ratio - NARROWEST, float(grids.min())), max(ratio + NARROWEST, float(grids.max()))
+    scale = TwoSlopeNorm(ratio, lowest, highest)
+    figure = new_figure(7.6, 1.35 * count + 0.9)
+    axes = figure.subplots(count, len(COLUMNS), squeeze=False)
     for index, row in enumerate(axes):
-        pictures = dict(zip(("image", "masked input", "reconstruction"), (images, masked, reconstruction), strict=True))
-        for axis, title in zip(row, titles, strict=True):
-            _draw_image(axis, pictures.get(title, images)[index])
-            if title not in pictures and probabilities is not None:
-                grid = probabilities[index].detach().cpu().view(side, side)
-                heat = _draw_heat(axis, grid, images.shape[-1], limits)
-            if index == 0:
-                axis.set_title(title.replace(" of ", "\nof "), fontsize=9)
-    if probabilities is not None:
-        figure.colorbar(heat, ax=axes[:, -1], shrink=min(1.0, 3 / count), label="probability of being hidden")
+        for axis, pictures in zip(row, (images, masked, reconstruction), strict=False):
+            axis.imshow(_pixels(pictures[index]))
+        heat = row[-1].imshow(grids[index], cmap="PuOr_r", norm=scale)
+        row[0].set_ylabel(labels[index], rotation=0, ha="right", va="center", fontsize=9, parse_math=False)
+    for axis in axes.flat:
+        _bare(axis)
+    for axis, name in zip(axes[0], COLUMNS, strict=True):
+        axis.set_title(name, fontsize=10, loc="center")
+    bar = figure.colorbar(heat, ax=axes[:, -1], aspect=12 * count, pad=0.08)
+    ticks = {lowest: f"{lowest:.2f}", ratio: f"{ratio:.2f}, the\nmask ratio", highest: f"{highest:.2f}"}
+    bar.set_ticks(list(ticks), labels=list(ticks.values()))
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     save_figure(figure, path)
 
 
-def _draw_image(axis: Axes, image: Tensor) -> None:
+def _pixels(image: Tensor) -> np.ndarray:
     pixels = image.detach().cpu().float().clamp(0, 1).permute(1, 2, 0).numpy()
-    axis.imshow(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels, interpolation="nearest")
-    axis.set_axis_off()
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
 
-def _draw_heat(axis: Axes, grid: Tensor, size: int, limits: tuple[float, float]) -> AxesImage:
-    extent = (-0.5, size - 0.5, size - 0.5, -0.5)
-    return axis.imshow(
-        grid.numpy(), cmap="inferno", vmin=limits[0], vmax=limits[1], alpha=0.8, extent=extent, interpolation="nearest"
-    )
+def _bare(axis: Axes) -> None:
+    """Without ticks, grid and frame."""
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+    axis.grid(False)
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ def test_the_auc_is_that_of_the_mean_scores(policy):
     settings = ["data=planted", "data.limit=600", f"mask.policy={policy}", "model.patch_size=4"]
     recipe = build_recipe(compose_config(settings))
     signal = recipe.data.signal_patches
-    assert set(recipe.findings()) == {"signal_auc", "signal_gap"}
+    assert set(recipe.findings()) == {"mask_predictability", "signal_auc", "signal_gap"}
     if policy == "variance":
         assert 0.0 <= recipe.findings()["signal_auc"] <= 1.0
         return
@@ -73,5 +73,5 @@ def test_the_auc_is_that_of_the_mean_scores(policy):
 
 
 def test_data_that_does_not_know_its_signal_has_no_auc():
-    assert build_recipe(compose_config([])).findings() == {}
+    assert set(build_recipe(compose_config([])).findings()) == {"mask_predictability"}
     assert build_recipe(compose_config(["data=planted", "data.limit=600", "model.patch_size=2"])).findings() == {}
