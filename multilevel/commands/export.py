@@ -1,8 +1,8 @@
 """multilevel export RUN [SETTING=VALUE ...]: write a folder that transformers or onnxruntime loads
 
 Writes a run's model into one folder, atomically: configuration, weights, image processor, model card (README.md), and
-features of a sample of the training images for multilevel monitor. If the run's data has moved, data.path=DIR and the
-run's other data settings are accepted too.
+features and optics of a sample of the training images for multilevel monitor. If the run's data has moved,
+data.path=DIR and the run's other data settings are accepted too.
 
   multilevel export runs/guided_mae-digits-20260101-120000 format=onnx output=line
 """

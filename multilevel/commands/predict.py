@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     request = Request.parse("predict", arguments, PredictSettings)
     if not request.model.class_names:
         raise MultilevelError(f"{request.folder} holds an encoder without a classifier: it cannot label images")
-    path = None if request.output == "-" else writable(request.output)
+    path = None if request.output == "-" else writable(request.output, request.files)
     results = request.run()
     text, counts = table(request, results)
     if path is None:
