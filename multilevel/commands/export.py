@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ from multilevel.recipes.encoder import EncoderRecipe
 from multilevel.recipes.export import write_export
 from multilevel.recipes.export.card import model_card
 from multilevel.recipes.export.folder import FORMATS, check_export
+from multilevel.recipes.export.onnx_model import PRECISIONS
 from multilevel.runs.distributed import print_once
 from multilevel.runs.folder import RunFolder
 from multilevel.solvers import MultilevelError
@@ -38,12 +40,17 @@ class ExportSettings:
     Args:
         output: the folder to write, which must not exist yet. None: RUN/export.
         format: transformers (model.safetensors, which AutoModel, AutoModelForImageClassification and
-            ViTMAEForPreTraining load) or onnx (model.onnx, a classifier for onnxruntime: pixel_values [B, C, H, W],
-            normalized, to logits [B, classes] and features; checked against PyTorch to 1e-4).
+            ViTMAEForPreTraining load) or onnx (model.onnx, a classifier for onnxruntime with its preprocessing and
+            class names: image, uint8 [B, H, W, C] of any size, to label, probabilities, logits and features; checked
+            against PyTorch to 1e-4).
+        precision: float32 or, with format=onnx, int8: a smaller file, whose loss of accuracy is measured on labelled
+            images (of the validation part, else held out for mask learning, else training images; never of the test
+            part), printed, and written into the model card.
     """
 
     output: str | None = None
     format: Annotated[str, OneOf(*FORMATS)] = "transformers"
+    precision: Annotated[str, OneOf(*PRECISIONS)] = "float32"
 
 
 SETTINGS = ExportSettings
@@ -53,8 +60,9 @@ def main(arguments: Sequence[str]) -> int:
     """Write a run's newest checkpoint into a folder for `transformers` or onnxruntime."""
     line = read("export", arguments, ExportSettings, words=True)
     folder = run_folder("export", line.words)
-    output, format = Path(line.settings.output or folder.path / "export"), line.settings.format
-    check_export(format, output)
+    output = Path(line.settings.output or folder.path / "export")
+    format, precision = line.settings.format, line.settings.precision
+    check_export(format, output, precision)
     checkpoint, damaged = newest_intact(folder.checkpoint, [WEIGHTS])
     print_once(*damaged)
     step = int(checkpoint.name.removeprefix("step-"))
@@ -64,9 +72,12 @@ def main(arguments: Sequence[str]) -> int:
     assert isinstance(recipe, EncoderRecipe)  # check_encoder
     trained = recipe.trained_model()
     settings: Any = OmegaConf.to_container(config)
-    write_export(trained, output, format, model_card(trained, settings, _summary(folder), step, format))
+    card = partial(model_card, trained, settings, _summary(folder), step, format)
+    loss = write_export(trained, output, format, card, precision)
     if trained.classifier is None:
         print("encoder and decoder only: the run has no classifier with one class per image")
+    if loss is not None:
+        print(loss)
     print(output)
     return 0
 
