@@ -1,9 +1,9 @@
 """multilevel export RUN [SETTING=VALUE ...]: write a folder that transformers or onnxruntime loads
 
 Writes a run's model into one folder, atomically: configuration, weights, image processor, model card (README.md), and
-features of a sample of the training images for multilevel monitor. Deploys the classifier that predicts held-out
-labelled images best, refitted to all of them, and scores it on the test images. The images must be those
-of the run: data.path=DIR names their new place, data.changed=accept exports although some have changed.
+features and optics of a sample of the training images for multilevel monitor. Deploys the classifier that predicts
+held-out labelled images best, refitted to all of them, and scores it on the test images. The images must be those of
+the run: data.path=DIR names their new place, data.changed=accept exports although some have changed.
 
   multilevel export runs/guided_mae-digits-20260101-120000 format=onnx output=line
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ from multilevel.recipes.export import write_export
 from multilevel.recipes.export.card import model_card, scores_line
 from multilevel.recipes.export.folder import FORMATS, check_export
 from multilevel.recipes.export.heads import AUTO, HEADS, choose_head, score_on_test_images
+from multilevel.recipes.export.onnx_model import PRECISIONS
 from multilevel.runs.distributed import print_once
 from multilevel.runs.folder import RunFolder
 from multilevel.solvers import MultilevelError
@@ -40,16 +42,21 @@ class ExportSettings:
     Args:
         output: the folder to write, which must not exist yet. None: RUN/export.
         format: transformers (model.safetensors, which AutoModel, AutoModelForImageClassification and
-            ViTMAEForPreTraining load) or onnx (model.onnx, a classifier for onnxruntime: pixel_values [B, C, H, W],
-            normalized, to logits [B, classes] and features; checked against PyTorch to 1e-4).
+            ViTMAEForPreTraining load) or onnx (model.onnx, a classifier for onnxruntime with its preprocessing and
+            class names: image, uint8 [B, H, W, C] of any size, to label, probabilities, logits and features; checked
+            against PyTorch to 1e-4).
         head: the classifier on the encoder: own (of the finetuning level), linear_probe (logistic regression on frozen
             features), finetune (a new head and the encoder, trained end to end), or auto, which takes the best by the
             task's metric on labelled images held out from each, and tries finetune with up to 5,000 images.
+        precision: float32 or, with format=onnx, int8: a smaller file, whose loss of accuracy is measured on labelled
+            images (of the validation part, else held out for mask learning, else training images; never of the test
+            part), printed, and written into the model card.
     """
 
     output: str | None = None
     format: Annotated[str, OneOf(*FORMATS)] = "transformers"
     head: Annotated[str, OneOf(AUTO, *HEADS)] = AUTO
+    precision: Annotated[str, OneOf(*PRECISIONS)] = "float32"
 
 
 SETTINGS = ExportSettings
@@ -59,8 +66,9 @@ def main(arguments: Sequence[str]) -> int:
     """Write a run's newest checkpoint into a folder for `transformers` or onnxruntime."""
     line = read("export", arguments, ExportSettings, words=True)
     folder = run_folder("export", line.words)
-    output, format = Path(line.settings.output or folder.path / "export"), line.settings.format
-    check_export(format, output)
+    output = Path(line.settings.output or folder.path / "export")
+    format, precision = line.settings.format, line.settings.precision
+    check_export(format, output, precision)
     checkpoint, damaged = newest_intact(folder.checkpoint, [WEIGHTS])
     print_once(*damaged)
     step = int(checkpoint.name.removeprefix("step-"))
@@ -79,11 +87,13 @@ def main(arguments: Sequence[str]) -> int:
         record = choice.record()
     test_scores = score_on_test_images(trained, recipe)
     settings: Any = OmegaConf.to_container(config)
-    card = model_card(trained, settings, _summary(folder), step, format, described, test_scores)
-    write_export(trained, output, format, card, record)
+    card = partial(model_card, trained, settings, _summary(folder), step, format, described, test_scores)
+    loss = write_export(trained, output, format, card, precision, record)
     print(words)
     if test_scores is not None:
         print(scores_line(test_scores, len(trained.data.test)))
+    if loss is not None:
+        print(loss)
     print(output)
     return 0
 

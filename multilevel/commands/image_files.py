@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,7 @@ from multilevel.recipes.data.images import worker_count
 from multilevel.recipes.data.pictures import to_pixels
 from multilevel.recipes.data.sources.folders import images_below
 from multilevel.recipes.export import ExportedModel
+from multilevel.recipes.export.optics import Optics
 from multilevel.recipes.settings import chosen_device
 from multilevel.solvers import DataError, SettingError
 from multilevel.solvers.ranges import Count, require
@@ -46,6 +48,7 @@ class Request:
         files: the images, without duplicates.
         output: the typed output.
         batch_size: images at a time.
+        settings: all settings of the command.
     """
 
     model: ExportedModel
@@ -53,6 +56,7 @@ class Request:
     files: list[Path]
     output: str
     batch_size: int
+    settings: Any = None
 
     @classmethod
     def parse(cls, command: str, arguments: Sequence[str], settings_class: type[ImageFileSettings]) -> Request:
@@ -69,11 +73,16 @@ class Request:
         folder, settings = Path(line.words[0]), line.settings
         files = find_images(line.words[1:])
         model = ExportedModel(folder, chosen_device(settings.device))
-        return cls(model, folder, files, settings.output, settings.batch_size)
+        return cls(model, folder, files, settings.output, settings.batch_size, settings)
 
-    def run(self) -> Results:
-        """Decode the images in threads and run the model on them, a batch at a time."""
+    def run(self, optics: bool = False) -> Results:
+        """Decode the images in threads and run the model on them, a batch at a time.
+
+        Args:
+            optics: whether to measure the pictures' optics, too.
+        """
         model, logits, features = self.model, [], []
+        measured: list[Optics] = []
         errors: dict[Path, str] = {}
         Image.init()  # Pillow looks for its formats on first use, which is not safe in threads
         with (
@@ -82,17 +91,19 @@ class Request:
         ):
             for start in range(0, len(self.files), self.batch_size):
                 batch = self.files[start : start + self.batch_size]
-                read = list(pool.map(lambda file: _read(file, model), batch))
+                read = list(pool.map(lambda file: _read(file, model, optics), batch))
                 errors |= {file: result for file, result in zip(batch, read, strict=True) if isinstance(result, str)}
-                pixels = [result for result in read if not isinstance(result, str)]
-                if pixels:
-                    some_logits, some_features = model(np.stack(pixels))
+                readable = [result for result in read if not isinstance(result, str)]
+                measured += [result for _, result in readable if result is not None]
+                if readable:
+                    some_logits, some_features = model(np.stack([pixels for pixels, _ in readable]))
                     features.append(some_features)
                     logits += [] if some_logits is None else [some_logits]
                 bar.update(len(batch))
         read_files = [file for file in self.files if file not in errors]
         joined = np.concatenate(features) if features else np.zeros((0, 0), np.float32)
-        return Results(read_files, joined, np.concatenate(logits) if logits else None, errors)
+        joined_logits = np.concatenate(logits) if logits else None
+        return Results(read_files, joined, joined_logits, errors, Optics.joined(measured) if measured else None)
 
 
 @dataclass(frozen=True)
@@ -104,12 +115,14 @@ class Results:
         features: float32 [N, width], of the readable files.
         logits: float32 [N, classes]; None without a classifier or without images.
         errors: for each unreadable file, the reason.
+        optics: of the readable files; None if not measured.
     """
 
     files: list[Path]
     features: np.ndarray
     logits: np.ndarray | None
     errors: Mapping[Path, str]
+    optics: Optics | None = None
 
 
 def find_images(places: Sequence[str]) -> list[Path]:
@@ -130,26 +143,36 @@ def find_images(places: Sequence[str]) -> list[Path]:
     return list(files)
 
 
-def writable(output: str) -> Path:
+def writable(output: str, files: Sequence[Path] = (), suffixes: Sequence[str] = ()) -> Path:
     """Return the path of a writable file, after creating its folder.
 
+    Args:
+        output: the path.
+        files: the images that are read, which must not be overwritten.
+        suffixes: those of other files that are written next to it.
+
     Raises:
-        SettingError: it cannot be written.
+        SettingError: it cannot be written, or is one of the images.
     """
     path = Path(output)
+    if path.is_dir():
+        raise SettingError("output", output, "the name of a file; this is a folder")
+    images = {file.resolve() for file in files}
+    for target in (path, *map(path.with_suffix, suffixes)):
+        if target.resolve() in images:
+            raise SettingError("output", output, f"another name: {target}, one of the images, would be overwritten")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SettingError("output", output, f"a file that can be written ({error.strerror})") from error
-    if path.is_dir():
-        raise SettingError("output", output, "the name of a file; this is a folder")
     return path
 
 
-def _read(file: Path, model: ExportedModel) -> np.ndarray | str:
-    """Pixels uint8 [C, H, W], or the reason why they cannot be read."""
+def _read(file: Path, model: ExportedModel, optics: bool) -> tuple[np.ndarray, Optics | None] | str:
+    """Pixels uint8 [C, H, W] and, on request, optics, or the reason why they cannot be read."""
     try:
         with Image.open(file) as picture:
-            return to_pixels(picture, model.image_size, model.channels, model.fit)
+            pixels = to_pixels(picture, model.image_size, model.channels, model.fit)
+            return pixels, Optics.of(picture) if optics else None
     except Exception as error:  # Pillow's formats raise errors of many kinds for broken files
         return f"unreadable ({type(error).__name__}: {' '.join(str(error).split())})"

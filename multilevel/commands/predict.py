@@ -1,8 +1,12 @@
 """multilevel predict EXPORT FILE ... [SETTING=VALUE ...]: label images with an exported model, as CSV
 
 Labels images (files or folders) with an exported model of either format; needs neither the run nor its data. Writes
-CSV: file, label, probability, error, and the probability of each class. A file that cannot be read as an image has an
-empty label and the reason under error.
+CSV: file, label, probability, error, the probability of each class, and the model (a hash of its weights, class names
+and preprocessing). A file that cannot be read as an image has an empty label and the reason under error.
+
+csv=excel writes a file that Excel opens by a double click, with names in any script: UTF-8 with a byte order mark,
+separated by commas as in the Japanese and English settings of Windows (elsewhere: Data, From Text/CSV). A text that
+Excel would take for a formula begins with an apostrophe.
 
 Exit status: 0; 1 if a file could not be read (the others are labelled); 2 for wrong input (nothing is written).
 
@@ -17,13 +21,17 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from multilevel.commands.image_files import ImageFileSettings, Request, Results, writable
 from multilevel.recipes.export.exported import probabilities
 from multilevel.runs.folder import write_whole
 from multilevel.solvers import MultilevelError
+from multilevel.solvers.ranges import OneOf
 
 NAMED = 5  # unreadable files named on the screen
+BYTE_ORDER_MARK = "\ufeff"
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell starts that Excel computes
 
 
 @dataclass
@@ -32,9 +40,11 @@ class PredictSettings(ImageFileSettings):
 
     Args:
         output: the file to write; - prints to standard output.
+        csv: plain (UTF-8) or excel (UTF-8 with a byte order mark).
     """
 
     output: str = "predictions.csv"
+    csv: Annotated[str, OneOf("plain", "excel")] = "plain"
 
 
 SETTINGS = PredictSettings
@@ -45,9 +55,9 @@ def main(arguments: Sequence[str]) -> int:
     request = Request.parse("predict", arguments, PredictSettings)
     if not request.model.class_names:
         raise MultilevelError(f"{request.folder} holds an encoder without a classifier: it cannot label images")
-    path = None if request.output == "-" else writable(request.output)
+    path = None if request.output == "-" else writable(request.output, request.files)
     results = request.run()
-    text, counts = table(request, results)
+    text, counts = table(request, results, for_excel=request.settings.csv == "excel")
     if path is None:
         print(text, end="")
     else:
@@ -60,23 +70,36 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if results.errors else 0
 
 
-def table(request: Request, results: Results) -> tuple[str, Counter[str]]:
+def table(request: Request, results: Results, for_excel: bool = False) -> tuple[str, Counter[str]]:
     """The CSV, one row per file in the given order, and the count of each label."""
-    names = request.model.class_names
+    model = request.model
+    names, cell = model.class_names, excel_cell if for_excel else str
     rows = {} if results.logits is None else dict(zip(results.files, probabilities(results.logits), strict=True))
     counts: Counter[str] = Counter()
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "label", "probability", "error", *names])
+    text.write(BYTE_ORDER_MARK if for_excel else "")
+    writer = csv.writer(text, lineterminator="\r\n" if for_excel else "\n")
+    writer.writerow(["file", "label", "probability", "error", *map(cell, names), "model"])
     for file in request.files:
         if file in results.errors:
-            writer.writerow([file, "", "", results.errors[file], *[""] * len(names)])
+            error = cell(results.errors[file])
+            writer.writerow([cell(str(file)), "", "", error, *[""] * len(names), model.identity])
             continue
         row = rows[file]
         label = names[int(row.argmax())]
         counts[label] += 1
-        writer.writerow([file, label, f"{row.max():.6f}", "", *(f"{probability:.6f}" for probability in row)])
+        written = [f"{probability:.6f}" for probability in row]
+        writer.writerow([cell(str(file)), cell(label), f"{row.max():.6f}", "", *written, model.identity])
     return text.getvalue(), counts
+
+
+def excel_cell(text: str) -> str:
+    """Text with an apostrophe in front if Excel would take it for a formula.
+
+    >>> [excel_cell(text) for text in ("=1+1", "傷.png")]
+    ["'=1+1", '傷.png']
+    """
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def report_unreadable(results: Results) -> None:

@@ -106,9 +106,9 @@ def main(arguments: Sequence[str]) -> int:
 def novelty_of(reference: DriftReference, results: Results) -> np.ndarray | None:
     """Each image's distance from the training images [N], divided by that within which 99% of these are; None if the
     reference has too few of them."""
-    if len(reference.features) < FEWEST:
+    if len(reference.sample.features) < FEWEST:
         return None
-    before, after = mahalanobis(reference.features, results.features, seed=0)
+    before, after = mahalanobis(reference.sample.features, results.features, seed=0)
     return after / np.quantile(before, QUANTILE)
 
 

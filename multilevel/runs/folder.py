@@ -120,7 +120,7 @@ class RunFolder:
 def write_whole(path: Path, text: str) -> Path:
     """Write a file completely or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8", newline="")
     os.replace(partial, path)
     return path
 

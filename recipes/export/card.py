@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from multilevel.recipes.evaluation import Score, metric_title, not_better
 from multilevel.recipes.evaluation.remarks import few_images
+from multilevel.recipes.export.quantization import QuantizationLoss
 from multilevel.recipes.export.trained import TrainedModel
 
 PRIVATE = (
@@ -29,15 +30,26 @@ processor = AutoImageProcessor.from_pretrained("FOLDER")
 The weights file holds the encoder twice, under the names of each class, so loading one class reports the other's names
 as unexpected, and dinov2 as the folder's type. The decoder's mask ratio is the same as in training.
 """,
-    "onnx": """```python
+    "onnx": """The file holds its preprocessing and class names, so onnxruntime and Pillow suffice:
+
+```python
+import sys
+
+import numpy as np
 import onnxruntime
+from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession("FOLDER/model.onnx")
-logits, features = session.run(["logits", "features"], {"pixel_values": pixel_values})
+for name in sys.argv[1:]:
+    picture = ImageOps.exif_transpose(Image.open(name)).convert("{mode}")
+    image = np.asarray(picture).reshape(1, picture.height, picture.width, {channels})
+    label, probabilities = session.run(["label", "probabilities"], {"image": image})
+    print(name, label[0], *probabilities[0])
 ```
 
-`pixel_values` is float32 [batch, {channels}, {size}, {size}], as the image processor of `transformers` makes it from
-`preprocessor_config.json`.
+`image` is uint8 [batch, height, width, {channels}]: images of any size, equal within a batch. Outputs: `label` (text),
+`probabilities` and `logits` [batch, classes], `features` [batch, width]. The classes are in the file's metadata, as
+JSON under `class_names`. `multilevel predict` also converts pictures of 16 bits, and puts transparent ones on white.
 """,
 }
 CLASSES = (
@@ -55,6 +67,7 @@ def model_card(
     format: str,
     choice: str | None = None,
     test_scores: Mapping[str, float] | None = None,
+    quantization: QuantizationLoss | None = None,
 ) -> str:
     """The text of README.md.
 
@@ -66,6 +79,7 @@ def model_card(
         format: transformers or onnx.
         choice: how the head was chosen, in words.
         test_scores: metrics of the exported classifier on the test images.
+        quantization: the measured loss of int8, if the model is quantized.
     """
     classifies = trained.classifier is not None
     task = "image-classification" if classifies else "image-feature-extraction"
@@ -77,6 +91,11 @@ def model_card(
         _data(trained, config),
         _deployed(trained, choice, test_scores),
         _metrics(summary),
+        *(
+            [f"## Quantization\n\nWeights and products of matrices have 8 bits. {quantization}.\n"]
+            if quantization
+            else []
+        ),
         _use(trained),
         "## Loading\n\n" + _loading(trained, format),
         _versions(summary),
@@ -179,7 +198,7 @@ def _loading(trained: TrainedModel, format: str) -> str:
     offered = CLASSES if trained.classifier is not None else CLASSES[1:]
     lines = "".join(f'{name} = {kind}.from_pretrained("FOLDER")  # {output}\n' for kind, name, output in offered)
     text = LOAD[format].replace("{lines}", lines).replace("{channels}", str(data.channels))
-    return text.replace("{size}", str(data.image_size))
+    return text.replace("{mode}", "L" if data.channels == 1 else "RGB")
 
 
 def _versions(summary: Mapping[str, Any] | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from multilevel.recipes.export.onnx_model import ONNX, OnnxModel
 from multilevel.recipes.export.weights import load_dinov2
 from multilevel.solvers import MultilevelError, SettingError
 
-#: Normalized images float32 [B, C, H, W] to logits [B, classes] and features [B, width].
+IDENTITY_DIGITS = 12
+#: Pixels uint8 [B, C, H, W] to logits [B, classes] and features [B, width].
 Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
@@ -37,6 +37,8 @@ class ExportedModel:
         channels: 1 or 3.
         fit: how an image becomes a square, see ``to_square``.
         folder: the folder without symbolic links: a link may be moved to another export while this one is read.
+        identity: 12 hexadecimal digits that name the model: of the file of its weights, its class names and its
+            preprocessing. The two formats of one run are different models.
 
     Raises:
         SettingError: ``folder`` is not an exported folder.
@@ -55,24 +57,16 @@ class ExportedModel:
             self.image_size: int = config["image_size"]
             self.channels: int = config["num_channels"]
             self.fit = "crop" if settings["do_center_crop"] else "stretch"
-            self._mean, self._std = (np.array(settings[f"image_{name}"], np.float32) for name in ("mean", "std"))
-            self._weights = weights[0]
-            self._run = _torch_run(config, weights[0], device) if weights[0].name == WEIGHTS else OnnxModel(weights[0])
+            mean, std = (np.array(settings[f"image_{name}"], np.float32) for name in ("mean", "std"))
+            self._run = _run(config, weights[0], device, mean[:, None, None], std[:, None, None])
+            described = [self.class_names, self.image_size, self.channels, self.fit, mean.tolist(), std.tolist()]
+            self.identity = _identity(weights[0], described)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise MultilevelError(f"{given} holds a broken export ({error}): export the run again") from error
 
-    @cached_property
-    def identity(self) -> str:
-        """Twelve hexadecimal digits of the SHA-256 of the weights file and the class names."""
-        with self._weights.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
-        digest.update(json.dumps(self.class_names).encode())
-        return digest.hexdigest()[:12]
-
     def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
         """Pixels uint8 [B, C, H, W] to logits float32 [B, classes], or None, and features float32 [B, width]."""
-        scaled = pixels.astype(np.float32) / 255
-        logits, features = self._run((scaled - self._mean[:, None, None]) / self._std[:, None, None])
+        logits, features = self._run(pixels)
         return (logits if self.class_names else None), features
 
 
@@ -81,12 +75,29 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
     return torch.from_numpy(logits).double().softmax(1).numpy()
 
 
-def _torch_run(config: dict[str, Any], path: Path, device: torch.device) -> Run:
-    model = load_dinov2(Dinov2Config.from_dict(config), load_file(path)).to(device)
+def _run(config: dict[str, Any], path: Path, device: torch.device, mean: np.ndarray, std: np.ndarray) -> Run:
+    """The model in a file; one that does not preprocess gets images normalized by mean and std, float32 [C, 1, 1]."""
+    onnx = OnnxModel(path) if path.name == ONNX else None
+    model = None if onnx else load_dinov2(Dinov2Config.from_dict(config), load_file(path)).to(device)
 
-    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def run(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if onnx is not None and onnx.preprocesses:
+            logits, features = onnx.run(["logits", "features"], pixels.transpose(0, 2, 3, 1))
+            return logits, features
+        normalized = (pixels.astype(np.float32) / 255 - mean) / std
+        if onnx is not None:
+            logits, features = onnx.run(["logits", "features"], normalized)
+            return logits, features
+        assert model is not None
         with torch.no_grad():
-            logits, features = model(torch.from_numpy(images).to(device))
-        return logits.cpu().numpy(), features.cpu().numpy()
+            on_device = model(torch.from_numpy(normalized).to(device))
+        return on_device[0].cpu().numpy(), on_device[1].cpu().numpy()
 
     return run
+
+
+def _identity(path: Path, described: Any) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(json.dumps(described).encode())
+    return digest.hexdigest()[:IDENTITY_DIGITS]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from typing import Any
 from safetensors.torch import save_file
 
 from multilevel.recipes.export.masking import MASKING, save_masking
-from multilevel.recipes.export.onnx_model import ONNX, WRITING, require_packages, write_onnx
+from multilevel.recipes.export.onnx_model import ONNX, WRITING, OnnxModel, require_packages, write_onnx
+from multilevel.recipes.export.preprocessing import Preprocessing
+from multilevel.recipes.export.quantization import QuantizationLoss, quantization_loss
 from multilevel.recipes.export.reference import REFERENCE, reference_tensors
 from multilevel.recipes.export.trained import TrainedModel
 from multilevel.recipes.export.weights import load_dinov2, processor_settings, transformers_config, transformers_weights
@@ -24,15 +26,17 @@ PROCESSOR, WEIGHTS, CARD = "preprocessor_config.json", "model.safetensors", "REA
 INSPECTION = "inspection.json"
 
 
-def check_export(format: str, output: Path) -> None:
+def check_export(format: str, output: Path, precision: str = "float32") -> None:
     """Raise before any work is done if an export cannot be written.
 
     Raises:
-        SettingError: the format is unknown, or the output exists.
+        SettingError: the format is unknown or has no such precision, or the output exists.
         MultilevelError: packages for the format are missing.
     """
     if format not in FORMATS:
         raise SettingError("format", format, f"one of {', '.join(FORMATS)}")
+    if precision != "float32" and format != "onnx":
+        raise SettingError("precision", precision, "float32 with format=transformers, or format=onnx")
     if output.exists():
         raise SettingError("output", str(output), "a folder that does not exist yet")
     if format == "onnx":
@@ -40,8 +44,13 @@ def check_export(format: str, output: Path) -> None:
 
 
 def write_export(
-    trained: TrainedModel, output: Path, format: str, card: str, choice: Mapping[str, Any] | None = None
-) -> None:
+    trained: TrainedModel,
+    output: Path,
+    format: str,
+    card: Callable[[QuantizationLoss | None], str],
+    precision: str = "float32",
+    choice: Mapping[str, Any] | None = None,
+) -> QuantizationLoss | None:
     """Write configuration, weights, image processor, model card, the reference for monitoring, and the masking network,
     if there is one.
 
@@ -49,36 +58,46 @@ def write_export(
         trained: the model.
         output: the folder to create.
         format: transformers (``model.safetensors``) or onnx (``model.onnx`` instead).
-        card: the text of README.md.
+        card: the text of README.md, for a measured loss by quantization.
+        precision: float32, or int8 with format onnx.
         choice: the contents of ``inspection.json``: how the head was chosen, and probabilities of held-out images.
 
+    Returns:
+        The measured loss of int8; None with float32.
+
     Raises:
-        SettingError: the format is unknown, the output exists or cannot be written, or ONNX is asked for without a
-            classifier.
+        SettingError: the format is unknown or has no such precision, the output exists or cannot be written, or ONNX is
+            asked for without a classifier.
         MultilevelError: packages for the format are missing.
     """
-    check_export(format, output)
+    check_export(format, output, precision)
     if format == "onnx" and trained.classifier is None:
         raise SettingError("format", format, "transformers, since this run has no classifier with one class per image")
 
-    class_names = trained.data.class_names if trained.classifier is not None else ()
+    data, loss = trained.data, None
+    class_names = data.class_names if trained.classifier is not None else ()
     with _whole_folder(output) as folder:
         config = transformers_config(trained.autoencoder.mae.config, class_names)
         weights = transformers_weights(trained)
         config.save_pretrained(folder)
         if format == "onnx":
-            write_onnx(load_dinov2(config, weights), folder / ONNX)
+            model = load_dinov2(config, weights)
+            preprocessing = Preprocessing(data.image_size, data.fit, data.mean, data.std)
+            write_onnx(model, preprocessing, class_names, folder / ONNX, precision)
+            if precision == "int8":
+                loss = quantization_loss(trained, model, OnnxModel(folder / ONNX))
         else:
             save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-        (folder / PROCESSOR).write_text(json.dumps(processor_settings(trained.data), indent=2) + "\n")
+        (folder / PROCESSOR).write_text(json.dumps(processor_settings(data), indent=2) + "\n")
         save_file(dict(reference_tensors(trained)), folder / REFERENCE)
         if trained.masking is not None:
             save_masking(trained.masking, trained.mask_settings, folder / MASKING)
-        (folder / CARD).write_text(card)
+        (folder / CARD).write_text(card(loss))
         if choice is not None:
             (folder / INSPECTION).write_text(json.dumps(choice) + "\n")
         for path in folder.glob("*.safetensors"):
             shutil.copymode(folder / CARD, path)  # safetensors writes files that only their owner can read
+    return loss
 
 
 @contextmanager

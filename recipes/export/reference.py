@@ -1,25 +1,31 @@
-"""The reference for monitoring: features and logits of a sample of the training images."""
+"""The reference for monitoring: features, logits and optics of a sample of the training images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from multilevel.recipes.data import ImageData, Split
+from multilevel.recipes.data.images import worker_count
 from multilevel.recipes.data.strata import random_for
 from multilevel.recipes.evaluation.evaluate import extract_features
+from multilevel.recipes.export.drift import Sample
+from multilevel.recipes.export.optics import Optics, near_copies
 from multilevel.recipes.export.trained import TrainedModel
 from multilevel.solvers import DataError
 
 REFERENCE = "reference.safetensors"
 LARGEST = 1000
+LARGEST_GROUP = 0.2  # share of the images
 ENOUGH = 100  # if at least this many images were held out, they are preferred
 BATCH_SIZE = 256
 SEED = 0
@@ -27,9 +33,14 @@ SEED = 0
 
 @dataclass(frozen=True)
 class DriftReference:
-    """Features float32 [N, width] and logits float32 [N, classes]; None without a classifier."""
+    """Training images to compare new images with.
 
-    features: np.ndarray
+    Attributes:
+        sample: features, and in exports of this version optics and groups.
+        logits: float32 [N, classes]; None without a classifier.
+    """
+
+    sample: Sample
     logits: np.ndarray | None
 
     @classmethod
@@ -41,30 +52,61 @@ class DriftReference:
         """
         path = folder / REFERENCE
         try:
-            tensors = load_file(path)
-            logits = tensors.get("logits")
-            return cls(tensors["features"].numpy(), None if logits is None else logits.numpy())
+            arrays = {name: tensor.numpy() for name, tensor in load_file(path).items()}
+            return cls(Sample(arrays["features"], arrays.get("optics"), arrays.get("groups")), arrays.get("logits"))
         except (OSError, SafetensorError, KeyError) as error:
             raise DataError(f"{path} cannot be read ({error}): export the run again") from error
 
 
 def reference_tensors(trained: TrainedModel) -> Mapping[str, Tensor]:
-    """Features [N, width] and logits [N, classes] of at most 1,000 training images, drawn at random."""
+    """Features [N, width], optics [N, 7], groups [N] and, with a classifier, logits [N, classes] of at most 1,000
+    training images, drawn at random."""
     part = reference_part(trained.data)
     drawn = random_for(SEED, "reference").permutation(len(part))[:LARGEST]
     positions = torch.from_numpy(np.sort(drawn))
     encoder = trained.autoencoder.features
     extracted = extract_features(encoder, trained.data, part, positions, BATCH_SIZE, trained.device, "reference")
     features = torch.from_numpy(extracted)
-    if trained.classifier is None:
-        return {"features": features}
-    with torch.no_grad():
-        return {"features": features, "logits": trained.classifier(features.to(trained.device)).float().cpu()}
+    optics = source_optics(part, positions)
+    tensors = {
+        "features": features,
+        "optics": torch.from_numpy(optics.measures),
+        "groups": torch.from_numpy(reference_groups(part.groups[positions].numpy(), optics.thumbnails)),
+    }
+    if trained.classifier is not None:
+        with torch.no_grad():
+            tensors["logits"] = trained.classifier(features.to(trained.device)).float().cpu()
+    return tensors
+
+
+def source_optics(part: Split, positions: Tensor) -> Optics:
+    """The optics of a part's images at ``positions`` (int64 [N]), as they are read from their files."""
+
+    def measure(row: int) -> Optics:
+        with part.images.source.open(row) as picture:
+            return Optics.of(picture)
+
+    Image.init()  # Pillow looks for its formats on first use, which is not safe in threads
+    with ThreadPoolExecutor(worker_count(), "optics") as pool:
+        return Optics.joined(list(pool.map(measure, part.indices[positions].tolist())))
+
+
+def reference_groups(groups: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
+    """The groups of the data, int64 [N]; if it has none, connected near copies.
+
+    If more than a fifth of the images are connected, they are alike by nature (a fixed camera and parts in a fixed
+    place), and near copies do not show the same part: then every image is a group.
+    """
+    if len(np.unique(groups)) < len(groups):
+        return groups
+    copies = near_copies(thumbnails)
+    return groups if np.bincount(copies).max() > LARGEST_GROUP * len(copies) else copies
 
 
 def reference_part(data: ImageData) -> Split:
     """Training images that neither encoder nor classifier was fitted to, if there are enough; on fitted images,
     features and confidence differ slightly from those on new images."""
-    if len(data.mask) >= ENOUGH:
-        return data.mask
+    held_out = replace(data.mask, indices=torch.cat([data.mask.indices, data.validation.indices]))
+    if len(held_out) >= ENOUGH:
+        return held_out
     return data.train if data.labelled else data.pretrain

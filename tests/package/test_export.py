@@ -109,10 +109,11 @@ def test_transformers_autoencoder_gives_the_same_reconstruction(run, recipe, ima
 def test_onnxruntime_gives_the_same_logits_at_any_batch_size(run, recipe, images):
     session = onnxruntime.InferenceSession(run.parent / "onnx" / "model.onnx")
     expected = expected_logits(recipe, images).numpy()
+    pixels = recipe.data.test.pixels(drawn(recipe)).permute(0, 2, 3, 1).numpy()
     with torch.no_grad():
         features = recipe.modules["pretrain"].features(images).numpy()
     for count in (1, 5, 120):
-        found = session.run(["logits", "features"], {"pixel_values": images[:count].numpy()})
+        found = session.run(["logits", "features"], {"image": pixels[:count]})
         np.testing.assert_allclose(found[0], expected[:count], rtol=0, atol=1e-4)
         np.testing.assert_allclose(found[1], features[:count], rtol=0, atol=1e-4)
 
@@ -202,14 +203,63 @@ def test_monitor_tells_inverted_images_from_unchanged_ones(run, pictures, tmp_pa
         ImageOps.invert(Image.open(path)).save(inverted / path.name)
     (inverted / "broken.png").write_bytes(b"no image")
     status, drifted = monitor(run.parent / "onnx", inverted, tmp_path / "changed.json")
-    assert (status, drifted["verdict"]) == (1, "train again")
+    assert (status, drifted["verdict"]) == (4, "train again")  # although a file could not be read
     assert drifted["p_value"] == 0.001
+    changed = {test["name"]: test["changed"] for test in drifted["tests"]}
+    assert changed.pop("features")
+    assert changed == {name: name == "brightness" for name in drifted["optics"]}
     assert drifted["unusual_images"] > 100
     assert list(drifted["unreadable"]) == [str(inverted / "broken.png")]
     assert capsys.readouterr().out.splitlines().count("train again") == 1
     for name in ("same.png", "changed.png"):
         with Image.open(tmp_path / name) as picture:
             assert min(picture.size) > 200
+
+
+def test_a_change_of_optics_alone_is_status_3_and_named(run, pictures, tmp_path, capsys):
+    (tmp_path / "larger").mkdir()
+    for path in pictures.iterdir():
+        Image.open(path).resize((16, 16), Image.Resampling.BOX).save(tmp_path / "larger" / path.name)
+    (tmp_path / "larger" / "broken.png").write_bytes(b"no image")
+    status, report = monitor(run / "export", tmp_path / "larger", tmp_path / "report.json")
+    assert (status, report["verdict"]) == (3, "drift: look at these")
+    said = capsys.readouterr()
+    assert "broken.png: unreadable" in said.err
+    assert "width: median 8, now 16 pixels (p = 0.008)" in said.out  # the smallest p of 999 permutations, times 8 tests
+    changed = {test["name"]: test["changed"] for test in report["tests"]}
+    assert (changed["width"], changed["height"], changed["brightness"]) == (True, True, False)
+
+
+def test_unreadable_files_alone_are_status_1(run, pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "some")
+    (tmp_path / "some" / "broken.png").write_bytes(b"no image")
+    assert monitor(run / "export", tmp_path / "some", tmp_path / "report.json")[0] == 1
+
+
+def test_an_export_without_optics_has_its_features_tested_alone(run, pictures, tmp_path, capsys):
+    shutil.copytree(run / "export", tmp_path / "export")
+    reference = load_file(tmp_path / "export" / "reference.safetensors")
+    earlier = {name: reference[name] for name in ("features", "logits")}
+    save_file(earlier, tmp_path / "export" / "reference.safetensors")
+    report = monitor(tmp_path / "export", pictures, tmp_path / "report.json")[1]
+    assert [test["name"] for test in report["tests"]] == ["features"]
+    assert report["tests"][0]["adjusted_p_value"] == report["p_value"]
+    assert report["optics"] is None
+    assert "export the run again to compare optics" in capsys.readouterr().out
+
+
+def test_no_image_is_overwritten(run, pictures, tmp_path, capsys):
+    shutil.copytree(pictures, tmp_path / "images")
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "images").iterdir()}
+    for command, output in (
+        ("monitor", "images/000.json"),
+        ("monitor", "link/000.json"),
+        ("predict", "images/000.png"),
+    ):
+        assert main([command, str(run / "export"), str(tmp_path / "images"), f"output={tmp_path / output}"]) == 2
+        assert "one of the images, would be overwritten" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "images").iterdir()} == before
 
 
 def test_monitor_names_the_odd_one(run, pictures, tmp_path):
@@ -229,6 +279,10 @@ def test_the_reference_is_of_images_that_were_held_out(run, recipe):
         features = recipe.modules["pretrain"].features(recipe.data.normalize(part.pixels(torch.arange(len(part)))))
         close(found["features"], features)
         close(found["logits"], recipe.modules["finetune"].linear(features))
+    assert found["groups"].shape == (len(part),)
+    pixels = part.pixels(torch.arange(len(part))).double()
+    for column, expected in ((2, pixels.mean((1, 2, 3))), (3, pixels.std((1, 2, 3), correction=0))):
+        torch.testing.assert_close(found["optics"][:, column].double(), expected, rtol=0, atol=1e-3)
 
 
 def test_without_labels_encoder_and_decoder_are_exported(tmp_path, capsys):
@@ -319,17 +373,6 @@ def test_an_export_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
     monkeypatch.setattr("multilevel.recipes.export.folder.reference_tensors", fail)
     with pytest.raises(RuntimeError):
         main(["export", str(run), "head=own", f"output={tmp_path / 'new'}"])
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_onnx_model_with_other_logits_is_refused(run, tmp_path, capsys, monkeypatch):
-    export, run_model = run.parent / "onnx" / "model.onnx", onnx_model.OnnxModel.__call__
-    monkeypatch.setattr(torch.onnx, "export", lambda model, images, path, **rest: shutil.copy(export, path))
-    assert main(["export", str(run), "head=own", "format=onnx", f"output={tmp_path / 'good'}"]) == 0
-    shutil.rmtree(tmp_path / "good")
-    monkeypatch.setattr(onnx_model.OnnxModel, "__call__", lambda self, x: (run_model(self, x)[0] + 1e-3, None))
-    assert main(["export", str(run), "head=own", "format=onnx", f"output={tmp_path / 'new'}"]) == 2
-    assert "logits are 0.001 from PyTorch's" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
