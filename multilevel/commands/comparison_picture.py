@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from multilevel.recipes.export.paired import Row
-from multilevel.recipes.pictures.figures import new_figure, save_figure
+from multilevel.recipes.pictures.figures import new_figure, save_figure, styled
 
 
+@styled
 def draw_comparison(path: Path, rows: Sequence[Row], minimum_effect: float, title: str) -> None:
     """Draw each difference as a point with its 95% interval.
 

@@ -10,12 +10,13 @@ import numpy as np
 from PIL import Image
 
 from multilevel.recipes.data.pictures import to_colours, upright
-from multilevel.recipes.pictures.figures import new_figure, save_figure
+from multilevel.recipes.pictures.figures import new_figure, save_figure, styled
 
 COLUMNS, LARGEST, SIDE = 5, 100, 160  # pictures in a row and on the sheet; pixels of a thumbnail
 WRAPPED = 30  # letters in a line
 
 
+@styled
 def draw_contact_sheet(path: Path, pictures: Sequence[tuple[Path, str]]) -> None:
     """Draw the first hundred pictures, numbered, each with the name of its file and folder and a text.
 

@@ -70,7 +70,7 @@ def test_texts_of_ones_own(tmp_path, capsys):
         ("mask.policy=block", "mask.policy: got 'block'; expected one of sampled, topk"),
         ("model.heads=5", "model.width: got 24; expected a multiple of model.heads=5"),
         ("mask.ratio=0.99", "mask.ratio: got 0.99; expected a share that hides at least one of 16"),
-        ("data.path=none.csv", "data.path: got 'none.csv'; expected a file that ends in"),
+        ("data.path=none.csv", "none.csv'; expected a file that ends in"),
         ("data.lenght=5", "data.lenght: got '5'; expected a known setting, such as data.length"),
     ],
 )
