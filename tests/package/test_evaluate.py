@@ -157,7 +157,7 @@ def test_a_run_from_before_the_options_can_be_finetuned(run, tmp_path):
         "evaluation.finetune.least_updates=1",
     ]
     assert main(["evaluate", str(old), *arguments]) == 0
-    assert {one["protocol"] for one in evaluation(old)} == {"finetune"}
+    assert {one["protocol"] for one in evaluation(old)} == {"finetune", "supervised"}
 
 
 @pytest.mark.parametrize(

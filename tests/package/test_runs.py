@@ -93,9 +93,15 @@ def test_an_option_alone_changes_the_solver_of_all_levels_for_one(tmp_path):
 def test_evaluate_gives_the_scores_of_the_run(finished, capsys):
     folder, summary = finished
     assert main(["evaluate", str(folder)]) == 0
+    rows = json.loads((folder / "evaluation.json").read_text())
+    (folder / "evaluation.json").unlink()
+    assert [row for row in rows if row["protocol"] != "supervised"] == summary["evaluation"]
+    assert len(rows) == len(summary["evaluation"]) + 1
+    assert "supervised from scratch" in capsys.readouterr().out
+    assert main(["evaluate", str(folder), "evaluation.references=true"]) == 0
     assert json.loads((folder / "evaluation.json").read_text()) == summary["evaluation"]
     (folder / "evaluation.json").unlink()
-    assert "untrained encoder" in capsys.readouterr().out
+    assert sum(summary["scored_images"].values()) == 359  # a fifth of the digits
 
 
 def test_a_finished_run_is_left_alone_by_resume(finished, capsys):
