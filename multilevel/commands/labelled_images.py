@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from multilevel.recipes.data.sources.folders import list_images, subfolder
+from multilevel.recipes.data.sources.folders import list_images, matched_part, subfolder
 from multilevel.recipes.export import ExportedModel
 from multilevel.solvers import DataError, SettingError
 from multilevel.solvers.ranges import require
@@ -58,13 +57,10 @@ def group_of(file: Path, folder: Path, pattern: str) -> str:
     path = file.relative_to(folder)
     if pattern == "folder":
         return path.parent.as_posix()
-    try:
-        match = re.search(pattern, path.as_posix())
-    except re.error as error:
-        raise SettingError("group", pattern, f"folder, or a regular expression ({error})") from error
-    if match is None:
+    part = matched_part("group", pattern, path.as_posix())
+    if part is None:
         raise SettingError("group", pattern, f"a regular expression that matches every file; {path} does not match")
-    return match[1] if match.re.groups else match[0]
+    return part
 
 
 def known_to(models: Mapping[str, ExportedModel], images: Labelled, missing: str) -> tuple[Labelled, list[str]]:

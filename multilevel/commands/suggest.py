@@ -26,6 +26,7 @@ from multilevel.commands.contact_sheet import draw_contact_sheet
 from multilevel.commands.image_files import ImageFileSettings, Request, Results, writable
 from multilevel.commands.predict import report_unreadable
 from multilevel.configuration.command_line import read
+from multilevel.recipes.data.groups import unit_vectors
 from multilevel.recipes.data.pictures import to_pixels
 from multilevel.recipes.export import DriftReference
 from multilevel.recipes.export.drift import FEWEST, QUANTILE, mahalanobis
@@ -168,7 +169,6 @@ class NearCopies:
         """Grey pixels [SIDE * SIDE] of mean 0 and norm 1; an image of one colour is all 0, and a copy of none."""
         if row not in self._known:
             with Image.open(self.files[row]) as picture:
-                pixels = to_pixels(picture, SIDE, 1, self.fit).astype(np.float64).ravel()
-            pixels -= pixels.mean()
-            self._known[row] = pixels / max(float(np.linalg.norm(pixels)), 1e-12)
+                pixels = to_pixels(picture, SIDE, 1, self.fit).astype(np.float64)
+            self._known[row] = unit_vectors(pixels.reshape(1, -1))[0]
         return self._known[row]

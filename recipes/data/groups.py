@@ -138,10 +138,20 @@ def thumbnails(source: Source) -> tuple[np.ndarray, list[str | None], dict[int, 
     """Unit vectors float32 ``[N, 1024]`` of the grey images minus their means (0 for a constant image), the digests of
     their files, and the errors of those that cannot be read, by row."""
     decoded, broken = StreamedImages(source, SIDE, 1, "stretch").readable()
-    pixels = decoded.flatten(1).numpy().astype(np.float32)
-    pixels -= pixels.mean(1, keepdims=True)
-    norms = np.linalg.norm(pixels, axis=1, keepdims=True)
-    return pixels / np.where(norms > 0, norms, 1), [source.digests.get(row) for row in range(len(source))], broken
+    vectors = unit_vectors(decoded.flatten(1).numpy().astype(np.float32))
+    return vectors, [source.digests.get(row) for row in range(len(source))], broken
+
+
+def unit_vectors(pixels: np.ndarray) -> np.ndarray:
+    """Rows of floating-point pixels [N, P] minus their means, divided by their norms, so that products are
+    correlations; 0 for a constant row.
+
+    >>> unit_vectors(np.array([[1.0, 3.0], [5.0, 5.0]])).round(3).tolist()
+    [[-0.707, 0.707], [0.0, 0.0]]
+    """
+    centred = pixels - pixels.mean(1, keepdims=True)
+    norms = np.linalg.norm(centred, axis=1, keepdims=True)
+    return centred / np.where(norms > 0, norms, 1)
 
 
 def correlated(vectors: np.ndarray, threshold: float) -> Pairs:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from scipy.sparse import csr_array, vstack
-from scipy.sparse.csgraph import connected_components
 
+from multilevel.recipes.data.groups import components, correlated, unit_vectors
 from multilevel.recipes.data.pictures import to_colours, upright
 
 #: The measures of ``measure_optics``, in its order, with their units.
@@ -26,7 +25,6 @@ MEASURES = {
 FIXED_SIZE = 256  # of the shorter side
 THUMBNAIL = 32
 NEAR_COPY = 0.95
-_BLOCK = 1000  # rows of the matrix of correlations at a time
 
 
 @dataclass(frozen=True)
@@ -121,11 +119,5 @@ def near_copies(thumbnails: np.ndarray, correlation: float = NEAR_COPY) -> np.nd
     >>> near_copies(np.array([[0, 1, 2], [5, 0, 7], [10, 20, 31]], np.uint8)).tolist()
     [0, 1, 0]
     """
-    values = thumbnails.astype(np.float32)
-    values -= values.mean(1, keepdims=True)
-    norms = np.linalg.norm(values, axis=1, keepdims=True)
-    values = np.divide(values, norms, out=np.zeros_like(values), where=norms > 0)
-    blocks = [
-        csr_array(values[start : start + _BLOCK] @ values.T > correlation) for start in range(0, len(values), _BLOCK)
-    ]
-    return connected_components(vstack(blocks), directed=False)[1].astype(np.int64)
+    vectors = unit_vectors(thumbnails.astype(np.float32))
+    return components([correlated(vectors, correlation)], len(vectors))

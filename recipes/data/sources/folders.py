@@ -74,13 +74,10 @@ class FolderSource(Source):
         regular expression matches, or its first group."""
         if setting == "folder":
             return [self._subfolder(row) for row in range(len(self))]
-        try:
-            matches = [re.search(setting, name) for name in self.names]
-        except re.error as error:
-            raise SettingError("data.group", setting, f"folder, or a regular expression ({error})") from None
-        if not any(matches):
+        keys = [matched_part("data.group", setting, name) for name in self.names]
+        if not any(key is not None for key in keys):
             raise SettingError("data.group", setting, f"a regular expression that matches names like {self.names[0]}")
-        return [None if match is None else match[(match.lastindex and 1) or 0] for match in matches]
+        return keys
 
     def _subfolder(self, row: int) -> str | None:
         """The folders between that of the class and the file."""
@@ -104,6 +101,22 @@ class FolderSource(Source):
 
     def describe_mask(self, row: int) -> str:
         return str(self.masks[self.files[row]])
+
+
+def matched_part(setting: str, pattern: str, name: str) -> str | None:
+    """The part of a file's name that a regular expression matches, or its first group; None if it does not match.
+
+    Raises:
+        SettingError: ``pattern``, the value of ``setting``, is not a regular expression.
+
+    >>> matched_part("data.group", r"part(\\d+)", "good/part12-3.png")
+    '12'
+    """
+    try:
+        match = re.search(pattern, name)
+    except re.error as error:
+        raise SettingError(setting, pattern, f"folder, or a regular expression ({error})") from None
+    return None if match is None else match[1] if match.re.groups else match[0]
 
 
 def read_image_folder(root: Path, settings: DataSettings, targets: type[Targets] = Labels) -> SourceSplits:

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 from claims import untrained
-from matplotlib.figure import Figure
 
 from multilevel.problems import Callback, Engine
 from multilevel.recipes.base import recipe_classes
@@ -33,19 +32,6 @@ def run(request):
     log = Log()
     Engine(recipe.graph, seed=0, callbacks=[log]).run(STEPS)
     return recipe, log.records
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that are saved."""
-    saved, save = [], Figure.savefig
-
-    def keep(self, *arguments, **keywords):
-        saved.append(self)
-        save(self, *arguments, **keywords)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return saved
 
 
 def test_no_panel_of_a_recipe_is_empty_and_every_value_is_in_one(run, figures, tmp_path):

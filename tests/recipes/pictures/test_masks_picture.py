@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from claims import untrained
-from matplotlib.figure import Figure
 from PIL import Image
 
 from multilevel.levels.masks import POLICIES, MaskPolicy, MaskView
@@ -97,18 +96,6 @@ def test_a_policy_of_ones_own_is_estimated_too():
     probabilities = hiding_probabilities(Biased(), view(torch.zeros(8, 4), 1))
     # (1/2, 1/2, 0, 0) around 1/4: mean square 1/16, over 3/16
     assert mask_predictability(probabilities) == pytest.approx(1 / 3, abs=0.01)
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    saved, save = [], Figure.savefig
-
-    def keep(self, *arguments, **keywords):
-        saved.append(self)
-        save(self, *arguments, **keywords)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return saved
 
 
 @pytest.mark.parametrize("channels", [1, 3])
