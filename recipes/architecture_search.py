@@ -82,7 +82,7 @@ class ArchitectureSearch(Recipe):
         super().__init__(settings)
         data, size = load_data(settings.data), settings.data.batch_size
         self.image_data = data
-        self.classes, self.class_counts = len(data.class_names), data.target_counts
+        self.classes = len(data.class_names)
         self.training, self.held_out, self.test = (
             tensors(data, part) for part in (data.finetune, data.mask, data.test)
         )

@@ -32,7 +32,6 @@ class Recipe(ABC):
         image_data: the images, if the recipe reads any.
         held_out_from: levels whose loss is that of another level on data held out from it, to plot on the same axes:
             ``{level: other level}``.
-        class_counts: number of samples of each class, where levels report their accuracy and this is known.
     """
 
     settings_class: ClassVar[type[RunSettings]]
@@ -43,7 +42,11 @@ class Recipe(ABC):
     notes: tuple[str, ...] = ()
     image_data: ImageData | None = None
     held_out_from: Mapping[str, str] = MappingProxyType({})
-    class_counts: Sequence[int] = ()
+
+    @property
+    def class_counts(self) -> Sequence[int]:
+        """The number of samples of each class, where levels report their accuracy and this is known; else empty."""
+        return () if self.image_data is None else self.image_data.target_counts
 
     @abstractmethod
     def __init__(self, settings: Any) -> None:

@@ -81,7 +81,6 @@ class Distillation(Recipe):
     def __init__(self, settings: DistillationSettings) -> None:
         super().__init__(settings)
         self.data = self.image_data = load_data(settings.data)
-        self.class_counts = self.data.target_counts
         self.real, self.test = tensors(self.data, self.data.train), tensors(self.data, self.data.test)
         fewest, per_class = int(torch.bincount(self.real[1]).min()), settings.images_per_class
         expected = f"at most {fewest}, the size of the smallest class"

@@ -9,6 +9,7 @@ Result: ``multilevel train``: a linear probe reaches 92.8% on the digits, agains
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -203,7 +204,6 @@ class GuidedMae(EncoderRecipe):
                 "the images have no labels, but learning to mask needs them: put each class into its own folder, "
                 "or set mask.policy=random to only pretrain"
             )
-        self.class_counts = self.data.target_counts if targets == "labels" else ()
         self.task: Any = self._new_task()  # None without labels, when no level needs it
         self.notes += self.task.notes if self.task else ()
         self.modules = self._new_modules()
@@ -219,6 +219,10 @@ class GuidedMae(EncoderRecipe):
         self.one_thread = self.numbers_in_a_batch() <= SMALL and self.device.type == "cpu"
         if self.one_thread and settings.threads is None and torch.get_num_threads() > 1:
             self.notes += ("one CPU thread, since more would slow down operations of this size (threads=N uses N)",)
+
+    @property
+    def class_counts(self) -> Sequence[int]:
+        return super().class_counts if TASKS[self.settings.task["name"]].targets == "labels" else ()
 
     def write_pictures(self, folder: Path) -> list[Path]:
         path = folder / "masks.png"

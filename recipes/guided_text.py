@@ -14,7 +14,7 @@ open.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
@@ -100,9 +100,7 @@ class GuidedText(Recipe):
     def __init__(self, settings: GuidedTextSettings) -> None:
         super().__init__(settings)
         self.data, mask = load_texts(settings.data), settings.mask
-        counts = self.data.train.labels.bincount(minlength=len(self.data.class_names))
-        self.class_counts = tuple(counts.tolist())
-        task = ClassificationTask(TaskData(self.data.class_names, self.class_counts))
+        task = ClassificationTask(TaskData(self.data.class_names, tuple(self.class_counts)))
         self.language_model = self._new_language_model()
         with RandomState.seeded(settings.seed).active():
             head = task.new_head(settings.model.width).to(self.device)
@@ -125,6 +123,10 @@ class GuidedText(Recipe):
             MaskLearning("mask", self.masking, task=task, entropy_bonus=mask.entropy_bonus, **upper),
             approximate=settings.approximate,
         )
+
+    @property
+    def class_counts(self) -> Sequence[int]:
+        return self.data.train.labels.bincount(minlength=len(self.data.class_names)).tolist()
 
     def findings(self) -> dict[str, Any]:
         """``signal_auc``: if the words that show the class are known, how well the masking network's probabilities

@@ -74,7 +74,7 @@ class HyperCleaning(Recipe):
         super().__init__(settings)
         data, size = load_data(settings.data), settings.data.batch_size
         self.image_data = data
-        self.classes, self.class_counts = len(data.class_names), data.target_counts
+        self.classes = len(data.class_names)
         self.inputs, labels = tensors(data, data.finetune)
         self.held_out, self.test = tensors(data, data.mask), tensors(data, data.test)
         with RandomState.seeded(settings.seed).active():

@@ -70,7 +70,7 @@ class MetaLossWeighting(Recipe):
     def __init__(self, settings: MetaLossWeightingSettings) -> None:
         super().__init__(settings)
         self.image_data = data = load_data(settings.data)
-        self.classes, self.class_counts = len(data.class_names), data.target_counts
+        self.classes = len(data.class_names)
         self.images, labels = tensors(data, data.finetune)
         fewest, per_class = int(torch.bincount(labels, minlength=self.classes).min()), settings.labels_per_class
         expected = f"at most {fewest}, the size of the smallest class"

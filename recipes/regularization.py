@@ -77,7 +77,7 @@ class Regularization(Recipe):
         super().__init__(settings)
         data, size = load_data(settings.data), settings.data.batch_size
         self.image_data = data
-        self.classes, self.class_counts = len(data.class_names), data.target_counts
+        self.classes = len(data.class_names)
         with RandomState.seeded(settings.seed).active():
             parts = [tensors(data, part) for part in (data.finetune, data.mask, data.test)]
             self.training, self.held_out, self.test = [(self._with_noise(images), labels) for images, labels in parts]

@@ -77,7 +77,7 @@ class TrilevelAdversarial(Recipe):
     def __init__(self, settings: TrilevelSettings) -> None:
         super().__init__(settings)
         self.image_data = data = load_data(settings.data)
-        self.classes, self.class_counts = len(data.class_names), data.target_counts
+        self.classes = len(data.class_names)
         parts = [tensors(data, part) for part in (data.finetune, data.mask)]
         inputs, labels = (torch.cat(pair) for pair in zip(*parts, strict=True))
         self.training, self.held_out = torch.arange(len(labels)).split([len(part_labels) for _, part_labels in parts])
