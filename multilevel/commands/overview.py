@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "commands.evaluate",
     "export": "commands.export",
     "predict": "commands.predict",
+    "inspect": "commands.inspect",
     "monitor": "commands.monitor",
     "completion": "commands.completion",
     "new": "commands.new",

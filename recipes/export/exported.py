@@ -57,9 +57,12 @@ class ExportedModel:
 
     def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
         """Pixels uint8 [B, C, H, W] to logits float32 [B, classes], or None, and features float32 [B, width]."""
-        scaled = pixels.astype(np.float32) / 255
-        logits, features = self._run((scaled - self._mean[:, None, None]) / self._std[:, None, None])
+        logits, features = self._run(self.normalized(pixels))
         return (logits if self.class_names else None), features
+
+    def normalized(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels uint8 [B, C, H, W] as the network reads them, float32."""
+        return (pixels.astype(np.float32) / 255 - self._mean[:, None, None]) / self._std[:, None, None]
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
