@@ -16,6 +16,7 @@ from multilevel.commands.predict import PredictSettings
 from multilevel.compare.command import CompareSettings
 from multilevel.configuration.command_line import read
 from multilevel.configuration.composition import changed, compose_config, typed_settings
+from multilevel.inspection.settings import InspectSettings
 from multilevel.levels.masks import POLICIES
 from multilevel.recipes.base import recipe_classes
 from multilevel.solvers import SettingError
@@ -79,6 +80,10 @@ def labels(words):
     read("predict", words, PredictSettings, words=True, recipe=False)
 
 
+def inspects(words):
+    read("inspect", words, InspectSettings, words=True, recipe=False).settings.check_together()
+
+
 def names_recipes(words):
     assert set(words) <= {*recipe_classes(), "NAME"}
 
@@ -92,6 +97,7 @@ CHECKS = {
     "export": exports,
     "predict": labels,
     "monitor": labels,
+    "inspect": inspects,
     "recipes": names_recipes,
 }
 

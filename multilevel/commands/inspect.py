@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     images = read_folder(root, classes, settings.unknown)
     stored = read_stored(export, classes)
     good = None
-    if classes or images.labelled:
+    if classes or images.labelled or settings.good is not None:
         good = choose_good(settings.good, stored.good, classes or images.class_names, images.truth)
     path = _output(settings.output, export)
     results = Request(model, export, images.files, settings.output, settings.batch_size).run()
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     names = Names(_name(export), _name(root), path.with_suffix(".json").name, shown)
     pages, without_shares = maker.pages(), maker.without_shares
     write_report(path, findings, inspected, pages, without_shares, names, settings)
-    print("\n".join(verdict(findings, texts)))
+    print("\n".join(verdict(findings, Texts("en"))))
     print(f"{path}\n{path.with_suffix('.json')}")
     report_unreadable(results)
     return 1 if results.errors else 0

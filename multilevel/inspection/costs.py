@@ -1,4 +1,4 @@
-"""What inspection costs and saves in money, for inspection reports and studies.
+"""Computes the cost and the saving of inspection in money, for inspection reports and studies.
 
 Of N parts with defect rate d, inspection with recall r and false-alarm rate f misses N d (1 - r) defects and stops
 N (1 - d) f good parts. With costs m of a missed defect and a of a false alarm:

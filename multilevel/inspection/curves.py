@@ -37,7 +37,8 @@ def roc(name: str, scores: np.ndarray, defect: np.ndarray) -> Curve:
 def precision_recall(name: str, scores: np.ndarray, defect: np.ndarray) -> Curve:
     """The precision-recall curve of scores [N] for ``defect`` [N], as the steps whose area is the average precision."""
     precision, recall, _ = precision_recall_curve(defect, scores, drop_intermediate=True)
-    return Curve(name, np.repeat(recall, 2)[1:], np.repeat(precision, 2)[:-1])
+    precision, recall = precision[recall > 0], recall[recall > 0]  # ascending thresholds, so descending recall
+    return Curve(name, np.append(np.repeat(recall, 2)[1:], 0.0), np.repeat(precision, 2))
 
 
 def draw(

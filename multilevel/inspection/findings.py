@@ -195,7 +195,7 @@ def find(
         raise DataError("the export has no classifier, and too few training images to measure distances from")
     score = next(iter(scores))
     defect = np.array([name is not None and good is not None and name != good.name for name in images.truth])
-    thresholds = _thresholds(images, good, stored, settings, scores[score], score, defect)
+    thresholds = _thresholds(images, good, stored, settings, scores[score], defect)
     choices = [_errors(threshold, scores[score], defect, images.labelled) for threshold in thresholds]
     decision = choices.pop(0) if choices else None
     recall = None if decision is None or not images.labelled else decision.recall
@@ -241,42 +241,44 @@ def _thresholds(
     stored: Stored,
     settings: InspectSettings,
     scores: np.ndarray,
-    score: str,
     defect: np.ndarray,
 ) -> list[Threshold]:
     """The threshold that decides, then that of each rule that can be applied; none where nothing tells one."""
-    basis = _basis(images, good, stored, scores, score, defect)
     by_rule = {}
     for rule in RULES:
+        basis = _basis(rule, images, good, stored, scores, defect)
         if basis is not None and (basis[1] if rule == "recall" else ~basis[1]).any():
             cut = choose_threshold(basis[0], basis[1], rule, settings.limit(rule))
             by_rule[rule] = Threshold(cut, rule, basis[2], len(basis[0]))
+    rule, is_stored = settings.rule, stored.threshold is not None and stored.probabilities is None
     if settings.number is not None:
         chosen = Threshold(settings.number, "number", "given", 0)
-    elif score == CLASSIFIER and stored.threshold is not None and stored.probabilities is None:
+    elif settings.threshold is None and is_stored and images.probabilities is not None:
         if good is not None and stored.good not in (None, good.name):
             raise SettingError("good", good.name, f"{stored.good}, for which the export stores its threshold")
+        assert stored.threshold is not None
         chosen = Threshold(stored.threshold, "number", "stored", 0)
-    elif settings.threshold in by_rule:
-        chosen = by_rule[settings.threshold]
-    elif images.labelled:
-        kind = "defects" if settings.threshold == "recall" else "good images"
-        raise SettingError("threshold", settings.threshold, f"a number, since there are no {kind} to choose it on")
+    elif rule in by_rule:
+        chosen = by_rule[rule]
+    elif images.labelled or settings.threshold is not None:
+        kind = "defects" if rule == "recall" else "good images"
+        raise SettingError("threshold", rule, f"a number, since there are no {kind} to choose it on")
     else:
         return []
     return [chosen, *by_rule.values()]
 
 
 def _basis(
-    images: Inspected, good: Good | None, stored: Stored, scores: np.ndarray, score: str, defect: np.ndarray
+    rule: str, images: Inspected, good: Good | None, stored: Stored, scores: np.ndarray, defect: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, str] | None:
-    """Scores, whether each is a defect's, and the source of the images to choose a threshold on."""
-    if score == CLASSIFIER and stored.probabilities is not None and stored.labels is not None and good is not None:
+    """Scores to choose a threshold on, whether each is a defect's, and where they come from."""
+    if images.probabilities is None:
+        if rule == "false_alarms" and images.distances is not None:
+            apart = images.distances.of_reference  # which of the training images are defects is unknown
+            return apart, np.zeros(len(apart), bool), "reference"
+    elif stored.probabilities is not None and stored.labels is not None and good is not None:
         index = images.classes.index(good.name)
         return defect_probability(stored.probabilities, index), stored.labels != index, "out_of_fold"
-    if score == DISTANCE and images.distances is not None:
-        apart = images.distances.of_reference  # what is good among the training images is unknown: all count as good
-        return apart, np.zeros(len(apart), bool), "reference"
     return (scores, defect, "folder") if images.labelled else None
 
 

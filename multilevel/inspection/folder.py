@@ -95,7 +95,7 @@ def choose_good(requested: str | None, stored: str | None, names: Sequence[str],
     >>> choose_good(None, None, ["scratch", "OK"], ["scratch", "scratch", "OK"])
     Good(name='OK', reason='name')
     """
-    listed = f"one of the classes {', '.join(names)}"
+    listed = f"one of the classes {', '.join(names)}" if names else "null: neither model nor folder has classes"
     if requested is not None:
         if requested not in names:
             raise SettingError("good", requested, listed)

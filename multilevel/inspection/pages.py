@@ -83,8 +83,7 @@ class PageMaker:
     def pages(self) -> list[Page]:
         """Missed defects and false alarms; for images without labels, the most suspicious ones."""
         if not self._findings.labelled:
-            values = self._findings.values.get(DISTANCE, self._findings.values[self._findings.score])
-            return [self._page("suspicious", np.argsort(-values, kind="stable"))]
+            return [self._suspicious()]
         decision, good = self._findings.decision, self._findings.good
         assert decision is not None
         assert good is not None
@@ -97,10 +96,17 @@ class PageMaker:
         if defect.any():
             missed = np.flatnonzero(defect & ~stopped)
             pages.append(self._page("missed", missed[np.argsort(scores[missed], kind="stable")]))
+        else:
+            pages.append(self._suspicious())
         if not defect.all():
             false = np.flatnonzero(~defect & stopped)
             pages.append(self._page("false", false[np.argsort(-scores[false], kind="stable")]))
         return pages
+
+    def _suspicious(self) -> Page:
+        """The images farthest from the training images; without distances, those with the highest scores."""
+        values = self._findings.values.get(DISTANCE, self._findings.values[self._findings.score])
+        return self._page("suspicious", np.argsort(-values, kind="stable"))
 
     def _page(self, kind: str, rows: np.ndarray) -> Page:
         """The first ``worst`` of the images ``rows``."""

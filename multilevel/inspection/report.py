@@ -24,7 +24,7 @@ from multilevel.runs.folder import write_whole
 
 @dataclass(frozen=True)
 class Names:
-    """What a report calls things: no path of this machine."""
+    """Names that a report uses; none has a path of this machine."""
 
     export: str
     folder: str
@@ -75,8 +75,8 @@ def write_report(
             version=version("multilevel"),
         )
     )
-    write_whole(path.with_suffix(".json"), _numbers(findings, images, names, texts))
-    write_whole(path, page)
+    write_whole(path.with_suffix(".json"), _numbers(findings, images, names, texts), "utf-8")
+    write_whole(path, page, "utf-8")
 
 
 def formulas(findings: Findings, settings: InspectSettings, texts: Texts) -> list[tuple[str, str]]:

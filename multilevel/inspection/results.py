@@ -72,14 +72,14 @@ class Claim:
         verdict: ``supported`` if the lower bound reaches the claim; ``contradicted`` if the one-sided 95% upper bound
             is below it; else ``open``; ``unknown`` without defects.
         needed: defects that would support the claim if none of them were missed.
-        needed_with_these_misses: defects that would support it with as many misses as there are now.
+        needed_with_one_miss: defects that would support it if one of them was missed.
     """
 
     recall: float
     lower_bound: float
     verdict: str
     needed: int
-    needed_with_these_misses: int
+    needed_with_one_miss: int
 
 
 def check_claim(detected: int, defects: int, recall: float) -> Claim:
@@ -91,8 +91,8 @@ def check_claim(detected: int, defects: int, recall: float) -> Claim:
     lower = one_sided_lower_bound(detected, defects)
     upper = 1 - one_sided_lower_bound(defects - detected, defects)
     state = "supported" if lower >= recall else "contradicted" if upper < recall else "open"
-    needed = defects_needed(recall)
-    return Claim(recall, lower, state if defects else "unknown", needed, defects_needed(recall, defects - detected))
+    verdict = state if defects else "unknown"
+    return Claim(recall, lower, verdict, defects_needed(recall), defects_needed(recall, misses=1))
 
 
 def one_sided_lower_bound(count: int, total: int) -> float:
@@ -166,12 +166,16 @@ def area_under_precision_recall(scores: np.ndarray, defect: np.ndarray, seed: in
     defects, good = scores[defect], scores[~defect]
     if not len(defects) or not len(good):
         return None
-    truth = np.repeat([True, False], [len(defects), len(good)])
     random = np.random.default_rng(seed)
-    drawn = [
-        average_precision_score(truth, np.concatenate([random.choice(part, len(part)) for part in (defects, good)]))
-        for _ in range(BOOTSTRAP_DRAWS)
-    ]
+    levels, level = np.unique(-np.concatenate([defects, good]), return_inverse=True)  # the highest score first
+    drawn = []
+    for _ in range(BOOTSTRAP_DRAWS):
+        times = np.concatenate(
+            [np.bincount(random.integers(n, size=n), minlength=n) for n in (len(defects), len(good))]
+        )
+        hits = np.bincount(level[: len(defects)], times[: len(defects)], len(levels))
+        stopped = np.bincount(level, times, len(levels)).cumsum()
+        drawn.append(np.sum(hits * hits.cumsum() / np.maximum(stopped, 1)) / len(defects))
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Rate(float(average_precision_score(defect, scores)), float(low), float(high))
 

@@ -26,7 +26,7 @@ class InspectSettings(ImageFileSettings):
             or similar, else the largest class of the folder; the report says which.
         unknown: what a class folder that the model does not know means: refuse, defect, or unlabelled.
         threshold: false_alarms (the lowest with at most max_false_alarms), recall (the highest with at least
-            min_recall), or a number.
+            min_recall), or a number. None: false_alarms, unless the export stores only a threshold.
         max_false_alarms: largest share of good parts to stop.
         min_recall: share of the defects that the model is claimed to find, which the report compares with the data.
         worst: pictures on each page of errors.
@@ -41,7 +41,7 @@ class InspectSettings(ImageFileSettings):
     language: Annotated[str, OneOf(*LANGUAGES)] = "en"
     good: Text | None = None
     unknown: Annotated[str, OneOf(*UNKNOWN)] = "refuse"
-    threshold: str = "false_alarms"
+    threshold: str | None = None
     max_false_alarms: Annotated[float, AtLeast(0), Below(1)] = 0.02
     min_recall: Annotated[float, Above(0), Below(1)] = 0.99
     worst: Annotated[int, AtLeast(0)] = 24
@@ -59,10 +59,10 @@ class InspectSettings(ImageFileSettings):
         Raises:
             SettingError: it is neither.
         """
-        if self.threshold in RULES:
+        if self.threshold in (None, *RULES):
             return None
         try:
-            number = float(self.threshold)
+            number = float(str(self.threshold))
         except ValueError:
             number = float("nan")
         if not -float("inf") < number < float("inf"):
@@ -72,6 +72,11 @@ class InspectSettings(ImageFileSettings):
     def check_together(self) -> None:
         """Raise SettingError for a threshold that is neither rule nor number, or a cost without its counterpart."""
         _ = self.number, self.cost.known
+
+    @property
+    def rule(self) -> str:
+        """The rule that chooses the threshold."""
+        return self.threshold if self.threshold in RULES else RULES[0]
 
     def limit(self, rule: str) -> float:
         """The limit of a rule: the largest share of false alarms, or the smallest recall."""

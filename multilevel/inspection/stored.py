@@ -27,7 +27,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Stored:
-    """What an export stores for its inspection.
+    """Everything that an export stores for its inspection.
 
     Attributes:
         good: name of the good class; None if it is not stored.

@@ -6,6 +6,7 @@ from multilevel.inspection.findings import CLASSIFIER, DISTANCE, Findings, Money
 from multilevel.inspection.results import Rate
 from multilevel.inspection.texts import Texts
 
+CHANCE = 0.5  # area under the ROC curve of guessing
 FEWEST = 30  # images of a kind, below which the report says so
 NAMED = 5  # unreadable files in the report; the .json has all
 
@@ -23,22 +24,27 @@ def verdict(findings: Findings, texts: Texts) -> list[str]:
         for reference in findings.better
     ]
     area = findings.scores[0].area if findings.scores else None
-    if area is not None and area.low <= 0.5:
+    if area is not None and area.low <= CHANCE:
         sentences.append(texts("verdict_chance", area=texts.area(area)))
-    return [*sentences, _decision(findings, texts)]
+    sentences.append(_decision(findings, texts))
+    if not findings.labelled and findings.decision is not None:
+        threshold = texts.score(findings.decision.threshold.value)
+        sentences.append(texts("verdict_stopped", threshold=threshold, **texts.shares(stopped=findings.stopped["all"])))
+    return sentences
 
 
 def tone(findings: Findings) -> str:
     """The colour of the verdict: ``good``, ``bad`` or ``open``."""
     state = "unknown" if findings.claim is None else findings.claim.verdict
-    if findings.better or state == "contradicted":
+    area = findings.scores[0].area if findings.scores else None
+    if findings.better or state == "contradicted" or (area is not None and area.low <= CHANCE):
         return "bad"
     optimistic = findings.decision is not None and findings.decision.threshold.is_optimistic
     return "good" if state == "supported" and not optimistic else "open"
 
 
 def notes(findings: Findings, texts: Texts) -> list[str]:
-    """What a reader must know to read the verdict correctly."""
+    """Notes that a reader needs to read the verdict correctly."""
     sentences = []
     if findings.decision is not None:
         threshold = findings.decision.threshold
@@ -97,7 +103,7 @@ def explanation(findings: Findings, images: str, texts: Texts) -> list[str]:
             "explain_claim",
             recall=texts.limit(claim.recall),
             needed=texts.number(claim.needed),
-            needed_with_misses=texts.number(claim.needed_with_these_misses),
+            needed_with_one_miss=texts.number(claim.needed_with_one_miss),
         ),
         texts("explain_next"),
     ]

@@ -117,10 +117,10 @@ class RunFolder:
             )
 
 
-def write_whole(path: Path, text: str) -> Path:
+def write_whole(path: Path, text: str, encoding: str | None = None) -> Path:
     """Write a file completely or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding=encoding)
     os.replace(partial, path)
     return path
 
