@@ -98,7 +98,8 @@ tolerance=1e-06)
     kinds = settable(settings_class)
     for name, text in texts.items():
         try:
-            OmegaConf.update(config, name, None if text == "null" else _value(name, text, base_type(kinds[name])))
+            value = None if text == "null" else _value(name, text, base_type(kinds[name]))
+            OmegaConf.update(config, name, value, merge=False)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise SettingError(name, text, expected(kinds[name])) from error
     settings: Any = OmegaConf.to_object(config)
