@@ -17,6 +17,7 @@ from multilevel.commands.help import settings_of
 from multilevel.compare.command import CompareSettings
 from multilevel.configuration.command_line import read
 from multilevel.configuration.composition import changed, compose_config, typed_settings
+from multilevel.inspection.settings import InspectSettings
 from multilevel.levels.masks import POLICIES
 from multilevel.recipes.base import recipe_classes
 from multilevel.solvers import SettingError
@@ -80,6 +81,10 @@ def has_settings(command, words):
     read(command, words, settings_of(command), words=True, recipe=False)
 
 
+def inspects(words):
+    read("inspect", words, InspectSettings, words=True, recipe=False).settings.check_together()
+
+
 def names_recipes(words):
     assert set(words) <= {*recipe_classes(), "NAME"}
 
@@ -92,6 +97,7 @@ CHECKS = {
     "evaluate": evaluates,
     "export": exports,
     **{name: partial(has_settings, name) for name in ("predict", "monitor", "suggest", "compare-models", "promote")},
+    "inspect": inspects,
     "recipes": names_recipes,
 }
 

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from multilevel.commands.help import settings_of
 from multilevel.commands.overview import COMMANDS
-from multilevel.configuration.command_line import readable
+from multilevel.configuration.command_line import settable
 from multilevel.configuration.composition import choices, compose_config, named_settings
 from multilevel.levels.masks import POLICIES
 from multilevel.recipes.base import recipe_classes
@@ -72,7 +72,7 @@ def script(shell: str) -> str:
 
 def own_words(settings_class: Any) -> Iterator[str]:
     """Every setting that a dataclass declares, ``SETTING=``, and every value of one that has choices."""
-    for name, kind in readable(settings_class).items():
+    for name, kind in settable(settings_class).items():
         yield f"{name}="
         yield from (f"{name}={choice}" for choice in choices_of(kind))
 

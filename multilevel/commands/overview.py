@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "commands.evaluate",
     "export": "commands.export",
     "predict": "commands.predict",
+    "inspect": "commands.inspect",
     "monitor": "commands.monitor",
     "suggest": "commands.suggest",
     "compare-models": "commands.compare_models",

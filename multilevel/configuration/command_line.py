@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_origin
 
@@ -67,7 +67,7 @@ def read(
     >>> read("example", ["RUN", "jobs=3", "mask.ratio=0.5"], Output, words=True)
     CommandLine(settings=Output(output='.', jobs=3), words=['RUN'], overrides=['mask.ratio=0.5'])
     """
-    known, texts, plain_words, overrides = readable(settings_class), {}, [], []
+    known, texts, plain_words, overrides = settable(settings_class), {}, [], []
     for argument in arguments:
         name, equals, text = argument.partition("=")
         if equals and name in known:
@@ -95,10 +95,11 @@ def typed(settings_class: type[Settings], texts: Mapping[str, str]) -> Settings:
 tolerance=1e-06)
     """
     config: Any = OmegaConf.structured(settings_class)
-    kinds = readable(settings_class)
+    kinds = settable(settings_class)
     for name, text in texts.items():
         try:
-            config[name] = None if text == "null" else _value(name, text, base_type(kinds[name]))
+            value = None if text == "null" else _value(name, text, base_type(kinds[name]))
+            OmegaConf.update(config, name, value, merge=False)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise SettingError(name, text, expected(kinds[name])) from error
     settings: Any = OmegaConf.to_object(config)
@@ -137,6 +138,15 @@ def readable(settings_class: Any) -> dict[str, Any]:
     """The declared type of every setting that a command line can set."""
     kinds = declared(settings_class)
     return {field.name: kinds[field.name] for field in fields(settings_class) if "derived" not in field.metadata}
+
+
+def settable(settings_class: Any, prefix: str = "") -> dict[str, Any]:
+    """``readable`` with the settings of nested dataclasses by their full names, such as ``cost.miss``."""
+    kinds: dict[str, Any] = {}
+    for name, kind in readable(settings_class).items():
+        nested = is_dataclass(base_type(kind))
+        kinds |= settable(base_type(kind), f"{prefix}{name}.") if nested else {prefix + name: kind}
+    return kinds
 
 
 def field_descriptions(settings_class: Any) -> dict[str, str]:

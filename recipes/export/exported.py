@@ -57,9 +57,10 @@ class ExportedModel:
             self.image_size: int = config["image_size"]
             self.channels: int = config["num_channels"]
             self.fit = "crop" if settings["do_center_crop"] else "stretch"
-            mean, std = (np.array(settings[f"image_{name}"], np.float32) for name in ("mean", "std"))
-            self._run = _run(config, weights[0], device, mean[:, None, None], std[:, None, None])
-            described = [self.class_names, self.image_size, self.channels, self.fit, mean.tolist(), std.tolist()]
+            self._mean, self._std = (np.array(settings[f"image_{name}"], np.float32) for name in ("mean", "std"))
+            self._run = _run(config, weights[0], device, self.normalized)
+            normalization = [self._mean.tolist(), self._std.tolist()]
+            described = [self.class_names, self.image_size, self.channels, self.fit, *normalization]
             self.identity = _identity(weights[0], described)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise MultilevelError(f"{given} holds a broken export ({error}): export the run again") from error
@@ -69,14 +70,20 @@ class ExportedModel:
         logits, features = self._run(pixels)
         return (logits if self.class_names else None), features
 
+    def normalized(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels uint8 [B, C, H, W] as the network reads them, float32."""
+        return (pixels.astype(np.float32) / 255 - self._mean[:, None, None]) / self._std[:, None, None]
+
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
     """Softmax over the classes, float64 [N, classes]."""
     return torch.from_numpy(logits).double().softmax(1).numpy()
 
 
-def _run(config: dict[str, Any], path: Path, device: torch.device, mean: np.ndarray, std: np.ndarray) -> Run:
-    """The model in a file; one that does not preprocess gets images normalized by mean and std, float32 [C, 1, 1]."""
+def _run(
+    config: dict[str, Any], path: Path, device: torch.device, normalized: Callable[[np.ndarray], np.ndarray]
+) -> Run:
+    """The model in a file; one that does not preprocess gets normalized images, float32 [B, C, H, W]."""
     onnx = OnnxModel(path) if path.name == ONNX else None
     model = None if onnx else load_dinov2(Dinov2Config.from_dict(config), load_file(path)).to(device)
 
@@ -84,13 +91,13 @@ def _run(config: dict[str, Any], path: Path, device: torch.device, mean: np.ndar
         if onnx is not None and onnx.preprocesses:
             logits, features = onnx.run(["logits", "features"], pixels.transpose(0, 2, 3, 1))
             return logits, features
-        normalized = (pixels.astype(np.float32) / 255 - mean) / std
+        images = normalized(pixels)
         if onnx is not None:
-            logits, features = onnx.run(["logits", "features"], normalized)
+            logits, features = onnx.run(["logits", "features"], images)
             return logits, features
         assert model is not None
         with torch.no_grad():
-            on_device = model(torch.from_numpy(normalized).to(device))
+            on_device = model(torch.from_numpy(images).to(device))
         return on_device[0].cpu().numpy(), on_device[1].cpu().numpy()
 
     return run

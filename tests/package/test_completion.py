@@ -36,6 +36,8 @@ def test_each_commands_own_settings_and_their_values_are_offered(offers):
     assert offers("multilevel study equal=t") == ["time"]
     assert offers("multilevel study minimum") == ["minimum_effect="]
     assert offers("multilevel export RUN format=o", breaks=" ") == ["format=onnx"]
+    assert offers("multilevel inspect EXPORT FOLDER cost.m") == ["cost.miss=", "cost.machine_hour="]
+    assert offers("multilevel inspect EXPORT FOLDER language=j") == ["ja"]
     assert offers("multilevel predict EXPORT batch") == ["batch_size="]
     assert offers("multilevel train minimum") == []
 

@@ -1,0 +1,114 @@
+"""multilevel inspect EXPORT FOLDER [SETTING=VALUE ...]: report how an exported model would inspect a folder's parts
+
+Scores the images of FOLDER, which has a subfolder for each class, and writes one HTML file that opens offline, and its
+numbers as JSON: recall of defects and false alarms with intervals, the threshold, what the data can prove, costs per
+thousand parts, and pictures of the worst errors. Without subfolders the images have no labels: the report then lists
+those that differ most from the training images.
+
+Exit status: 0 whatever the verdict; 1 if a file could not be read (it is named); 2 for wrong input.
+
+  multilevel inspect runs/guided_mae-digits-20260101-120000/export images/test max_false_alarms=0.05 language=ja
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from multilevel.commands.image_files import Request, Results, writable
+from multilevel.commands.predict import report_unreadable
+from multilevel.configuration.command_line import read
+from multilevel.inspection.distance import NEIGHBOURS, measure_distances
+from multilevel.inspection.findings import Inspected, find
+from multilevel.inspection.folder import ImageFolder, choose_good, read_folder
+from multilevel.inspection.pages import PageMaker
+from multilevel.inspection.report import Names, write_report
+from multilevel.inspection.settings import InspectSettings
+from multilevel.inspection.stored import read_stored
+from multilevel.inspection.texts import Texts
+from multilevel.inspection.verdict import verdict
+from multilevel.recipes.export import DriftReference, ExportedModel
+from multilevel.recipes.export.exported import probabilities
+from multilevel.recipes.settings import chosen_device
+from multilevel.solvers import DataError, SettingError
+from multilevel.solvers.ranges import require
+
+SETTINGS = InspectSettings
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the report; returns 1 if some files could not be read."""
+    line = read("inspect", arguments, InspectSettings, words=True, recipe=False)
+    usage = "an exported folder and a folder of images: multilevel inspect EXPORT FOLDER"
+    require("inspect", " ".join(line.words) or None, len(line.words) == 2, usage)
+    settings, export, root = line.settings, Path(line.words[0]), Path(line.words[1])
+    settings.check_together()
+    device = chosen_device(settings.device)
+    model = ExportedModel(export, device)
+    classes = model.class_names if len(model.class_names) > 1 else ()
+    images = read_folder(root, classes, settings.unknown)
+    stored = read_stored(export, classes)
+    good = None
+    if classes or images.labelled or settings.good is not None:
+        good = choose_good(settings.good, stored.good, classes or images.class_names, images.truth)
+    path = _output(settings.output, export)
+    results = Request(model, export, images.files, settings.output, settings.batch_size).run()
+    inspected = _inspected(images, results, classes, root, DriftReference.load(export).sample.features)
+    unreadable = {_relative(file, root): reason for file, reason in results.errors.items()}
+    findings = find(inspected, good, stored, settings, unreadable, images.left_out)
+    texts = Texts(settings.language)
+    maker = PageMaker(model, export, inspected, findings, results.files, settings, texts, device)
+    shown = [argument for argument in arguments if argument not in line.words and not argument.startswith("output=")]
+    names = Names(_name(export), _name(root), path.with_suffix(".json").name, shown)
+    pages, without_shares = maker.pages(), maker.without_shares
+    write_report(path, findings, inspected, pages, without_shares, names, settings)
+    print("\n".join(verdict(findings, Texts("en"))))
+    print(f"{path}\n{path.with_suffix('.json')}")
+    report_unreadable(results)
+    return 1 if results.errors else 0
+
+
+def _inspected(
+    images: ImageFolder, results: Results, classes: tuple[str, ...], root: Path, reference: np.ndarray
+) -> Inspected:
+    """The readable images, with probabilities and distances.
+
+    Raises:
+        DataError: none of the files can be read, or the model's results are not finite.
+    """
+    if not results.files:
+        file, reason = next(iter(results.errors.items()))
+        raise DataError(f"{root} holds no readable images: {file}: {reason}")
+    if not np.isfinite(results.features).all():
+        raise DataError("the model's features of these images are not finite: export a run that has not diverged")
+    truth = dict(zip(images.files, images.truth, strict=True))
+    enough = len(reference) >= NEIGHBOURS + 2
+    return Inspected(
+        [_relative(file, root) for file in results.files],
+        [truth[file] for file in results.files],
+        classes,
+        probabilities(results.logits) if classes and results.logits is not None else None,
+        measure_distances(reference, results.features) if enough else None,
+    )
+
+
+def _output(output: str, export: Path) -> Path:
+    """The path of the report, which may not be among the files of the export: they are inputs."""
+    path = Path(output)
+    if path.suffix.lower() != ".html":
+        raise SettingError("output", output, "a .html file: the numbers are written next to it, as .json")
+    if path.resolve().is_relative_to(export.resolve()):
+        raise SettingError("output", output, "a file outside the export, whose files the command reads")
+    return writable(output)
+
+
+def _relative(file: Path, root: Path) -> str:
+    return file.relative_to(root).as_posix()
+
+
+def _name(folder: Path) -> str:
+    """The name of a folder for the report; a folder that is called export is named with the run above it."""
+    path = folder.resolve()
+    return f"{path.parent.name}/{path.name}" if path.name == "export" else path.name
