@@ -5,7 +5,7 @@ scratch on the labels for as many passes of images through the encoder as the ru
 this last one out, which takes about as long as the run). Each protocol is fitted to the labelled training images and
 scored on the test split, on the run's own data or on another data set. Writes RUN/evaluation.json, or
 RUN/evaluation-NAME.json for another data set. multilevel train takes the same settings for the evaluation at the end of
-a run.
+a run. An exported folder is scored as it is: its classifier, on a folder with a subfolder of images for each class.
 
   multilevel evaluate RUN evaluation.protocols=[linear_probe,finetune] evaluation.finetune.epochs=50
   multilevel evaluate RUN evaluation.labels=[0.01,0.1,1.0]             few labels: fits to shares of them
@@ -13,6 +13,7 @@ a run.
                                                                        the size and channels of the encoder, and
                                                                        normalized by their own statistics
   multilevel evaluate RUN data=folder data.path=DIR data.name=NAME     writes evaluation-NAME.json
+  multilevel evaluate EXPORT data.path=DIR output=scores.json          an exported classifier
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from multilevel.commands.evaluate_export import evaluate_export, is_export
 from multilevel.configuration.command_line import NoSettings, read
 from multilevel.configuration.composition import build_recipe, changed, with_groups
 from multilevel.problems import load_weights
@@ -44,6 +46,8 @@ DIVISION = ("test_share", "validation_share", "split_seed")  # of the run's own 
 def main(arguments: Sequence[str]) -> int:
     """Evaluate the encoder of a run's newest checkpoint, on its own data or on another data set, and write the scores
     into its folder: evaluation.json, or evaluation-NAME.json for the data set NAME."""
+    if any(is_export(Path(argument)) for argument in arguments):
+        return evaluate_export(arguments)
     line = read("evaluate", arguments, NoSettings, words=True)
     folder = run_folder("evaluate", line.words)
     stored = folder.config_with_division()

@@ -11,7 +11,7 @@ the run: data.path=DIR names their new place, data.changed=accept exports althou
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,20 +19,31 @@ from typing import Annotated, Any
 
 from omegaconf import OmegaConf
 
-from multilevel.commands.evaluate import run_folder
+from multilevel.commands.evaluate import encoder_passes, run_folder
 from multilevel.configuration.command_line import read
 from multilevel.configuration.composition import build_recipe, changed
 from multilevel.problems.checkpoint import WEIGHTS, newest_intact, take_weights
 from multilevel.recipes.encoder import EncoderRecipe
 from multilevel.recipes.export import write_export
 from multilevel.recipes.export.card import model_card, scores_line
-from multilevel.recipes.export.folder import FORMATS, check_export
-from multilevel.recipes.export.heads import AUTO, HEADS, choose_head, score_on_test_images
+from multilevel.recipes.export.folder import EVALUATION, FORMATS, INSPECTION, check_export
+from multilevel.recipes.export.heads import AUTO, HEADS, HeadChoice, choose_head, score_on_test_images
 from multilevel.recipes.export.onnx_model import PRECISIONS
+from multilevel.recipes.export.operating_point import (
+    MAX_FALSE_ALARMS,
+    MIN_RECALL,
+    NUMBER,
+    RULES,
+    OperatingPoint,
+    choose_operating_point,
+    good_class,
+    threshold_number,
+)
+from multilevel.recipes.export.references import References, score_references
 from multilevel.runs.distributed import print_once
 from multilevel.runs.folder import RunFolder
 from multilevel.solvers import MultilevelError
-from multilevel.solvers.ranges import OneOf
+from multilevel.solvers.ranges import Above, AtLeast, Below, OneOf, Text
 
 
 @dataclass
@@ -51,12 +62,50 @@ class ExportSettings:
         precision: float32 or, with format=onnx, int8: a smaller file, whose loss of accuracy is measured on labelled
             images (of the validation part, else held out for mask learning, else training images; never of the test
             part), printed, and written into the model card.
+        good: the class of good parts, every other one being a defect. None: a class named good, ok, normal, free, fine,
+            pass, 良品 or similar. With one, the export stores a threshold of the probability of a defect.
+        threshold: false_alarms (the lowest with at most max_false_alarms on held-out labelled images), recall (the
+            highest with at least min_recall), or a number.
+        max_false_alarms: largest share of good parts to stop.
+        min_recall: smallest share of the defects to find.
+        references: what to compare the export with on the test images: true (an untrained encoder, raw pixels and the
+            majority class), supervised (also the same network trained from scratch on the labels, which takes about as
+            long as the run), or false. None: supervised with up to 5,000 labelled images, otherwise true.
     """
 
     output: str | None = None
     format: Annotated[str, OneOf(*FORMATS)] = "transformers"
     head: Annotated[str, OneOf(AUTO, *HEADS)] = AUTO
     precision: Annotated[str, OneOf(*PRECISIONS)] = "float32"
+    good: Text | None = None
+    threshold: str = RULES[0]
+    max_false_alarms: Annotated[float, AtLeast(0), Below(1)] = MAX_FALSE_ALARMS
+    min_recall: Annotated[float, Above(0), Below(1)] = MIN_RECALL
+    references: Annotated[Any, OneOf(None, True, False, "supervised")] = None
+
+    def operating_point(self, choice: HeadChoice) -> OperatingPoint | None:
+        """The operating point of a classifier; None without a class of good parts.
+
+        Raises:
+            SettingError: ``good`` is not a class, or the threshold neither a rule nor a number.
+            DataError: no held-out image is of the kind that the rule counts.
+        """
+        number, names = threshold_number(self.threshold), choice.model.data.class_names
+        good = good_class(names, self.good)
+        if good is None or len(names) < 2:
+            return None
+        if number is not None:
+            return OperatingPoint(good, number, NUMBER, None)
+        limit = self.min_recall if self.threshold == "recall" else self.max_false_alarms
+        return choose_operating_point(choice.probabilities, choice.labels, names, good, self.threshold, limit)
+
+    def scored_references(
+        self, recipe: EncoderRecipe, metric: str, scores: Mapping[str, float] | None
+    ) -> References | None:
+        """The references on the test images; None without test images, or if none were asked for."""
+        if self.references is False or scores is None or metric not in scores:
+            return None
+        return score_references(recipe, self.references, metric, scores[metric])
 
 
 SETTINGS = ExportSettings
@@ -76,25 +125,33 @@ def main(arguments: Sequence[str]) -> int:
     recipe = build_recipe(config)
     take_weights(recipe.graph, checkpoint)
     assert isinstance(recipe, EncoderRecipe)  # check_encoder
+    threshold_number(line.settings.threshold)
+    good_class(recipe.trained_model().data.class_names, line.settings.good)
     if line.settings.head == AUTO:
         print_once("choosing the head on held-out labelled images, which fits each several times (head=own is quicker)")
     choice = choose_head(recipe, line.settings.head)
     trained = recipe.trained_model() if choice is None else choice.model
-    words = "encoder and decoder only: the run has no classifier with one class per image"
-    record, described = None, None
+    records: dict[str, Any] = {}
+    remarks: list[str] = []
+    test_scores = None
     if choice is not None:
-        words = described = choice.describe()
-        record = choice.record()
-    test_scores = score_on_test_images(trained, recipe)
+        point = line.settings.operating_point(choice)
+        records[INSPECTION] = {**choice.record(), "operating_point": point and point.record()}
+        remarks += [point.describe()] if point else []
+        test_scores = score_on_test_images(trained, recipe)
+        recipe.encoder_passes = encoder_passes(recipe, folder, config)
+        references = line.settings.scored_references(recipe, choice.metric, test_scores)
+        if references is not None:
+            records[EVALUATION] = references.record()
+            remarks.append(f"on the test images: {references.describe()}")
     settings: Any = OmegaConf.to_container(config)
-    card = partial(model_card, trained, settings, _summary(folder), step, format, described, test_scores)
-    loss = write_export(trained, output, format, card, precision, record)
-    print(words)
+    described = None if choice is None else choice.describe()
+    card = partial(model_card, trained, settings, _summary(folder), step, format, described, test_scores, remarks)
+    loss = write_export(trained, output, format, card, precision, records)
+    print(described or "encoder and decoder only: the run has no classifier with one class per image")
     if test_scores is not None:
         print(scores_line(test_scores, len(trained.data.test)))
-    if loss is not None:
-        print(loss)
-    print(output)
+    print(*remarks, *([] if loss is None else [loss]), output, sep="\n")
     return 0
 
 

@@ -10,6 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 from multilevel.solvers import DataError
 
 NEIGHBOURS = 5
+FEWEST = NEIGHBOURS + 2  # training images
 QUANTILE = 0.99
 SAME = 1e-3  # of the reference's median distance to the nearest image: the same image, but for rounding
 
@@ -47,7 +48,7 @@ def measure_distances(reference: np.ndarray, features: np.ndarray) -> Distances:
     >>> measure_distances(reference, np.array([[20.0]])).values.tolist()
     [13.0]
     """
-    if len(reference) < NEIGHBOURS + 2:
+    if len(reference) < FEWEST:
         raise DataError(f"the export's reference has {len(reference)} images: too few to measure distances from")
     if not np.isfinite(reference).all() or not np.isfinite(features).all():
         raise DataError("the model's features are not finite: export a run that has not diverged")

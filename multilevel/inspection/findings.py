@@ -26,7 +26,14 @@ from multilevel.inspection.results import (
 )
 from multilevel.inspection.settings import InspectSettings
 from multilevel.inspection.stored import Reference, Stored
-from multilevel.inspection.thresholds import RULES, Threshold, choose_threshold
+from multilevel.inspection.thresholds import Threshold
+from multilevel.recipes.export.operating_point import (
+    NUMBER,
+    RULES,
+    OperatingPoint,
+    choose_threshold,
+    defect_probability,
+)
 from multilevel.solvers import DataError, SettingError
 
 CLASSIFIER, DISTANCE = "classifier", "distance"
@@ -42,6 +49,7 @@ class Inspected:
         classes: the model's classes; empty for an encoder.
         probabilities: float64 [N, classes]; None without a classifier of at least two classes.
         distances: from the training images; None if the export has too few of them.
+        reference_class: the class of these training images; None: all classes.
     """
 
     names: list[str]
@@ -49,6 +57,7 @@ class Inspected:
     classes: tuple[str, ...]
     probabilities: np.ndarray | None
     distances: Distances | None
+    reference_class: str | None = None
 
     @property
     def labelled(self) -> bool:
@@ -96,13 +105,15 @@ class Confusions:
 
 @dataclass(frozen=True)
 class DistanceSummary:
-    """Distances from training images: ``beyond`` counts images farther than 99% of those."""
+    """Distances from training images, those of ``reference_class`` or of all: ``beyond`` counts images farther than 99%
+    of those."""
 
     neighbours: int
     reference_images: int
     limit: float
     beyond: Proportion
     repeated: int
+    reference_class: str | None
 
 
 @dataclass(frozen=True)
@@ -159,15 +170,6 @@ class Findings:
     left_out: int = 0
 
 
-def defect_probability(probabilities: np.ndarray, good: int) -> np.ndarray:
-    """1 - p(good) as the sum over the other classes, which rounds less.
-
-    >>> defect_probability(np.array([[0.7, 0.2, 0.1]]), good=0).round(3).tolist()
-    [0.3]
-    """
-    return np.minimum(np.delete(probabilities, good, axis=1).sum(1), 1.0)
-
-
 def find(
     images: Inspected,
     good: Good | None,
@@ -193,9 +195,11 @@ def find(
     scores = images.scores(good)
     if not scores:
         raise DataError("the export has no classifier, and too few training images to measure distances from")
-    score = next(iter(scores))
+    score, takes_number = next(iter(scores)), settings.takes_number(stored.point, stored.probabilities is not None)
+    settings = settings.completed(stored.point)
     defect = np.array([name is not None and good is not None and name != good.name for name in images.truth])
-    thresholds = _thresholds(images, good, stored, settings, scores[score], defect)
+    point = stored.point if takes_number and images.probabilities is not None else None
+    thresholds = _thresholds(images, good, stored, settings, scores[score], defect, point)
     choices = [_errors(threshold, scores[score], defect, images.labelled) for threshold in thresholds]
     decision = choices.pop(0) if choices else None
     recall = None if decision is None or not images.labelled else decision.recall
@@ -206,12 +210,12 @@ def find(
         good=good,
         score=score,
         decision=decision,
-        claim=None if recall is None else check_claim(recall.count, recall.total, settings.min_recall),
+        claim=None if recall is None else check_claim(recall.count, recall.total, settings.limit("recall")),
         choices=choices,
         scores=_score_rows(scores, defect, settings) if images.labelled else [],
         confusions=_confusions(images),
         stopped={} if decision is None else _stopped(images, scores[score], decision.threshold),
-        distance=_distance_summary(images.distances),
+        distance=_distance_summary(images.distances, images.reference_class),
         money=None if decision is None else _money(decision, settings),
         better=stored.better,
         values=scores,
@@ -242,22 +246,23 @@ def _thresholds(
     settings: InspectSettings,
     scores: np.ndarray,
     defect: np.ndarray,
+    point: OperatingPoint | None,
 ) -> list[Threshold]:
-    """The threshold that decides, then that of each rule that can be applied; none where nothing tells one."""
+    """The threshold that decides (that of ``point``, if given), then that of each rule that can be applied; none where
+    nothing tells one."""
     by_rule = {}
     for rule in RULES:
         basis = _basis(rule, images, good, stored, scores, defect)
         if basis is not None and (basis[1] if rule == "recall" else ~basis[1]).any():
             cut = choose_threshold(basis[0], basis[1], rule, settings.limit(rule))
             by_rule[rule] = Threshold(cut, rule, basis[2], len(basis[0]))
-    rule, is_stored = settings.rule, stored.threshold is not None and stored.probabilities is None
+    rule = settings.rule
     if settings.number is not None:
-        chosen = Threshold(settings.number, "number", "given", 0)
-    elif settings.threshold is None and is_stored and images.probabilities is not None:
-        if good is not None and stored.good not in (None, good.name):
-            raise SettingError("good", good.name, f"{stored.good}, for which the export stores its threshold")
-        assert stored.threshold is not None
-        chosen = Threshold(stored.threshold, "number", "stored", 0)
+        chosen = Threshold(settings.number, NUMBER, "given", 0)
+    elif point is not None:
+        if good is not None and point.good != good.name:
+            raise SettingError("good", good.name, f"{point.good}, for which the export stores its threshold")
+        chosen = Threshold(point.threshold, NUMBER, "stored", 0)
     elif rule in by_rule:
         chosen = by_rule[rule]
     elif images.labelled or settings.threshold is not None:
@@ -296,7 +301,7 @@ def _score_rows(scores: Mapping[str, np.ndarray], defect: np.ndarray, settings: 
     for name, values in scores.items():
         recall = None
         if defect.any() and not defect.all():
-            cut = choose_threshold(values, defect, "false_alarms", settings.max_false_alarms)
+            cut = choose_threshold(values, defect, "false_alarms", settings.limit("false_alarms"))
             recall = Proportion.of(int((values[defect] >= cut).sum()), int(defect.sum()))
         areas = area_under_roc(values, defect), area_under_precision_recall(values, defect)
         rows.append(ScoreRow(name, *areas, recall))
@@ -321,12 +326,12 @@ def _stopped(images: Inspected, scores: np.ndarray, threshold: Threshold) -> dic
     return {name: Proportion.of(counts[name], total) for name, total in totals.items()}
 
 
-def _distance_summary(distances: Distances | None) -> DistanceSummary | None:
+def _distance_summary(distances: Distances | None, of: str | None) -> DistanceSummary | None:
     if distances is None:
         return None
     beyond = Proportion.of(int((distances.values > distances.limit).sum()), len(distances.values))
     count, repeated = len(distances.of_reference), int(distances.repeated.sum())
-    return DistanceSummary(distances.neighbours, count, distances.limit, beyond, repeated)
+    return DistanceSummary(distances.neighbours, count, distances.limit, beyond, repeated, of)
 
 
 def _money(decision: Errors, settings: InspectSettings) -> Money | None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from multilevel.recipes.data.record import LETTERS, DataRecord
 from multilevel.recipes.data.sources.folders import list_images
+from multilevel.recipes.export.operating_point import good_class
+from multilevel.runs.folder import RunFolder
 from multilevel.solvers import DataError, SettingError
-
-#: Names of the good class, as compared by ``_plain``.
-GOOD_NAMES = ("good", "ok", "normal", "free", "fine", "pass", "良品", "良", "正常", "合格")
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,33 @@ def read_folder(root: Path, class_names: Sequence[str], unknown: str) -> ImageFo
     return ImageFolder(unlabelled, [None] * len(unlabelled), 0)
 
 
+def read_test_images(run: RunFolder) -> tuple[Path, ImageFolder]:
+    """The test images of a run, and the folder that their names start from.
+
+    Raises:
+        SettingError: the run has no record of its images, or they are not in a folder.
+        DataError: none of them was kept for testing, or a file is missing.
+    """
+    root = run.config().data.path
+    expected = "a run on a folder of images, or EXPORT FOLDER: an exported folder and images"
+    if root is None or not Path(root).is_dir() or not run.data.exists():
+        raise SettingError("inspect", str(run.path), expected)
+    record = DataRecord.read(run.data)
+    images = record.test or record.train
+    if images.names is None:
+        raise SettingError("inspect", str(run.path), expected)
+    tested = [position for position, part in enumerate(images.parts) if part == LETTERS["test"]]
+    labelled = [position for position in tested if images.labels[position] >= 0]
+    files = [Path(root, images.names[position]) for position in labelled]
+    if not files:
+        raise DataError(f"{run.path} kept no labelled images for testing: give a folder of images")
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is not None:
+        raise DataError(f"{missing} is missing, a test image of the run: give a folder of images")
+    truth: list[str | None] = [record.class_names[images.labels[position]] for position in labelled]
+    return Path(root), ImageFolder(files, truth, len(tested) - len(labelled))
+
+
 def choose_good(requested: str | None, stored: str | None, names: Sequence[str], truth: Sequence[str | None]) -> Good:
     """Decide which class is good: the requested one, the stored one, one with a usual name, or the largest one.
 
@@ -95,23 +121,15 @@ def choose_good(requested: str | None, stored: str | None, names: Sequence[str],
     >>> choose_good(None, None, ["scratch", "OK"], ["scratch", "scratch", "OK"])
     Good(name='OK', reason='name')
     """
-    listed = f"one of the classes {', '.join(names)}" if names else "null: neither model nor folder has classes"
-    if requested is not None:
-        if requested not in names:
-            raise SettingError("good", requested, listed)
-        return Good(requested, "setting")
+    usual = good_class(names, requested)
+    if usual is not None and requested is not None:
+        return Good(usual, "setting")
     if stored is not None:
         return Good(stored, "stored")
-    for usual in GOOD_NAMES:
-        for name in names:
-            if _plain(name) == usual:
-                return Good(name, "name")
+    if usual is not None:
+        return Good(usual, "name")
     counts = Counter(name for name in truth if name in names)
     if not counts:
+        listed = f"one of the classes {', '.join(names)}"
         raise SettingError("good", None, f"{listed}: neither a name nor labels tell which is good")
     return Good(str(counts.most_common(1)[0][0]), "largest")
-
-
-def _plain(name: str) -> str:
-    """A name without differences of case and of full-width letters."""
-    return unicodedata.normalize("NFKC", name).casefold().strip()

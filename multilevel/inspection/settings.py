@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from multilevel.commands.image_files import ImageFileSettings
 from multilevel.inspection.costs import CostSettings
 from multilevel.inspection.texts import LANGUAGES
-from multilevel.inspection.thresholds import RULES
-from multilevel.solvers import SettingError
+from multilevel.recipes.export.operating_point import (
+    MAX_FALSE_ALARMS,
+    MIN_RECALL,
+    NUMBER,
+    RULES,
+    OperatingPoint,
+    threshold_number,
+)
 from multilevel.solvers.ranges import Above, AtLeast, Below, NonNegative, OneOf, PositiveNumber, Text
 
 UNKNOWN = ("refuse", "defect", "unlabelled")
@@ -26,9 +32,10 @@ class InspectSettings(ImageFileSettings):
             or similar, else the largest class of the folder; the report says which.
         unknown: what a class folder that the model does not know means: refuse, defect, or unlabelled.
         threshold: false_alarms (the lowest with at most max_false_alarms), recall (the highest with at least
-            min_recall), or a number. None: false_alarms, unless the export stores only a threshold.
-        max_false_alarms: largest share of good parts to stop.
+            min_recall), or a number. None: that of the export, or else false_alarms.
+        max_false_alarms: largest share of good parts to stop. None: that of the export, or else 0.02.
         min_recall: share of the defects that the model is claimed to find, which the report compares with the data.
+            None: that of the export, or else 0.99.
         worst: pictures on each page of errors.
         machine_hours: hours of training, for the cost of training.
         labels_bought: images labelled for the training, for its cost.
@@ -42,8 +49,8 @@ class InspectSettings(ImageFileSettings):
     good: Text | None = None
     unknown: Annotated[str, OneOf(*UNKNOWN)] = "refuse"
     threshold: str | None = None
-    max_false_alarms: Annotated[float, AtLeast(0), Below(1)] = 0.02
-    min_recall: Annotated[float, Above(0), Below(1)] = 0.99
+    max_false_alarms: Annotated[float | None, AtLeast(0), Below(1)] = None
+    min_recall: Annotated[float | None, Above(0), Below(1)] = None
     worst: Annotated[int, AtLeast(0)] = 24
     cost: CostSettings = field(default_factory=CostSettings)
     machine_hours: NonNegative = 0.0
@@ -59,19 +66,28 @@ class InspectSettings(ImageFileSettings):
         Raises:
             SettingError: it is neither.
         """
-        if self.threshold in (None, *RULES):
-            return None
-        try:
-            number = float(str(self.threshold))
-        except ValueError:
-            number = float("nan")
-        if not -float("inf") < number < float("inf"):
-            raise SettingError("threshold", self.threshold, f"{', '.join(RULES)}, or a number")
-        return number
+        return threshold_number(self.threshold)
 
     def check_together(self) -> None:
         """Raise SettingError for a threshold that is neither rule nor number, or a cost without its counterpart."""
         _ = self.number, self.cost.known
+
+    def completed(self, stored: OperatingPoint | None) -> InspectSettings:
+        """These settings, with the export's rule and limits, or else the usual ones, where none were given."""
+        rule, limit = (None, None) if stored is None else (stored.rule, stored.limit)
+        limits = {rule: limit} if limit is not None else {}
+        usual = {"false_alarms": (self.max_false_alarms, MAX_FALSE_ALARMS), "recall": (self.min_recall, MIN_RECALL)}
+        allowed, found = (
+            limits.get(name, default) if given is None else given for name, (given, default) in usual.items()
+        )
+        threshold = self.threshold or (rule if rule in RULES else None)
+        return replace(self, max_false_alarms=allowed, min_recall=found, threshold=threshold)
+
+    def takes_number(self, stored: OperatingPoint | None, held_out: bool) -> bool:
+        """Whether the export's own threshold decides: the settings ask for no other, and it was given as a number or
+        without held-out images to choose it on."""
+        plain = self.threshold is None and self.max_false_alarms is None
+        return stored is not None and plain and (stored.rule == NUMBER or not held_out)
 
     @property
     def rule(self) -> str:
@@ -80,4 +96,6 @@ class InspectSettings(ImageFileSettings):
 
     def limit(self, rule: str) -> float:
         """The limit of a rule: the largest share of false alarms, or the smallest recall."""
-        return self.min_recall if rule == "recall" else self.max_false_alarms
+        limit = self.min_recall if rule == "recall" else self.max_false_alarms
+        assert limit is not None  # completed
+        return limit

@@ -36,6 +36,14 @@ class Texts:
     def __call__(self, key: str, **values: Any) -> str:
         return self._texts[key].format(**values)
 
+    def named(self, kind: str, name: str) -> str:
+        """The word for something that has a name in the program; the name itself if there is no word.
+
+        >>> Texts("en").named("metric", "macro_roc_auc"), Texts("en").named("metric", "miou")
+        ('area under the ROC curve', 'miou')
+        """
+        return self._texts.get(f"{kind}_{name}".replace(" ", "_"), name)
+
     def limit(self, share: float) -> str:
         """A share that someone set, as a percentage without decimals that say nothing.
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from multilevel.inspection.findings import CLASSIFIER, DISTANCE, Findings, Money
 from multilevel.inspection.results import Rate
+from multilevel.inspection.stored import Reference
 from multilevel.inspection.texts import Texts
 
 CHANCE = 0.5  # area under the ROC curve of guessing
@@ -13,16 +16,7 @@ NAMED = 5  # unreadable files in the report; the .json has all
 
 def verdict(findings: Findings, texts: Texts) -> list[str]:
     """The verdict, the most important sentence first."""
-    sentences = [
-        texts(
-            "verdict_reference",
-            name=reference.name,
-            metric=reference.metric.replace("_", " "),
-            score=f"{reference.score:.3f}",
-            model=f"{reference.model:.3f}",
-        )
-        for reference in findings.better
-    ]
+    sentences = [_better(findings.better, texts)] if findings.better else []
     area = findings.scores[0].area if findings.scores else None
     if area is not None and area.low <= CHANCE:
         sentences.append(texts("verdict_chance", area=texts.area(area)))
@@ -123,6 +117,17 @@ def money_verdict(money: Money, currency: str, texts: Texts) -> str | None:
         saving=texts.money_range(costs.saving, currency),
         over_trivial=texts.money_range(saving, currency),
     )
+
+
+def _better(references: Sequence[Reference], texts: Texts) -> str:
+    """The references that are better than the model, the best first."""
+    ordered = sorted(references, key=lambda reference: -reference.score)
+    entries = [
+        texts("reference_entry", name=texts.named("reference", reference.name), score=f"{reference.score:.3f}")
+        for reference in ordered
+    ]
+    metric, model = texts.named("metric", ordered[0].metric), f"{ordered[0].model:.3f}"
+    return texts("verdict_reference", metric=metric, model=model, references=texts("separator").join(entries))
 
 
 def _decision(findings: Findings, texts: Texts) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,10 @@ for name in sys.argv[1:]:
 ```
 
 `image` is uint8 [batch, height, width, {channels}]: images of any size, equal within a batch. Outputs: `label` (text),
-`probabilities` and `logits` [batch, classes], `features` [batch, width]. The classes are in the file's metadata, as
-JSON under `class_names`. `multilevel predict` also converts pictures of 16 bits, and puts transparent ones on white.
+`probabilities` and `logits` [batch, classes], `features` [batch, width]; with a class of good parts also `defect`, the
+probability of a defect [batch], and `stop` [batch], whether it reaches the threshold. The classes are in the file's
+metadata, as JSON under `class_names`. `multilevel predict` also converts pictures of 16 bits, and puts transparent ones
+on white.
 """,
 }
 CLASSES = (
@@ -67,6 +69,7 @@ def model_card(
     format: str,
     choice: str | None = None,
     test_scores: Mapping[str, float] | None = None,
+    remarks: Sequence[str] = (),
     quantization: QuantizationLoss | None = None,
 ) -> str:
     """The text of README.md.
@@ -79,6 +82,7 @@ def model_card(
         format: transformers or onnx.
         choice: how the head was chosen, in words.
         test_scores: metrics of the exported classifier on the test images.
+        remarks: more about the classifier, each a sentence without a full stop.
         quantization: the measured loss of int8, if the model is quantized.
     """
     classifies = trained.classifier is not None
@@ -89,7 +93,7 @@ def model_card(
     sections = [
         _model(trained, config, step),
         _data(trained, config),
-        _deployed(trained, choice, test_scores),
+        _deployed(trained, choice, test_scores, remarks),
         _metrics(summary),
         *(
             [f"## Quantization\n\nWeights and products of matrices have 8 bits. {quantization}.\n"]
@@ -142,13 +146,16 @@ def scores_line(scores: Mapping[str, float], count: int) -> str:
     return f"this export on {count:,} test images: {values}"
 
 
-def _deployed(trained: TrainedModel, choice: str | None, scores: Mapping[str, float] | None) -> str:
+def _deployed(
+    trained: TrainedModel, choice: str | None, scores: Mapping[str, float] | None, remarks: Sequence[str]
+) -> str:
     if choice is None:
         return ""
     lines = ["## Classifier\n", f"{choice}.\n"]
     if scores is not None:
         line = scores_line(scores, len(trained.data.test))
         lines.append(f"{line[0].upper()}{line[1:]}. These images had no part in the choice.\n")
+    lines += [f"{remark[0].upper()}{remark[1:]}.\n" for remark in remarks]
     return "\n".join(lines)
 
 

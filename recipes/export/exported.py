@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import Dinov2Config
 
-from multilevel.recipes.export.folder import PROCESSOR, WEIGHTS
+from multilevel.recipes.export.folder import INSPECTION, PROCESSOR, WEIGHTS, read_json
 from multilevel.recipes.export.onnx_model import ONNX, OnnxModel
+from multilevel.recipes.export.operating_point import stored_operating_point
 from multilevel.recipes.export.weights import load_dinov2
 from multilevel.solvers import MultilevelError, SettingError
 
@@ -36,6 +37,7 @@ class ExportedModel:
         image_size: pixels per side.
         channels: 1 or 3.
         fit: how an image becomes a square, see ``to_square``.
+        operating_point: the stored threshold of the probability of a defect; None without one.
         folder: the folder without symbolic links: a link may be moved to another export while this one is read.
         identity: 12 hexadecimal digits that name the model: of the file of its weights, its class names and its
             preprocessing. The two formats of one run are different models.
@@ -59,6 +61,7 @@ class ExportedModel:
             self.fit = "crop" if settings["do_center_crop"] else "stretch"
             self._mean, self._std = (np.array(settings[f"image_{name}"], np.float32) for name in ("mean", "std"))
             self._run = _run(config, weights[0], device, self.normalized)
+            self.operating_point = stored_operating_point(read_json(folder / INSPECTION), self.class_names)
             normalization = [self._mean.tolist(), self._std.tolist()]
             described = [self.class_names, self.image_size, self.channels, self.fit, *normalization]
             self.identity = _identity(weights[0], described)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from multilevel.recipes.export.masking import MASKING, save_masking
 from multilevel.recipes.export.onnx_model import ONNX, WRITING, OnnxModel, require_packages, write_onnx
+from multilevel.recipes.export.operating_point import stored_operating_point
 from multilevel.recipes.export.preprocessing import Preprocessing
 from multilevel.recipes.export.quantization import QuantizationLoss, quantization_loss
 from multilevel.recipes.export.reference import REFERENCE, reference_tensors
@@ -23,7 +24,7 @@ from multilevel.solvers import SettingError
 
 FORMATS = ("transformers", "onnx")
 PROCESSOR, WEIGHTS, CARD = "preprocessor_config.json", "model.safetensors", "README.md"
-INSPECTION = "inspection.json"
+INSPECTION, EVALUATION = "inspection.json", "evaluation.json"
 
 
 def check_export(format: str, output: Path, precision: str = "float32") -> None:
@@ -49,7 +50,7 @@ def write_export(
     format: str,
     card: Callable[[QuantizationLoss | None], str],
     precision: str = "float32",
-    choice: Mapping[str, Any] | None = None,
+    records: Mapping[str, Any] | None = None,
 ) -> QuantizationLoss | None:
     """Write configuration, weights, image processor, model card, the reference for monitoring, and the masking network,
     if there is one.
@@ -60,7 +61,8 @@ def write_export(
         format: transformers (``model.safetensors``) or onnx (``model.onnx`` instead).
         card: the text of README.md, for a measured loss by quantization.
         precision: float32, or int8 with format onnx.
-        choice: the contents of ``inspection.json``: how the head was chosen, and probabilities of held-out images.
+        records: contents of JSON files by name: ``inspection.json`` (how the head was chosen, probabilities of held-out
+            images, the operating point, which ONNX stores, too) and ``evaluation.json`` (scores of references).
 
     Returns:
         The measured loss of int8; None with float32.
@@ -83,7 +85,8 @@ def write_export(
         if format == "onnx":
             model = load_dinov2(config, weights)
             preprocessing = Preprocessing(data.image_size, data.fit, data.mean, data.std)
-            write_onnx(model, preprocessing, class_names, folder / ONNX, precision)
+            point = stored_operating_point((records or {}).get(INSPECTION, {}), class_names)
+            write_onnx(model, preprocessing, class_names, folder / ONNX, precision, point)
             if precision == "int8":
                 loss = quantization_loss(trained, model, OnnxModel(folder / ONNX))
         else:
@@ -93,11 +96,26 @@ def write_export(
         if trained.masking is not None:
             save_masking(trained.masking, trained.mask_settings, folder / MASKING)
         (folder / CARD).write_text(card(loss))
-        if choice is not None:
-            (folder / INSPECTION).write_text(json.dumps(choice) + "\n")
+        for name, contents in (records or {}).items():
+            (folder / name).write_text(json.dumps(contents) + "\n")
         for path in folder.glob("*.safetensors"):
             shutil.copymode(folder / CARD, path)  # safetensors writes files that only their owner can read
     return loss
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The contents of one of ``records``; empty if there is no such file.
+
+    Raises:
+        ValueError: it is not a JSON object.
+        OSError: it cannot be read.
+    """
+    if not path.is_file():
+        return {}
+    contents = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(contents, dict):
+        raise ValueError(f"{path.name} is not a JSON object")
+    return contents
 
 
 @contextmanager

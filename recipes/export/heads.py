@@ -32,6 +32,7 @@ AUTO, OWN, LINEAR_PROBE, FINETUNE = "auto", "own", "linear_probe", "finetune"
 HEADS = (OWN, LINEAR_PROBE, FINETUNE)
 FOLDS = 3  # finetuning is fitted once more than there are folds
 MOST_TO_FINETUNE = 5000  # labelled images, up to which auto also tries finetuning
+DIGITS = 9  # of stored probabilities, by which thresholds are chosen
 IMPOSSIBLE = -1e4  # logit of a class without an image to fit to
 
 
@@ -76,7 +77,7 @@ class HeadChoice:
             "scores": self.scores,
             "held_out": self.held_out,
             "labels": self.labels.tolist(),
-            "probabilities": self.probabilities.round(6).tolist(),
+            "probabilities": self.probabilities.tolist(),
         }
 
 
@@ -109,7 +110,8 @@ def choose_head(recipe: EncoderRecipe, head: str = AUTO) -> HeadChoice | None:
     scores = {name: classification_metrics(labels, found[1])[heads.metric] for name, found in predicted.items()}
     best = max(scores, key=lambda name: scores[name])  # of equals the first, which is the cheapest
     words = "validation images" if len(trained.data.validation) else f"{len(heads.folds)} folds of training images"
-    return HeadChoice(heads.refit(best), best, heads.metric, scores, words, labels, predicted[best][1])
+    probabilities = predicted[best][1].round(DIGITS)
+    return HeadChoice(heads.refit(best), best, heads.metric, scores, words, labels, probabilities)
 
 
 def score_on_test_images(model: TrainedModel, recipe: EncoderRecipe) -> dict[str, float] | None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from multilevel.recipes.export.operating_point import OperatingPoint
 from multilevel.recipes.export.preprocessing import Preprocessing
 from multilevel.recipes.export.weights import FeaturesAndLogits
 from multilevel.solvers import MultilevelError
@@ -23,7 +24,7 @@ from multilevel.solvers import MultilevelError
 ONNX = "model.onnx"
 WRITING = ("onnx", "onnxscript", "onnxruntime")
 PRECISIONS = ("float32", "int8")
-CLASS_NAMES = "class_names"  # in the file's metadata, as JSON
+CLASS_NAMES, OPERATING_POINT = "class_names", "operating_point"  # in the file's metadata, as JSON
 TOLERANCE = 1e-4
 _EXAMPLES = 3
 
@@ -41,12 +42,14 @@ def write_onnx(
     class_names: Sequence[str],
     path: Path,
     precision: str = "float32",
+    point: OperatingPoint | None = None,
 ) -> None:
     """Write a file that labels images as they are read.
 
     Its input is ``image``, uint8 [N, H, W, C]: N images of one size, any size, with C channels as in training (1 grey,
     3 RGB). Its outputs are ``label`` (text [N]), ``probabilities`` and ``logits`` float32 [N, classes], and
-    ``features`` float32 [N, width].
+    ``features`` float32 [N, width]; with an operating point also ``defect`` (the probability of a defect, float32 [N])
+    and ``stop`` (bool [N]).
 
     Args:
         model: a model on the CPU.
@@ -55,6 +58,7 @@ def write_onnx(
         path: the file.
         precision: float32, or int8 for weights and products of matrices, with scales of activations found for each
             input (onnxruntime's dynamic quantization, one scale for each output channel of a weight).
+        point: the operating point; also in the file's metadata, as JSON under ``operating_point``.
 
     Raises:
         MultilevelError: onnxruntime's logits in float32 differ from PyTorch's by more than 1e-4.
@@ -73,7 +77,7 @@ def write_onnx(
         first = Path(folder) / "preprocessing.onnx"
         larger = torch.zeros(2, size + 1, size + 2, channels, dtype=torch.uint8)  # of sizes that differ
         _export(preprocessing, larger, first, "image", ["normalized"], (0, 1, 2))
-        joined = _joined(onnx.load(first), onnx.load(core), class_names)
+        joined = _joined(onnx.load(first), onnx.load(core), class_names, point)
     onnx.save(joined, path)
     if precision == "float32":
         with torch.no_grad():
@@ -138,7 +142,7 @@ def _export(
         )
 
 
-def _joined(preprocessing: Any, core: Any, class_names: Sequence[str]) -> Any:
+def _joined(preprocessing: Any, core: Any, class_names: Sequence[str], point: OperatingPoint | None) -> Any:
     """One model from images to labels, with the class names in its metadata."""
     from onnx import TensorProto, compose, helper, numpy_helper
 
@@ -159,14 +163,35 @@ def _joined(preprocessing: Any, core: Any, class_names: Sequence[str]) -> Any:
         helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", len(class_names)]),
         *graph.output,
     ]
+    if point is not None:
+        outputs += _add_stop(graph, [name != point.good for name in class_names], point.threshold)
     del graph.output[:]
     graph.output.extend(outputs)
     for axis, name in enumerate(("batch", "height", "width")):
         graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
     for output in graph.output:
         output.type.tensor_type.shape.dim[0].dim_param = "batch"
-    helper.set_model_props(model, {CLASS_NAMES: json.dumps(list(class_names), ensure_ascii=False)})
+    texts = {CLASS_NAMES: list(class_names), **({} if point is None else {OPERATING_POINT: point.record()})}
+    helper.set_model_props(model, {name: json.dumps(value, ensure_ascii=False) for name, value in texts.items()})
     return model
+
+
+def _add_stop(graph: Any, defects: Sequence[bool], threshold: float) -> list[Any]:
+    """Compute the probability of a defect and whether it reaches the threshold; returns the two outputs."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph.initializer.append(numpy_helper.from_array(np.array(defects, np.float32), "is_defect"))
+    graph.initializer.append(numpy_helper.from_array(np.array(threshold, np.float32), "threshold"))
+    graph.node.extend(
+        [
+            helper.make_node("MatMul", ["probabilities", "is_defect"], ["defect"]),
+            helper.make_node("GreaterOrEqual", ["defect", "threshold"], ["stop"]),
+        ]
+    )
+    return [
+        helper.make_tensor_value_info("defect", TensorProto.FLOAT, ["batch"]),
+        helper.make_tensor_value_info("stop", TensorProto.BOOL, ["batch"]),
+    ]
 
 
 @contextmanager

@@ -38,10 +38,12 @@ class DriftReference:
     Attributes:
         sample: features, and in exports of this version optics and groups.
         logits: float32 [N, classes]; None without a classifier.
+        labels: int64 [N]; None without labels, and in exports of earlier versions.
     """
 
     sample: Sample
     logits: np.ndarray | None
+    labels: np.ndarray | None = None
 
     @classmethod
     def load(cls, folder: Path) -> DriftReference:
@@ -53,14 +55,21 @@ class DriftReference:
         path = folder / REFERENCE
         try:
             arrays = {name: tensor.numpy() for name, tensor in load_file(path).items()}
-            return cls(Sample(arrays["features"], arrays.get("optics"), arrays.get("groups")), arrays.get("logits"))
+            sample = Sample(arrays["features"], arrays.get("optics"), arrays.get("groups"))
+            return cls(sample, arrays.get("logits"), arrays.get("labels"))
         except (OSError, SafetensorError, KeyError) as error:
             raise DataError(f"{path} cannot be read ({error}): export the run again") from error
 
+    def features_of(self, label: int | None) -> np.ndarray:
+        """Features float32 [M, D] of the images of one class; of all images without labels, or for None."""
+        if label is None or self.labels is None:
+            return self.sample.features
+        return self.sample.features[self.labels == label]
+
 
 def reference_tensors(trained: TrainedModel) -> Mapping[str, Tensor]:
-    """Features [N, width], optics [N, 7], groups [N] and, with a classifier, logits [N, classes] of at most 1,000
-    training images, drawn at random."""
+    """Features [N, width], optics [N, 7], groups [N] and, if there are any, labels [N] and logits [N, classes] of at
+    most 1,000 training images, drawn at random."""
     part = reference_part(trained.data)
     drawn = random_for(SEED, "reference").permutation(len(part))[:LARGEST]
     positions = torch.from_numpy(np.sort(drawn))
@@ -73,6 +82,8 @@ def reference_tensors(trained: TrainedModel) -> Mapping[str, Tensor]:
         "optics": torch.from_numpy(optics.measures),
         "groups": torch.from_numpy(reference_groups(part.groups[positions].numpy(), optics.thumbnails)),
     }
+    if trained.data.labelled:
+        tensors["labels"] = part.labels[positions].clone()
     if trained.classifier is not None:
         with torch.no_grad():
             tensors["logits"] = trained.classifier(features.to(trained.device)).float().cpu()

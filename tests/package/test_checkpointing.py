@@ -47,7 +47,7 @@ def test_a_run_with_checkpointing_is_evaluated_and_exported(tmp_path):
     assert main(["train", *TINY, "steps=1", "evaluate=false", "checkpointing=true", f"output={folder}"]) == 0
     fit = ["evaluation.protocols=[knn]", "evaluation.references=false"]
     assert main(["evaluate", str(folder), *fit]) == 0
-    assert main(["export", str(folder), "head=own"]) == 0
+    assert main(["export", str(folder), "head=own", "references=false"]) == 0
 
 
 def test_a_run_from_before_the_setting_is_evaluated(tmp_path):

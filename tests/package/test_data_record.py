@@ -49,7 +49,7 @@ def unfinished(run):
 def commands(place, moved=()):
     run = place / "run"
     return {
-        "export": ["export", str(run), *moved, "head=own", f"output={place / 'export'}"],
+        "export": ["export", str(run), *moved, "head=own", "references=false", f"output={place / 'export'}"],
         "evaluate": ["evaluate", str(run), *moved],
         "resume": ["train", f"resume={run}", *moved],
         "compare": ["compare", f"resume={run}", *moved, "solvers=identity", f"output={place / 'compare'}"],
@@ -108,4 +108,4 @@ def test_the_stored_path_is_absolute(trained, tmp_path, monkeypatch):
     assert main(["train", *SMALL, "data.path=images", "evaluate=false", f"output={tmp_path / 'run'}"]) == 0
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
-    assert main(["export", "run", "head=own"]) == 0
+    assert main(["export", "run", "head=own", "references=false"]) == 0

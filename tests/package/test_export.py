@@ -33,8 +33,11 @@ TINY = [
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "run"
     assert main(["train", *TINY, f"output={folder}"]) == 0
-    assert main(["export", str(folder), "head=own"]) == 0
-    assert main(["export", str(folder), "head=own", "format=onnx", f"output={folder.parent / 'onnx'}"]) == 0
+    assert main(["export", str(folder), "head=own", "references=false"]) == 0
+    assert (
+        main(["export", str(folder), "head=own", "references=false", "format=onnx", f"output={folder.parent / 'onnx'}"])
+        == 0
+    )
     return folder
 
 
@@ -293,7 +296,7 @@ def test_without_labels_encoder_and_decoder_are_exported(tmp_path, capsys):
         noise.resize((30, 24)).save(tmp_path / "images" / f"{index}.png")
     settings = ["data=folder", f"data.path={tmp_path / 'images'}", "data.image_size=16", "mask.policy=random"]
     assert main(["train", *TINY, *settings, "data.batch_size=4", f"output={tmp_path / 'run'}"]) == 0
-    assert main(["export", str(tmp_path / "run"), "head=own"]) == 0
+    assert main(["export", str(tmp_path / "run"), "head=own", "references=false"]) == 0
     assert "the run has no classifier" in capsys.readouterr().out
     export = tmp_path / "run" / "export"
     recipe = build_recipe(RunFolder.open("run", tmp_path / "run").config())
@@ -312,7 +315,7 @@ def test_without_labels_encoder_and_decoder_are_exported(tmp_path, capsys):
     assert json.loads((tmp_path / "m.json").read_text())["predictions"] is None
     for arguments in (
         ["predict", str(export), str(path)],
-        ["export", str(tmp_path / "run"), "head=own", "format=onnx"],
+        ["export", str(tmp_path / "run"), "head=own", "references=false", "format=onnx"],
     ):
         assert main([*arguments, f"output={tmp_path / 'none'}"]) == 2
         assert "classifier" in capsys.readouterr().err
@@ -359,7 +362,7 @@ def test_wrong_input_is_one_line(arguments, text, run, pictures, tmp_path, capsy
 
 def test_missing_packages_are_named_with_the_command_that_installs_them(run, pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(onnx_model.importlib.util, "find_spec", lambda name: None)
-    assert main(["export", str(run), "head=own", "format=onnx", f"output={tmp_path / 'new'}"]) == 2
+    assert main(["export", str(run), "head=own", "references=false", "format=onnx", f"output={tmp_path / 'new'}"]) == 2
     assert "pip install onnx onnxscript onnxruntime" in capsys.readouterr().err
     assert predict(run.parent / "onnx", pictures, f"output={tmp_path / 'new'}") == 2
     assert "pip install onnxruntime" in capsys.readouterr().err
@@ -372,7 +375,7 @@ def test_an_export_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr("multilevel.recipes.export.folder.reference_tensors", fail)
     with pytest.raises(RuntimeError):
-        main(["export", str(run), "head=own", f"output={tmp_path / 'new'}"])
+        main(["export", str(run), "head=own", "references=false", f"output={tmp_path / 'new'}"])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -49,7 +49,7 @@ def test_a_run_is_evaluated_and_exported(tmp_path):
             assert score["metrics"]["accuracy"] > accuracy - few
         else:
             assert score["metrics"]["accuracy"] == pytest.approx(accuracy, abs=few)
-    assert main(["export", str(run), "head=own"]) == 0
+    assert main(["export", str(run), "head=own", "references=false"]) == 0
     assert (run / "export" / "model.safetensors").exists()
 
 

@@ -52,8 +52,8 @@ def trained(pictures, channels, fit):
     folder = pictures.parent / f"run-{fit}"
     settings = [*TINY, f"data.channels={channels}", f"data.fit={fit}", f"data.path={pictures}", f"output={folder}"]
     assert main(["train", *settings]) == 0
-    assert main(["export", str(folder)]) == 0
-    assert main(["export", str(folder), "format=onnx", f"output={folder / 'onnx'}"]) == 0
+    assert main(["export", str(folder), "references=false"]) == 0
+    assert main(["export", str(folder), "references=false", "format=onnx", f"output={folder / 'onnx'}"]) == 0
     return folder
 
 
@@ -72,7 +72,10 @@ def quantized(run):
     """An export in 8 bits; what was printed is in the file printed.txt."""
     printed = io.StringIO()
     with redirect_stdout(printed):
-        assert main(["export", str(run), "format=onnx", "precision=int8", f"output={run / 'int8'}"]) == 0
+        assert (
+            main(["export", str(run), "references=false", "format=onnx", "precision=int8", f"output={run / 'int8'}"])
+            == 0
+        )
     (run / "int8" / "printed.txt").write_text(printed.getvalue())
     return run / "int8"
 
@@ -129,6 +132,7 @@ def test_the_file_tells_its_inputs_outputs_and_classes(run):
     shapes = {output.name: output.shape for output in session.get_outputs()}
     assert shapes == {
         "label": ["batch"], "probabilities": ["batch", 2], "logits": ["batch", 2], "features": ["batch", 16],
+        "defect": ["batch"], "stop": ["batch"],
     }  # fmt: skip
     assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == names(run / "onnx")
     images = np.random.default_rng(0).integers(0, 256, (3, 20, 30, 3), dtype=np.uint8)
@@ -241,6 +245,7 @@ def test_a_table_for_excel_opens_with_its_names(run, pictures, tmp_path, monkeyp
     assert [row[0] for row in excel] == ["file", "'=HYPERLINK(1).png", "良品,1.png", "'-壊.png"]
     assert [row[0] for row in plain] == ["file", *files]
     assert [row[1:] for row in excel] == [row[1:] for row in plain]
-    assert plain[0] == ["file", "label", "probability", "error", *names(run / "export"), "model"]
+    columns = ["file", "label", "probability", "error", *names(run / "export"), "defect", "decision", "model"]
+    assert plain[0] == columns
     identity = ExportedModel(run / "export", torch.device("cpu")).identity
     assert [row[-1] for row in plain[1:]] == [identity] * 3

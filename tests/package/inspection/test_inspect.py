@@ -46,8 +46,13 @@ def places(tmp_path_factory):
         draw_images(folder / kind, STAIN, 12, seed + 2)
     settings = ["data=folder", f"data.path={folder / 'training'}", "data.near_copies=keep"]
     assert main(["train", *TINY, *settings, f"output={folder / 'run'}"]) == 0
-    assert main(["export", str(folder / "run"), "head=own", f"output={folder / 'model'}"]) == 0
-    assert main(["export", str(folder / "run"), "head=own", "format=onnx", f"output={folder / 'onnx'}"]) == 0
+    assert main(["export", str(folder / "run"), "head=own", "references=false", f"output={folder / 'model'}"]) == 0
+    assert (
+        main(
+            ["export", str(folder / "run"), "head=own", "references=false", "format=onnx", f"output={folder / 'onnx'}"]
+        )
+        == 0
+    )
     shutil.copytree(folder / "model", folder / "plain", ignore=shutil.ignore_patterns("inspection.json"))
     return folder
 
@@ -180,7 +185,8 @@ def test_out_of_fold_probabilities_choose_the_threshold(places, inspect, tmp_pat
     probabilities[:, scratch] = [*scores, *np.full(10, 0.95)]
     probabilities[:, good] = 1 - probabilities[:, scratch]
     labels = [good] * 50 + [scratch] * 10
-    stored = {"good": GOOD, "probabilities": probabilities.tolist(), "labels": labels, "threshold": 0.1}
+    point = {"good": GOOD, "threshold": 0.1, "rule": "false_alarms", "limit": 0.02}
+    stored = {"operating_point": point, "probabilities": probabilities.tolist(), "labels": labels}
     export = copy_with(places, tmp_path, "inspection.json", stored)
     numbers, text = inspect(None, export=export)
     threshold = numbers["decision"]["threshold"]
@@ -188,6 +194,11 @@ def test_out_of_fold_probabilities_choose_the_threshold(places, inspect, tmp_pat
     assert numbers["choices"][1]["threshold"]["value"] == pytest.approx((0.79 + 0.95) / 2)  # finds all defects
     assert numbers["good"]["reason"] == "stored"
     assert "optimistic. On new parts" not in text
+    point["limit"] = 0.2
+    copy_with(places, tmp_path, "inspection.json", stored)
+    assert inspect(None, export=export)[0]["decision"]["threshold"]["value"] == pytest.approx(0.695)  # 10 of 50
+    limited, _ = inspect(None, "max_false_alarms=0.02", export=export)
+    assert limited["decision"]["threshold"]["value"] == pytest.approx(0.785)
     del stored["probabilities"]
     copy_with(places, tmp_path, "inspection.json", stored)
     assert inspect(None, export=export)[0]["decision"]["threshold"]["source"] == "stored"
@@ -195,10 +206,13 @@ def test_out_of_fold_probabilities_choose_the_threshold(places, inspect, tmp_pat
 
 
 def test_a_better_reference_comes_first(places, inspect, tmp_path):
-    scores = {"metric": "roc_auc", "model": 0.8, "references": {"raw pixels": 0.907, "majority class": 0.5}}
+    references = {"raw pixels": 0.907, "majority class": 0.5, "supervised from scratch": 0.95}
+    scores = {"metric": "macro_roc_auc", "model": 0.8, "references": references}
     numbers, _ = inspect(None, export=copy_with(places, tmp_path, "evaluation.json", scores))
-    assert numbers["verdict"].startswith("“raw pixels” is better than this model (roc auc: 0.907 against 0.800)")
-    assert "majority" not in numbers["verdict"]
+    assert numbers["verdict"].startswith(
+        "Something simpler does better than this model: on the run's test images its area under the ROC curve is "
+        "0.800, that of the same network trained only on the labels 0.950, raw pixels 0.907."
+    )
 
 
 def test_permuted_labels_say_so(places, inspect, tmp_path):

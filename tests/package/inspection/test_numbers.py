@@ -10,7 +10,6 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from multilevel.inspection import curves
 from multilevel.inspection.costs import CostSettings, Way, cost_row, cost_table, count_parts
 from multilevel.inspection.distance import measure_distances
-from multilevel.inspection.findings import defect_probability
 from multilevel.inspection.results import (
     Proportion,
     Rate,
@@ -22,7 +21,7 @@ from multilevel.inspection.results import (
     one_sided_lower_bound,
     score_classes,
 )
-from multilevel.inspection.thresholds import candidates, choose_threshold
+from multilevel.recipes.export.operating_point import candidates, choose_threshold, defect_probability
 from multilevel.solvers import DataError, SettingError
 
 
