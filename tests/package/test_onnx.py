@@ -143,7 +143,7 @@ def test_the_file_tells_its_inputs_outputs_and_classes(run):
                 assert all_rows[row] == single[0]
             else:
                 np.testing.assert_allclose(all_rows[row], single[0], rtol=0, atol=1e-5)
-    label, probabilities, logits, _ = together
+    label, probabilities, logits, *_ = together
     np.testing.assert_allclose(probabilities, torch.tensor(logits).softmax(1), atol=1e-6)
     assert label.tolist() == [names(run / "onnx")[column] for column in logits.argmax(1)]
 
