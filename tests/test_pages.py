@@ -26,7 +26,12 @@ from multilevel.study.settings import StudySettings
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: Pages whose programs another test runs.
-FOLLOWED = {"README.md": "test_readme.py", "extending.md": "test_extending.py", "from_betty.md": "test_docs.py"}
+FOLLOWED = {
+    "README.md": "test_readme.py",
+    "extending.md": "test_extending.py",
+    "from_betty.md": "test_docs.py",
+    "inspection_line.md": "test_inspection_line.py",
+}
 RUN_HERE = [page for page in PAGES if page.name not in (*FOLLOWED, "index.md")]  # index.md has the README's
 OF_THE_PROJECT = [page for page in PAGES if page.name != "extending.md"]  # which names what its reader writes
 COMMAND = re.compile(r"(?:\.venv/bin/|torchrun \S.*-m )?multilevel\s+([a-z].*)", re.DOTALL)

@@ -142,7 +142,8 @@ def read_surfaces() -> SourceSplits:
 
 
 def write_surfaces(folder: Path, parts: int, camera: str = "first", seed: int = 0, size: int = SIZE) -> None:
-    """Write generated photographs as ``CLASS/part00012-3.png`` (part 12, photograph 3), for ``data=folder``.
+    """Write generated photographs as ``CLASS/seed2-part00012-3.png`` (part 12 of seed 2, photograph 3), for
+    ``data=folder``; ``data.group='seed\\d+-part\\d+'`` keeps the photographs of a part together.
 
     Args:
         folder: a new or empty folder.
@@ -161,7 +162,7 @@ def write_surfaces(folder: Path, parts: int, camera: str = "first", seed: int = 
     for name in CLASSES:
         (folder / name).mkdir(parents=True)
     for row, (part, label) in enumerate(zip(source.groups.tolist(), source.labels.tolist(), strict=True)):
-        source.open(row).save(folder / CLASSES[label] / f"part{part:05}-{row % PHOTOGRAPHS}.png")
+        source.open(row).save(folder / CLASSES[label] / f"seed{seed}-part{part:05}-{row % PHOTOGRAPHS}.png")
 
 
 def _texture(x: np.ndarray, y: np.ndarray, part: Values) -> np.ndarray:
