@@ -9,11 +9,11 @@ from html import escape
 import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from multilevel.recipes.pictures.figures import BLUE, GREY, ORANGE, VERMILLION
+from multilevel.recipes.pictures.figures import BLUE, GREEN, GREY, VERMILLION
 
 WIDTH, HEIGHT = 360, 330
 LEFT, TOP, SIDE = 52, 12, 268  # the square of the axes
-COLOURS, CHANCE, POINT = (BLUE, ORANGE), GREY, VERMILLION
+COLOURS, CHANCE, POINT = (BLUE, GREEN), GREY, VERMILLION
 
 
 @dataclass(frozen=True)
