@@ -155,7 +155,7 @@ def new_report(
     return {
         "verdict": verdict,
         "sentence": sentence(verdict, row, comparison, more),
-        "models": {side: {"export": word, "identity": models[word].identity} for side, word in sides},
+        "models": {side: {"export": models[word].name, "identity": models[word].identity} for side, word in sides},
         "metric": settings.metric,
         "minimum_effect": settings.minimum_effect,
         "images": len(images.files),

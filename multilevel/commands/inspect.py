@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
     texts = Texts(settings.language)
     maker = PageMaker(model, export, inspected, findings, results.files, settings, texts, device)
     shown = [argument for argument in arguments if argument not in line.words and not argument.startswith("output=")]
-    names = Names(_name(export), _name(root), path.with_suffix(".json").name, shown)
+    names = Names(model.name, root.resolve().name, path.with_suffix(".json").name, shown)
     pages, without_shares = maker.pages(), maker.without_shares
     write_report(path, findings, inspected, pages, without_shares, names, settings)
     print("\n".join(verdict(findings, Texts("en"))))
@@ -128,9 +128,3 @@ def _output(output: str, export: Path) -> Path:
 
 def _relative(file: Path, root: Path) -> str:
     return file.relative_to(root).as_posix()
-
-
-def _name(folder: Path) -> str:
-    """The name of a folder for the report; a folder that is called export is named with the run above it."""
-    path = folder.resolve()
-    return f"{path.parent.name}/{path.name}" if path.name == "export" else path.name

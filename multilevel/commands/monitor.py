@@ -107,7 +107,7 @@ def new_report(request: Request, reference: DriftReference, results: Results, dr
         "verdict": drift.verdict,
         "notes": [*drift.notes, *([] if results.optics else [NO_OPTICS])],
         "rule": RULE,
-        "export": str(request.folder),
+        "export": request.model.name,
         "images": len(results.files),
         "reference_images": len(reference.sample),
         "groups": drift.groups,

@@ -37,6 +37,7 @@ class ExportedModel:
         image_size: pixels per side.
         channels: 1 or 3.
         fit: how an image becomes a square, see ``to_square``.
+        name: the name of the folder, after that of the run for a folder named export; it tells nothing of the machine.
         operating_point: the stored threshold of the probability of a defect; None without one.
         folder: the folder without symbolic links: a link may be moved to another export while this one is read.
         identity: 12 hexadecimal digits that name the model: of the file of its weights, its class names and its
@@ -50,6 +51,7 @@ class ExportedModel:
     def __init__(self, folder: Path, device: torch.device) -> None:
         given, folder = folder, folder.resolve()
         self.folder = folder
+        self.name = f"{folder.parent.name}/{folder.name}" if folder.name == "export" else folder.name
         weights = [folder / name for name in (WEIGHTS, ONNX) if (folder / name).is_file()]
         if not weights or not (folder / PROCESSOR).is_file() or not (folder / "config.json").is_file():
             raise SettingError("EXPORT", str(given), "a folder written by multilevel export")

@@ -63,7 +63,7 @@ def test_a_better_model_is_promoted_with_the_numbers_of_scikit_learn(place, tmp_
     assert said.startswith("promote: balanced accuracy")
     assert "McNemar's exact test" in said
     identity = ExportedModel(place / "new", torch.device("cpu")).identity
-    assert report["models"]["new"] == {"export": str(place / "new"), "identity": identity}
+    assert report["models"]["new"] == {"export": "new", "identity": identity}
     with Image.open(tmp_path / "report.png") as picture:
         assert min(picture.size) > 200
 
