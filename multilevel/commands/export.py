@@ -26,7 +26,7 @@ from multilevel.problems.checkpoint import WEIGHTS, newest_intact, take_weights
 from multilevel.recipes.encoder import EncoderRecipe
 from multilevel.recipes.export import write_export
 from multilevel.recipes.export.card import model_card, scores_line
-from multilevel.recipes.export.folder import FORMATS, check_export
+from multilevel.recipes.export.folder import FORMATS, check_export, refuse_tiles
 from multilevel.recipes.export.heads import AUTO, HEADS, choose_head, score_on_test_images
 from multilevel.recipes.export.onnx_model import PRECISIONS
 from multilevel.runs.distributed import print_once
@@ -76,6 +76,7 @@ def main(arguments: Sequence[str]) -> int:
     recipe = build_recipe(config)
     take_weights(recipe.graph, checkpoint)
     assert isinstance(recipe, EncoderRecipe)  # check_encoder
+    refuse_tiles(format, recipe.data.tiling)
     if line.settings.head == AUTO:
         print_once("choosing the head on held-out labelled images, which fits each several times (head=own is quicker)")
     choice = choose_head(recipe, line.settings.head)
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str]) -> int:
     loss = write_export(trained, output, format, card, precision, record)
     print(words)
     if test_scores is not None:
-        print(scores_line(test_scores, len(trained.data.test)))
+        print(scores_line(test_scores, len(trained.data.test.pictures)))
     if loss is not None:
         print(loss)
     print(output)
