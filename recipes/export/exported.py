@@ -76,8 +76,8 @@ class ExportedModel:
         return (logits if self.class_names else None), features
 
     def pixels(self, picture: Image.Image) -> np.ndarray:
-        """What the model reads of a picture, as Pillow has opened it: uint8 [T, C, image_size, image_size], one image
-        unless the model was trained on tiles."""
+        """The input for a picture, as Pillow has opened it: uint8 [T, C, image_size, image_size], one image unless the
+        model was trained on tiles."""
         return tile_pixels(picture, self.tiling, self.image_size, self.channels, self.fit)
 
     def of_pictures(self, tiles: Sequence[np.ndarray], batch_size: int) -> tuple[np.ndarray | None, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -14,11 +15,13 @@ from multilevel.__main__ import main
 from multilevel.commands.compare_models import predictions
 from multilevel.commands.labelled_images import labelled_images
 from multilevel.configuration.composition import build_recipe, compose_config
+from multilevel.levels import MaskedAutoencoder
 from multilevel.levels.tasks import TaskData
 from multilevel.levels.tasks.classification import ClassificationTask
 from multilevel.problems import Engine
 from multilevel.recipes.data import DataSettings, load_data
 from multilevel.recipes.evaluation import Candidate, EvaluationSettings, Setup, evaluate_features
+from multilevel.recipes.evaluation.protocols.finetune import FinetuneProtocol
 from multilevel.recipes.evaluation.protocols.linear_probe import LinearProbe
 from multilevel.recipes.export import DriftReference, ExportedModel, write_export
 from multilevel.recipes.export.heads import Heads, choose_head, score_on_test_images
@@ -38,15 +41,48 @@ def darkest(images):
     return torch.stack([cells.amin(1) - cells.mean(1), cells.std(1)], dim=1)
 
 
-def scores(root, seed, **changes):
+def tiny_data(root, seed, **changes):
     settings = DataSettings(
-        name="folder", path=str(root), image_size=32, channels=1, patch_size=8, batch_size=4, mask_share=0.0,
+        name="folder", path=str(root), image_size=32, channels=1, patch_size=4, batch_size=4, mask_share=0.0,
         near_copies="keep", split_seed=seed, test_share=0.5, **changes,
     )  # fmt: skip
     data = load_data(settings, allow_no_mask=True)
-    task = ClassificationTask(TaskData(data.target_names, data.target_counts), loss="auto", metric="auto")
+    facts = TaskData(data.target_names, data.target_counts, 32, 4)
+    return Setup(data, ClassificationTask(facts, loss="auto", metric="auto"), CPU, flip=True)
+
+
+def scores(root, seed, **changes):
+    """Of a linear probe on two features."""
     evaluation = EvaluationSettings(protocols=["linear_probe"], seed=seed)
-    return evaluate_features([Candidate("darkest", darkest)], Setup(data, task, CPU), evaluation)[0].metrics
+    return evaluate_features([Candidate("darkest", darkest)], tiny_data(root, seed, **changes), evaluation)[0].metrics
+
+
+def scores_from_scratch(root, seed, **changes):
+    """Of a network trained from scratch."""
+    setup = tiny_data(root, seed, **changes)
+    torch.manual_seed(seed)
+    sizes = {"patch_size": 4, "width": 32, "depth": 2, "heads": 2}
+    decoder = {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2}
+    network = MaskedAutoencoder.of_size(image_size=32, channels=1, **sizes, **decoder, mask_ratio=0.5)
+    evaluation = EvaluationSettings(protocols=["finetune"], seed=seed)
+    evaluation.finetune = FinetuneProtocol(
+        epochs=1, least_updates=400, batch_size=64, learning_rate=4e-3, layer_decay=1.0, mixup=0.0, cutmix=0.0,
+        label_smoothing=0.0, drop_path=0.0,
+    )  # fmt: skip
+    return evaluate_features([Candidate("network", network.features, network)], setup, evaluation)[0].metrics
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_network_trained_from_scratch_on_tiles_finds_defects_if_they_are_marked(tmp_path, seed):
+    root = write_large_pictures(tmp_path / "images", {"good": 60, "pitted": 60}, seed, masks=True)
+    rows = {f"tiles={tiles}": scores_from_scratch(root, seed, tiles=tiles) for tiles in (None, 4, 6)}
+    shutil.rmtree(root / "masks")
+    rows["tiles=4, no masks"] = scores_from_scratch(root, seed, tiles=4)
+    areas = {name: row["macro_roc_auc"] for name, row in rows.items()}
+    print(seed, {name: (round(areas[name], 3), round(row["balanced_accuracy"], 3)) for name, row in rows.items()})
+    assert min(areas["tiles=4"], areas["tiles=6"]) > 0.98
+    assert areas["tiles=4, no masks"] < 0.8
 
 
 def test_a_defect_next_to_a_corner_is_found_with_tiles_and_missed_without(tmp_path):

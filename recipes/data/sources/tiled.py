@@ -1,4 +1,4 @@
-"""Tiles of a source's pictures, as images of their own."""
+"""Tiles of a source's pictures, as a source of images."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def fit_linear_probe(
         seed: seed of the folds.
         metric: one of ``CLASSIFICATION_METRICS``, to choose the strength by.
         groups: int64 [N]; images with equal numbers are never on both sides of a fold. None: every image by itself.
-        pictures: that the images are tiles of, by which the strength is chosen; None: they are no tiles.
+        pictures: that the images are tiles of, by which the strength is chosen; None without tiles.
 
     Returns:
         A scaler and a classifier, with ``predict`` and ``predict_proba`` for features [M, D].
