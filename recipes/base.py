@@ -16,6 +16,7 @@ from multilevel.problems import Graph
 from multilevel.recipes.data import ImageData
 from multilevel.recipes.settings import RunSettings, chosen_device
 from multilevel.recipes.training import level_arguments
+from multilevel.solvers.ranges import require
 from multilevel.solvers.registry import chosen, discover
 
 
@@ -30,6 +31,7 @@ class Recipe(ABC):
         one_thread: whether its operations are so small that more than one CPU thread slows them down.
         notes: lines for the screen about choices that settings left open.
         image_data: the images, if the recipe reads any.
+        takes_tiles: whether it scores pictures that are cut into tiles (``data.tiles``).
         held_out_from: levels whose loss is that of another level on data held out from it, to plot on the same axes:
             ``{level: other level}``.
     """
@@ -41,6 +43,7 @@ class Recipe(ABC):
     one_thread: bool = False
     notes: tuple[str, ...] = ()
     image_data: ImageData | None = None
+    takes_tiles: ClassVar[bool] = False
     held_out_from: Mapping[str, str] = MappingProxyType({})
 
     @property
@@ -62,6 +65,9 @@ class Recipe(ABC):
             DataError: unusable data.
         """
         settings.validate()
+        tiles = getattr(getattr(settings, "data", None), "tiles", None)
+        fits = tiles is None or self.takes_tiles
+        require("data.tiles", tiles, fits, f"null: recipe={settings.recipe} scores images, not pictures of several")
         self.settings = settings
         self.device = chosen_device(settings.device)
 

@@ -27,6 +27,7 @@ class EncoderRecipe(Recipe):
         data: the images.
     """
 
+    takes_tiles = True
     encoder_level: ClassVar[str]
     images_per_step: int
     encoder_passes: int

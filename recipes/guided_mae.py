@@ -288,7 +288,9 @@ class GuidedMae(EncoderRecipe):
             self.data, said = initial.keep_statistics(self.data)
             self.image_data = self.data
             self.notes += said
-        self.notes += initial.changes({"data.fit": settings.data.fit, "mask.temperature": settings.mask.temperature})
+        data, temperature = settings.data, settings.mask.temperature
+        now = {"data.fit": data.fit, "data.tiles": data.tiles, "mask.temperature": temperature}
+        self.notes += initial.changes(now)
 
     def _new_task(self) -> Task | None:
         """The downstream task; None without labels for it."""

@@ -264,6 +264,7 @@ def _read_run(name: str, folder: Path) -> InitialModel:
         torch.as_tensor(data.std),
         {
             "data.fit": config.data.fit,
+            "data.tiles": config.data.get("tiles"),
             "mask.temperature": float(OmegaConf.select(config, "mask.temperature", default=1)),
         },
     )
@@ -309,6 +310,7 @@ def _read_export(name: str, folder: Path) -> InitialModel:
         class_names = tuple(config["id2label"][str(label)] for label in range(len(config["id2label"])))
         mean, std = (torch.tensor(processor[f"image_{key}"], dtype=torch.float32) for key in ("mean", "std"))
         fit = "crop" if processor["do_center_crop"] else "stretch"
+        tiles = processor.get("tiles", {}).get("count")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         cause = " ".join(str(error).split())
         raise SettingError("init", name, f"an intact export ({type(error).__name__}: {cause})") from error
@@ -316,5 +318,9 @@ def _read_export(name: str, folder: Path) -> InitialModel:
     if "classifier.weight" in weights:
         of_patches = weights["classifier.weight"][:, config["hidden_size"] :]  # those of the class token are 0
         head = Head("classification", class_names, {"weight": of_patches, "bias": weights["classifier.bias"]})
-    trained_with = {"data.fit": fit, **({"mask.temperature": mask["temperature"]} if "temperature" in mask else {})}
+    trained_with = {
+        "data.fit": fit,
+        "data.tiles": tiles,
+        **({"mask.temperature": mask["temperature"]} if "temperature" in mask else {}),
+    }
     return InitialModel(name, EXPORT, read_config(name), None, masking, head, mean, std, trained_with)

@@ -23,10 +23,11 @@ from multilevel.commands.evaluate import encoder_passes, run_folder
 from multilevel.configuration.command_line import read
 from multilevel.configuration.composition import build_recipe, changed
 from multilevel.problems.checkpoint import WEIGHTS, newest_intact, take_weights
+from multilevel.recipes.data import ImageData
 from multilevel.recipes.encoder import EncoderRecipe
 from multilevel.recipes.export import write_export
 from multilevel.recipes.export.card import model_card, scores_line
-from multilevel.recipes.export.folder import EVALUATION, FORMATS, INSPECTION, check_export
+from multilevel.recipes.export.folder import EVALUATION, FORMATS, INSPECTION, check_export, refuse_tiles
 from multilevel.recipes.export.heads import AUTO, HEADS, HeadChoice, choose_head, score_on_test_images
 from multilevel.recipes.export.onnx_model import PRECISIONS
 from multilevel.recipes.export.operating_point import (
@@ -43,7 +44,7 @@ from multilevel.recipes.export.references import References, score_references
 from multilevel.runs.distributed import print_once
 from multilevel.runs.folder import RunFolder
 from multilevel.solvers import MultilevelError
-from multilevel.solvers.ranges import Above, AtLeast, Below, OneOf, Text
+from multilevel.solvers.ranges import Above, AtLeast, Below, OneOf, Text, require
 
 
 @dataclass
@@ -83,6 +84,17 @@ class ExportSettings:
     min_recall: Annotated[float, Above(0), Below(1)] = MIN_RECALL
     references: Annotated[Any, OneOf(None, True, False, "supervised")] = None
 
+    def good_class(self, data: ImageData) -> str | None:
+        """The class of good parts; None without one.
+
+        Raises:
+            SettingError: ``good`` is not a class, or not that by which tiles stand for pictures.
+        """
+        tiled = None if data.tiling is None else data.tiling.good
+        good = good_class(data.class_names, self.good or tiled)
+        require("good", self.good, tiled in (None, good), f"{tiled}, by which the run chose tiles (data.good)")
+        return good
+
     def operating_point(self, choice: HeadChoice) -> OperatingPoint | None:
         """The operating point of a classifier; None without a class of good parts.
 
@@ -91,7 +103,7 @@ class ExportSettings:
             DataError: no held-out image is of the kind that the rule counts.
         """
         number, names = threshold_number(self.threshold), choice.model.data.class_names
-        good = good_class(names, self.good)
+        good = self.good_class(choice.model.data)
         if good is None or len(names) < 2:
             return None
         if number is not None:
@@ -126,7 +138,8 @@ def main(arguments: Sequence[str]) -> int:
     take_weights(recipe.graph, checkpoint)
     assert isinstance(recipe, EncoderRecipe)  # check_encoder
     threshold_number(line.settings.threshold)
-    good_class(recipe.trained_model().data.class_names, line.settings.good)
+    line.settings.good_class(recipe.data)
+    refuse_tiles(format, recipe.data.tiling)
     if line.settings.head == AUTO:
         print_once("choosing the head on held-out labelled images, which fits each several times (head=own is quicker)")
     choice = choose_head(recipe, line.settings.head)
@@ -150,7 +163,7 @@ def main(arguments: Sequence[str]) -> int:
     loss = write_export(trained, output, format, card, precision, records)
     print(described or "encoder and decoder only: the run has no classifier with one class per image")
     if test_scores is not None:
-        print(scores_line(test_scores, len(trained.data.test)))
+        print(scores_line(test_scores, len(trained.data.test.pictures)))
     print(*remarks, *([] if loss is None else [loss]), output, sep="\n")
     return 0
 

@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from multilevel.configuration.command_line import read
 from multilevel.recipes.data.images import worker_count
-from multilevel.recipes.data.pictures import to_pixels
 from multilevel.recipes.data.sources.folders import images_below
 from multilevel.recipes.export import ExportedModel
 from multilevel.recipes.export.optics import Optics
@@ -96,7 +95,7 @@ class Request:
                 readable = [result for result in read if not isinstance(result, str)]
                 measured += [result for _, result in readable if result is not None]
                 if readable:
-                    some_logits, some_features = model(np.stack([pixels for pixels, _ in readable]))
+                    some_logits, some_features = model.of_pictures([pixels for pixels, _ in readable], self.batch_size)
                     features.append(some_features)
                     logits += [] if some_logits is None else [some_logits]
                 bar.update(len(batch))
@@ -169,10 +168,10 @@ def writable(output: str, files: Sequence[Path] = (), suffixes: Sequence[str] = 
 
 
 def _read(file: Path, model: ExportedModel, optics: bool) -> tuple[np.ndarray, Optics | None] | str:
-    """Pixels uint8 [C, H, W] and, on request, optics, or the reason why they cannot be read."""
+    """Pixels uint8 [T, C, H, W] and, on request, optics, or the reason why they cannot be read."""
     try:
         with Image.open(file) as picture:
-            pixels = to_pixels(picture, model.image_size, model.channels, model.fit)
+            pixels = model.pixels(picture)
             return pixels, Optics.of(picture) if optics else None
     except Exception as error:  # Pillow's formats raise errors of many kinds for broken files
         return f"unreadable ({type(error).__name__}: {' '.join(str(error).split())})"

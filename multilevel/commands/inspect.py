@@ -64,7 +64,10 @@ def main(arguments: Sequence[str]) -> int:
     stored = read_stored(export, classes)
     good = None
     if classes or images.labelled or settings.good is not None:
-        good = choose_good(settings.good, stored.good, classes or images.class_names, images.truth)
+        known = None if model.tiling is None else model.tiling.good
+        good = choose_good(settings.good, stored.good or known, classes or images.class_names, images.truth)
+        fits = known in (None, good.name)
+        require("good", settings.good, fits, f"{known}, by which the export chooses the tile that stands for a picture")
     path = _output(settings.output, export)
     results = Request(model, export, images.files, settings.output, settings.batch_size).run()
     inspected = _inspected(images, results, classes, root, good, DriftReference.load(export))

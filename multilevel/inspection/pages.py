@@ -120,7 +120,7 @@ class PageMaker:
 
     def _cards(self, rows: list[int]) -> list[Card]:
         model, texts = self._model, self._texts
-        pixels = [read_pixels(self._files[row], model.image_size, model.channels, model.fit) for row in rows]
+        pixels = [read_pixels(self._files[row], model) for row in rows]
         maps: list[str | None] = [None] * len(rows)
         lines = [self._lines(row) for row in rows]
         if self._shares is not None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from multilevel.recipes.data.pictures import to_colours, to_pixels, upright
+from multilevel.recipes.data.pictures import to_colours, upright
+from multilevel.recipes.export import ExportedModel
 
 SIDE = 240  # pixels of the longer side
 OPACITY = 0.6  # of the patch with the largest share
@@ -23,10 +24,10 @@ def thumbnail(path: Path, channels: int) -> str:
         return _encoded(ImageOps.contain(shown, (SIDE, SIDE)) if max(shown.size) > SIDE else shown)
 
 
-def read_pixels(path: Path, image_size: int, channels: int, fit: str) -> np.ndarray:
-    """The pixels that the model reads, uint8 [C, H, W]."""
+def read_pixels(path: Path, model: ExportedModel) -> np.ndarray:
+    """The pixels that the model reads, uint8 [C, H, W]; those of the worst tile, if it was trained on tiles."""
     with Image.open(path) as picture:
-        return to_pixels(picture, image_size, channels, fit)
+        return model.decisive(picture)
 
 
 def heat_map(pixels: np.ndarray, shares: np.ndarray) -> str:

@@ -43,6 +43,7 @@ class Source(ABC):
         names: the images' file names below ``data.path``; ``None``: images are named by their row.
         digests: of the contents of each image that has been read, by row.
         expected: recorded digests, by row; reading an image with another digest raises.
+        good: number of the good class if the images are tiles; ``None`` otherwise, or without classes.
         left_out: number of files of each kind that are not images.
         nested: the folders with images inside the folder of a class, by class.
     """
@@ -55,8 +56,18 @@ class Source(ABC):
     names: Sequence[str] | None = None
     digests: dict[int, str]
     expected: Mapping[int, str] = {}
+    good: int | None = None
     left_out: Mapping[str, int] = {}
     nested: Mapping[str, Sequence[str]] = {}
+
+    @property
+    def whole(self) -> Source:
+        """The source of the pictures that the images are tiles of; this one, unless they are."""
+        return self
+
+    def picture(self, row: int) -> int:
+        """The row in ``whole`` of an image's picture."""
+        return row
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -186,8 +197,7 @@ class Images(ABC):
 
         problems: dict[int, DataError] = {}
 
-        def decode_some(start: int) -> int:
-            stop = min(start + task_size, len(rows))
+        def decode_some(start: int, stop: int) -> int:
             for row, position in zip(rows[start:stop], places[start:stop], strict=True):
                 try:
                     into[position] = self._decode_one(row)
@@ -196,15 +206,28 @@ class Images(ABC):
             return stop - start
 
         Image.init()  # Pillow looks for its formats on first use, which is not safe in threads
-        starts = range(0, len(rows), task_size)
+        starts = self._starts(rows, task_size)
+        stops = [*starts[1:], len(rows)]
         silent = not (progress and sys.stderr.isatty())
         with (
             tqdm(total=len(rows), desc="decoding", leave=False, file=sys.stderr, disable=silent) as bar,
             ThreadPoolExecutor(workers, "decode") as pool,
         ):
-            for count in pool.map(decode_some, starts):  # a failure cancels the tasks that have not started
+            for count in pool.map(decode_some, starts, stops):  # a failure cancels the tasks that have not started
                 bar.update(count)
         return problems
+
+    def _starts(self, rows: list[int], task_size: int) -> list[int]:
+        """Where tasks of about this size begin among ``rows``; tiles of one picture that follow each other are in one
+        task, which decodes the picture once."""
+        starts: list[int] = []
+        picture = self.source.picture
+        for start in range(0, len(rows), task_size):
+            while 0 < start < len(rows) and picture(rows[start]) == picture(rows[start - 1]):
+                start += 1
+            if start < len(rows) and start not in starts[-1:]:
+                starts.append(start)
+        return starts
 
     def _gains_from_threads(self, row: int) -> bool:
         """Whether decoding mostly releases the interpreter lock, judged by the size of one image."""
@@ -285,7 +308,7 @@ def check_readable(problems: Mapping[int, DataError]) -> None:
     Args:
         problems: the error of each, by row.
     """
-    errors = [problems[row] for row in sorted(problems)]
+    errors = list({str(problems[row]): problems[row] for row in sorted(problems)}.values())  # tiles share a picture
     if len(errors) == 1:
         raise errors[0]
     if errors:

@@ -21,9 +21,10 @@ MARKED = 127  # a mask's pixels above this grey value are marked
 
 
 def overview(data: ImageData) -> list[str]:
-    """Images, classes and parts, files that were left out, and what the chosen size and fit leave of the pictures."""
-    source = data.pretrain.images.source
-    rows = random_for(0, "overview").permutation(np.union1d(data.pretrain.indices, data.train.indices))[:LOOKED_AT]
+    """Pictures, classes and parts, files that were left out, and what the chosen size and fit leave of the pictures."""
+    source = data.pretrain.images.source.whole
+    rows = np.union1d(data.pretrain.pictures.rows, data.train.pictures.rows)
+    rows = random_for(0, "overview").permutation(rows)[:LOOKED_AT]
     lines = [_classes(data), _parts(data)]
     if folders := folders_of(list(source.names or ())):
         lines.append(f"folders of data.unlabelled: {_counted(dict(sorted(folders.items())))}")
@@ -41,24 +42,28 @@ def overview(data: ImageData) -> list[str]:
 
 def _classes(data: ImageData) -> str:
     if not data.labelled:
-        return f"images: {len(data.pretrain):,} without labels"
+        return f"images: {_count(data, 'pretrain'):,} without labels"
     counts = sum(
         np.bincount(_labels(data, part), minlength=len(data.class_names)) for part in ("train", "validation", "test")
     )
     by_class = dict(zip(data.class_names, np.asarray(counts).tolist(), strict=True))
     shown = _counted(dict(sorted(by_class.items(), key=lambda item: -item[1])[:SHOWN_CLASSES]))
     more = f" and {len(by_class) - SHOWN_CLASSES} more" if len(by_class) > SHOWN_CLASSES else ""
-    unlabelled = len(data.pretrain) - len(data.finetune)
+    unlabelled = _count(data, "pretrain") - _count(data, "finetune")
     tail = f"; {unlabelled:,} without a label" if unlabelled else ""
     return f"images: {int(np.sum(counts)):,} of {len(by_class)} classes: {shown}{more}{tail}"
 
 
 def _labels(data: ImageData, part: str) -> np.ndarray:
-    return getattr(data, part).labels.numpy()
+    return getattr(data, part).pictures.labels
+
+
+def _count(data: ImageData, part: str) -> int:
+    return len(getattr(data, part).pictures)
 
 
 def _parts(data: ImageData) -> str:
-    counts = {name: len(getattr(data, name)) for name in ("pretrain", "finetune", "mask", "validation", "test")}
+    counts = {name: _count(data, name) for name in ("pretrain", "finetune", "mask", "validation", "test")}
     return f"parts: {_counted({name: count for name, count in counts.items() if count})}"
 
 
@@ -67,7 +72,7 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 
 def _left_by_crop(source: Source, data: ImageData, rows: np.ndarray) -> Iterator[str]:
-    if data.fit != "crop":
+    if data.fit != "crop" or data.tiling is not None:
         return
     lost = []
     for row in rows.tolist():
@@ -89,12 +94,15 @@ def _left_of_defects(source: Source, data: ImageData, rows: np.ndarray) -> Itera
             continue
         marked = Image.fromarray((np.asarray(upright(mask).convert("L")) > MARKED).astype(np.float32), "F")
         if np.asarray(marked).any():
-            square = np.asarray(to_square(marked, data.image_size, data.fit, Image.Resampling.BOX))
-            pixels.append(float(square.sum()))
+            parts = [marked] if data.tiling is None else data.tiling.cut(marked)
+            squares = (to_square(part, data.image_size, data.fit, Image.Resampling.BOX) for part in parts)
+            pixels.append(max(float(np.asarray(square).sum()) for square in squares))
             gone += pixels[-1] == 0
     if pixels:
+        size = f"{data.image_size} x {data.image_size}"
+        size += ", in the tile that shows most of it" if data.tiling is not None else ""
         lost = f"; {gone} of {len(pixels)} are outside the crop" if gone else ""
         yield (
-            f"a marked defect keeps {median(pixels):.0f} pixels at {data.image_size} x {data.image_size} (median; "
+            f"a marked defect keeps {median(pixels):.0f} pixels at {size} (median; "
             f"a tenth keep at most {np.quantile(pixels, 0.1):.1f}){lost}"
         )

@@ -37,6 +37,12 @@ class DataSettings:
         image_size: height and width of every image after resizing, in pixels.
         channels: 3 (RGB) or 1 (grey).
         fit: how an image becomes a square: crop (its centre) or stretch (the whole image, distorted).
+        tiles: cut every picture into tiles, each resized to ``image_size``, for small defects in large pictures: with
+            ``fit=crop`` square tiles, N along the shorter side and as many along the longer side as cover it; with
+            ``fit=stretch`` N along each side. Neighbours overlap by a quarter of a tile or more, and every pixel is in
+            a tile. The tile that is least likely to be good gives a picture its label and score. ``None``: no tiles.
+        good: the class of pictures without a defect, for ``tiles``; ``None`` finds a usual name, such as good, OK or
+            良品.
         patch_size: a suitable patch size for the images; only the model's configuration reads it.
         batch_size: images in a batch.
         mask_share: share of the labelled training images that mask learning gets; finetuning gets the rest. ``None``: a
@@ -78,6 +84,8 @@ class DataSettings:
     image_size: Count
     channels: Annotated[int, OneOf(1, 3)]
     fit: Annotated[str, OneOf(*FITS)] = "crop"
+    tiles: Count | None = None
+    good: Text | None = None
     patch_size: Count
     batch_size: Count
     mask_share: Share | None = None

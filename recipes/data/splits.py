@@ -18,10 +18,12 @@ from multilevel.recipes.data.record import DataRecord, ImageRecord
 from multilevel.recipes.data.rows import Rows, divide
 from multilevel.recipes.data.settings import MASK_SHARE, DataSettings
 from multilevel.recipes.data.sources.choice import read_sources
+from multilevel.recipes.data.sources.tiled import check_tiles, with_tiles
 from multilevel.recipes.data.sources.unlabelled import with_unlabelled
 from multilevel.recipes.data.strata import random_for
 from multilevel.recipes.data.targets.base import Targets
 from multilevel.recipes.data.targets.choice import TARGETS
+from multilevel.recipes.data.tiles import Pictures, Tiling
 from multilevel.solvers.errors import SettingError
 from multilevel.solvers.registry import chosen
 
@@ -50,8 +52,18 @@ class Split:
 
     @property
     def labels(self) -> Tensor:
-        """int64 tensor ``[N]``, -1 where an image has no label."""
+        """int64 tensor ``[N]``, -1 where an image has no label; of a tile the label that it is trained with."""
         return self.images.labels[self.indices]
+
+    @property
+    def pictures(self) -> Pictures:
+        """The pictures that the images of this part are tiles of; without ``data.tiles``, the images themselves."""
+        source, indices = self.images.source, self.indices.numpy()
+        if source.whole is source:
+            return Pictures(np.arange(len(self)), indices, self.labels.numpy())
+        of_each = np.array([source.picture(row) for row in indices.tolist()], dtype=np.int64)
+        rows, numbers = np.unique(of_each, return_inverse=True)
+        return Pictures(numbers, rows, source.whole.labels.numpy()[rows], source.good)
 
     @property
     def groups(self) -> Tensor:
@@ -94,6 +106,7 @@ class ImageData:
         target_names: the classes of the task's targets, by number (for masks starting with the background).
         target_counts: number of each in ``train``: images, pixels of masks, or boxes.
         mean, std: float32 tensors ``[C]`` of the pretraining images, where white is 1.
+        tiling: how the images were cut out of pictures; ``None`` without ``data.tiles``.
         notes: lines about the division for the screen.
     """
 
@@ -113,6 +126,7 @@ class ImageData:
     std: Tensor
     labelled: bool
     signal_patches: Tensor | None = None
+    tiling: Tiling | None = None
     notes: tuple[str, ...] = ()
 
     def record(self) -> DataRecord:
@@ -121,8 +135,8 @@ class ImageData:
         own_test = self.test.images.source is not self.pretrain.images.source
 
         def record_of(*names: str) -> ImageRecord:
-            source = parts[names[0]].images.source
-            return ImageRecord.of(source, {name: parts[name].indices for name in names})
+            source = parts[names[0]].images.source.whole
+            return ImageRecord.of(source, {name: torch.from_numpy(parts[name].pictures.rows) for name in names})
 
         return DataRecord(
             class_names=list(self.class_names),
@@ -174,6 +188,7 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str 
     if settings.mask_share == 0 and not allow_no_mask:
         raise SettingError("data.mask_share", settings.mask_share, "a share above 0 for mask learning")
     kind = chosen("targets", TARGETS, targets)
+    check_tiles(settings, kind)
     sources = read_sources(settings, kind)
     if settings.unlabelled is not None:
         sources = with_unlabelled(sources, settings.unlabelled)
@@ -186,6 +201,9 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str 
     else:
         sources, rows = record.match(sources, settings)
         notes = ()
+    if settings.tiles is not None:
+        sources, rows, lines = with_tiles(sources, rows, settings)
+        notes = (*notes, *lines)
     opened = partial(open_images, rows, settings)
     images, test_images = opened(sources, settings.channels)
     images.prepare(torch.from_numpy(np.union1d(rows.pretrain, rows.train)))
@@ -218,6 +236,7 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str 
         std=std,
         labelled=bool(sources.class_names),
         signal_patches=sources.signal_patches,
+        tiling=getattr(sources.train, "tiling", None),
         notes=notes,
     )
 

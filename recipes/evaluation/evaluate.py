@@ -42,15 +42,17 @@ def evaluate_features(candidates: Sequence[Candidate], setup: Setup, settings: E
             where the metric is the area under the ROC curve.
         SettingError: too few images for two classes, or a protocol that the labels do not suit.
     """
-    pool, scored = _parts(setup.data, settings)
+    drawn, scored = _parts(setup.data, settings)
+    pool = _of_pictures(setup.data.train, drawn)
     names = settings.protocols_of(setup.task)
     protocols = {name: settings.protocol(name) for name in names}
     metric = settings.metric or setup.task.headline
-    shares = {share: label_share(setup.data.train.labels, pool, share, settings.seed) for share in settings.labels}
-    fitted = {share: _subset(setup.data.train, pool[chosen]) for share, chosen in shares.items()}
+    labels = torch.from_numpy(setup.data.train.pictures.labels)
+    shares = {share: label_share(labels, drawn, share, settings.seed) for share in settings.labels}
+    fitted = {share: _of_pictures(pool, chosen) for share, chosen in shares.items()}
     for part in fitted.values():
         _check_labels(part, scored, protocols, settings)
-    if metric == "macro_roc_auc" and len(scored.labels.unique()) < 2:
+    if metric == "macro_roc_auc" and len(np.unique(scored.pictures.labels)) < 2:
         raise DataError(
             f"all {settings.split} images are of one class, so the area under the ROC curve is not defined: give the "
             f"set images of another class, raise data.{settings.split}_share, or set evaluation.metric=accuracy"
@@ -58,11 +60,11 @@ def evaluate_features(candidates: Sequence[Candidate], setup: Setup, settings: E
     common = (metric, settings.neighbours, settings.batch_size, settings.seed)
     scores = []
     for candidate in candidates:
-        frozen = _frozen_features(candidate, setup, settings, _subset(setup.data.train, pool), scored)
+        frozen = _frozen_features(candidate, setup, settings, pool, scored)
         tasks = [
             partial(_score, name, share, protocol, trial)
             for share, part in fitted.items()
-            for trial in [Trial(candidate, setup, part, scored, _chosen(frozen, shares[share]), *common)]
+            for trial in [Trial(candidate, setup, part, scored, _chosen(frozen, pool, shares[share]), *common)]
             for name, protocol in candidate.protocols(protocols).items()
         ]
         scores += replicas.spread(tasks)
@@ -144,14 +146,15 @@ def label_share(labels: Tensor, pool: Tensor, share: float, seed: int) -> Tensor
 
 
 def _parts(data: ImageData, settings: EvaluationSettings) -> tuple[Tensor, Split]:
-    """Positions of the training images to fit to, and the part to score."""
+    """The training pictures to fit to, int64 [P], and the part to score."""
     if not data.labelled:
         raise DataError("the images have no labels, so features cannot be evaluated")
     scored = data.validation if settings.split == "validation" else data.test
     if not len(scored):
         remedy = "" if settings.split == "validation" else ", or give the set a test split"
         raise DataError(f"there are no {settings.split} images: raise data.{settings.split}_share{remedy}")
-    return stratified_positions(data.train.labels, settings.max_images, settings.seed), scored
+    labels = torch.from_numpy(data.train.pictures.labels)
+    return stratified_positions(labels, settings.max_images, settings.seed), scored
 
 
 def _check_labels(
@@ -166,8 +169,9 @@ def _check_labels(
             raise SettingError("evaluation.max_images", settings.max_images, "enough images for two classes")
 
 
-def _subset(part: Split, positions: Tensor) -> Split:
-    return replace(part, indices=part.indices[positions])
+def _of_pictures(part: Split, chosen: Tensor) -> Split:
+    """The images of some pictures (int64) of a part: of each all tiles, with ``data.tiles``."""
+    return replace(part, indices=part.indices[torch.from_numpy(part.pictures.positions(chosen.numpy()))])
 
 
 def _frozen_features(
@@ -183,12 +187,16 @@ def _frozen_features(
     return cache(lambda: [extract(part) for part in parts])
 
 
-def _chosen(frozen: Callable[[], list[np.ndarray]], positions: Tensor) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
-    return lambda: (frozen()[0][positions.numpy()], frozen()[1])
+def _chosen(
+    frozen: Callable[[], list[np.ndarray]], pool: Split, chosen: Tensor
+) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+    """The features of the images of some pictures of the pool, and of the scored images."""
+    positions = pool.pictures.positions(chosen.numpy())
+    return lambda: (frozen()[0][positions], frozen()[1])
 
 
 def _majority_metrics(fitted: Split, scored: Split, classes: int) -> dict[str, float]:
     """The metrics of equal scores for all images, the highest for the most frequent class."""
-    scores = np.zeros((len(scored), classes))
-    scores[:, int(fitted.labels.bincount().argmax())] = 1
-    return classification_metrics(scored.labels.numpy(), scores)
+    scores = np.zeros((len(scored.pictures), classes))
+    scores[:, np.bincount(fitted.pictures.labels).argmax()] = 1
+    return classification_metrics(scored.pictures.labels, scores)

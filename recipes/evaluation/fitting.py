@@ -96,9 +96,3 @@ def scored_outputs(forward: Callable[[Tensor], Tensor], trial: Trial) -> Tensor:
     loader = ImageLoader(trial.scored, setup.data.normalize, trial.batch_size, drop_last=False, shuffle=False)
     with torch.no_grad():
         return torch.cat([forward(images.to(setup.device)).float().cpu() for images, _ in loader])
-
-
-def task_metrics(forward: Callable[[Tensor], Tensor], trial: Trial) -> dict[str, float]:
-    """The task's metrics of the outputs for all images that a trial scores."""
-    outputs = scored_outputs(forward, trial)
-    return trial.setup.task.metrics(outputs, trial.scored.targets(torch.arange(len(trial.scored))))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from multilevel.recipes.data import ImageData
 from multilevel.recipes.evaluation.scores import PHRASES, Score
 from multilevel.recipes.evaluation.settings import EvaluationSettings
@@ -59,11 +61,11 @@ def not_better(scores: Sequence[Score], metric: str | None = None) -> str:
 
 
 def scored_images(data: ImageData, split: str) -> dict[str, int]:
-    """The number of images of each class in the test or validation split; empty if images have no single class."""
-    labels = (data.validation if split == "validation" else data.test).labels
+    """The number of pictures of each class in the test or validation split; empty if they have no single class."""
+    labels = (data.validation if split == "validation" else data.test).pictures.labels
     if not len(labels) or int(labels.min()) < 0:
         return {}
-    return dict(zip(data.class_names, labels.bincount(minlength=len(data.class_names)).tolist(), strict=True))
+    return dict(zip(data.class_names, np.bincount(labels, minlength=len(data.class_names)).tolist(), strict=True))
 
 
 def few_images(counts: dict[str, int], split: str) -> str:

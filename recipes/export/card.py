@@ -126,13 +126,15 @@ def _data(trained: TrainedModel, config: Mapping[str, Any]) -> str:
     data = trained.data
     source = config["data"]["hub"] if config["data"]["hub"] and not config["data"]["path"] else config["data"]["name"]
     kind = "grey" if data.channels == 1 else "colour"
-    lines = [f"## Data\n\n`{source}`, {kind} images: {len(data.pretrain):,} for pretraining"]
+    lines = [f"## Data\n\n`{source}`, {kind} images: {len(data.pretrain.pictures):,} for pretraining"]
     if data.labelled:
-        lines[0] += f", {len(data.finetune):,} for the classifier, {len(data.mask):,} for mask learning, "
-        lines[0] += f"{len(data.test):,} for testing.\n"
+        lines[0] += f", {len(data.finetune.pictures):,} for the classifier, {len(data.mask.pictures):,} for mask "
+        lines[0] += f"learning, {len(data.test.pictures):,} for testing.\n"
         lines.append(f"{len(data.class_names)} classes: {', '.join(data.class_names)}.\n")
     else:
         lines[0] += ", without labels.\n"
+    if data.tiling is not None:
+        lines.append(f"{data.tiling.describe()} Only `multilevel` cuts them: the image processor takes one tile.\n")
     return "\n".join(lines)
 
 
@@ -153,7 +155,7 @@ def _deployed(
         return ""
     lines = ["## Classifier\n", f"{choice}.\n"]
     if scores is not None:
-        line = scores_line(scores, len(trained.data.test))
+        line = scores_line(scores, len(trained.data.test.pictures))
         lines.append(f"{line[0].upper()}{line[1:]}. These images had no part in the choice.\n")
     lines += [f"{remark[0].upper()}{remark[1:]}.\n" for remark in remarks]
     return "\n".join(lines)

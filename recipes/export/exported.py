@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import Dinov2Config
 
+from multilevel.recipes.data.tiles import Pictures, Tiling, tile_pixels
 from multilevel.recipes.export.folder import INSPECTION, PROCESSOR, WEIGHTS, read_json
 from multilevel.recipes.export.onnx_model import ONNX, OnnxModel
 from multilevel.recipes.export.operating_point import stored_operating_point
@@ -39,6 +41,7 @@ class ExportedModel:
         fit: how an image becomes a square, see ``to_square``.
         name: the name of the folder, after that of the run for a folder named export; it tells nothing of the machine.
         operating_point: the stored threshold of the probability of a defect; None without one.
+        tiling: how pictures are cut into tiles before that; None: they are not.
         folder: the folder without symbolic links: a link may be moved to another export while this one is read.
         identity: 12 hexadecimal digits that name the model: of the file of its weights, its class names and its
             preprocessing. The two formats of one run are different models.
@@ -61,11 +64,13 @@ class ExportedModel:
             self.image_size: int = config["image_size"]
             self.channels: int = config["num_channels"]
             self.fit = "crop" if settings["do_center_crop"] else "stretch"
+            self.tiling = Tiling.stored(settings.get("tiles"), self.fit)
             self._mean, self._std = (np.array(settings[f"image_{name}"], np.float32) for name in ("mean", "std"))
             self._run = _run(config, weights[0], device, self.normalized)
             self.operating_point = stored_operating_point(read_json(folder / INSPECTION), self.class_names)
             normalization = [self._mean.tolist(), self._std.tolist()]
             described = [self.class_names, self.image_size, self.channels, self.fit, *normalization]
+            described += [] if self.tiling is None else [self.tiling.to_store()]
             self.identity = _identity(weights[0], described)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise MultilevelError(f"{given} holds a broken export ({error}): export the run again") from error
@@ -74,6 +79,39 @@ class ExportedModel:
         """Pixels uint8 [B, C, H, W] to logits float32 [B, classes], or None, and features float32 [B, width]."""
         logits, features = self._run(pixels)
         return (logits if self.class_names else None), features
+
+    def pixels(self, picture: Image.Image) -> np.ndarray:
+        """The input for a picture, as Pillow has opened it: uint8 [T, C, image_size, image_size], one image unless the
+        model was trained on tiles."""
+        return tile_pixels(picture, self.tiling, self.image_size, self.channels, self.fit)
+
+    def of_pictures(self, tiles: Sequence[np.ndarray], batch_size: int) -> tuple[np.ndarray | None, np.ndarray]:
+        """Logits float32 [P, classes], or None, and features float32 [P, width] of pictures: see ``Pictures.join``.
+
+        Args:
+            tiles: of P pictures, see ``pixels``.
+            batch_size: tiles to run the model on at once.
+        """
+        joined = np.concatenate(list(tiles))
+        parts = [self(joined[start : start + batch_size]) for start in range(0, len(joined), batch_size)]
+        of_tiles = [logits for logits, _ in parts if logits is not None]  # none without a classifier
+        of_all = np.concatenate(of_tiles) if of_tiles else None
+        features, logits = self._pictures(tiles).join(np.concatenate([features for _, features in parts]), of_all)
+        return logits, features
+
+    def decisive(self, picture: Image.Image) -> np.ndarray:
+        """The worst tile of a picture, uint8 [C, image_size, image_size], or the picture itself; of an encoder's tiles
+        the first."""
+        pixels = self.pixels(picture)
+        logits = self(pixels)[0] if len(pixels) > 1 else None
+        if logits is None:
+            return pixels[0]
+        return pixels[self._pictures([pixels]).worst(probabilities(logits))[0]]
+
+    def _pictures(self, tiles: Sequence[np.ndarray]) -> Pictures:
+        name = None if self.tiling is None else self.tiling.good
+        good = None if name is None or not self.class_names else self.class_names.index(name)
+        return Pictures.of_tiles([len(pixels) for pixels in tiles], good)
 
     def normalized(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels uint8 [B, C, H, W] as the network reads them, float32."""

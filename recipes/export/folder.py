@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from multilevel.recipes.data.tiles import Tiling
 from multilevel.recipes.export.masking import MASKING, save_masking
 from multilevel.recipes.export.onnx_model import ONNX, WRITING, OnnxModel, require_packages, write_onnx
 from multilevel.recipes.export.operating_point import stored_operating_point
@@ -44,6 +45,14 @@ def check_export(format: str, output: Path, precision: str = "float32") -> None:
         require_packages(WRITING)
 
 
+def refuse_tiles(format: str, tiling: Tiling | None) -> None:
+    """Raise SettingError for an ONNX file of a model that labels pictures by their tiles, which such a file cannot
+    cut."""
+    if format == "onnx" and tiling is not None:
+        expected = f"transformers: a model with data.tiles={tiling.count} is run by multilevel, which cuts the tiles"
+        raise SettingError("format", format, expected)
+
+
 def write_export(
     trained: TrainedModel,
     output: Path,
@@ -73,6 +82,7 @@ def write_export(
         MultilevelError: packages for the format are missing.
     """
     check_export(format, output, precision)
+    refuse_tiles(format, trained.data.tiling)
     if format == "onnx" and trained.classifier is None:
         raise SettingError("format", format, "transformers, since this run has no classifier with one class per image")
 

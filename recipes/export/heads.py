@@ -23,7 +23,7 @@ from multilevel.recipes.evaluation.evaluate import extract_features
 from multilevel.recipes.evaluation.fitting import scored_outputs
 from multilevel.recipes.evaluation.folds import Fold
 from multilevel.recipes.evaluation.protocols import Candidate, Trial
-from multilevel.recipes.evaluation.protocols.base import class_probabilities
+from multilevel.recipes.evaluation.protocols.base import class_probabilities, picture_metrics
 from multilevel.recipes.evaluation.protocols.linear_probe import fit_linear_probe
 from multilevel.recipes.export.trained import TrainedModel
 from multilevel.solvers import DataError
@@ -106,7 +106,7 @@ def choose_head(recipe: EncoderRecipe, head: str = AUTO) -> HeadChoice | None:
     few = len(trained.data.train) <= MOST_TO_FINETUNE
     tried = [head] if head != AUTO else list(HEADS if few else HEADS[:2])
     predicted = {name: heads.held_out(name) for name in tried}
-    labels = heads.labels[next(iter(predicted.values()))[0]]
+    labels, _ = next(iter(predicted.values()))
     scores = {name: classification_metrics(labels, found[1])[heads.metric] for name, found in predicted.items()}
     best = max(scores, key=lambda name: scores[name])  # of equals the first, which is the cheapest
     words = "validation images" if len(trained.data.validation) else f"{len(heads.folds)} folds of training images"
@@ -126,7 +126,7 @@ def score_on_test_images(model: TrainedModel, recipe: EncoderRecipe) -> dict[str
     )
     with torch.no_grad():
         logits = layer(torch.from_numpy(features).to(model.device)).double()
-    return classification_metrics(data.test.labels.numpy(), logits.softmax(1).cpu().numpy())
+    return picture_metrics(data.test, logits.softmax(1).cpu().numpy())
 
 
 class Heads:
@@ -159,8 +159,10 @@ class Heads:
             )
 
     def held_out(self, head: str) -> tuple[np.ndarray, np.ndarray]:
-        """Positions int64 [M] of held-out images, and their probabilities float64 [M, classes]."""
-        return out_of_fold(lambda fit, held: self._predicted(head, fit, held), self.folds)
+        """Labels int64 [M] of held-out pictures, and their probabilities float64 [M, classes]."""
+        positions, predicted = out_of_fold(lambda fit, held: self._predicted(head, fit, held), self.folds)
+        pictures = self._part(positions).pictures
+        return pictures.labels, predicted[pictures.worst(predicted)]
 
     def refit(self, head: str) -> TrainedModel:
         """The trained model with a head fitted to all labelled training images; its own head stays as it is."""
@@ -193,7 +195,8 @@ class Heads:
 
     def _probe(self, fit: np.ndarray) -> Pipeline:
         groups = self.images.groups.numpy()[fit]
-        return fit_linear_probe(self.features[fit], self.labels[fit], self.evaluation.seed, self.metric, groups)
+        seed, pictures = self.evaluation.seed, self._part(fit).pictures
+        return fit_linear_probe(self.features[fit], self.labels[fit], seed, self.metric, groups, pictures)
 
     def _own(self, fit: np.ndarray) -> nn.Module:
         """A linear layer trained as the finetuning level trains its head, on frozen features."""

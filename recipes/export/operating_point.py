@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from multilevel.recipes.data.good import named_good
 from multilevel.solvers import DataError, SettingError
 
 RULES = ("false_alarms", "recall")
 NUMBER = "number"
 MAX_FALSE_ALARMS, MIN_RECALL = 0.02, 0.99
-#: Names of the good class, as compared by ``plain_name``.
-GOOD_NAMES = ("good", "ok", "normal", "free", "fine", "pass", "良品", "良", "正常", "合格")
 
 
 @dataclass(frozen=True)
@@ -143,13 +141,7 @@ def good_class(class_names: Sequence[str], requested: str | None = None) -> str 
             expected = f"one of the classes {listed}" if listed else "null: neither model nor folder has classes"
             raise SettingError("good", requested, expected)
         return requested
-    by_name = {plain_name(name): name for name in reversed(class_names)}
-    return next((by_name[usual] for usual in GOOD_NAMES if usual in by_name), None)
-
-
-def plain_name(name: str) -> str:
-    """A name without differences of case and of full-width letters."""
-    return unicodedata.normalize("NFKC", name).casefold().strip()
+    return named_good(class_names)
 
 
 def threshold_number(text: str | None, rules: Sequence[str] = RULES) -> float | None:

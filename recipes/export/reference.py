@@ -69,37 +69,40 @@ class DriftReference:
 
 def reference_tensors(trained: TrainedModel) -> Mapping[str, Tensor]:
     """Features [N, width], optics [N, 7], groups [N] and, if there are any, labels [N] and logits [N, classes] of at
-    most 1,000 training images, drawn at random."""
+    most 1,000 training pictures, drawn at random."""
     part = reference_part(trained.data)
-    drawn = random_for(SEED, "reference").permutation(len(part))[:LARGEST]
-    positions = torch.from_numpy(np.sort(drawn))
-    encoder = trained.autoencoder.features
-    extracted = extract_features(encoder, trained.data, part, positions, BATCH_SIZE, trained.device, "reference")
-    features = torch.from_numpy(extracted)
-    optics = source_optics(part, positions)
-    tensors = {
-        "features": features,
-        "optics": torch.from_numpy(optics.measures),
-        "groups": torch.from_numpy(reference_groups(part.groups[positions].numpy(), optics.thumbnails)),
-    }
-    if trained.data.labelled:
-        tensors["labels"] = part.labels[positions].clone()
+    drawn = np.sort(random_for(SEED, "reference").permutation(len(part.pictures))[:LARGEST])
+    positions = torch.from_numpy(part.pictures.positions(drawn))
+    part = replace(part, indices=part.indices[positions])
+    encoder, every = trained.autoencoder.features, torch.arange(len(part))
+    features = extract_features(encoder, trained.data, part, every, BATCH_SIZE, trained.device, "reference")
+    logits = None
     if trained.classifier is not None:
         with torch.no_grad():
-            tensors["logits"] = trained.classifier(features.to(trained.device)).float().cpu()
-    return tensors
+            logits = trained.classifier(torch.from_numpy(features).to(trained.device)).float().cpu().numpy()
+    features, logits = part.pictures.join(features, logits)
+    optics = source_optics(part)
+    groups = part.groups.numpy()[part.pictures.firsts]
+    tensors = {
+        "features": torch.from_numpy(features),
+        "optics": torch.from_numpy(optics.measures),
+        "groups": torch.from_numpy(reference_groups(groups, optics.thumbnails)),
+    }
+    if trained.data.labelled:
+        tensors["labels"] = torch.from_numpy(part.pictures.labels)
+    return tensors if logits is None else {**tensors, "logits": torch.from_numpy(logits)}
 
 
-def source_optics(part: Split, positions: Tensor) -> Optics:
-    """The optics of a part's images at ``positions`` (int64 [N]), as they are read from their files."""
+def source_optics(part: Split) -> Optics:
+    """The optics of a part's pictures, as they are read from their files."""
 
     def measure(row: int) -> Optics:
-        with part.images.source.open(row) as picture:
+        with part.images.source.whole.open(row) as picture:
             return Optics.of(picture)
 
     Image.init()  # Pillow looks for its formats on first use, which is not safe in threads
     with ThreadPoolExecutor(worker_count(), "optics") as pool:
-        return Optics.joined(list(pool.map(measure, part.indices[positions].tolist())))
+        return Optics.joined(list(pool.map(measure, part.pictures.rows.tolist())))
 
 
 def reference_groups(groups: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
@@ -118,6 +121,6 @@ def reference_part(data: ImageData) -> Split:
     """Training images that neither encoder nor classifier was fitted to, if there are enough; on fitted images,
     features and confidence differ slightly from those on new images."""
     held_out = replace(data.mask, indices=torch.cat([data.mask.indices, data.validation.indices]))
-    if len(held_out) >= ENOUGH:
+    if len(held_out.pictures) >= ENOUGH:
         return held_out
     return data.train if data.labelled else data.pretrain

@@ -95,6 +95,8 @@ def processor_settings(data: ImageData) -> dict[str, Any]:
     """The contents of ``preprocessor_config.json``: resize to the square like the data, scale to 0 to 1, normalize with
     its statistics.
 
+    With ``data.tiles`` these steps are those of a tile; ``tiles`` says how to cut, which only ``multilevel`` does.
+
     Grey images must be given as grey: the processor can only convert to colour.
     """
     side = data.image_size
@@ -111,6 +113,7 @@ def processor_settings(data: ImageData) -> dict[str, Any]:
         "do_normalize": True,
         "image_mean": data.mean.tolist(),
         "image_std": data.std.tolist(),
+        **({"tiles": data.tiling.to_store()} if data.tiling is not None else {}),
     }
 
 

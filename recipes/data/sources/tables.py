@@ -189,11 +189,12 @@ def to_splits(train: Any, test: Any | None, settings: DataSettings, name: str, t
         return with_lists(tables, image_column, settings, name)
     label_column = columns.find_label_column(train.features, settings.label_column)
     mask_column = boxes_column = None
-    if targets.marked:
+    tiled = settings.tiles is not None
+    if targets.marked or tiled:
         mask_column = columns.find_mask_column(train.features, settings.mask_column, image_column)
-    elif label_column is None:
+    if label_column is None and not targets.marked:
         tables = {"train": train}
-    if targets.boxed:
+    if targets.boxed or tiled:
         boxes_column = columns.find_boxes_column(train.features, settings.boxes_column)
     class_names: columns.Names | None = None
     target_names: columns.Names | None = None

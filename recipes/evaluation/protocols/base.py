@@ -13,6 +13,7 @@ from torch import Tensor
 
 from multilevel.levels import MaskedAutoencoder
 from multilevel.levels.tasks import Task
+from multilevel.levels.tasks.classification import classification_metrics
 from multilevel.recipes.data import ImageData, Split
 from multilevel.solvers.ranges import AtLeast, Below
 
@@ -93,6 +94,8 @@ class Trial:
 class EvaluationProtocol(ABC):
     """A way to score an encoder: a dataclass whose fields are its options, ``evaluation.PROTOCOL.OPTION``.
 
+    A protocol predicts images; ``metrics`` scores pictures, which are the same unless images are tiles of them.
+
     Attributes:
         title: its name in tables.
         needs_module: whether it needs an encoder's module, not only its features.
@@ -105,8 +108,33 @@ class EvaluationProtocol(ABC):
     needs_classes: ClassVar[bool] = True
 
     @abstractmethod
+    def predict(self, trial: Trial) -> Any:
+        """Fit to ``trial.fitted`` and predict ``trial.scored``; nothing of the candidate changes.
+
+        Returns:
+            If ``needs_classes``, probabilities ``[N, classes]``, an array; otherwise the task's outputs ``[N, ...]``, a
+            tensor on the CPU.
+        """
+
     def metrics(self, trial: Trial) -> dict[str, float]:
-        """Fit to ``trial.fitted`` and score on ``trial.scored``; nothing of the candidate changes."""
+        """The metrics of ``predict``: of single classes if ``needs_classes``, otherwise the task's."""
+        outputs = self.predict(trial)
+        if self.needs_classes:
+            return picture_metrics(trial.scored, outputs)
+        if trial.setup.data.tiling is not None:  # of a classification, whose outputs are logits
+            return picture_metrics(trial.scored, outputs.double().softmax(1).numpy())
+        return trial.setup.task.metrics(outputs, trial.scored.targets(torch.arange(len(trial.scored))))
+
+
+def picture_metrics(part: Split, probabilities: np.ndarray) -> dict[str, float]:
+    """``classification_metrics`` of the pictures of a part; with ``data.tiles`` the worst tile stands for each.
+
+    Args:
+        part: N images.
+        probabilities: float [N, classes].
+    """
+    pictures = part.pictures
+    return classification_metrics(pictures.labels, probabilities[pictures.worst(probabilities)])
 
 
 def class_probabilities(classifier: Any, features: np.ndarray, classes: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from multilevel.levels import MaskedAutoencoder
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.data import ImageLoader
 from multilevel.recipes.evaluation.drop_path import add_drop_path
-from multilevel.recipes.evaluation.fitting import count_updates, fit, new_loader, task_metrics
+from multilevel.recipes.evaluation.fitting import count_updates, fit, new_loader, scored_outputs
 from multilevel.recipes.evaluation.mixing import Mixing
 from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Share, Trial
 from multilevel.solvers.ranges import Count, NonNegative, PositiveNumber, PositiveShare
@@ -64,9 +64,9 @@ class FinetuneProtocol(EvaluationProtocol):
     cutmix: NonNegative = 1.0
     drop_path: Share = 0.1
 
-    def metrics(self, trial: Trial) -> dict[str, float]:
+    def predict(self, trial: Trial) -> Tensor:
         encoder, head = self.train(trial)
-        return task_metrics(lambda images: head(encoder.encode(images)), trial)
+        return scored_outputs(lambda images: head(encoder.encode(images)), trial)
 
     def train(self, trial: Trial) -> tuple[MaskedAutoencoder, nn.Module]:
         """Train a copy of the candidate's encoder, and a head on its tokens, on ``trial.fitted``."""

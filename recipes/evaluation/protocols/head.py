@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from multilevel.problems.evaluation.randomness import RandomState
-from multilevel.recipes.evaluation.fitting import count_updates, fit, new_loader, task_metrics
+from multilevel.recipes.evaluation.fitting import count_updates, fit, new_loader, scored_outputs
 from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Share, Trial
 from multilevel.solvers.ranges import Count, NonNegative, PositiveNumber
 
@@ -38,7 +38,7 @@ class Head(EvaluationProtocol):
     weight_decay: NonNegative = 0.0
     warmup: Share = 0.1
 
-    def metrics(self, trial: Trial) -> dict[str, float]:
+    def predict(self, trial: Trial) -> Tensor:
         setup, encoder = trial.setup, trial.candidate.module
         assert encoder is not None
 
@@ -63,4 +63,4 @@ class Head(EvaluationProtocol):
                 setting="evaluation.head",
             )
         head.eval()
-        return task_metrics(forward, trial)
+        return scored_outputs(forward, trial)

@@ -13,6 +13,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from multilevel.levels.tasks.classification import CLASSIFICATION_METRICS, classification_metrics, unbalanced
+from multilevel.recipes.data.tiles import Pictures
 from multilevel.recipes.evaluation.folds import Fold, grouped_folds, out_of_fold
 from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Trial, class_probabilities
 
@@ -34,18 +35,22 @@ class LinearProbe(EvaluationProtocol):
 
     title = "linear probe"
 
-    def metrics(self, trial: Trial) -> dict[str, float]:
+    def predict(self, trial: Trial) -> np.ndarray:
         features, scored = trial.features()
         # where the task has other metrics, the table shows the accuracy of a protocol that needs classes
         metric = trial.metric if trial.metric in CLASSIFICATION_METRICS else "accuracy"
         labels, groups = trial.fitted.labels.numpy(), trial.fitted.groups.numpy()
-        probe = fit_linear_probe(features, labels, trial.seed, metric, groups)
-        probabilities = class_probabilities(probe, scored, len(trial.setup.data.class_names))
-        return classification_metrics(trial.scored.labels.numpy(), probabilities)
+        probe = fit_linear_probe(features, labels, trial.seed, metric, groups, trial.fitted.pictures)
+        return class_probabilities(probe, scored, len(trial.setup.data.class_names))
 
 
 def fit_linear_probe(
-    features: np.ndarray, labels: np.ndarray, seed: int, metric: str = "accuracy", groups: np.ndarray | None = None
+    features: np.ndarray,
+    labels: np.ndarray,
+    seed: int,
+    metric: str = "accuracy",
+    groups: np.ndarray | None = None,
+    pictures: Pictures | None = None,
 ) -> Pipeline:
     """Fit multinomial logistic regression on standardized features.
 
@@ -58,6 +63,7 @@ def fit_linear_probe(
         seed: seed of the folds.
         metric: one of ``CLASSIFICATION_METRICS``, to choose the strength by.
         groups: int64 [N]; images with equal numbers are never on both sides of a fold. None: every image by itself.
+        pictures: that the images are tiles of, by which the strength is chosen; None without tiles.
 
     Returns:
         A scaler and a classifier, with ``predict`` and ``predict_proba`` for features [M, D].
@@ -70,7 +76,7 @@ def fit_linear_probe(
     array([0, 1])
     """
     scaler = StandardScaler().fit(features)
-    probe = _new_probe(labels, metric).set_params(C=choose_strength(features, labels, seed, metric, groups))
+    probe = _new_probe(labels, metric).set_params(C=choose_strength(features, labels, seed, metric, groups, pictures))
     _fit(probe, scaler.transform(features), labels)
     if probe.n_iter_.max() >= ITERATIONS:
         message = f"the linear probe stopped after {ITERATIONS} iterations without converging"
@@ -79,7 +85,12 @@ def fit_linear_probe(
 
 
 def choose_strength(
-    features: np.ndarray, labels: np.ndarray, seed: int, metric: str, groups: np.ndarray | None = None
+    features: np.ndarray,
+    labels: np.ndarray,
+    seed: int,
+    metric: str,
+    groups: np.ndarray | None = None,
+    pictures: Pictures | None = None,
 ) -> float:
     """The best of ``STRENGTHS`` by a metric on held-out images; of equals the strongest regularization.
 
@@ -94,27 +105,32 @@ def choose_strength(
         seed: seed of the folds.
         metric: one of ``CLASSIFICATION_METRICS``.
         groups: int64 [N]; images with equal numbers are never on both sides of a fold. None: every image by itself.
+        pictures: that the images are tiles of; the metric is then that of pictures, which are counted, too.
     """
-    groups = np.arange(len(labels)) if groups is None else groups
-    kinds, known = np.unique(labels, return_inverse=True)
-    repeats = REPEATS if len(labels) < VERY_FEW else 1
+    every = np.arange(len(labels))
+    groups = every if groups is None else groups
+    pictures = Pictures(every, every, labels) if pictures is None else pictures
+    classes = int(max(labels.max(), pictures.labels.max())) + 1
+    repeats = REPEATS if len(pictures) < VERY_FEW else 1
 
     def path(fit: np.ndarray, held: np.ndarray) -> np.ndarray:
         """Probabilities [H, strengths, classes]; each fit starts from the previous one."""
         scaler = StandardScaler().fit(features[fit])
         fitted, scored = scaler.transform(features[fit]), scaler.transform(features[held])
         probe = _new_probe(labels, metric)
-        probes = (_fit(probe.set_params(C=strength), fitted, known[fit]) for strength in STRENGTHS)
-        return np.stack([class_probabilities(fit_probe, scored, len(kinds)) for fit_probe in probes], axis=1)
+        probes = (_fit(probe.set_params(C=strength), fitted, labels[fit]) for strength in STRENGTHS)
+        return np.stack([class_probabilities(fit_probe, scored, classes) for fit_probe in probes], axis=1)
 
     totals = np.zeros(len(STRENGTHS))
     for repeat in range(repeats):
         folds = _usable(grouped_folds(labels, groups, FOLDS, seed + repeat), labels)
         if not folds:
             return DEFAULT_STRENGTH
-        held, probabilities = out_of_fold(path, folds if len(labels) < FEW else folds[:1])
-        scores = [classification_metrics(known[held], probabilities[:, index]) for index in range(len(STRENGTHS))]
-        totals += [score.get(metric, 0.0) for score in scores]
+        held, probabilities = out_of_fold(path, folds if len(pictures) < FEW else folds[:1])
+        scored_pictures = pictures[held]
+        for index, tried in enumerate(probabilities.swapaxes(0, 1)):
+            metrics = classification_metrics(scored_pictures.labels, tried[scored_pictures.worst(tried)])
+            totals[index] += metrics.get(metric, 0.0)
     return STRENGTHS[int(totals.argmax())]  # argmax takes the first of equals
 
 

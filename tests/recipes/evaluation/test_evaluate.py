@@ -63,6 +63,7 @@ def test_wrong_test_labels_change_the_score_alone(digits, setup):
         pixels = staticmethod(digits.test.images.pixels)
 
     Relabelled.labels, Relabelled.groups = labels, digits.test.images.groups
+    Relabelled.source = digits.test.images.source
     seen = []
 
     def encoder(images):
@@ -185,7 +186,8 @@ def test_the_metric_of_the_settings_comes_first(setup):
 
 def test_the_probe_chooses_by_the_metric_in_the_table(digits, setup):
     labels, groups = (digits.test.images.labels == 8).long(), digits.test.images.groups
-    images = SimpleNamespace(pixels=digits.test.images.pixels, labels=labels, groups=groups)
+    source = digits.test.images.source
+    images = SimpleNamespace(pixels=digits.test.images.pixels, labels=labels, groups=groups, source=source)
     data = replace(digits, **{part: replace(getattr(digits, part), images=images) for part in ("train", "test")})
 
     def pixels(images):
