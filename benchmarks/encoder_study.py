@@ -88,6 +88,10 @@ ARMS = {
     "one outer step: weighted": f"{ONE_STEP} mask.policy=weighted",
     "one outer step: topk": f"{ONE_STEP} mask.policy=topk",
 }
+#: Arms without rows on a data set: docs/results.md says why.
+LEFT_OUT = {
+    "cifar10": ("path: both, unrolled through 8 outer steps", "path: direct, identity", "one outer step: topk"),
+}
 REPLAYED = (1, 8, 32)
 
 
@@ -200,18 +204,19 @@ def main() -> None:
     parser.add_argument("--data", choices=DATA, required=True)
     parser.add_argument("--path", help="folder of the images, for cifar10")
     parser.add_argument("--seeds", type=int, nargs="*", default=list(range(5)))
-    parser.add_argument("--arms", nargs="*", default=list(ARMS))
+    parser.add_argument("--arms", nargs="*", help="default: all, without LEFT_OUT for cifar10")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--plan", action="store_true", help="only print the arms and their expected hours")
     parser.add_argument("--print", action="store_true", help="only print the rows of the output")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    arms = arguments.arms or [arm for arm in ARMS if arm not in LEFT_OUT.get(arguments.data, ())]
     data, path = DATA[arguments.data], f"data.path={arguments.path}" if arguments.path else ""
     if arguments.plan:
         plan(data, len(arguments.seeds), path)
         return
-    tasks = [("run", arm, seed) for seed in arguments.seeds for arm in arguments.arms]
-    tasks += [("examination", arm, 0) for arm in arguments.arms if arm != BASELINE and 0 in arguments.seeds]
+    tasks = [("run", arm, seed) for seed in arguments.seeds for arm in arms]
+    tasks += [("examination", arm, 0) for arm in arms if arm != BASELINE and 0 in arguments.seeds]
     rows = completed(
         arguments.output,
         [] if arguments.print else tasks,
