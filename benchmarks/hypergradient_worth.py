@@ -53,7 +53,7 @@ class Point:
 
 POINTS = {
     "planted": Point("data=planted data.limit=2500", 30, 3, 3),
-    "digits": Point("data=digits", 100, 3, 3),
+    "digits": Point("data=digits", 100, 1, 3),
     "cifar10": Point("experiment=cifar10_small", 100, 1, 2),
 }
 CHANNELS = ("weights", "choice")
