@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -46,8 +46,8 @@ class HeadChoice:
         metric: the metric of the choice.
         scores: its value for each head that was tried, on held-out images.
         held_out: which images these are, in words.
-        labels: int64 [M], of the held-out images.
-        probabilities: float64 [M, classes], of the held-out images by the chosen head fitted without them.
+        labels: int64 [M], of images that the chosen head was not fitted to.
+        probabilities: float64 [M, classes], of these images, comparable with those of new images: see ``comparable``.
     """
 
     model: TrainedModel
@@ -106,12 +106,12 @@ def choose_head(recipe: EncoderRecipe, head: str = AUTO) -> HeadChoice | None:
     few = len(trained.data.train) <= MOST_TO_FINETUNE
     tried = [head] if head != AUTO else list(HEADS if few else HEADS[:2])
     predicted = {name: heads.held_out(name) for name in tried}
-    labels, _ = next(iter(predicted.values()))
-    scores = {name: classification_metrics(labels, found[1])[heads.metric] for name, found in predicted.items()}
+    scores = {name: classification_metrics(*held_out)[heads.metric] for name, held_out in predicted.items()}
     best = max(scores, key=lambda name: scores[name])  # of equals the first, which is the cheapest
     words = "validation images" if len(trained.data.validation) else f"{len(heads.folds)} folds of training images"
-    probabilities = predicted[best][1].round(DIGITS)
-    return HeadChoice(heads.refit(best), best, heads.metric, scores, words, labels, probabilities)
+    model = heads.refit(best)
+    labels, probabilities = heads.comparable(best) or predicted[best]
+    return HeadChoice(model, best, heads.metric, scores, words, labels, probabilities.round(DIGITS))
 
 
 def score_on_test_images(model: TrainedModel, recipe: EncoderRecipe) -> dict[str, float] | None:
@@ -160,14 +160,41 @@ class Heads:
 
     def held_out(self, head: str) -> tuple[np.ndarray, np.ndarray]:
         """Labels int64 [M] of held-out pictures, and their probabilities float64 [M, classes]."""
-        positions, predicted = out_of_fold(lambda fit, held: self._predicted(head, fit, held), self.folds)
+        return self._joined(lambda fit, held: self._predicted(head, fit, held))
+
+    def _joined(
+        self, fit_predict: Callable[[np.ndarray, np.ndarray], np.ndarray], folds: Sequence[Fold] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        positions, predicted = out_of_fold(fit_predict, folds or self.folds)
         pictures = self._part(positions).pictures
         return pictures.labels, predicted[pictures.worst(predicted)]
+
+    def comparable(self, head: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Labels and probabilities of held-out pictures by which thresholds for the deployed head can be chosen.
+
+        Probes of other folds choose other strengths of regularization, on which the scale of probabilities depends, so
+        here they all have the strength of the deployed probe. The level's own head is scored as it is, on labelled
+        images that it was not fitted to: the validation part, or that of the masking network. None: where there are
+        none, and for other heads, ``held_out`` is the best there is.
+        """
+        if head == LINEAR_PROBE:
+            strength = self._deployed_probe[-1].C
+            return self._joined(lambda fit, held: self._probabilities(self._probe(fit, strength), held))
+        unseen = self.folds[0][1] if len(self.trained.data.validation) else self._masked
+        if head == OWN and len(np.unique(self.labels[unseen])) > 1:
+            layer = self.trained.classifier
+            return self._joined(lambda _, held: self._of_layer(layer, held), [(self.training, unseen)])
+        return None
+
+    @property
+    def _masked(self) -> np.ndarray:
+        """The positions of the masking network's labelled images."""
+        return np.flatnonzero(torch.isin(self.images.indices, self.trained.data.mask.indices).numpy())
 
     def refit(self, head: str) -> TrainedModel:
         """The trained model with a head fitted to all labelled training images; its own head stays as it is."""
         if head == LINEAR_PROBE:
-            layer = linear_layer(self._probe(self.training), len(self.task.data.class_names))
+            layer = linear_layer(self._deployed_probe, len(self.task.data.class_names))
             return replace(self.trained, classifier=layer.to(self.setup.device))
         if head == FINETUNE:
             encoder, layer = self._finetuned(self.training)
@@ -183,20 +210,28 @@ class Heads:
 
     def _predicted(self, head: str, fit: np.ndarray, held: np.ndarray) -> np.ndarray:
         if head == LINEAR_PROBE:
-            return class_probabilities(self._probe(fit), self.features[held], len(self.task.data.class_names))
+            return self._probabilities(self._probe(fit), held)
         if head == OWN:
-            own, features = self._own(fit), torch.from_numpy(self.features[held])
-            with torch.no_grad():
-                logits = own(features.to(self.setup.device))
-        else:
-            encoder, layer = self._finetuned(fit)
-            logits = scored_outputs(lambda images: layer(encoder.features(images)), self._trial(fit, held))
+            return self._of_layer(self._own(fit), held)
+        encoder, layer = self._finetuned(fit)
+        logits = scored_outputs(lambda images: layer(encoder.features(images)), self._trial(fit, held))
         return logits.double().softmax(1).cpu().numpy()
 
-    def _probe(self, fit: np.ndarray) -> Pipeline:
-        groups = self.images.groups.numpy()[fit]
-        seed, pictures = self.evaluation.seed, self._part(fit).pictures
-        return fit_linear_probe(self.features[fit], self.labels[fit], seed, self.metric, groups, pictures)
+    def _probabilities(self, probe: Pipeline, held: np.ndarray) -> np.ndarray:
+        return class_probabilities(probe, self.features[held], len(self.task.data.class_names))
+
+    def _of_layer(self, layer: Any, held: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            logits = layer(torch.from_numpy(self.features[held]).to(self.setup.device))
+        return logits.double().softmax(1).cpu().numpy()
+
+    @cached_property
+    def _deployed_probe(self) -> Pipeline:
+        return self._probe(self.training)
+
+    def _probe(self, fit: np.ndarray, strength: float | None = None) -> Pipeline:
+        groups, seed, pictures = self.images.groups.numpy()[fit], self.evaluation.seed, self._part(fit).pictures
+        return fit_linear_probe(self.features[fit], self.labels[fit], seed, self.metric, groups, pictures, strength)
 
     def _own(self, fit: np.ndarray) -> nn.Module:
         """A linear layer trained as the finetuning level trains its head, on frozen features."""

@@ -51,6 +51,7 @@ def fit_linear_probe(
     metric: str = "accuracy",
     groups: np.ndarray | None = None,
     pictures: Pictures | None = None,
+    strength: float | None = None,
 ) -> Pipeline:
     """Fit multinomial logistic regression on standardized features.
 
@@ -64,6 +65,7 @@ def fit_linear_probe(
         metric: one of ``CLASSIFICATION_METRICS``, to choose the strength by.
         groups: int64 [N]; images with equal numbers are never on both sides of a fold. None: every image by itself.
         pictures: that the images are tiles of, by which the strength is chosen; None without tiles.
+        strength: that of the regularization, inverse; None: that of ``choose_strength``.
 
     Returns:
         A scaler and a classifier, with ``predict`` and ``predict_proba`` for features [M, D].
@@ -76,7 +78,9 @@ def fit_linear_probe(
     array([0, 1])
     """
     scaler = StandardScaler().fit(features)
-    probe = _new_probe(labels, metric).set_params(C=choose_strength(features, labels, seed, metric, groups, pictures))
+    if strength is None:
+        strength = choose_strength(features, labels, seed, metric, groups, pictures)
+    probe = _new_probe(labels, metric).set_params(C=strength)
     _fit(probe, scaler.transform(features), labels)
     if probe.n_iter_.max() >= ITERATIONS:
         message = f"the linear probe stopped after {ITERATIONS} iterations without converging"

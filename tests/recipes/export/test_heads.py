@@ -87,6 +87,29 @@ def test_photographs_of_one_part_are_in_one_fold(recipe):
         assert not set(groups[fit]) & set(groups[held])
 
 
+def test_held_out_probes_have_the_strength_of_the_deployed_one(recipe):
+    """Against scikit-learn, written out; probes that chose their own would have probabilities of other scales."""
+    heads = Heads(recipe, recipe.trained_model())
+    labels, probabilities = heads.comparable("linear_probe")
+    chosen = heads._deployed_probe[-1].C
+    for fit, held in heads.folds:
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=chosen, max_iter=5000, tol=1e-6))
+        probe.fit(heads.features[fit], heads.labels[fit])
+        np.testing.assert_allclose(probabilities[held], probe.predict_proba(heads.features[held]), atol=2e-3)
+        np.testing.assert_array_equal(labels[held], heads.labels[held])
+
+
+def test_the_levels_own_head_is_compared_with_images_that_it_was_not_fitted_to(recipe):
+    labels, probabilities = Heads(recipe, recipe.trained_model()).comparable("own")
+    data, model = recipe.data, recipe.trained_model()
+    assert sorted(labels.tolist()) == sorted(data.mask.labels.tolist())
+    pixels = data.normalize(data.mask.pixels(torch.arange(len(data.mask))))
+    with torch.no_grad():
+        expected = model.classifier(model.autoencoder.encode(pixels)[:, 1:].mean(1)).double().softmax(1).numpy()
+    order, other = np.lexsort(probabilities.T), np.lexsort(expected.T)
+    np.testing.assert_allclose(probabilities[order], expected[other], atol=1e-5)
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_the_deployed_model_predicts_as_the_head_that_was_refitted(recipe, head):
     choice = choose_head(recipe, head)
