@@ -241,6 +241,9 @@ class GuidedMae(EncoderRecipe):
     def evaluate(self) -> list[Score] | None:
         if self.task is None:
             return None
+        return evaluate_features(self.candidates(), self.setup(), self.settings.evaluation)
+
+    def candidates(self) -> list[Candidate]:
         settings, trained = self.settings, self.modules["pretrain"]
         candidates = [Candidate("trained encoder", trained.features, trained)]
         if settings.evaluation.references:
@@ -250,7 +253,7 @@ class GuidedMae(EncoderRecipe):
         if settings.evaluation.references == "supervised":
             scratch = self._new_modules(scratch=True)["pretrain"]
             candidates.append(supervised_candidate(scratch, self.encoder_passes, settings.model.learning_rate))
-        return evaluate_features(candidates, self.setup(), settings.evaluation)
+        return candidates
 
     def setup(self) -> Setup:
         data = self.settings.data
@@ -296,6 +299,7 @@ class GuidedMae(EncoderRecipe):
         options = {key: value for key, value in self.settings.task.items() if key != "name"}
         task = build("task", TASKS, self.settings.task["name"], {"data": facts, **options})
         self.settings.evaluation.check_task(task)
+        self.settings.evaluation.check_labels(data)
         return task
 
     def _new_modules(self, scratch: bool = False) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from multilevel.recipes.evaluation.labels import Amount, labels_phrase
 from multilevel.runs.curves import words
 from multilevel.runs.folder import RunFolder
 from multilevel.study.part import run_path
@@ -39,7 +40,7 @@ class Figures:
         self.result, self.folder = result, folder
         self.study, self.question = result["study"], result["question"]
         self.arms = {arm["name"]: arm for arm in result["arms"] if arm["seeds"]}
-        self.score, self.share = self.question["score"], self.question["labels"]
+        self.score, self.most = self.question["score"], self.question["labels"]
 
     def draw(self) -> list[Figure]:
         """Draw every picture that has data."""
@@ -62,7 +63,7 @@ class Figures:
 
     def differences(self) -> Iterator[Figure]:
         path, baseline = self.folder / "differences.png", self.question["baseline"]
-        comparisons = [comparison for comparison in self.result["comparisons"] if comparison["labels"] == self.share]
+        comparisons = [comparison for comparison in self.result["comparisons"] if comparison["labels"] == self.most]
         if comparisons:
             effect = self.study["minimum_effect"]
             draw_differences(path, comparisons, effect, f"difference from {baseline} (points)")
@@ -85,19 +86,19 @@ class Figures:
         yield Figure(path, "Cost", f"Only training, without the evaluation; each dot is one seed.{side}")
 
     def labels(self) -> Iterator[Figure]:
-        shares, path = self.study["labels"], self.folder / "labels.png"
-        if len(shares) > 1:
-            lines = {
-                name: [(share, score) for share in shares if (score := self._find(arm["scores"], share)) is not None]
-                for name, arm in self.arms.items()
-            }
-            draw_over(path, {self.study["data"]: lines}, "share of the labels", self.score)
+        amounts, path = self.study["labels"], self.folder / "labels.png"
+        if len(amounts) > 1:
+            shares = all(not isinstance(amount, str) and amount <= 1 for amount in amounts)
+            key = "labels" if shares else "images"
+            lines = {name: self._by_labels(arm["scores"], key) for name, arm in self.arms.items()}
+            label = "share of the labels" if shares else "labelled images"
+            draw_over(path, {self.study["data"]: lines}, label, self.question["score_without_labels"])
             caption = (
-                "The same encoders, the protocol fitted to a share of the labels, with 95% intervals over seeds. "
-                "Learned masks were always trained on all labels of the training images, so this measures the "
-                "encoder, not training with few labels."
+                f"The same encoders, the protocol fitted to {self._amounts()}, with 95% intervals over seeds. Learned "
+                "masks were always trained on all labels of the training images, so this measures the encoder, not "
+                "training with few labels."
             )
-            yield Figure(path, "Score by share of the labels", caption)
+            yield Figure(path, "Score by number of labels", caption)
 
     def guidance(self) -> Iterator[Figure]:
         if not any(arm["guidance"] is not None for arm in self.arms.values()):
@@ -147,18 +148,32 @@ class Figures:
         return figures
 
     def _find(
-        self, scores: Sequence[Mapping[str, Any]], labels: float, encoder: str = TRAINED
+        self, scores: Sequence[Mapping[str, Any]], labels: Amount, encoder: str = TRAINED
     ) -> Mapping[str, Any] | None:
         key = {"encoder": encoder, "protocol": self.study["protocol"], "labels": labels, "metric": self.study["metric"]}
         return next((score for score in scores if key.items() <= score.items()), None)
 
+    def _by_labels(self, scores: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, Mapping[str, Any]]]:
+        rows = [row for amount in self.study["labels"] if (row := self._find(scores, amount)) is not None]
+        return [(row[key], row) for row in rows]
+
+    def _amounts(self) -> str:
+        """The amounts of labels in words, with the images that they come to if that is known."""
+        scores = next(iter(self.arms.values()))["scores"]
+        named = []
+        for amount in self.study["labels"]:
+            row = self._find(scores, amount)
+            images = f" ({row['images']:,} images)" if row is not None and row["images"] else ""
+            named.append(f"{labels_phrase(amount)}{images}")
+        return f"{', '.join(named[:-1])} and {named[-1]}"
+
     def _by_arm(self, table: str, encoder: str = TRAINED) -> dict[str, Mapping[str, Any]]:
-        scores = {name: self._find(arm[table], self.share, encoder) for name, arm in self.arms.items()}
+        scores = {name: self._find(arm[table], self.most, encoder) for name, arm in self.arms.items()}
         return {name: score for name, score in scores.items() if score is not None}
 
     def _references(self, table: str) -> dict[str, float]:
         """All except the majority class, which would need most of the axis."""
-        arms, key = list(self.arms.values()), (self.study["protocol"], self.share, self.study["metric"])
+        arms, key = list(self.arms.values()), (self.study["protocol"], self.most, self.study["metric"])
         means = reference_means(arms, table, *key)
         return {encoder: mean for encoder, mean in means.items() if encoder != MAJORITY}
 
@@ -185,5 +200,5 @@ class Figures:
         return curves
 
     def _score_on(self, data: str) -> str:
-        share = "all labels" if self.share == 1.0 else f"{self.share:.2g} of the labels"
-        return f"{self.score[0].upper()}{self.score[1:]} with {share} of {data}"
+        labels = "" if self.most != 1 else " with all labels"  # the score's name has any other amount
+        return f"{self.score[0].upper()}{self.score[1:]}{labels} of {data}"

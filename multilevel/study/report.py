@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from multilevel.recipes.evaluation import metric_title
+from multilevel.recipes.evaluation.labels import labels_phrase
 from multilevel.runs.folder import RunFolder
 from multilevel.study.figures import Figures
 from multilevel.study.results import TITLES
@@ -64,6 +65,7 @@ def _environment() -> Environment:
         "duration": _duration,
         "times": times,
         "metric_title": metric_title,
+        "labels_phrase": labels_phrase,
     }
     return environment
 

@@ -15,6 +15,8 @@ from typing import Any
 
 from multilevel.levels.masks import POLICIES
 from multilevel.recipes.evaluation import metric_title
+from multilevel.recipes.evaluation.labels import Amount, labels_phrase
+from multilevel.recipes.evaluation.remarks import few_images, few_labels
 from multilevel.solvers import MultilevelError
 from multilevel.study.images import noise_at_chance
 from multilevel.study.part import evaluation_problem, is_done, log_path, run_path, transfer_path
@@ -46,25 +48,27 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
     }
     by_arm = {arm.name: [part for part in parts if part["arm"] == arm.name] for arm in study.arms}
     comparisons = _comparisons(study, by_arm)
-    share = max(study.labels)
-    headline = next((row for row in comparisons if (row["arm"], row["labels"]) == (study.about.name, share)), None)
+    most = study.labels[-1]
+    headline = next((row for row in comparisons if (row["arm"], row["labels"]) == (study.about.name, most)), None)
     arms = [_arm(arm, by_arm[arm.name]) for arm in study.arms]
     if headline is not None:
-        headline["sentence"] = " ".join(filter(None, [_opening(study, arms, share), headline["sentence"]]))
+        headline["sentence"] = " ".join(filter(None, [_opening(study, arms, most), headline["sentence"]]))
     return {
         "verdict": headline,
         "question": {
             "data": study.data,
-            "score": score_name(study),
+            "score": score_name(study, most),
+            "score_without_labels": score_name(study, 1.0),
             "baseline": study.baseline.name,
             "about": study.about.name,
-            "labels": share,
+            "labels": most,
             "split": study.split,
         },
         "comparisons": comparisons,
         "arms": arms,
         "parts": parts,
         "failed": failed,
+        "notes": _notes(study, parts),
         "study": asdict(study),
         "machine": {
             "processor": platform.machine(),
@@ -77,9 +81,17 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
     }
 
 
-def score_name(study: Study) -> str:
-    """The name of the verdict's score."""
-    return f"{TITLES.get(study.protocol, study.protocol)} {metric_title(study.metric)}"
+def score_name(study: Study, labels: Amount) -> str:
+    """The name of the verdict's score with an amount of labels, which it names unless it is all."""
+    name = f"{TITLES.get(study.protocol, study.protocol)} {metric_title(study.metric)}"
+    return name if labels == 1 else f"{name} with {labels_phrase(labels)}"
+
+
+def _notes(study: Study, parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines about few scored images, and about classes with few labels."""
+    counts: dict[str, int] = next((part["scored_images"] for part in parts), {})
+    notes = [few_images(counts, study.split), *(few_labels(amount, study.labelled) for amount in study.labels)]
+    return [note for note in notes if note]
 
 
 def _part(study: Study, folder: Path, part: StudyRun) -> dict[str, Any]:
@@ -134,7 +146,7 @@ def _numbers(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
         {**row, "metrics": {key: value for key, value in row["metrics"].items() if not isnan(value)}} for row in rows
     ]
     lost = [
-        f"{row['protocol']} {key} with {row['labels']:.0%} of the labels is not a number"
+        f"{row['protocol']} {key} with {labels_phrase(row['labels'])} is not a number"
         for row in rows
         for key, value in row["metrics"].items()
         if isnan(value) and row["encoder"] == TRAINED
@@ -161,25 +173,28 @@ def _arm(arm: Arm, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _over_seeds(rows_by_seed: Mapping[int, Sequence[Row]]) -> list[dict[str, Any]]:
-    """A summary of each score: encoder, protocol, labels, metric, mean, median, interval, and the values by seed."""
-    keys = dict.fromkeys(
-        (row["encoder"], row["protocol"], row["labels"], metric)
+    """A summary of each score: encoder, protocol, labels and the images that they come to (None in runs of earlier
+    versions), metric, mean, median, interval, and the values by seed."""
+    keys = {
+        (row["encoder"], row["protocol"], row["labels"], metric): row.get("images")
         for rows in rows_by_seed.values()
         for row in rows
         for metric in row["metrics"]
-    )
+    }
     summaries = []
-    for key in keys:
+    for key, images in keys.items():
         by_seed = values(rows_by_seed, *key)
         names = dict(zip(("encoder", "protocol", "labels", "metric"), key, strict=True))
-        summaries.append({**names, **asdict(summarize_seeds(list(by_seed.values()))), "values": by_seed})
+        summaries.append(
+            {**names, "images": images, **asdict(summarize_seeds(list(by_seed.values()))), "values": by_seed}
+        )
     return summaries
 
 
 def _comparisons(study: Study, by_arm: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Compare every arm with the baseline at every share of the labels, on the study's metric."""
+    """Compare every arm with the baseline at every amount of labels, on the study's metric."""
 
-    def scores(arm: Arm, labels: float) -> dict[int, float]:
+    def scores(arm: Arm, labels: Amount) -> dict[int, float]:
         rows = {part["seed"]: part["scores"] for part in by_arm[arm.name]}
         by_seed = values(rows, TRAINED, study.protocol, labels, study.metric)
         if rows and not by_seed:
@@ -201,7 +216,7 @@ def _comparisons(study: Study, by_arm: Mapping[str, Sequence[dict[str, Any]]]) -
             comparison = compare_pairs(arm_scores, baseline, study.minimum_effect, chance, noise)
             costs = {key: _ratio(by_arm[arm.name], by_arm[study.baseline.name], pairs, key) for key in COSTS}
             cost = cost_clause(study.equal, times(*costs["seconds"]), arm.updates / study.baseline.updates)
-            names = (arm.name, study.baseline.name, score_name(study))
+            names = (arm.name, study.baseline.name, score_name(study, labels))
             comparisons.append(
                 {
                     "arm": arm.name,
@@ -215,16 +230,16 @@ def _comparisons(study: Study, by_arm: Mapping[str, Sequence[dict[str, Any]]]) -
     return comparisons
 
 
-def _opening(study: Study, arms: Sequence[dict[str, Any]], labels: float) -> str:
+def _opening(study: Study, arms: Sequence[dict[str, Any]], labels: Amount) -> str:
     """The references that the best arm does not surpass, in a sentence; empty if it surpasses all."""
     key = {"encoder": TRAINED, "protocol": study.protocol, "labels": labels, "metric": study.metric}
     means = {arm["name"]: row["mean"] for arm in arms for row in arm["scores"] if key.items() <= row.items()}
     best = max(means, key=lambda name: means[name])
     references = reference_means(arms, "scores", study.protocol, labels, study.metric)
-    return opening((best, means[best]), references, score_name(study))
+    return opening((best, means[best]), references, score_name(study, labels))
 
 
-def _chance(study: Study, by_arm: Mapping[str, Sequence[dict[str, Any]]], labels: float) -> float:
+def _chance(study: Study, by_arm: Mapping[str, Sequence[dict[str, Any]]], labels: Amount) -> float:
     """The score of always predicting the most frequent class; 0 for a task without one class per image."""
     rows = {part["seed"]: part["scores"] for part in by_arm[study.baseline.name]}
     return fmean(values(rows, MAJORITY, study.protocol, labels, study.metric).values() or [0.0])
@@ -244,7 +259,7 @@ def _ratio(
 def _no_such_score(study: Study, rows_by_seed: Mapping[int, Sequence[Row]]) -> None:
     rows = [row for rows in rows_by_seed.values() for row in rows if row["encoder"] == TRAINED]
     offers = sorted(
-        {f"{row['protocol']} {metric} at labels={row['labels']:g}" for row in rows for metric in row["metrics"]}
+        {f"{row['protocol']} {metric} at labels={row['labels']}" for row in rows for metric in row["metrics"]}
     )
     raise MultilevelError(
         f"there is no score {study.protocol} {study.metric} at labels={study.labels}; available: {', '.join(offers)}; "

@@ -11,14 +11,16 @@ from typing import Annotated
 
 from multilevel.configuration.command_line import DERIVED, read
 from multilevel.levels.masks import POLICIES
+from multilevel.recipes.evaluation.labels import Amount, LabelNumber, amounts_of
 from multilevel.solvers import SettingError
-from multilevel.solvers.ranges import Above, AtLeast, AtMost, Below, Count, OneOf, PositiveShare, Seed, Text, require
+from multilevel.solvers.ranges import Above, AtLeast, AtMost, Below, Count, OneOf, Seed, Text, require
 
 PolicyName = Annotated[str, OneOf(*POLICIES)]
 INSTEAD = {
     "mask.policy": "policies=A,B",
     "seed": "seeds=N or seeds=A,B",
     "evaluation.labels": "labels=A,B",
+    "evaluation.labels_per_class": "labels_per_class=A,B",
     "evaluate": "no such setting; a study always evaluates",
 }
 #: Settings and groups in which arms may not differ, since that would be another comparison.
@@ -36,7 +38,11 @@ class StudySettings:
         baseline: the policy that the others are compared with; None: the first.
         seeds: number of seeds or a list of them: seeds=5 or seeds=0,3,7. The comparison pairs arms by seed. None: 0 to
             4, or the seeds of a resumed study.
-        labels: shares of the labels that the evaluation uses.
+        labels: amounts of labels that the evaluation uses. Up to 1 a number is a share (1 is all labels), from 2 on it
+            is a number of labelled images: 0.1,10,1 is a tenth, ten, and all. The verdict is about the largest amount.
+            None: all, unless labels_per_class is set.
+        labels_per_class: further amounts, as numbers of labelled images of each class; a class with fewer gives all it
+            has.
         guidance: values of ``mask.guidance`` for additional arms of each learned policy.
         arms: additional arms by name, with the settings of each.
         transfer: settings of another data set to evaluate on; empty: none.
@@ -55,7 +61,8 @@ class StudySettings:
     policies: list[PolicyName] | None = None
     baseline: PolicyName | None = None
     seeds: list[Seed] | None = None
-    labels: list[PositiveShare] = field(default_factory=lambda: [1.0])
+    labels: list[LabelNumber] | None = None
+    labels_per_class: list[Count] | None = None
     guidance: list[Annotated[float, AtLeast(0), AtMost(1)]] = field(default_factory=list)
     arms: dict[str, list[str]] = field(default_factory=dict, metadata=DERIVED)
     transfer: list[str] = field(default_factory=list, metadata=DERIVED)
@@ -87,9 +94,8 @@ class StudySettings:
         result = line.settings
         for override in line.overrides:
             result._take(override)
-        for name in ("policies", "seeds", "guidance", "labels"):
+        for name in ("policies", "seeds", "guidance"):
             setattr(result, name, getattr(result, name) and list(dict.fromkeys(getattr(result, name))))
-        result.labels.sort()
         if any(override.startswith("data.") for override in result.transfer) and result.transfer[0][:5] != "data=":
             raise SettingError("transfer", None, "the name of a data set, in addition to transfer.SETTING=VALUE")
         if result.resume is not None:
@@ -98,6 +104,11 @@ class StudySettings:
                 expected = "no setting except seeds, jobs and hydra/launcher: the rest comes from study.yaml"
                 require("resume", f"{setting}=...", allowed, expected)
         return result
+
+    @property
+    def amounts(self) -> list[Amount]:
+        """The amounts of labels, in the order given."""
+        return amounts_of(self.labels, self.labels_per_class)
 
     def _take(self, override: str) -> None:
         setting, _, text = override.partition("=")

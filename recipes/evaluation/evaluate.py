@@ -15,23 +15,24 @@ from tqdm import tqdm
 from multilevel.levels.tasks.classification import classification_metrics
 from multilevel.problems import replicas
 from multilevel.recipes.data import ImageData, Split
-from multilevel.recipes.data.strata import limit_rows, random_for, rows_by_class
+from multilevel.recipes.data.strata import limit_rows, random_for
+from multilevel.recipes.evaluation.labels import Amount, draw_labels
 from multilevel.recipes.evaluation.protocols import Candidate, Encoder, EvaluationProtocol, Setup, Trial
 from multilevel.recipes.evaluation.scores import Score, shown_first
 from multilevel.recipes.evaluation.settings import EvaluationSettings
 from multilevel.solvers import DataError, SettingError
 
 LARGEST_RAW_SIZE = 32
-FEWEST = 2  # smallest number of images per class in any share of the labels, if the class has as many
 
 
 def evaluate_features(candidates: Sequence[Candidate], setup: Setup, settings: EvaluationSettings) -> list[Score]:
-    """Score every candidate with every protocol, fitted to every share of the labelled training images.
+    """Score every candidate with every protocol, fitted to every amount of labelled training images.
 
     Args:
         candidates: they get normalized images on ``setup.device``; their modules do not change.
         setup: data, task and device.
-        settings: the protocols, their options, the shares, and the split to score on; the other split is not read.
+        settings: the protocols, their options, the amounts of labels, and the split to score on; the other split is not
+            read.
 
     Returns:
         Scores by candidate. The last candidate is ``"majority class"``, which always predicts the most frequent
@@ -42,12 +43,13 @@ def evaluate_features(candidates: Sequence[Candidate], setup: Setup, settings: E
             where the metric is the area under the ROC curve.
         SettingError: too few images for two classes, or a protocol that the labels do not suit.
     """
-    pool, scored = _parts(setup.data, settings)
+    scored, pool = scored_part(setup.data, settings), label_pool(setup.data, settings)
     names = settings.protocols_of(setup.task)
     protocols = {name: settings.protocol(name) for name in names}
     metric = settings.metric or setup.task.headline
-    shares = {share: label_share(setup.data.train.labels, pool, share, settings.seed) for share in settings.labels}
-    fitted = {share: _subset(setup.data.train, pool[chosen]) for share, chosen in shares.items()}
+    every = setup.data.train.labels
+    drawn = {amount: draw_labels(every, pool, amount, settings.seed) for amount in settings.amounts}
+    fitted = {amount: _subset(setup.data.train, pool[chosen]) for amount, chosen in drawn.items()}
     for part in fitted.values():
         _check_labels(part, scored, protocols, settings)
     if metric == "macro_roc_auc" and len(scored.labels.unique()) < 2:
@@ -60,22 +62,23 @@ def evaluate_features(candidates: Sequence[Candidate], setup: Setup, settings: E
     for candidate in candidates:
         frozen = _frozen_features(candidate, setup, settings, _subset(setup.data.train, pool), scored)
         tasks = [
-            partial(_score, name, share, protocol, trial)
-            for share, part in fitted.items()
-            for trial in [Trial(candidate, setup, part, scored, _chosen(frozen, shares[share]), *common)]
+            partial(_score, name, amount, protocol, trial)
+            for amount, part in fitted.items()
+            for trial in [Trial(candidate, setup, part, scored, _chosen(frozen, drawn[amount]), *common)]
             for name, protocol in candidate.protocols(protocols).items()
         ]
         scores += replicas.spread(tasks)
-    for share, part in fitted.items():
+    for amount, part in fitted.items():
         for name, protocol in protocols.items():
             if protocol.needs_classes or setup.task.soft_targets:
                 metrics = shown_first(_majority_metrics(part, scored, len(setup.data.class_names)), metric)
-                scores.append(Score("majority class", name, share, metrics))
+                scores.append(Score("majority class", name, amount, metrics, len(part)))
     return scores
 
 
-def _score(name: str, share: float, protocol: EvaluationProtocol, trial: Trial) -> Score:
-    return Score(trial.candidate.name, name, share, shown_first(protocol.metrics(trial), trial.metric))
+def _score(name: str, amount: Amount, protocol: EvaluationProtocol, trial: Trial) -> Score:
+    metrics = shown_first(protocol.metrics(trial), trial.metric)
+    return Score(trial.candidate.name, name, amount, metrics, len(trial.fitted))
 
 
 def raw_pixels(images: Tensor) -> Tensor:
@@ -118,40 +121,31 @@ def stratified_positions(labels: Tensor, limit: int | None, seed: int) -> Tensor
     return torch.from_numpy(limit_rows(labels.numpy(), rows, limit, random_for(seed, "evaluation")))
 
 
-def label_share(labels: Tensor, pool: Tensor, share: float, seed: int) -> Tensor:
-    """Draw a share of the images, every class in proportion but with at least two images; smaller shares are subsets of
-    larger ones.
+def amount_images(data: ImageData, settings: EvaluationSettings) -> dict[Amount, int]:
+    """The number of labelled training images that each amount comes to."""
+    labels = data.train.labels
+    pool = label_pool(data, settings)
+    return {amount: len(draw_labels(labels, pool, amount, settings.seed)) for amount in settings.amounts}
 
-    Args:
-        labels: int64 [N], of all labelled training images.
-        pool: int64 [P], the positions to draw from.
-        share: above 0; 1 takes the whole pool.
-        seed: seed of the draw.
 
-    Returns:
-        Positions in ``pool``, int64, sorted.
+def label_pool(data: ImageData, settings: EvaluationSettings) -> Tensor:
+    """Positions, int64, of the labelled training images that protocols can be fitted to."""
+    return stratified_positions(data.train.labels, settings.max_images, settings.seed)
+
+
+def scored_part(data: ImageData, settings: EvaluationSettings) -> Split:
+    """The part to score.
+
+    Raises:
+        DataError: no labels, or no images to score.
     """
-    if share == 1:
-        return torch.arange(len(pool))
-    random = random_for(seed, "labels")
-    totals = {int(label): int(count) for label, count in zip(*labels.unique(return_counts=True), strict=True)}
-    pool_labels = labels[pool].numpy()
-    chosen = []
-    for members in rows_by_class(pool_labels, np.arange(len(pool))):
-        count = max(FEWEST, round(share * totals[int(pool_labels[members[0]])]))
-        chosen.append(random.permutation(members)[:count])
-    return torch.from_numpy(np.sort(np.concatenate(chosen)))
-
-
-def _parts(data: ImageData, settings: EvaluationSettings) -> tuple[Tensor, Split]:
-    """Positions of the training images to fit to, and the part to score."""
     if not data.labelled:
         raise DataError("the images have no labels, so features cannot be evaluated")
     scored = data.validation if settings.split == "validation" else data.test
     if not len(scored):
         remedy = "" if settings.split == "validation" else ", or give the set a test split"
         raise DataError(f"there are no {settings.split} images: raise data.{settings.split}_share{remedy}")
-    return stratified_positions(data.train.labels, settings.max_images, settings.seed), scored
+    return scored
 
 
 def _check_labels(
