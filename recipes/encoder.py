@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import ImageData
-from multilevel.recipes.evaluation import Score, Setup
+from multilevel.recipes.evaluation import Candidate, Score, Setup
 from multilevel.recipes.export.trained import TrainedModel
 
 
@@ -39,6 +39,10 @@ class EncoderRecipe(Recipe):
             DataError: no images to score, or an encoder whose features are not finite.
             SettingError: too few images for two classes, or a protocol that does not suit the labels.
         """
+
+    @abstractmethod
+    def candidates(self) -> list[Candidate]:
+        """The encoders to evaluate, the trained one first, then the references set in ``settings.evaluation``."""
 
     @abstractmethod
     def setup(self) -> Setup:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from multilevel.recipes.data.sources.folders import list_images
+from multilevel.reports.good_class import usual_good
 from multilevel.solvers import DataError, SettingError
-
-#: Names of the good class, as compared by ``_plain``.
-GOOD_NAMES = ("good", "ok", "normal", "free", "fine", "pass", "良品", "良", "正常", "合格")
 
 
 @dataclass(frozen=True)
@@ -102,16 +99,9 @@ def choose_good(requested: str | None, stored: str | None, names: Sequence[str],
         return Good(requested, "setting")
     if stored is not None:
         return Good(stored, "stored")
-    for usual in GOOD_NAMES:
-        for name in names:
-            if _plain(name) == usual:
-                return Good(name, "name")
+    if (usual := usual_good(names)) is not None:
+        return Good(usual, "name")
     counts = Counter(name for name in truth if name in names)
     if not counts:
         raise SettingError("good", None, f"{listed}: neither a name nor labels tell which is good")
     return Good(str(counts.most_common(1)[0][0]), "largest")
-
-
-def _plain(name: str) -> str:
-    """A name without differences of case and of full-width letters."""
-    return unicodedata.normalize("NFKC", name).casefold().strip()

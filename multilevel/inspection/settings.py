@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 from multilevel.commands.image_files import ImageFileSettings
-from multilevel.inspection.costs import CostSettings
-from multilevel.inspection.texts import LANGUAGES
-from multilevel.inspection.thresholds import RULES
+from multilevel.reports.costs import MoneySettings
+from multilevel.reports.texts import LANGUAGES
+from multilevel.reports.thresholds import RULES
 from multilevel.solvers import SettingError
-from multilevel.solvers.ranges import Above, AtLeast, Below, NonNegative, OneOf, PositiveNumber, Text
+from multilevel.solvers.ranges import Above, AtLeast, Below, NonNegative, OneOf, Text
 
 UNKNOWN = ("refuse", "defect", "unlabelled")
 
 
 @dataclass
-class InspectSettings(ImageFileSettings):
+class InspectSettings(MoneySettings, ImageFileSettings):
     """Settings of ``multilevel inspect``.
 
     Args:
@@ -27,14 +27,10 @@ class InspectSettings(ImageFileSettings):
         unknown: what a class folder that the model does not know means: refuse, defect, or unlabelled.
         threshold: false_alarms (the lowest with at most max_false_alarms), recall (the highest with at least
             min_recall), or a number. None: false_alarms, unless the export stores only a threshold.
-        max_false_alarms: largest share of good parts to stop.
         min_recall: share of the defects that the model is claimed to find, which the report compares with the data.
         worst: pictures on each page of errors.
         machine_hours: hours of training, for the cost of training.
         labels_bought: images labelled for the training, for its cost.
-        parts_per_day: parts inspected in a day, for the break-even day.
-        defect_rate: share of defective parts in production. None: that of the folder.
-        currency: of all costs.
     """
 
     output: str = "inspection.html"
@@ -42,15 +38,10 @@ class InspectSettings(ImageFileSettings):
     good: Text | None = None
     unknown: Annotated[str, OneOf(*UNKNOWN)] = "refuse"
     threshold: str | None = None
-    max_false_alarms: Annotated[float, AtLeast(0), Below(1)] = 0.02
     min_recall: Annotated[float, Above(0), Below(1)] = 0.99
     worst: Annotated[int, AtLeast(0)] = 24
-    cost: CostSettings = field(default_factory=CostSettings)
     machine_hours: NonNegative = 0.0
     labels_bought: Annotated[int, AtLeast(0)] = 0
-    parts_per_day: PositiveNumber | None = None
-    defect_rate: Annotated[float | None, Above(0), Below(1)] = None
-    currency: Text = "EUR"
 
     @property
     def number(self) -> float | None:

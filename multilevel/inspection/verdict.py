@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from multilevel.inspection.findings import CLASSIFIER, DISTANCE, Findings, Money
-from multilevel.inspection.results import Rate
-from multilevel.inspection.texts import Texts
+from multilevel.reports.proportions import Rate
+from multilevel.reports.texts import Texts
 
 CHANCE = 0.5  # area under the ROC curve of guessing
 FEWEST = 30  # images of a kind, below which the report says so

@@ -25,7 +25,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,11 @@ from multilevel.recipes.evaluation import PROTOCOLS
 from multilevel.recipes.evaluation.evaluate import amount_images
 from multilevel.recipes.evaluation.labels import Amount, overrides_of
 from multilevel.recipes.evaluation.remarks import fitted_images
+from multilevel.reports.costs import money_settings
+from multilevel.reports.good_class import usual_good
 from multilevel.runs.folder import RunFolder, check_free, now
 from multilevel.solvers import DataError, MultilevelError, SettingError
+from multilevel.solvers.ranges import require
 from multilevel.study.launch import check_launcher, run_parts
 from multilevel.study.part import is_done
 from multilevel.study.plan import (
@@ -147,6 +150,9 @@ def plan(settings: StudySettings, arguments: Sequence[str]) -> Study:
         launcher=settings.launcher,
         data=_data_name(config),
         labelled=question.labelled,
+        training_labels=question.training_labels,
+        good=question.good,
+        money=money_settings(asdict(settings)),
         version=VERSION,
     )
 
@@ -163,7 +169,11 @@ def resumed(study: Study, settings: StudySettings) -> Study:
         unchanged = [argument for argument in study.arguments if not argument.startswith("seeds=")]
         seeds = f"seeds=[{','.join(map(str, settings.seeds))}]"
         study = replace(study, seeds=settings.seeds, arguments=[*unchanged, seeds])
-    return replace(study, jobs=settings.jobs or study.jobs, launcher=settings.launcher or study.launcher)
+    money = settings.changed_money(study.money)
+    expected = "null: this study knows no good class, or is of a version that stored none"
+    require("cost.miss", money.cost.miss, not money.cost.known or study.good is not None, expected)
+    jobs, launcher = settings.jobs or study.jobs, settings.launcher or study.launcher
+    return replace(study, jobs=jobs, launcher=launcher, money=money)
 
 
 def _policies(settings: StudySettings, config: DictConfig) -> list[str]:
@@ -215,13 +225,17 @@ class Question:
     Attributes:
         metric, protocol: of the score.
         labels: amounts of labels, the largest last.
-        labelled: labelled training images of each class.
+        labelled: labelled training images of each class that protocols can be fitted to.
+        training_labels: all labelled training images.
+        good: the good class; None if there is none.
     """
 
     metric: str
     protocol: str
     labels: list[Amount]
     labelled: dict[str, int]
+    training_labels: int
+    good: str | None
 
 
 def _about(settings: StudySettings, policy: str) -> tuple[StudySettings, Question]:
@@ -248,7 +262,23 @@ def _about(settings: StudySettings, policy: str) -> tuple[StudySettings, Questio
         settings = replace(settings, settings=[*settings.settings, f"evaluation.metric={metric}"])
     images = amount_images(recipe.data, evaluation)
     labels = sorted(images, key=lambda amount: (images[amount], amount == 1))
-    return settings, Question(metric, protocol, labels, fitted_images(recipe.data, evaluation))
+    labelled = fitted_images(recipe.data, evaluation)
+    good = _good(settings, list(labelled))
+    return settings, Question(metric, protocol, labels, labelled, len(recipe.data.train), good)
+
+
+def _good(settings: StudySettings, names: Sequence[str]) -> str | None:
+    """The good class of these, which are none if images have no single class.
+
+    Raises:
+        SettingError: ``good`` is not a class, or costs need a good class.
+    """
+    listed = ", ".join(names) or "none: images have no single class"
+    require("good", settings.good, settings.good is None or settings.good in names, f"one of the classes ({listed})")
+    good = settings.good or usual_good(names)
+    expected = f"null, or good=CLASS: the name of no class says that it is the good one ({listed})"
+    require("cost.miss", settings.cost.miss, not settings.cost.known or good is not None, expected)
+    return good
 
 
 def _data_name(config: DictConfig) -> str:

@@ -13,7 +13,10 @@ from omegaconf import OmegaConf
 from multilevel.levels.masks import POLICIES
 from multilevel.problems import Graph
 from multilevel.recipes.data.settings import MASK_SHARE
+from multilevel.recipes.evaluation import PROTOCOLS
 from multilevel.recipes.evaluation.labels import Amount, overrides_of
+from multilevel.recipes.evaluation.protocols.base import FrozenFeaturesProtocol
+from multilevel.reports.costs import MoneySettings, money_settings
 from multilevel.runs.folder import EARLIER, RunFolder
 from multilevel.solvers import MultilevelError, SettingError
 
@@ -90,6 +93,9 @@ class Study:
         seconds_per_step: seconds per step of each arm, measured before the first part; None if updates are equal.
         labelled: labelled training images of each class that protocols can be fitted to; empty for tasks without one
             class per image and for studies of earlier versions.
+        training_labels: all labelled training images, which masks that the task guides learn from.
+        good: the good class, for the counts and costs as an inspection; None leaves them out.
+        money: costs and rates.
         version: 1 for studies from before the settings of ``EARLIER``, task.loss=auto, task.metric=auto and the
             supervised reference, which keep their meaning.
     """
@@ -112,6 +118,9 @@ class Study:
     data: str
     seconds_per_step: dict[str, float] | None = None
     labelled: dict[str, int] = field(default_factory=dict)
+    training_labels: int = 0
+    good: str | None = None
+    money: MoneySettings = field(default_factory=MoneySettings)
     version: int = 1
 
     @property
@@ -122,6 +131,12 @@ class Study:
     def about(self) -> Arm:
         """The arm of the verdict: the first that the task guides, or else the first after the baseline."""
         return next((arm for arm in self.arms[1:] if POLICIES[arm.policy].learns_from == "downstream"), self.arms[1])
+
+    @property
+    def inspection_protocol(self) -> str:
+        """The protocol whose errors are counted as those of an inspection: the verdict's, if it can predict held-out
+        images in little time, else the linear probe."""
+        return self.protocol if issubclass(PROTOCOLS[self.protocol], FrozenFeaturesProtocol) else "linear_probe"
 
     def parts(self) -> list[StudyRun]:
         """All parts, seed by seed, so that a stopped study has complete pairs."""
@@ -162,7 +177,8 @@ class Study:
             raise SettingError("resume", str(folder), f"the folder of a study, which holds {FILE}")
         try:
             values: Any = OmegaConf.to_container(OmegaConf.load(path))
-            return cls(**{**values, "arms": [Arm(**arm) for arm in values["arms"]]})
+            arms, money = [Arm(**arm) for arm in values["arms"]], money_settings(values.get("money") or {})
+            return cls(**{**values, "arms": arms, "money": money})
         except Exception as error:  # the parser raises errors of many kinds
             raise MultilevelError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 

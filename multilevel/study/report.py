@@ -13,8 +13,10 @@ from jinja2 import Environment, StrictUndefined
 
 from multilevel.recipes.evaluation import metric_title
 from multilevel.recipes.evaluation.labels import labels_phrase
+from multilevel.reports.texts import Texts
 from multilevel.runs.folder import RunFolder
 from multilevel.study.figures import Figures
+from multilevel.study.money_section import render_money
 from multilevel.study.results import TITLES
 from multilevel.study.verdict import points, times
 
@@ -44,6 +46,7 @@ def write_report(result: Mapping[str, Any], folder: Path) -> list[Path]:
         .from_string(template)
         .render(
             **result,
+            money_section=render_money(result, Texts("en")),
             figures=drawn,
             galleries=figures.galleries(),
             command=shlex.join(["multilevel", "study", *result["study"]["arguments"]]),

@@ -17,8 +17,11 @@ from multilevel.levels.masks import POLICIES
 from multilevel.recipes.evaluation import metric_title
 from multilevel.recipes.evaluation.labels import Amount, labels_phrase
 from multilevel.recipes.evaluation.remarks import few_images, few_labels
+from multilevel.reports.plain import plain
 from multilevel.solvers import MultilevelError
 from multilevel.study.images import noise_at_chance
+from multilevel.study.inspection import errors_of
+from multilevel.study.money import study_money
 from multilevel.study.part import evaluation_problem, is_done, log_path, run_path, transfer_path
 from multilevel.study.plan import Arm, Study, StudyRun, usable_cores
 from multilevel.study.scores import MAJORITY, TRAINED, Row, reference_means, values
@@ -53,7 +56,7 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
     arms = [_arm(arm, by_arm[arm.name]) for arm in study.arms]
     if headline is not None:
         headline["sentence"] = " ".join(filter(None, [_opening(study, arms, most), headline["sentence"]]))
-    return {
+    result = {
         "verdict": headline,
         "question": {
             "data": study.data,
@@ -69,7 +72,8 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
         "parts": parts,
         "failed": failed,
         "notes": _notes(study, parts),
-        "study": asdict(study),
+        "inspection": [error for part in done for error in errors_of(study, run_path(folder, part.name), part)],
+        "study": {**asdict(study), "inspection_protocol": study.inspection_protocol},
         "machine": {
             "processor": platform.machine(),
             "system": platform.system(),
@@ -79,6 +83,7 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
         },
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
     }
+    return {**result, "money": plain(study_money(result, study.money))}
 
 
 def score_name(study: Study, labels: Amount) -> str:

@@ -6,12 +6,13 @@ import math
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated
 
-from multilevel.configuration.command_line import DERIVED, read
+from multilevel.configuration.command_line import DERIVED, read, settable
 from multilevel.levels.masks import POLICIES
 from multilevel.recipes.evaluation.labels import Amount, LabelNumber, amounts_of
+from multilevel.reports.costs import MoneySettings, money_settings
 from multilevel.solvers import SettingError
 from multilevel.solvers.ranges import Above, AtLeast, AtMost, Below, Count, OneOf, Seed, Text, require
 
@@ -26,11 +27,11 @@ INSTEAD = {
 #: Settings and groups in which arms may not differ, since that would be another comparison.
 ARMS_SHARE = ("data", "task", "evaluation", "evaluate", "seed", "steps", "output", "resume", "experiment", "checkpoint")
 #: Settings allowed together with resume; none of them changes a trained part.
-WITH_RESUME = ("resume", "jobs", "seeds", "hydra/launcher")
+WITH_RESUME = ("resume", "jobs", "seeds", "hydra/launcher", *settable(MoneySettings))
 
 
 @dataclass
-class StudySettings:
+class StudySettings(MoneySettings):
     """The study's own settings; None is resolved later, when the recipe is known.
 
     Args:
@@ -51,11 +52,14 @@ class StudySettings:
         protocol: evaluation protocol of the verdict; None takes the first of evaluation.protocols, or of the task's
             own.
         minimum_effect: the smallest worthwhile difference of the metric.
+        good: the class of good parts, for the counts and costs as an inspection. None: the class named good, ok,
+            normal, free, fine, 良品 or similar, if there is one.
         jobs: parts that run side by side; None: 1, or as many as a Hydra launcher runs.
         launcher: Hydra's launcher and its settings, as overrides; empty: none.
         output: the study's folder; None generates a name.
         resume: the folder of a study to continue.
         settings: settings of ``multilevel train``, for every part.
+        given: names of the study's own settings on the command line.
     """
 
     policies: list[PolicyName] | None = None
@@ -70,11 +74,13 @@ class StudySettings:
     metric: Text | None = None
     protocol: Text | None = None
     minimum_effect: Annotated[float, Above(0), Below(math.inf)] = 0.01
+    good: Text | None = None
     jobs: Count | None = None
     launcher: list[str] = field(default_factory=list, metadata=DERIVED)
     output: Text | None = None
     resume: Text | None = None
     settings: list[str] = field(default_factory=list, metadata=DERIVED)
+    given: list[str] = field(default_factory=list, metadata=DERIVED)
 
     @classmethod
     def parsed(cls, arguments: Sequence[str]) -> StudySettings:
@@ -92,6 +98,7 @@ class StudySettings:
                 raise SettingError(setting, text, INSTEAD[setting])
         line = read("study", [_seeds_listed(argument) for argument in arguments], cls)
         result = line.settings
+        result.given = [setting for setting, _ in pairs if setting in settable(cls)]
         for override in line.overrides:
             result._take(override)
         for name in ("policies", "seeds", "guidance"):
@@ -101,7 +108,7 @@ class StudySettings:
         if result.resume is not None:
             for setting, _ in pairs:
                 allowed = setting.removeprefix("+") in WITH_RESUME or setting.startswith("hydra.")
-                expected = "no setting except seeds, jobs and hydra/launcher: the rest comes from study.yaml"
+                expected = "no setting except seeds, jobs, hydra/launcher and those of costs: study.yaml has the rest"
                 require("resume", f"{setting}=...", allowed, expected)
         return result
 
@@ -109,6 +116,17 @@ class StudySettings:
     def amounts(self) -> list[Amount]:
         """The amounts of labels, in the order given."""
         return amounts_of(self.labels, self.labels_per_class)
+
+    def changed_money(self, stored: MoneySettings) -> MoneySettings:
+        """The stored settings of counts and costs, with the given ones in place of theirs."""
+        values, own = asdict(stored), asdict(self)
+        for name in self.given:
+            group, _, leaf = name.partition(".")
+            if leaf:
+                values[group][leaf] = own[group][leaf]
+            elif name in values:
+                values[name] = own[name]
+        return money_settings(values)
 
     def _take(self, override: str) -> None:
         setting, _, text = override.partition("=")

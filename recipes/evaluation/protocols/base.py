@@ -13,6 +13,7 @@ from torch import Tensor
 
 from multilevel.levels import MaskedAutoencoder
 from multilevel.levels.tasks import Task
+from multilevel.levels.tasks.classification import classification_metrics
 from multilevel.recipes.data import ImageData, Split
 from multilevel.solvers.ranges import AtLeast, Below
 
@@ -107,6 +108,17 @@ class EvaluationProtocol(ABC):
     @abstractmethod
     def metrics(self, trial: Trial) -> dict[str, float]:
         """Fit to ``trial.fitted`` and score on ``trial.scored``; nothing of the candidate changes."""
+
+
+class FrozenFeaturesProtocol(EvaluationProtocol):
+    """A protocol that predicts classes from frozen features."""
+
+    @abstractmethod
+    def probabilities(self, trial: Trial) -> np.ndarray:
+        """Fit to ``trial.fitted``; the probabilities of each class, float64 [M, classes], of ``trial.scored``."""
+
+    def metrics(self, trial: Trial) -> dict[str, float]:
+        return classification_metrics(trial.scored.labels.numpy(), self.probabilities(trial))
 
 
 def class_probabilities(classifier: Any, features: np.ndarray, classes: int) -> np.ndarray:

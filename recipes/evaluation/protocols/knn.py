@@ -7,21 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 
-from multilevel.levels.tasks.classification import classification_metrics
-from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Trial, class_probabilities
+from multilevel.recipes.evaluation.protocols.base import FrozenFeaturesProtocol, Trial, class_probabilities
 
 
 @dataclass(kw_only=True)
-class NearestNeighbours(EvaluationProtocol):
+class NearestNeighbours(FrozenFeaturesProtocol):
     """A vote of the evaluation.neighbours nearest training images."""
 
     title = "nearest neighbours"
 
-    def metrics(self, trial: Trial) -> dict[str, float]:
+    def probabilities(self, trial: Trial) -> np.ndarray:
         features, scored = trial.features()
         classes = len(trial.setup.data.class_names)
-        votes = nearest_neighbours(features, trial.fitted.labels.numpy(), scored, trial.neighbours, classes)
-        return classification_metrics(trial.scored.labels.numpy(), votes)
+        return nearest_neighbours(features, trial.fitted.labels.numpy(), scored, trial.neighbours, classes)
 
 
 def nearest_neighbours(

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from multilevel.levels.tasks.classification import CLASSIFICATION_METRICS, classification_metrics, unbalanced
 from multilevel.recipes.evaluation.folds import Fold, grouped_folds, out_of_fold
-from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Trial, class_probabilities
+from multilevel.recipes.evaluation.protocols.base import FrozenFeaturesProtocol, Trial, class_probabilities
 
 #: Inverse regularization strengths for the linear probe to choose from, strongest regularization first.
 STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
@@ -27,21 +27,20 @@ REPEATS = 5
 
 
 @dataclass(kw_only=True)
-class LinearProbe(EvaluationProtocol):
+class LinearProbe(FrozenFeaturesProtocol):
     """Fits multinomial logistic regression by L-BFGS, on images without augmentation; held-out training images choose
     its regularization, by the metric in the table. Unbalanced classes have equal weight, unless that metric is the
     accuracy."""
 
     title = "linear probe"
 
-    def metrics(self, trial: Trial) -> dict[str, float]:
+    def probabilities(self, trial: Trial) -> np.ndarray:
         features, scored = trial.features()
         # where the task has other metrics, the table shows the accuracy of a protocol that needs classes
         metric = trial.metric if trial.metric in CLASSIFICATION_METRICS else "accuracy"
         labels, groups = trial.fitted.labels.numpy(), trial.fitted.groups.numpy()
         probe = fit_linear_probe(features, labels, trial.seed, metric, groups)
-        probabilities = class_probabilities(probe, scored, len(trial.setup.data.class_names))
-        return classification_metrics(trial.scored.labels.numpy(), probabilities)
+        return class_probabilities(probe, scored, len(trial.setup.data.class_names))
 
 
 def fit_linear_probe(

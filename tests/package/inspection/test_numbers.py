@@ -8,12 +8,8 @@ from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from multilevel.inspection import curves
-from multilevel.inspection.costs import CostSettings, Way, cost_row, cost_table, count_parts
 from multilevel.inspection.distance import measure_distances
-from multilevel.inspection.findings import defect_probability
 from multilevel.inspection.results import (
-    Proportion,
-    Rate,
     area_under_precision_recall,
     area_under_roc,
     check_claim,
@@ -22,7 +18,9 @@ from multilevel.inspection.results import (
     one_sided_lower_bound,
     score_classes,
 )
-from multilevel.inspection.thresholds import candidates, choose_threshold
+from multilevel.reports.costs import CostSettings, Way, cost_row, cost_table, count_parts
+from multilevel.reports.proportions import Proportion, Rate
+from multilevel.reports.thresholds import candidates, choose_threshold, defect_probability
 from multilevel.solvers import DataError, SettingError
 
 

@@ -1,4 +1,4 @@
-"""Chooses the score from which an image counts as a defect."""
+"""The score of a defect, and the choice of the score from which an image counts as one."""
 
 from __future__ import annotations
 
@@ -52,6 +52,15 @@ def share_stopped(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     """The share of scores [N] that reach each threshold [T]."""
     below = np.searchsorted(np.sort(scores), thresholds, side="left")
     return (len(scores) - below) / len(scores)
+
+
+def defect_probability(probabilities: np.ndarray, good: int) -> np.ndarray:
+    """1 - p(good) as the sum over the other classes, which rounds less.
+
+    >>> defect_probability(np.array([[0.7, 0.2, 0.1]]), good=0).round(3).tolist()
+    [0.3]
+    """
+    return np.minimum(np.delete(probabilities, good, axis=1).sum(1), 1.0)
 
 
 def choose_threshold(scores: np.ndarray, defect: np.ndarray, rule: str, limit: float) -> float:

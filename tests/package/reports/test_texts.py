@@ -8,10 +8,12 @@ from string import Formatter
 import pytest
 
 import multilevel.inspection
-from multilevel.inspection.results import Proportion, Rate
-from multilevel.inspection.texts import LANGUAGES, Texts, read_texts
+import multilevel.reports
+import multilevel.study
+from multilevel.reports.proportions import Proportion, Rate
+from multilevel.reports.texts import LANGUAGES, Texts, read_texts
 
-FOLDER = Path(multilevel.inspection.__file__).parent
+FOLDERS = [Path(str(room.__file__)).parent for room in (multilevel.inspection, multilevel.reports, multilevel.study)]
 
 
 def placeholders(text):
@@ -26,8 +28,11 @@ def test_languages_have_the_same_keys_and_placeholders(language):
 
 
 def test_every_text_is_used():
-    code = "".join(path.read_text() for path in [*FOLDER.glob("*.py"), FOLDER / "report.html"])
+    code = "".join(
+        path.read_text() for folder in FOLDERS for path in folder.iterdir() if path.suffix in (".py", ".html")
+    )
     built = "note_source_ note_good_ source_ rule_ score_ curve_ claim_ money_verdict_ trivial_ shares_missing_".split()
+    built += ["split_", "protocol_", "encoder_", "study_money_"]  # of named texts
     built += ["missed_", "false_", "suspicious_", "no_", "classifier_of", "distance_of"]
     unused = [key for key in read_texts("en") if f'"{key}"' not in code and not key.startswith(tuple(built))]
     assert unused == []
