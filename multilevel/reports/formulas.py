@@ -9,7 +9,7 @@ from multilevel.reports.texts import Texts
 def cost_formulas(
     way: Way, costs: CostRow, defect_rate: float, settings: MoneySettings, texts: Texts
 ) -> list[tuple[str, str]]:
-    """What each formula gives, and the formula with its numbers; see ``costs``.
+    """Name what each formula gives, and write it with its numbers; see ``costs``.
 
     Args:
         way: the way of inspecting.

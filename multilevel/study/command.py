@@ -98,7 +98,8 @@ def run(study: Study, folder: Path) -> int:
     result = collect(study, folder)
     written = [RunFolder(folder).write_json("study.json", result)]
     if result["parts"]:
-        written += write_report(result, folder)
+        localized = result if study.language == "en" else collect(study, folder, study.language)
+        written += write_report(localized, folder, study.language)
     if result["verdict"]:
         print(result["verdict"]["sentence"])
     if result["notes"]:
@@ -153,6 +154,7 @@ def plan(settings: StudySettings, arguments: Sequence[str]) -> Study:
         training_labels=question.training_labels,
         good=question.good,
         money=money_settings(asdict(settings)),
+        language=settings.language or "en",
         version=VERSION,
     )
 
@@ -173,7 +175,7 @@ def resumed(study: Study, settings: StudySettings) -> Study:
     expected = "null: this study knows no good class, or is of a version that stored none"
     require("cost.miss", money.cost.miss, not money.cost.known or study.good is not None, expected)
     jobs, launcher = settings.jobs or study.jobs, settings.launcher or study.launcher
-    return replace(study, jobs=jobs, launcher=launcher, money=money)
+    return replace(study, jobs=jobs, launcher=launcher, money=money, language=settings.language or study.language)
 
 
 def _policies(settings: StudySettings, config: DictConfig) -> list[str]:

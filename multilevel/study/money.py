@@ -1,4 +1,4 @@
-"""What each way of training costs and saves, from the errors of a study as an inspection; see ``reports.costs``."""
+"""Computes what each way of training costs and saves, from its errors as an inspection; see ``reports.costs``."""
 
 from __future__ import annotations
 

@@ -96,6 +96,7 @@ class Study:
         training_labels: all labelled training images, which masks that the task guides learn from.
         good: the good class, for the counts and costs as an inspection; None leaves them out.
         money: costs and rates.
+        language: of the report.
         version: 1 for studies from before the settings of ``EARLIER``, task.loss=auto, task.metric=auto and the
             supervised reference, which keep their meaning.
     """
@@ -121,6 +122,7 @@ class Study:
     training_labels: int = 0
     good: str | None = None
     money: MoneySettings = field(default_factory=MoneySettings)
+    language: str = "en"
     version: int = 1
 
     @property

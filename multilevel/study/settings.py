@@ -13,6 +13,7 @@ from multilevel.configuration.command_line import DERIVED, read, settable
 from multilevel.levels.masks import POLICIES
 from multilevel.recipes.evaluation.labels import Amount, LabelNumber, amounts_of
 from multilevel.reports.costs import MoneySettings, money_settings
+from multilevel.reports.texts import LANGUAGES
 from multilevel.solvers import SettingError
 from multilevel.solvers.ranges import Above, AtLeast, AtMost, Below, Count, OneOf, Seed, Text, require
 
@@ -27,7 +28,7 @@ INSTEAD = {
 #: Settings and groups in which arms may not differ, since that would be another comparison.
 ARMS_SHARE = ("data", "task", "evaluation", "evaluate", "seed", "steps", "output", "resume", "experiment", "checkpoint")
 #: Settings allowed together with resume; none of them changes a trained part.
-WITH_RESUME = ("resume", "jobs", "seeds", "hydra/launcher", *settable(MoneySettings))
+WITH_RESUME = ("resume", "jobs", "seeds", "hydra/launcher", "language", *settable(MoneySettings))
 
 
 @dataclass
@@ -54,6 +55,7 @@ class StudySettings(MoneySettings):
         minimum_effect: the smallest worthwhile difference of the metric.
         good: the class of good parts, for the counts and costs as an inspection. None: the class named good, ok,
             normal, free, fine, 良品 or similar, if there is one.
+        language: of the report: en or ja. None: en, or that of a resumed study.
         jobs: parts that run side by side; None: 1, or as many as a Hydra launcher runs.
         launcher: Hydra's launcher and its settings, as overrides; empty: none.
         output: the study's folder; None generates a name.
@@ -75,6 +77,7 @@ class StudySettings(MoneySettings):
     protocol: Text | None = None
     minimum_effect: Annotated[float, Above(0), Below(math.inf)] = 0.01
     good: Text | None = None
+    language: Annotated[str | None, OneOf(*LANGUAGES)] = None
     jobs: Count | None = None
     launcher: list[str] = field(default_factory=list, metadata=DERIVED)
     output: Text | None = None
@@ -108,7 +111,7 @@ class StudySettings(MoneySettings):
         if result.resume is not None:
             for setting, _ in pairs:
                 allowed = setting.removeprefix("+") in WITH_RESUME or setting.startswith("hydra.")
-                expected = "no setting except seeds, jobs, hydra/launcher and those of costs: study.yaml has the rest"
+                expected = "no setting except seeds, jobs, hydra/launcher, language and costs: study.yaml has the rest"
                 require("resume", f"{setting}=...", allowed, expected)
         return result
 

@@ -1,12 +1,17 @@
 """A small study with few labels and a good class, from the command line: labels, counts, costs, and the report."""
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 
 from multilevel.__main__ import main
-from multilevel.study import launch
+from multilevel.study import launch, report
 from multilevel.study.part import bring_to_its_end
+from multilevel.study.plan import Study
+from multilevel.study.report import write_report
+from multilevel.study.results import collect
 
 SETTINGS = [
     "model.width=16", "model.heads=2", "model.depth=1", "model.decoder_width=8", "model.decoder_heads=2",
@@ -57,3 +62,41 @@ def test_every_encoder_is_counted_as_an_inspection_and_priced_without_training_a
     again = json.loads((folder / "study.json").read_text())
     assert again["money"]["ways"][0]["costs"]["uninspected"] == 1000 * 0.02 * 60
     assert again["study"]["money"]["cost"]["false_alarm"] == 2
+
+
+def test_the_report_of_a_finished_study_is_written_in_japanese(finished, monkeypatch, capsys):
+    folder, result = finished
+    monkeypatch.setattr(launch, "start_part", None)  # nothing is trained again
+    monkeypatch.setattr(report, "fonts_for", lambda characters: ((), characters))
+    assert main(["study", f"resume={folder}", "language=ja"]) == 0
+    said = capsys.readouterr()
+    assert said.err.count("the words in the pictures are English: no installed font has Japanese characters") == 1
+    assert "1 seed cannot decide whether sampled masks pay" in said.out  # messages stay English
+    assert json.loads((folder / "study.json").read_text())["verdict"] == result["verdict"]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert '<html lang="ja">' in page
+    assert "sampledマスクに効果があるかどうかは、シード1個では判断できません。" in page
+    assert "この結果の意味" in page
+    assert "15枚" in page
+    text = re.sub(r"<style>.*?</style>|<pre>.*?</pre>|<[^>]+>", " ", page, flags=re.DOTALL)
+    english = {"masks", "labels", "images", "encoder", "score", "training", "the", "of", "is"}
+    assert english & set(re.findall(r"[a-z]+", text)) == set()
+    assert main(["study", f"resume={folder}", "language=en"]) == 0
+    assert "What this means" in (folder / "report.html").read_text()
+
+
+def test_no_absolute_path_is_reported(finished, tmp_path):
+    folder, _ = finished
+    study = Study.read(folder)
+    moved = replace(
+        study,
+        arguments=[*study.arguments, f"data.path={tmp_path}/tiles", f"arm.x=init={tmp_path}/old/run steps=3"],
+        settings=[*study.settings, f"data.path='{tmp_path}/some tiles'"],
+    )
+    result = collect(moved, folder)
+    write_report(result, folder)
+    for text in (json.dumps(result), (folder / "report.html").read_text()):
+        assert str(tmp_path) not in text
+        assert str(folder) not in text
+    assert result["study"]["arguments"][-2:] == ["data.path=tiles", "arm.x=init=run steps=3"]
+    assert result["study"]["settings"][-1] == "data.path=some tiles"
