@@ -15,11 +15,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from multilevel.recipes.evaluation.labels import labels_phrase
 from multilevel.study.scores import TRAINED
 from multilevel.study.statistics import compare_pairs
 
 Row = dict[str, Any]
-Column = tuple[str, str, str]  # protocol, share of the labels, metric
+Column = tuple[str, str, str]  # protocol, amount of labels, metric
 MINIMUM_EFFECT = 0.01
 
 
@@ -33,7 +34,7 @@ def rows_of(study: Path) -> list[Row]:
             **{key: part[key] for key in costs},
             "settings": settings[part["arm"]],
             "scores": [
-                [one["protocol"], f"{one['labels']:g}", metric, round(value, 5)]
+                [one["protocol"], str(one["labels"]).removesuffix(".0"), metric, round(value, 5)]
                 for one in [*part["scores"], *_evaluated(study / "runs" / part["name"] / "evaluation.json")]
                 if one["encoder"] == TRAINED
                 for metric, value in one["metrics"].items()
@@ -56,7 +57,7 @@ def table(rows: list[Row], metrics: list[str]) -> str:
             if metric in metrics:
                 arms.setdefault(row["arm"], {}).setdefault((protocol, labels, metric), {})[row["seed"]] = value
     columns = list(dict.fromkeys(column for scores in arms.values() for column in scores))
-    titles = [f"{protocol} {metric}, {float(labels):.0%} of the labels" for protocol, labels, metric in columns]
+    titles = [f"{protocol} {metric}, {_labels(labels)}" for protocol, labels, metric in columns]
     lines = [f"| masks | seeds | seconds | {' | '.join(titles)} |", "|---" * (len(columns) + 3) + "|"]
     baseline = next(iter(arms))
     for arm, scores in arms.items():
@@ -65,6 +66,13 @@ def table(rows: list[Row], metrics: list[str]) -> str:
         cells = [cell(scores.get(column, {}), arms[baseline][column], arm == baseline) for column in columns]
         lines.append(f"| {arm} | {seeds} | {seconds:.0f} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _labels(text: str) -> str:
+    """An amount of labels in words; a share as a percentage."""
+    if not text.replace(".", "").isdecimal():
+        return labels_phrase(text)
+    return f"{float(text):.0%} of the labels" if float(text) <= 1 else labels_phrase(float(text))
 
 
 def cell(values: dict[int, float], baseline: dict[int, float], is_baseline: bool) -> str:

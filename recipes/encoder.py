@@ -11,8 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data import ImageData
-from multilevel.recipes.evaluation import Score, Setup
-from multilevel.recipes.evaluation.protocols import Candidate
+from multilevel.recipes.evaluation import Candidate, Score, Setup
 from multilevel.recipes.export.trained import TrainedModel
 
 
@@ -44,7 +43,7 @@ class EncoderRecipe(Recipe):
 
     @abstractmethod
     def candidates(self) -> list[Candidate]:
-        """The encoder and the references set in ``settings.evaluation``, for an evaluation."""
+        """The encoders to evaluate, the trained one first, then the references set in ``settings.evaluation``."""
 
     @abstractmethod
     def setup(self) -> Setup:

@@ -301,6 +301,7 @@ class GuidedMae(EncoderRecipe):
         options = {key: value for key, value in self.settings.task.items() if key != "name"}
         task = build("task", TASKS, self.settings.task["name"], {"data": facts, **options})
         self.settings.evaluation.check_task(task)
+        self.settings.evaluation.check_labels(data)
         return task
 
     def _new_modules(self, scratch: bool = False) -> dict[str, Any]:

@@ -8,7 +8,8 @@ RUN/evaluation-NAME.json for another data set. multilevel train takes the same s
 a run. An exported folder is scored as it is: its classifier, on a folder with a subfolder of images for each class.
 
   multilevel evaluate RUN evaluation.protocols=[linear_probe,finetune] evaluation.finetune.epochs=50
-  multilevel evaluate RUN evaluation.labels=[0.01,0.1,1.0]             few labels: fits to shares of them
+  multilevel evaluate RUN evaluation.labels=[0.1,10,1]                 a tenth of the labels, ten labels, all labels
+  multilevel evaluate RUN evaluation.labels_per_class=[5,20]           5 and 20 labels of each class
   multilevel evaluate RUN data=cifar100 data.path=DIR                  another data set: its images are converted to
                                                                        the size and channels of the encoder, and
                                                                        normalized by their own statistics

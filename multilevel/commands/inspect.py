@@ -31,11 +31,11 @@ from multilevel.inspection.pages import PageMaker
 from multilevel.inspection.report import Names, write_report
 from multilevel.inspection.settings import InspectSettings
 from multilevel.inspection.stored import read_stored
-from multilevel.inspection.texts import Texts
 from multilevel.inspection.verdict import verdict
 from multilevel.recipes.export import DriftReference, ExportedModel
 from multilevel.recipes.export.exported import probabilities
 from multilevel.recipes.settings import chosen_device
+from multilevel.reports.texts import Texts
 from multilevel.runs.folder import RunFolder
 from multilevel.solvers import DataError, SettingError
 from multilevel.solvers.ranges import require

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from math import isfinite
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from multilevel.inspection.costs import CostRow, Counts, Way, cost_row, count_parts
 from multilevel.inspection.distance import Distances
 from multilevel.inspection.folder import Good
 from multilevel.inspection.results import (
     Claim,
     ClassScore,
-    Proportion,
-    Rate,
     area_under_precision_recall,
     area_under_roc,
     check_claim,
@@ -26,7 +21,6 @@ from multilevel.inspection.results import (
 )
 from multilevel.inspection.settings import InspectSettings
 from multilevel.inspection.stored import Reference, Stored
-from multilevel.inspection.thresholds import Threshold
 from multilevel.recipes.export.operating_point import (
     NUMBER,
     RULES,
@@ -34,6 +28,9 @@ from multilevel.recipes.export.operating_point import (
     choose_threshold,
     defect_probability,
 )
+from multilevel.reports.costs import CostRow, Counts, Way, cost_row, count_parts
+from multilevel.reports.proportions import Proportion, Rate
+from multilevel.reports.thresholds import Threshold
 from multilevel.solvers import DataError, SettingError
 
 CLASSIFIER, DISTANCE = "classifier", "distance"
@@ -222,21 +219,6 @@ def find(
         unreadable=dict(unreadable or {}),
         left_out=left_out,
     )
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses, tuples and arrays as what JSON can hold; a number that is not finite becomes None."""
-    if is_dataclass(value):
-        return {entry.name: plain(getattr(value, entry.name)) for entry in fields(value)}
-    if isinstance(value, Rate):
-        return plain(value._asdict())
-    if isinstance(value, Mapping):
-        return {str(name): plain(entry) for name, entry in value.items()}
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _thresholds(

@@ -13,8 +13,8 @@ from multilevel.inspection.findings import CLASSIFIER, DISTANCE, Findings, Inspe
 from multilevel.inspection.patches import PatchShares
 from multilevel.inspection.pictures import heat_map, read_pixels, thumbnail
 from multilevel.inspection.settings import InspectSettings
-from multilevel.inspection.texts import Texts
 from multilevel.recipes.export import ExportedModel
+from multilevel.reports.texts import Texts
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,13 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from multilevel.inspection import curves
-from multilevel.inspection.findings import Findings, Inspected, plain
+from multilevel.inspection.findings import Findings, Inspected
 from multilevel.inspection.pages import Page
 from multilevel.inspection.settings import InspectSettings
-from multilevel.inspection.texts import Texts
 from multilevel.inspection.verdict import explanation, money_verdict, notes, tone, verdict
+from multilevel.reports.formulas import cost_formulas
+from multilevel.reports.plain import plain
+from multilevel.reports.texts import Texts
 from multilevel.runs.folder import write_whole
 
 
@@ -52,7 +54,7 @@ def write_report(
         names: of export, folder and settings.
         settings: of the command.
     """
-    texts = Texts(settings.language)
+    texts, money = Texts(settings.language), findings.money
     template = resources.files("multilevel.inspection").joinpath("report.html").read_text(encoding="utf-8")
     page = (
         Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -72,45 +74,14 @@ def write_report(
             without_shares=without_shares,
             names=names,
             settings=settings,
-            formulas=formulas(findings, settings, texts),
+            formulas=[]
+            if money is None or money.costs is None
+            else cost_formulas(money.way, money.costs, money.defect_rate, settings, texts),
             version=version("multilevel"),
         )
     )
     write_whole(path.with_suffix(".json"), _numbers(findings, images, names, texts))
     write_whole(path, page)
-
-
-def formulas(findings: Findings, settings: InspectSettings, texts: Texts) -> list[tuple[str, str]]:
-    """The formulas of the costs with their numbers, each with what it gives; see ``costs``."""
-    if findings.money is None or findings.money.costs is None:
-        return []
-    rate, costs, way, cost = findings.money.defect_rate, findings.money.costs, findings.money.way, settings.cost
-    assert cost.miss is not None
-    assert cost.false_alarm is not None
-
-    def money(value: float) -> str:
-        return texts.money(value, settings.currency)
-
-    d, g, r, f = (f"{value:.6g}" for value in (rate, 1 - rate, way.recall.value, way.false_alarms.value))
-    miss, alarm = f"{cost.miss:g}", f"{cost.false_alarm:g}"
-    inspected, saving = costs.inspected.value, costs.saving_over_trivial.value
-    trivial = min(costs.uninspected, costs.rejected)
-    rows = [
-        ("cost_inspected", f"1000 × ({d} × (1 − {r}) × {miss} + {g} × {f} × {alarm}) = {money(inspected)}"),
-        ("cost_uninspected", f"1000 × {d} × {miss} = {money(costs.uninspected)}"),
-        ("cost_rejected", f"1000 × {g} × {alarm} = {money(costs.rejected)}"),
-        ("saving_none", f"{money(costs.uninspected)} − {money(inspected)} = {money(costs.saving.value)}"),
-        ("saving_trivial", f"{money(trivial)} − {money(inspected)} = {money(saving)}"),
-        (
-            "training_cost",
-            f"{way.machine_hours:g} × {cost.machine_hour:g} + {way.labels} × {cost.label:g} = {money(costs.training)}",
-        ),
-    ]
-    if costs.days is not None:
-        days = texts.number(costs.days.value, 2)
-        daily = f"({money(saving)} / 1000 × {settings.parts_per_day:g})"
-        rows.append(("break_even", f"{money(costs.training)} / {daily} = {days}"))
-    return [(texts(key), text) for key, text in rows]
 
 
 def _drawn(findings: Findings, images: Inspected, texts: Texts) -> list[Markup]:

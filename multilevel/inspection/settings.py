@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from multilevel.commands.image_files import ImageFileSettings
-from multilevel.inspection.costs import CostSettings
-from multilevel.inspection.texts import LANGUAGES
 from multilevel.recipes.export.operating_point import (
     MAX_FALSE_ALARMS,
     MIN_RECALL,
@@ -16,13 +14,15 @@ from multilevel.recipes.export.operating_point import (
     OperatingPoint,
     threshold_number,
 )
-from multilevel.solvers.ranges import Above, AtLeast, Below, NonNegative, OneOf, PositiveNumber, Text
+from multilevel.reports.costs import MoneySettings
+from multilevel.reports.texts import LANGUAGES
+from multilevel.solvers.ranges import Above, AtLeast, Below, NonNegative, OneOf, Text
 
 UNKNOWN = ("refuse", "defect", "unlabelled")
 
 
 @dataclass
-class InspectSettings(ImageFileSettings):
+class InspectSettings(MoneySettings, ImageFileSettings):
     """Settings of ``multilevel inspect``.
 
     Args:
@@ -39,9 +39,6 @@ class InspectSettings(ImageFileSettings):
         worst: pictures on each page of errors.
         machine_hours: hours of training, for the cost of training.
         labels_bought: images labelled for the training, for its cost.
-        parts_per_day: parts inspected in a day, for the break-even day.
-        defect_rate: share of defective parts in production. None: that of the folder.
-        currency: of all costs.
     """
 
     output: str = "inspection.html"
@@ -52,12 +49,8 @@ class InspectSettings(ImageFileSettings):
     max_false_alarms: Annotated[float | None, AtLeast(0), Below(1)] = None
     min_recall: Annotated[float | None, Above(0), Below(1)] = None
     worst: Annotated[int, AtLeast(0)] = 24
-    cost: CostSettings = field(default_factory=CostSettings)
     machine_hours: NonNegative = 0.0
     labels_bought: Annotated[int, AtLeast(0)] = 0
-    parts_per_day: PositiveNumber | None = None
-    defect_rate: Annotated[float | None, Above(0), Below(1)] = None
-    currency: Text = "EUR"
 
     @property
     def number(self) -> float | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from multilevel.inspection.findings import CLASSIFIER, DISTANCE, Findings, Money
-from multilevel.inspection.results import Rate
 from multilevel.inspection.stored import Reference
-from multilevel.inspection.texts import Texts
+from multilevel.reports.proportions import Rate
+from multilevel.reports.texts import Texts
 
 CHANCE = 0.5  # area under the ROC curve of guessing
 FEWEST = 30  # images of a kind, below which the report says so
@@ -123,7 +123,7 @@ def _better(references: Sequence[Reference], texts: Texts) -> str:
     """The references that are better than the model, the best first."""
     ordered = sorted(references, key=lambda reference: -reference.score)
     entries = [
-        texts("reference_entry", name=texts.named("reference", reference.name), score=f"{reference.score:.3f}")
+        texts("reference_entry", name=texts.named("phrase", reference.name), score=f"{reference.score:.3f}")
         for reference in ordered
     ]
     metric, model = texts.named("metric", ordered[0].metric), f"{ordered[0].model:.3f}"

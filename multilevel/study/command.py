@@ -15,6 +15,7 @@ those below, those of multilevel train, and
   multilevel study data=folder data.path=DIR
   multilevel study data=cifar10 data.path=DIR policies=random,sampled,topk seeds=10 jobs=2 steps=2000
   multilevel study data=folder data.path=DIR policies=random arm.solved="solver=conjugate_gradient solver.damping=0.1"
+  multilevel study data=folder data.path=DIR labels=10,100 labels_per_class=5,20
   multilevel study resume=FOLDER seeds=8                 add seeds to a study that has ended
 """
 
@@ -24,19 +25,26 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from multilevel.configuration.composition import build_recipe, compose_config
+from multilevel.recipes.data.good import named_good
 from multilevel.recipes.evaluation import PROTOCOLS
+from multilevel.recipes.evaluation.evaluate import amount_images
+from multilevel.recipes.evaluation.labels import Amount, overrides_of
+from multilevel.recipes.evaluation.remarks import fitted_images
+from multilevel.reports.costs import money_settings
 from multilevel.runs.folder import RunFolder, check_free, now
 from multilevel.solvers import DataError, MultilevelError, SettingError
+from multilevel.solvers.ranges import require
 from multilevel.study.launch import check_launcher, run_parts
 from multilevel.study.part import is_done
 from multilevel.study.plan import (
+    SAME_IMAGES,
     VERSION,
     Arm,
     Study,
@@ -53,6 +61,7 @@ from multilevel.study.transfer import transfer_config
 from multilevel.study.watch import Watch
 
 DEFAULT_GUIDED = "sampled"
+OWN = ("labels", "labels_per_class")  # settings of the evaluation that a study has under these names
 SEEDS = 5
 DEFAULTS = 2  # see ``Study``
 
@@ -89,9 +98,12 @@ def run(study: Study, folder: Path) -> int:
     result = collect(study, folder)
     written = [RunFolder(folder).write_json("study.json", result)]
     if result["parts"]:
-        written += write_report(result, folder)
+        localized = result if study.language == "en" else collect(study, folder, study.language)
+        written += write_report(localized, folder, study.language)
     if result["verdict"]:
         print(result["verdict"]["sentence"])
+    if result["notes"]:
+        print("\n".join(result["notes"]))
     print("\n".join(str(path) for path in written))
     for name, reason in result["failed"].items():
         print(f"multilevel: the part {name} failed: {reason}", file=sys.stderr)
@@ -109,7 +121,7 @@ def plan(settings: StudySettings, arguments: Sequence[str]) -> Study:
     if "mask" not in config:
         raise SettingError("recipe", config.recipe, "a recipe with masks, such as guided_mae")
     policies = _policies(settings, config)
-    settings, metric, protocol = _about(settings, policies[0])
+    settings, question = _about(settings, policies[0])
     arms = [_arm(settings, policy, None) for policy in policies]
     guided = [_arm(settings, arm.policy, share) for arm in arms if arm.learned for share in settings.guidance]
     if settings.guidance and not guided:
@@ -126,18 +138,23 @@ def plan(settings: StudySettings, arguments: Sequence[str]) -> Study:
         settings=settings.settings,
         arms=[replace(arm, steps=count) for arm, count in zip(arms, steps, strict=True)],
         seeds=settings.seeds or list(range(SEEDS)),
-        labels=settings.labels,
+        labels=question.labels,
         transfer=settings.transfer,
         transfer_name=transfer_name,
         equal=settings.equal,
-        metric=metric,
-        protocol=protocol,
+        metric=question.metric,
+        protocol=question.protocol,
         split=OmegaConf.select(config, "evaluation.split", default="test"),
         minimum_effect=settings.minimum_effect,
         threads=int(os.environ.get("OMP_NUM_THREADS") or max(1, usable_cores() // jobs)),
         jobs=jobs,
         launcher=settings.launcher,
         data=_data_name(config),
+        labelled=question.labelled,
+        training_labels=question.training_labels,
+        good=question.good,
+        money=money_settings(asdict(settings)),
+        language=settings.language or "en",
         version=VERSION,
     )
 
@@ -154,7 +171,11 @@ def resumed(study: Study, settings: StudySettings) -> Study:
         unchanged = [argument for argument in study.arguments if not argument.startswith("seeds=")]
         seeds = f"seeds=[{','.join(map(str, settings.seeds))}]"
         study = replace(study, seeds=settings.seeds, arguments=[*unchanged, seeds])
-    return replace(study, jobs=settings.jobs or study.jobs, launcher=settings.launcher or study.launcher)
+    money = settings.changed_money(study.money)
+    expected = "null: this study knows no good class, or is of a version that stored none"
+    require("cost.miss", money.cost.miss, not money.cost.known or study.good is not None, expected)
+    jobs, launcher = settings.jobs or study.jobs, settings.launcher or study.launcher
+    return replace(study, jobs=jobs, launcher=launcher, money=money, language=settings.language or study.language)
 
 
 def _policies(settings: StudySettings, config: DictConfig) -> list[str]:
@@ -188,15 +209,39 @@ def _arm(
 
 def _built(settings: StudySettings, overrides: Sequence[str]) -> Any:
     """Build and check the recipe of an arm."""
-    labels = [] if settings.labels == [1.0] else [f"evaluation.labels={settings.labels}".replace(" ", "")]
-    recipe: Any = build_recipe(compose_config([*settings.settings, *overrides, *labels]))
+    config = compose_config([SAME_IMAGES, *settings.settings, *overrides, *overrides_of(settings.amounts)])
+    try:
+        recipe: Any = build_recipe(config)
+    except SettingError as error:
+        name = error.setting.removeprefix("evaluation.")
+        raise SettingError(name if name in OWN else error.setting, error.got, error.expected) from None
     if getattr(recipe, "task", None) is None:
         raise DataError("the images have no labels, so a study cannot compare encoders")
     return recipe
 
 
-def _about(settings: StudySettings, policy: str) -> tuple[StudySettings, str, str]:
-    """The metric and protocol of the verdict, and the evaluation settings that every part needs for it.
+@dataclass(frozen=True)
+class Question:
+    """The question of the verdict.
+
+    Attributes:
+        metric, protocol: of the score.
+        labels: amounts of labels, the largest last.
+        labelled: labelled training images of each class that protocols can be fitted to.
+        training_labels: all labelled training images.
+        good: the good class; None if there is none.
+    """
+
+    metric: str
+    protocol: str
+    labels: list[Amount]
+    labelled: dict[str, int]
+    training_labels: int
+    good: str | None
+
+
+def _about(settings: StudySettings, policy: str) -> tuple[StudySettings, Question]:
+    """The question of the verdict, and the evaluation settings that every part needs for it.
 
     Raises:
         SettingError: an unknown protocol, or a metric that the protocol does not report.
@@ -217,7 +262,25 @@ def _about(settings: StudySettings, policy: str) -> tuple[StudySettings, str, st
         raise SettingError("metric", metric, f"a metric that {protocol} reports: {', '.join(known)}")
     if settings.metric and evaluation.metric is None:  # linear probes choose their regularization by it
         settings = replace(settings, settings=[*settings.settings, f"evaluation.metric={metric}"])
-    return settings, metric, protocol
+    images = amount_images(recipe.data, evaluation)
+    labels = sorted(images, key=lambda amount: (images[amount], amount == 1))
+    labelled = fitted_images(recipe.data, evaluation)
+    good = _good(settings, list(labelled))
+    return settings, Question(metric, protocol, labels, labelled, len(recipe.data.train), good)
+
+
+def _good(settings: StudySettings, names: Sequence[str]) -> str | None:
+    """The good class of these, which are none if images have no single class.
+
+    Raises:
+        SettingError: ``good`` is not a class, or costs need a good class.
+    """
+    listed = ", ".join(names) or "none: images have no single class"
+    require("good", settings.good, settings.good is None or settings.good in names, f"one of the classes ({listed})")
+    good = settings.good or named_good(names)
+    expected = f"null, or good=CLASS: the name of no class says that it is the good one ({listed})"
+    require("cost.miss", settings.cost.miss, not settings.cost.known or good is not None, expected)
+    return good
 
 
 def _data_name(config: DictConfig) -> str:

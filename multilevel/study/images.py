@@ -32,13 +32,13 @@ def step(metric: str, counts: Mapping[str, int]) -> float | None:
     return 1 / (len(present) * min(present)) if metric in known else None
 
 
-def needed(metric: str, counts: Mapping[str, int], effect: float) -> str:
-    """The images that make the step of one image at most ``effect``, in words."""
+def needed(metric: str, counts: Mapping[str, int], effect: float) -> tuple[int, bool]:
+    """The fewest images that make the step of one image at most ``effect``, and whether it takes so many per class."""
     present = [count for count in counts.values() if count]
     if metric == "accuracy":
-        return f"at least {ceil(1 / effect)} images"
+        return ceil(1 / effect), False
     shared = 1 if metric == "macro_roc_auc" and len(present) == 2 else len(present)
-    return f"at least {ceil(1 / (shared * effect))} images of each class"
+    return ceil(1 / (shared * effect)), True
 
 
 def noise_at_chance(metric: str, counts: Mapping[str, int], chance: float) -> float:

@@ -18,6 +18,7 @@ from multilevel.configuration.composition import compose_config
 from multilevel.runs.exit_status import exit_status
 from multilevel.runs.stopping import stop_once
 from multilevel.runs.training import resume, train
+from multilevel.study.inspection import FILE, write_scores
 from multilevel.study.plan import Study
 from multilevel.study.transfer import write_transfer
 
@@ -44,6 +45,8 @@ def bring_to_its_end(folder: Path, name: str) -> None:
                 train(compose_config(study.overrides(part.arm, part.seed)), run)
         if study.transfer and not transfer_path(run).exists():
             write_transfer(run, study.transfer, transfer_path(run).name)
+        if study.good is not None and not scores_path(run).exists():
+            write_scores(run, study)
 
 
 def run_path(folder: Path, name: str) -> Path:
@@ -61,9 +64,16 @@ def transfer_path(run: Path) -> Path:
     return run / "transfer.json"
 
 
+def scores_path(run: Path) -> Path:
+    """The scores of images as defects."""
+    return run / FILE
+
+
 def is_done(study: Study, folder: Path, name: str) -> bool:
     run = run_path(folder, name)
     if not (run / "summary.json").exists() or evaluation_problem(run):
+        return False
+    if study.good is not None and not scores_path(run).exists():
         return False
     return not study.transfer or transfer_path(run).exists()
 

@@ -11,11 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from multilevel.recipes.pictures.figures import GREY, INK, PALETTE, WIDEST, new_figure, save_figure, styled
+from multilevel.reports.texts import Texts
 from multilevel.runs.curves import moving_mean
 
 DASHES = (0, (5, 1, 1, 1, 1, 1))
 REFERENCES = {"untrained encoder": ":", "raw pixels": "--", "majority class": "-.", "supervised from scratch": DASHES}
 TRAINED = "trained encoder"
+ENGLISH = Texts("en")
 LINES = ("-", ":")  # of curves of different images
 Values = Mapping[Any, float]
 
@@ -26,7 +28,9 @@ def arm_colours(names: Sequence[str]) -> dict[str, str]:
 
 
 @styled
-def draw_scores(path: Path, arms: Mapping[str, Mapping[str, Any]], references: Values, label: str) -> None:
+def draw_scores(
+    path: Path, arms: Mapping[str, Mapping[str, Any]], references: Values, label: str, texts: Texts = ENGLISH
+) -> None:
     """Draw a dot for each seed, the mean and its 95% interval, for each arm.
 
     Args:
@@ -40,16 +44,18 @@ def draw_scores(path: Path, arms: Mapping[str, Mapping[str, Any]], references: V
     for position, (name, colour) in enumerate(arm_colours(list(arms)).items()):
         _draw_seeds(axis, position, arms[name], colour)
     for name, value in references.items():
-        _reference(axis, name, value)
+        _reference(axis, name, value, texts)
     if references:
         axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    _finish(axis, list(arms), f"{label} (%)")
+    _finish(axis, list(arms), texts("study_axis_percent", score=label))
     _within_percent(axis)
     save_figure(figure, path)
 
 
 @styled
-def draw_differences(path: Path, comparisons: Sequence[Mapping[str, Any]], minimum_effect: float, label: str) -> None:
+def draw_differences(
+    path: Path, comparisons: Sequence[Mapping[str, Any]], minimum_effect: float, label: str, texts: Texts = ENGLISH
+) -> None:
     """Draw paired differences from the baseline: a dot for each seed, the mean and its 95% interval.
 
     Args:
@@ -60,7 +66,7 @@ def draw_differences(path: Path, comparisons: Sequence[Mapping[str, Any]], minim
     """
     figure = new_figure(_width(len(comparisons)), 4.2)
     axis = figure.subplots()
-    axis.axhspan(0, 100 * minimum_effect, color="#f3e3c3", label="better, but too little to be worthwhile")
+    axis.axhspan(0, 100 * minimum_effect, color="#f3e3c3", label=texts("study_legend_band"))
     axis.axhline(0, color=INK, linewidth=1)
     for position, comparison in enumerate(comparisons):
         score = {**comparison, "values": comparison["differences"]}
@@ -71,7 +77,9 @@ def draw_differences(path: Path, comparisons: Sequence[Mapping[str, Any]], minim
 
 
 @styled
-def draw_costs(path: Path, seconds: Mapping[str, Sequence[float]], memory: Mapping[str, Sequence[float]]) -> None:
+def draw_costs(
+    path: Path, seconds: Mapping[str, Sequence[float]], memory: Mapping[str, Sequence[float]], texts: Texts = ENGLISH
+) -> None:
     """Draw training time and peak memory of each arm: bars for the mean, a dot for each seed.
 
     Args:
@@ -81,7 +89,8 @@ def draw_costs(path: Path, seconds: Mapping[str, Sequence[float]], memory: Mappi
     """
     figure = new_figure(WIDEST, 3.8)
     axes = figure.subplots(1, 2)
-    for axis, label, costs in zip(axes, ("training time (s)", "peak memory (MiB)"), (seconds, memory), strict=True):
+    labels = texts("study_axis_time"), texts("study_axis_memory")
+    for axis, label, costs in zip(axes, labels, (seconds, memory), strict=True):
         for position, (name, colour) in enumerate(arm_colours(list(costs)).items()):
             values = list(costs[name])
             axis.bar(position, np.mean(values), width=0.55, color=colour, alpha=0.45)
@@ -93,7 +102,11 @@ def draw_costs(path: Path, seconds: Mapping[str, Sequence[float]], memory: Mappi
 
 @styled
 def draw_over(
-    path: Path, panels: Mapping[str, Mapping[str, Sequence[tuple[float, Mapping[str, Any]]]]], label: str, score: str
+    path: Path,
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, Mapping[str, Any]]]]],
+    label: str,
+    score: str,
+    texts: Texts = ENGLISH,
 ) -> None:
     """Plot the score against a setting, a panel for each data set and a line for each arm, with 95% intervals.
 
@@ -118,7 +131,7 @@ def draw_over(
         axis.minorticks_off()
         axis.set_title(title)
         axis.set_xlabel(label)
-        axis.set_ylabel(f"{score} (%)")
+        axis.set_ylabel(texts("study_axis_percent", score=score))
         _within_percent(axis)
     handles = {
         label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
@@ -134,6 +147,7 @@ def draw_over_time(
     ends: Mapping[str, Any],
     references: Values,
     label: str,
+    texts: Texts = ENGLISH,
 ) -> None:
     """Draw training curves of one seed over seconds, and every seed's test score at the end of training.
 
@@ -157,13 +171,13 @@ def draw_over_time(
         if ends.get(name):
             seconds, scores = np.array(ends[name], dtype=float).T
             axis.scatter(seconds, 100 * scores, s=70, color=colour, marker="*", zorder=4)
-    lines = [_reference(axis, name, value) for name, value in references.items()]
+    lines = [_reference(axis, name, value, texts) for name, value in references.items()]
     # One entry per colour and one per line style: one per combination would not fit next to the axes.
     legend = [Line2D([], [], color=colour, linewidth=4, label=name) for name, colour in colours.items()]
     legend += [Line2D([], [], color=INK, linestyle=style, label=images) for images, style in styles.items()]
-    legend.append(Line2D([], [], color=INK, linestyle="", marker="*", markersize=9, label="scored, at the end"))
-    axis.set_xlabel("seconds of training")
-    axis.set_ylabel(f"{label} (%)")
+    legend.append(Line2D([], [], color=INK, linestyle="", marker="*", markersize=9, label=texts("study_legend_end")))
+    axis.set_xlabel(texts("study_axis_seconds"))
+    axis.set_ylabel(texts("study_axis_percent", score=label))
     axis.legend(handles=[*legend, *lines], loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save_figure(figure, path)
 
@@ -176,9 +190,10 @@ def _draw_seeds(axis: Axes, position: int, score: Mapping[str, Any], colour: str
     axis.errorbar(position + 0.12, mean, reach, fmt="D", color=colour, markersize=6, capsize=5, linewidth=1.8)
 
 
-def _reference(axis: Axes, name: str, value: float) -> Line2D:
+def _reference(axis: Axes, name: str, value: float, texts: Texts) -> Line2D:
     """Draw a share of 1 as a horizontal line."""
-    return axis.axhline(100 * value, color=GREY, linestyle=REFERENCES.get(name, ":"), linewidth=1.1, label=name)
+    label, style = texts.named("encoder", name), REFERENCES.get(name, ":")
+    return axis.axhline(100 * value, color=GREY, linestyle=style, linewidth=1.1, label=label)
 
 
 def _within_percent(axis: Axes) -> None:

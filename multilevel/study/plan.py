@@ -13,11 +13,15 @@ from omegaconf import OmegaConf
 from multilevel.levels.masks import POLICIES
 from multilevel.problems import Graph
 from multilevel.recipes.data.settings import MASK_SHARE
+from multilevel.recipes.evaluation import PROTOCOLS
+from multilevel.recipes.evaluation.labels import Amount, overrides_of
+from multilevel.reports.costs import MoneySettings, money_settings
 from multilevel.runs.folder import EARLIER, RunFolder
 from multilevel.solvers import MultilevelError, SettingError
 
 FILE = "study.yaml"
 VERSION = 2
+SAME_IMAGES = f"data.mask_share={MASK_SHARE}"  # for arms that learn masks and those that do not
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Study:
         settings: settings of ``multilevel train``, for every part.
         arms: the first is the baseline.
         seeds: seeds of every arm.
-        labels: shares of the labels that the evaluation uses.
+        labels: amounts of labels that the evaluation uses, see ``recipes.evaluation.labels``, the largest last.
         transfer, transfer_name: settings and name of another data set to evaluate on; empty: none.
         equal: updates or time.
         metric, protocol, split: of the verdict.
@@ -86,6 +90,12 @@ class Study:
         launcher: overrides of Hydra's launcher; empty: none.
         data: name of the data set.
         seconds_per_step: seconds per step of each arm, measured before the first part; None if updates are equal.
+        labelled: labelled training images of each class that protocols can be fitted to; empty for tasks without one
+            class per image and for studies of earlier versions.
+        training_labels: all labelled training images, which masks that the task guides learn from.
+        good: the good class, for the counts and costs as an inspection; None leaves them out.
+        money: costs and rates.
+        language: of the report.
         version: 1 for studies from before the settings of ``EARLIER``, task.loss=auto, task.metric=auto and the
             supervised reference, which keep their meaning.
     """
@@ -94,7 +104,7 @@ class Study:
     settings: list[str]
     arms: list[Arm]
     seeds: list[int]
-    labels: list[float]
+    labels: list[Amount]
     transfer: list[str]
     transfer_name: str
     equal: str
@@ -107,6 +117,11 @@ class Study:
     launcher: list[str]
     data: str
     seconds_per_step: dict[str, float] | None = None
+    labelled: dict[str, int] = field(default_factory=dict)
+    training_labels: int = 0
+    good: str | None = None
+    money: MoneySettings = field(default_factory=MoneySettings)
+    language: str = "en"
     version: int = 1
 
     @property
@@ -117,6 +132,12 @@ class Study:
     def about(self) -> Arm:
         """The arm of the verdict: the first that the task guides, or else the first after the baseline."""
         return next((arm for arm in self.arms[1:] if POLICIES[arm.policy].learns_from == "downstream"), self.arms[1])
+
+    @property
+    def inspection_protocol(self) -> str:
+        """The protocol whose errors are counted as those of an inspection: the verdict's, if it can predict held-out
+        images in little time, else the linear probe."""
+        return self.protocol if PROTOCOLS[self.protocol].takes_features() else "linear_probe"
 
     def parts(self) -> list[StudyRun]:
         """All parts, seed by seed, so that a stopped study has complete pairs."""
@@ -130,10 +151,8 @@ class Study:
         # References are the same for all arms of a seed, so they are scored once.
         scored = "supervised" if self.version > 1 else "true"
         references = [f"evaluation.references={scored if arm == self.baseline else 'false'}"]
-        labels = [] if self.labels == [1.0] else [f"evaluation.labels={self.labels}".replace(" ", "")]
-        last = [*arm.overrides, *labels, f"seed={seed}", f"steps={arm.steps}"]
-        equal = [f"data.mask_share={MASK_SHARE}"]  # the same images for arms that learn masks and those that do not
-        return [*self._earlier(), *equal, *references, *self.settings, *last]
+        last = [*arm.overrides, *overrides_of(self.labels), f"seed={seed}", f"steps={arm.steps}"]
+        return [*self._earlier(), SAME_IMAGES, *references, *self.settings, *last]
 
     def _earlier(self) -> list[str]:
         """Settings of a study of an earlier version, whose defaults have changed since."""
@@ -159,7 +178,8 @@ class Study:
             raise SettingError("resume", str(folder), f"the folder of a study, which holds {FILE}")
         try:
             values: Any = OmegaConf.to_container(OmegaConf.load(path))
-            return cls(**{**values, "arms": [Arm(**arm) for arm in values["arms"]]})
+            arms, money = [Arm(**arm) for arm in values["arms"]], money_settings(values.get("money") or {})
+            return cls(**{**values, "arms": arms, "money": money})
         except Exception as error:  # the parser raises errors of many kinds
             raise MultilevelError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 

@@ -14,58 +14,63 @@ from statistics import fmean, stdev
 from typing import Any
 
 from multilevel.levels.masks import POLICIES
-from multilevel.recipes.evaluation import metric_title
+from multilevel.recipes.evaluation.labels import Amount
+from multilevel.reports.plain import plain
+from multilevel.reports.texts import Texts
 from multilevel.solvers import MultilevelError
 from multilevel.study.images import noise_at_chance
+from multilevel.study.inspection import errors_of
+from multilevel.study.money import study_money
+from multilevel.study.notes import run_warnings, study_notes
 from multilevel.study.part import evaluation_problem, is_done, log_path, run_path, transfer_path
+from multilevel.study.paths import without_paths
 from multilevel.study.plan import Arm, Study, StudyRun, usable_cores
 from multilevel.study.scores import MAJORITY, TRAINED, Row, reference_means, values
 from multilevel.study.statistics import compare_pairs, summarize_seeds
 from multilevel.study.verdict import cost_clause, opening, sentence, times, too_few_images
+from multilevel.study.words import labels_in_words, score_in_words
 
 VERSIONS = ("multilevel", "torch", "transformers", "scikit-learn", "scipy", "numpy")
-#: A median cosine below this, over at least so many updates, gives a warning; docs/results.md has values of real runs.
-STEADY, ENOUGH_UPDATES = 0.1, 20
 COSTS = ("seconds", "peak_memory_mib")
-TITLES = {
-    "linear_probe": "linear probe",
-    "knn": "nearest neighbours",
-    "finetune": "finetuned",
-    "supervised": "whole network",
-}
 
 
-def collect(study: Study, folder: Path) -> dict[str, Any]:
-    """The study in one object; failed parts are named and left out of every mean."""
+def collect(study: Study, folder: Path, language: str = "en") -> dict[str, Any]:
+    """The study in one object, with sentences in a language; failed parts are named and left out of every mean."""
+    texts = Texts(language)
     done = [part for part in study.parts() if is_done(study, folder, part.name)]
-    parts = [_part(study, folder, part) for part in done]
+    parts = [_part(study, folder, part, texts) for part in done]
     failed = {
-        part.name: evaluation_problem(run_path(folder, part.name)) or _last_line(folder, part)
+        part.name: evaluation_problem(run_path(folder, part.name)) or _last_line(folder, part, texts)
         for part in study.parts()
         if part not in done
     }
     by_arm = {arm.name: [part for part in parts if part["arm"] == arm.name] for arm in study.arms}
-    comparisons = _comparisons(study, by_arm)
-    share = max(study.labels)
-    headline = next((row for row in comparisons if (row["arm"], row["labels"]) == (study.about.name, share)), None)
-    arms = [_arm(arm, by_arm[arm.name]) for arm in study.arms]
+    comparisons = _comparisons(study, by_arm, texts)
+    most = study.labels[-1]
+    headline = next((row for row in comparisons if (row["arm"], row["labels"]) == (study.about.name, most)), None)
+    arms = [_arm(arm, by_arm[arm.name], texts) for arm in study.arms]
     if headline is not None:
-        headline["sentence"] = " ".join(filter(None, [_opening(study, arms, share), headline["sentence"]]))
-    return {
+        sentences = filter(None, [_opening(study, arms, most, texts), headline["sentence"]])
+        headline["sentence"] = texts("between_sentences").join(sentences)
+    counts: dict[str, int] = next((part["scored_images"] for part in parts), {})
+    result = {
         "verdict": headline,
         "question": {
             "data": study.data,
-            "score": score_name(study),
+            "score": score_in_words(study.protocol, study.metric, most, texts),
+            "score_without_labels": score_in_words(study.protocol, study.metric, 1.0, texts),
             "baseline": study.baseline.name,
             "about": study.about.name,
-            "labels": share,
+            "labels": most,
             "split": study.split,
         },
         "comparisons": comparisons,
         "arms": arms,
         "parts": parts,
         "failed": failed,
-        "study": asdict(study),
+        "notes": study_notes(counts, study.split, study.labelled, study.labels, texts),
+        "inspection": [error for part in done for error in errors_of(study, run_path(folder, part.name), part)],
+        "study": {**asdict(study), "inspection_protocol": study.inspection_protocol},
         "machine": {
             "processor": platform.machine(),
             "system": platform.system(),
@@ -75,19 +80,15 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
         },
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
     }
+    return without_paths({**result, "money": plain(study_money(result, study.money))})
 
 
-def score_name(study: Study) -> str:
-    """The name of the verdict's score."""
-    return f"{TITLES.get(study.protocol, study.protocol)} {metric_title(study.metric)}"
-
-
-def _part(study: Study, folder: Path, part: StudyRun) -> dict[str, Any]:
+def _part(study: Study, folder: Path, part: StudyRun, texts: Texts) -> dict[str, Any]:
     run = run_path(folder, part.name)
     summary = json.loads((run / "summary.json").read_text())
     transfer = json.loads(transfer_path(run).read_text()) if study.transfer else []
-    scores, lost = _numbers(summary["evaluation"] or [])
-    moved, lost_there = _numbers(transfer)
+    scores, lost = _numbers(summary["evaluation"] or [], texts)
+    moved, lost_there = _numbers(transfer, texts)
     return {
         "name": part.name,
         "arm": part.arm.name,
@@ -98,43 +99,19 @@ def _part(study: Study, folder: Path, part: StudyRun) -> dict[str, Any]:
         "peak_memory_mib": summary["peak_memory_mib"],
         "device": summary["device"],
         "scored_images": summary.get("scored_images") or {},  # missing from the summaries of older runs
-        "warnings": [*_warnings(summary), *lost, *lost_there],
+        "warnings": [*run_warnings(summary, texts), *lost, *lost_there],
         "scores": scores,
         "transfer": moved,
     }
 
 
-def _warnings(summary: Mapping[str, Any]) -> list[str]:
-    """Reasons to doubt a run, from its summary."""
-    warnings = [
-        f"{level['skipped']} updates of level {name} were skipped, so it made fewer than the other arms"
-        for name, level in summary["levels"].items()
-        if level.get("skipped")
-    ]
-    for name, level in summary["levels"].items():
-        cosine = level.get("median_cosine")  # missing from the summaries of older runs
-        if cosine is not None and cosine < STEADY and level["updates"] >= ENOUGH_UPDATES:
-            warnings.append(
-                f"the hypergradients of level {name} changed direction between updates (the median cosine is "
-                f"{cosine:.2f}); try levels.{name}.accumulate=8, which averages over more batches"
-            )
-    if collapse := summary.get("collapse"):
-        still = ", and still had at the end" if collapse.get("at_the_end") else ""
-        advice = f"; try {collapse['advice']}" if "advice" in collapse else ""
-        warnings.append(
-            f"the masking network had collapsed at step {collapse['step']}{still}: nearly the same patches are hidden "
-            f"in all images{advice}"
-        )
-    return warnings
-
-
-def _numbers(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+def _numbers(rows: Sequence[Row], texts: Texts) -> tuple[list[Row], list[str]]:
     """Rows without the metrics that are not numbers, and a line for each such metric."""
     finite = [
         {**row, "metrics": {key: value for key, value in row["metrics"].items() if not isnan(value)}} for row in rows
     ]
     lost = [
-        f"{row['protocol']} {key} with {row['labels']:.0%} of the labels is not a number"
+        texts("study_not_a_number", protocol=row["protocol"], metric=key, labels=labels_in_words(row["labels"], texts))
         for row in rows
         for key, value in row["metrics"].items()
         if isnan(value) and row["encoder"] == TRAINED
@@ -142,16 +119,16 @@ def _numbers(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
     return finite, lost
 
 
-def _last_line(folder: Path, part: StudyRun) -> str:
+def _last_line(folder: Path, part: StudyRun, texts: Texts) -> str:
     log = log_path(folder, part.name)
     lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    return lines[-1] if lines else "the part was not run"
+    return lines[-1] if lines else texts("study_not_run")
 
 
-def _arm(arm: Arm, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _arm(arm: Arm, parts: Sequence[dict[str, Any]], texts: Texts) -> dict[str, Any]:
     return {
         **asdict(arm),
-        "description": (inspect.getdoc(POLICIES[arm.policy]) or arm.policy).splitlines()[0],
+        "description": texts.named("policy", arm.policy, _description(arm.policy)),
         "pretraining_updates": arm.updates,
         "seeds": [part["seed"] for part in parts],
         **{key: asdict(summarize_seeds([part[key] for part in parts])) if parts else None for key in COSTS},
@@ -160,26 +137,34 @@ def _arm(arm: Arm, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _description(policy: str) -> str:
+    """The first line about a policy without a text, such as a user's own."""
+    return (inspect.getdoc(POLICIES[policy]) or policy).splitlines()[0]
+
+
 def _over_seeds(rows_by_seed: Mapping[int, Sequence[Row]]) -> list[dict[str, Any]]:
-    """A summary of each score: encoder, protocol, labels, metric, mean, median, interval, and the values by seed."""
-    keys = dict.fromkeys(
-        (row["encoder"], row["protocol"], row["labels"], metric)
+    """A summary of each score: encoder, protocol, labels and the images that they come to (None in runs of earlier
+    versions), metric, mean, median, interval, and the values by seed."""
+    keys = {
+        (row["encoder"], row["protocol"], row["labels"], metric): row.get("images")
         for rows in rows_by_seed.values()
         for row in rows
         for metric in row["metrics"]
-    )
+    }
     summaries = []
-    for key in keys:
+    for key, images in keys.items():
         by_seed = values(rows_by_seed, *key)
         names = dict(zip(("encoder", "protocol", "labels", "metric"), key, strict=True))
-        summaries.append({**names, **asdict(summarize_seeds(list(by_seed.values()))), "values": by_seed})
+        summaries.append(
+            {**names, "images": images, **asdict(summarize_seeds(list(by_seed.values()))), "values": by_seed}
+        )
     return summaries
 
 
-def _comparisons(study: Study, by_arm: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Compare every arm with the baseline at every share of the labels, on the study's metric."""
+def _comparisons(study: Study, by_arm: Mapping[str, Sequence[dict[str, Any]]], texts: Texts) -> list[dict[str, Any]]:
+    """Compare every arm with the baseline at every amount of labels, on the study's metric."""
 
-    def scores(arm: Arm, labels: float) -> dict[int, float]:
+    def scores(arm: Arm, labels: Amount) -> dict[int, float]:
         rows = {part["seed"]: part["scores"] for part in by_arm[arm.name]}
         by_seed = values(rows, TRAINED, study.protocol, labels, study.metric)
         if rows and not by_seed:
@@ -188,7 +173,7 @@ def _comparisons(study: Study, by_arm: Mapping[str, Sequence[dict[str, Any]]]) -
 
     comparisons = []
     counts: dict[str, int] = next((part["scored_images"] for parts in by_arm.values() for part in parts), {})
-    too_few = too_few_images(study.metric, counts, study.minimum_effect, study.split)
+    too_few = too_few_images(study.metric, counts, study.minimum_effect, study.split, texts)
     for labels in study.labels:
         baseline = scores(study.baseline, labels)
         chance = _chance(study, by_arm, labels)
@@ -200,13 +185,13 @@ def _comparisons(study: Study, by_arm: Mapping[str, Sequence[dict[str, Any]]]) -
                 continue
             comparison = compare_pairs(arm_scores, baseline, study.minimum_effect, chance, noise)
             costs = {key: _ratio(by_arm[arm.name], by_arm[study.baseline.name], pairs, key) for key in COSTS}
-            cost = cost_clause(study.equal, times(*costs["seconds"]), arm.updates / study.baseline.updates)
-            names = (arm.name, study.baseline.name, score_name(study))
+            cost = cost_clause(study.equal, times(*costs["seconds"]), arm.updates / study.baseline.updates, texts)
+            names = (arm.name, study.baseline.name, score_in_words(study.protocol, study.metric, labels, texts))
             comparisons.append(
                 {
                     "arm": arm.name,
                     "labels": labels,
-                    "sentence": sentence(comparison, *names, study.minimum_effect, cost, too_few),
+                    "sentence": sentence(comparison, *names, study.minimum_effect, cost, texts, too_few),
                     **asdict(comparison),
                     "cost_ratio": {key: ratio for key, (ratio, _) in costs.items()},
                     "cost_ratio_error": {key: error for key, (_, error) in costs.items()},
@@ -215,16 +200,17 @@ def _comparisons(study: Study, by_arm: Mapping[str, Sequence[dict[str, Any]]]) -
     return comparisons
 
 
-def _opening(study: Study, arms: Sequence[dict[str, Any]], labels: float) -> str:
+def _opening(study: Study, arms: Sequence[dict[str, Any]], labels: Amount, texts: Texts) -> str:
     """The references that the best arm does not surpass, in a sentence; empty if it surpasses all."""
     key = {"encoder": TRAINED, "protocol": study.protocol, "labels": labels, "metric": study.metric}
     means = {arm["name"]: row["mean"] for arm in arms for row in arm["scores"] if key.items() <= row.items()}
     best = max(means, key=lambda name: means[name])
     references = reference_means(arms, "scores", study.protocol, labels, study.metric)
-    return opening((best, means[best]), references, score_name(study))
+    score = score_in_words(study.protocol, study.metric, labels, texts)
+    return opening((best, means[best]), references, score, texts)
 
 
-def _chance(study: Study, by_arm: Mapping[str, Sequence[dict[str, Any]]], labels: float) -> float:
+def _chance(study: Study, by_arm: Mapping[str, Sequence[dict[str, Any]]], labels: Amount) -> float:
     """The score of always predicting the most frequent class; 0 for a task without one class per image."""
     rows = {part["seed"]: part["scores"] for part in by_arm[study.baseline.name]}
     return fmean(values(rows, MAJORITY, study.protocol, labels, study.metric).values() or [0.0])
@@ -244,7 +230,7 @@ def _ratio(
 def _no_such_score(study: Study, rows_by_seed: Mapping[int, Sequence[Row]]) -> None:
     rows = [row for rows in rows_by_seed.values() for row in rows if row["encoder"] == TRAINED]
     offers = sorted(
-        {f"{row['protocol']} {metric} at labels={row['labels']:g}" for row in rows for metric in row["metrics"]}
+        {f"{row['protocol']} {metric} at labels={row['labels']}" for row in rows for metric in row["metrics"]}
     )
     raise MultilevelError(
         f"there is no score {study.protocol} {study.metric} at labels={study.labels}; available: {', '.join(offers)}; "

@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from multilevel.recipes.evaluation.labels import Amount
 from multilevel.recipes.evaluation.supervised import COLUMN
 
 TRAINED, MAJORITY = "trained encoder", "majority class"
 
-#: encoder, protocol, labels (the share that the protocol was fitted to), metrics ({name: value}).
+#: encoder, protocol, labels (the amount that the protocol was fitted to), metrics ({name: value}).
 Row = dict[str, Any]
 
 
 def values(
-    rows_by_seed: Mapping[int, Sequence[Row]], encoder: str, protocol: str, labels: float, metric: str
+    rows_by_seed: Mapping[int, Sequence[Row]], encoder: str, protocol: str, labels: Amount, metric: str
 ) -> dict[int, float]:
     """The values of one score, for every seed that has it."""
     key = {"encoder": encoder, "protocol": protocol, "labels": labels}
@@ -28,7 +29,7 @@ def values(
 
 
 def reference_means(
-    arms: Sequence[Mapping[str, Any]], table: str, protocol: str, labels: float, metric: str
+    arms: Sequence[Mapping[str, Any]], table: str, protocol: str, labels: Amount, metric: str
 ) -> dict[str, float]:
     """Means over seeds of the encoders that no arm trains: untrained, raw pixels, majority class, supervised.
 

@@ -6,29 +6,33 @@ import math
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated
 
-from multilevel.configuration.command_line import DERIVED, read
+from multilevel.configuration.command_line import DERIVED, read, settable
 from multilevel.levels.masks import POLICIES
+from multilevel.recipes.evaluation.labels import Amount, LabelNumber, amounts_of
+from multilevel.reports.costs import MoneySettings, money_settings
+from multilevel.reports.texts import LANGUAGES
 from multilevel.solvers import SettingError
-from multilevel.solvers.ranges import Above, AtLeast, AtMost, Below, Count, OneOf, PositiveShare, Seed, Text, require
+from multilevel.solvers.ranges import Above, AtLeast, AtMost, Below, Count, OneOf, Seed, Text, require
 
 PolicyName = Annotated[str, OneOf(*POLICIES)]
 INSTEAD = {
     "mask.policy": "policies=A,B",
     "seed": "seeds=N or seeds=A,B",
     "evaluation.labels": "labels=A,B",
+    "evaluation.labels_per_class": "labels_per_class=A,B",
     "evaluate": "no such setting; a study always evaluates",
 }
 #: Settings and groups in which arms may not differ, since that would be another comparison.
 ARMS_SHARE = ("data", "task", "evaluation", "evaluate", "seed", "steps", "output", "resume", "experiment", "checkpoint")
 #: Settings allowed together with resume; none of them changes a trained part.
-WITH_RESUME = ("resume", "jobs", "seeds", "hydra/launcher")
+WITH_RESUME = ("resume", "jobs", "seeds", "hydra/launcher", "language", *settable(MoneySettings))
 
 
 @dataclass
-class StudySettings:
+class StudySettings(MoneySettings):
     """The study's own settings; None is resolved later, when the recipe is known.
 
     Args:
@@ -36,7 +40,11 @@ class StudySettings:
         baseline: the policy that the others are compared with; None: the first.
         seeds: number of seeds or a list of them: seeds=5 or seeds=0,3,7. The comparison pairs arms by seed. None: 0 to
             4, or the seeds of a resumed study.
-        labels: shares of the labels that the evaluation uses.
+        labels: amounts of labels that the evaluation uses. Up to 1 a number is a share (1 is all labels), from 2 on it
+            is a number of labelled images: 0.1,10,1 is a tenth, ten, and all. The verdict is about the largest amount.
+            None: all, unless labels_per_class is set.
+        labels_per_class: further amounts, as numbers of labelled images of each class; a class with fewer gives all it
+            has.
         guidance: values of ``mask.guidance`` for additional arms of each learned policy.
         arms: additional arms by name, with the settings of each.
         transfer: settings of another data set to evaluate on; empty: none.
@@ -45,17 +53,22 @@ class StudySettings:
         protocol: evaluation protocol of the verdict; None takes the first of evaluation.protocols, or of the task's
             own.
         minimum_effect: the smallest worthwhile difference of the metric.
+        good: the class of good parts, for the counts and costs as an inspection. None: the class named good, ok,
+            normal, free, fine, 良品 or similar, if there is one.
+        language: of the report: en or ja. None: en, or that of a resumed study.
         jobs: parts that run side by side; None: 1, or as many as a Hydra launcher runs.
         launcher: Hydra's launcher and its settings, as overrides; empty: none.
         output: the study's folder; None generates a name.
         resume: the folder of a study to continue.
         settings: settings of ``multilevel train``, for every part.
+        given: names of the study's own settings on the command line.
     """
 
     policies: list[PolicyName] | None = None
     baseline: PolicyName | None = None
     seeds: list[Seed] | None = None
-    labels: list[PositiveShare] = field(default_factory=lambda: [1.0])
+    labels: list[LabelNumber] | None = None
+    labels_per_class: list[Count] | None = None
     guidance: list[Annotated[float, AtLeast(0), AtMost(1)]] = field(default_factory=list)
     arms: dict[str, list[str]] = field(default_factory=dict, metadata=DERIVED)
     transfer: list[str] = field(default_factory=list, metadata=DERIVED)
@@ -63,11 +76,14 @@ class StudySettings:
     metric: Text | None = None
     protocol: Text | None = None
     minimum_effect: Annotated[float, Above(0), Below(math.inf)] = 0.01
+    good: Text | None = None
+    language: Annotated[str | None, OneOf(*LANGUAGES)] = None
     jobs: Count | None = None
     launcher: list[str] = field(default_factory=list, metadata=DERIVED)
     output: Text | None = None
     resume: Text | None = None
     settings: list[str] = field(default_factory=list, metadata=DERIVED)
+    given: list[str] = field(default_factory=list, metadata=DERIVED)
 
     @classmethod
     def parsed(cls, arguments: Sequence[str]) -> StudySettings:
@@ -85,19 +101,35 @@ class StudySettings:
                 raise SettingError(setting, text, INSTEAD[setting])
         line = read("study", [_seeds_listed(argument) for argument in arguments], cls)
         result = line.settings
+        result.given = [setting for setting, _ in pairs if setting in settable(cls)]
         for override in line.overrides:
             result._take(override)
-        for name in ("policies", "seeds", "guidance", "labels"):
+        for name in ("policies", "seeds", "guidance"):
             setattr(result, name, getattr(result, name) and list(dict.fromkeys(getattr(result, name))))
-        result.labels.sort()
         if any(override.startswith("data.") for override in result.transfer) and result.transfer[0][:5] != "data=":
             raise SettingError("transfer", None, "the name of a data set, in addition to transfer.SETTING=VALUE")
         if result.resume is not None:
             for setting, _ in pairs:
                 allowed = setting.removeprefix("+") in WITH_RESUME or setting.startswith("hydra.")
-                expected = "no setting except seeds, jobs and hydra/launcher: the rest comes from study.yaml"
+                expected = "no setting except seeds, jobs, hydra/launcher, language and costs: study.yaml has the rest"
                 require("resume", f"{setting}=...", allowed, expected)
         return result
+
+    @property
+    def amounts(self) -> list[Amount]:
+        """The amounts of labels, in the order given."""
+        return amounts_of(self.labels, self.labels_per_class)
+
+    def changed_money(self, stored: MoneySettings) -> MoneySettings:
+        """The stored settings of counts and costs, with the given ones in place of theirs."""
+        values, own = asdict(stored), asdict(self)
+        for name in self.given:
+            group, _, leaf = name.partition(".")
+            if leaf:
+                values[group][leaf] = own[group][leaf]
+            elif name in values:
+                values[name] = own[name]
+        return money_settings(values)
 
     def _take(self, override: str) -> None:
         setting, _, text = override.partition("=")

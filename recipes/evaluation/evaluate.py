@@ -15,23 +15,24 @@ from tqdm import tqdm
 from multilevel.levels.tasks.classification import classification_metrics
 from multilevel.problems import replicas
 from multilevel.recipes.data import ImageData, Split
-from multilevel.recipes.data.strata import limit_rows, random_for, rows_by_class
+from multilevel.recipes.data.strata import limit_rows, random_for
+from multilevel.recipes.evaluation.labels import Amount, draw_labels
 from multilevel.recipes.evaluation.protocols import Candidate, Encoder, EvaluationProtocol, Setup, Trial
 from multilevel.recipes.evaluation.scores import Score, shown_first
 from multilevel.recipes.evaluation.settings import EvaluationSettings
 from multilevel.solvers import DataError, SettingError
 
 LARGEST_RAW_SIZE = 32
-FEWEST = 2  # smallest number of images per class in any share of the labels, if the class has as many
 
 
 def evaluate_features(candidates: Sequence[Candidate], setup: Setup, settings: EvaluationSettings) -> list[Score]:
-    """Score every candidate with every protocol, fitted to every share of the labelled training images.
+    """Score every candidate with every protocol, fitted to every amount of labelled training images.
 
     Args:
         candidates: they get normalized images on ``setup.device``; their modules do not change.
         setup: data, task and device.
-        settings: the protocols, their options, the shares, and the split to score on; the other split is not read.
+        settings: the protocols, their options, the amounts of labels, and the split to score on; the other split is not
+            read.
 
     Returns:
         Scores by candidate. The last candidate is ``"majority class"``, which always predicts the most frequent
@@ -42,14 +43,13 @@ def evaluate_features(candidates: Sequence[Candidate], setup: Setup, settings: E
             where the metric is the area under the ROC curve.
         SettingError: too few images for two classes, or a protocol that the labels do not suit.
     """
-    drawn, scored = _parts(setup.data, settings)
-    pool = _of_pictures(setup.data.train, drawn)
+    scored, drawn = scored_part(setup.data, settings), label_pool(setup.data, settings)
+    pool, every = of_pictures(setup.data.train, drawn), picture_labels(setup.data)
     names = settings.protocols_of(setup.task)
     protocols = {name: settings.protocol(name) for name in names}
     metric = settings.metric or setup.task.headline
-    labels = torch.from_numpy(setup.data.train.pictures.labels)
-    shares = {share: label_share(labels, drawn, share, settings.seed) for share in settings.labels}
-    fitted = {share: _of_pictures(pool, chosen) for share, chosen in shares.items()}
+    amounts = {amount: draw_labels(every, drawn, amount, settings.seed) for amount in settings.amounts}
+    fitted = {amount: of_pictures(pool, chosen) for amount, chosen in amounts.items()}
     for part in fitted.values():
         _check_labels(part, scored, protocols, settings)
     if metric == "macro_roc_auc" and len(np.unique(scored.pictures.labels)) < 2:
@@ -62,22 +62,23 @@ def evaluate_features(candidates: Sequence[Candidate], setup: Setup, settings: E
     for candidate in candidates:
         frozen = _frozen_features(candidate, setup, settings, pool, scored)
         tasks = [
-            partial(_score, name, share, protocol, trial)
-            for share, part in fitted.items()
-            for trial in [Trial(candidate, setup, part, scored, _chosen(frozen, pool, shares[share]), *common)]
+            partial(_score, name, amount, protocol, trial)
+            for amount, part in fitted.items()
+            for trial in [Trial(candidate, setup, part, scored, _chosen(frozen, pool, amounts[amount]), *common)]
             for name, protocol in candidate.protocols(protocols).items()
         ]
         scores += replicas.spread(tasks)
-    for share, part in fitted.items():
+    for amount, part in fitted.items():
         for name, protocol in protocols.items():
             if protocol.needs_classes or setup.task.soft_targets:
                 metrics = shown_first(_majority_metrics(part, scored, len(setup.data.class_names)), metric)
-                scores.append(Score("majority class", name, share, metrics))
+                scores.append(Score("majority class", name, amount, metrics, len(part)))
     return scores
 
 
-def _score(name: str, share: float, protocol: EvaluationProtocol, trial: Trial) -> Score:
-    return Score(trial.candidate.name, name, share, shown_first(protocol.metrics(trial), trial.metric))
+def _score(name: str, amount: Amount, protocol: EvaluationProtocol, trial: Trial) -> Score:
+    metrics = shown_first(protocol.metrics(trial), trial.metric)
+    return Score(trial.candidate.name, name, amount, metrics, len(trial.fitted))
 
 
 def raw_pixels(images: Tensor) -> Tensor:
@@ -120,41 +121,35 @@ def stratified_positions(labels: Tensor, limit: int | None, seed: int) -> Tensor
     return torch.from_numpy(limit_rows(labels.numpy(), rows, limit, random_for(seed, "evaluation")))
 
 
-def label_share(labels: Tensor, pool: Tensor, share: float, seed: int) -> Tensor:
-    """Draw a share of the images, every class in proportion but with at least two images; smaller shares are subsets of
-    larger ones.
+def amount_images(data: ImageData, settings: EvaluationSettings) -> dict[Amount, int]:
+    """The number of labelled training images that each amount comes to."""
+    labels, pool = picture_labels(data), label_pool(data, settings)
+    return {amount: len(draw_labels(labels, pool, amount, settings.seed)) for amount in settings.amounts}
 
-    Args:
-        labels: int64 [N], of all labelled training images.
-        pool: int64 [P], the positions to draw from.
-        share: above 0; 1 takes the whole pool.
-        seed: seed of the draw.
 
-    Returns:
-        Positions in ``pool``, int64, sorted.
+def picture_labels(data: ImageData) -> Tensor:
+    """The labels, int64, of the labelled training pictures."""
+    return torch.from_numpy(data.train.pictures.labels)
+
+
+def label_pool(data: ImageData, settings: EvaluationSettings) -> Tensor:
+    """Positions, int64, of the labelled training pictures that protocols can be fitted to."""
+    return stratified_positions(picture_labels(data), settings.max_images, settings.seed)
+
+
+def scored_part(data: ImageData, settings: EvaluationSettings) -> Split:
+    """The part to score.
+
+    Raises:
+        DataError: no labels, or no images to score.
     """
-    if share == 1:
-        return torch.arange(len(pool))
-    random = random_for(seed, "labels")
-    totals = {int(label): int(count) for label, count in zip(*labels.unique(return_counts=True), strict=True)}
-    pool_labels = labels[pool].numpy()
-    chosen = []
-    for members in rows_by_class(pool_labels, np.arange(len(pool))):
-        count = max(FEWEST, round(share * totals[int(pool_labels[members[0]])]))
-        chosen.append(random.permutation(members)[:count])
-    return torch.from_numpy(np.sort(np.concatenate(chosen)))
-
-
-def _parts(data: ImageData, settings: EvaluationSettings) -> tuple[Tensor, Split]:
-    """The training pictures to fit to, int64 [P], and the part to score."""
     if not data.labelled:
         raise DataError("the images have no labels, so features cannot be evaluated")
     scored = data.validation if settings.split == "validation" else data.test
     if not len(scored):
         remedy = "" if settings.split == "validation" else ", or give the set a test split"
         raise DataError(f"there are no {settings.split} images: raise data.{settings.split}_share{remedy}")
-    labels = torch.from_numpy(data.train.pictures.labels)
-    return stratified_positions(labels, settings.max_images, settings.seed), scored
+    return scored
 
 
 def _check_labels(
@@ -169,7 +164,7 @@ def _check_labels(
             raise SettingError("evaluation.max_images", settings.max_images, "enough images for two classes")
 
 
-def _of_pictures(part: Split, chosen: Tensor) -> Split:
+def of_pictures(part: Split, chosen: Tensor) -> Split:
     """The images of some pictures (int64) of a part: of each all tiles, with ``data.tiles``."""
     return replace(part, indices=part.indices[torch.from_numpy(part.pictures.positions(chosen.numpy()))])
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from multilevel.recipes.evaluation.labels import Amount
 
 
 @dataclass(frozen=True)
@@ -12,14 +15,21 @@ class Score:
     Attributes:
         encoder: its name.
         protocol: its name in ``evaluation.protocols``; ``supervised`` for the network trained from scratch.
-        labels: share of the labelled training images that the protocol was fitted to.
+        labels: amount of labels that the protocol was fitted to, see ``labels``.
         metrics: values of the metrics by name, as shares of 1; tables show the first.
+        images: the labelled images that the amount comes to; None in scores of earlier versions.
     """
 
     encoder: str
     protocol: str
-    labels: float
+    labels: Amount
     metrics: dict[str, float]
+    images: int | None = None
+
+
+def largest_amount(scores: Sequence[Score]) -> Amount:
+    """The amount of labels that comes to the most images."""
+    return max(scores, key=lambda score: score.images or float(score.labels)).labels
 
 
 #: Metrics whose titles are not their names.

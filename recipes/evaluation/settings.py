@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from multilevel.levels.tasks import Task
 from multilevel.levels.tasks.classification import CLASSIFICATION_METRICS
+from multilevel.recipes.data import ImageData
+from multilevel.recipes.evaluation.labels import Amount, LabelNumber, amounts_of, check_amounts
 from multilevel.recipes.evaluation.protocols import PROTOCOLS, EvaluationProtocol
 from multilevel.solvers import SettingError
-from multilevel.solvers.ranges import Count, OneOf, PositiveShare, Seed, check, require
+from multilevel.solvers.ranges import Count, OneOf, Seed, check, require
 
 
 @dataclass(kw_only=True)
@@ -18,8 +20,10 @@ class CommonSettings:
 
     Args:
         protocols: names of the protocols; None takes the task's own.
-        labels: shares of the labelled training images; every protocol is fitted to each. Smaller shares are subsets of
-            larger ones.
+        labels: amounts of labelled training images; every protocol is fitted to each. Up to 1 a number is a share (1 is
+            all labels), from 2 on it is a number of images: 0.1,10,1 is a tenth, ten, and all. Smaller amounts are
+            subsets of larger ones. None: all, unless labels_per_class is set.
+        labels_per_class: further amounts, as numbers of images of each class; a class with fewer gives all it has.
         split: the split to score on: test or validation.
         metric: the metric in the table, by which the linear probe also chooses its regularization; None takes the
             task's.
@@ -33,7 +37,8 @@ class CommonSettings:
     """
 
     protocols: list[Annotated[str, OneOf(*PROTOCOLS)]] | None = None
-    labels: list[PositiveShare] = field(default_factory=lambda: [1.0])
+    labels: list[LabelNumber] | None = None
+    labels_per_class: list[Count] | None = None
     split: Annotated[str, OneOf("test", "validation")] = "test"
     metric: str | None = None
     references: Annotated[Any, OneOf(True, False, "supervised")] = True
@@ -44,7 +49,15 @@ class CommonSettings:
 
     def __post_init__(self) -> None:
         check(self, "evaluation.")
-        require("evaluation.labels", self.labels, bool(self.labels), "at least one share of the labels, such as [1.0]")
+        for name in ("labels", "labels_per_class"):
+            require(
+                f"evaluation.{name}", getattr(self, name), getattr(self, name) != [], "at least one number, or null"
+            )
+
+    @property
+    def amounts(self) -> list[Amount]:
+        """The amounts of labels, see ``labels``."""
+        return amounts_of(self.labels, self.labels_per_class)
 
     def protocol(self, name: str) -> EvaluationProtocol:
         """A protocol with its configured options."""
@@ -54,6 +67,12 @@ class CommonSettings:
         """Raise SettingError unless the protocols report ``metric`` for this task."""
         if self.metric is not None and self.metric not in self.metrics_of(task):
             raise SettingError("evaluation.metric", self.metric, f"one of {', '.join(self.metrics_of(task))}")
+
+    def check_labels(self, data: ImageData) -> None:
+        """Raise SettingError unless there are as many labelled training images as ``labels`` takes."""
+        labels = data.train.labels
+        pool = min(len(labels), self.max_images or len(labels))
+        check_amounts(self.amounts, labels, pool, pool < len(labels))
 
     def protocols_of(self, task: Task) -> list[str]:
         """The configured protocols, or else the task's own."""

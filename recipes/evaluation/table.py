@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from multilevel.recipes.evaluation.labels import labels_phrase
 from multilevel.recipes.evaluation.protocols import PROTOCOLS
 from multilevel.recipes.evaluation.scores import Score, metric_title
 from multilevel.recipes.evaluation.supervised import COLUMN, SupervisedFromScratch
@@ -11,7 +12,7 @@ from multilevel.solvers import SettingError
 
 
 def format_table(scores: Sequence[Score], split: str = "test", metric: str | None = None) -> str:
-    """One row per encoder and one column per protocol, in percent; one block per share of the labels.
+    """One row per encoder and one column per protocol, in percent; one block per amount of labels.
 
     Args:
         scores: one or more scores.
@@ -24,12 +25,12 @@ def format_table(scores: Sequence[Score], split: str = "test", metric: str | Non
     for score in scores:
         if metric is not None and metric not in score.metrics:
             raise SettingError("evaluation.metric", metric, f"one of {', '.join(score.metrics)}")
-    shares = list(dict.fromkeys(score.labels for score in scores))
+    amounts = list(dict.fromkeys(score.labels for score in scores))
     blocks = []
-    for share in shares:
+    for amount in amounts:
         title = f"{split} {metric_title(_shown(scores[0], metric))}"
-        title += f", {100 * share:g}% of labels" if len(shares) > 1 else ""
-        blocks.append(_block([score for score in scores if score.labels == share], title, metric))
+        title += f", {labels_phrase(amount)}" if amounts != [1.0] else ""
+        blocks.append(_block([score for score in scores if score.labels == amount], title, metric))
     return "\n\n".join(blocks)
 
 

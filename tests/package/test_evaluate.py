@@ -76,7 +76,7 @@ def test_protocols_and_shares_of_the_labels(run, capsys):
     } | {("supervised from scratch", "supervised", labels) for labels in (0.1, 1.0)}
     assert {tuple(one["metrics"]) for one in scores} == {("macro_f1", "accuracy", "balanced_accuracy", "macro_roc_auc")}
     said = capsys.readouterr().out
-    assert "validation macro f1, 10% of labels" in said
+    assert "validation macro f1, 10% of the labels" in said
     assert "finetuning  whole network" in said
     assert "the trained encoder is not better than " in said
 

@@ -116,6 +116,15 @@ class EvaluationProtocol(ABC):
             tensor on the CPU.
         """
 
+    def settled(self, trial: Trial) -> EvaluationProtocol:
+        """The protocol with whatever it would choose by the images of a trial: it chooses the same for other images."""
+        return self
+
+    @classmethod
+    def takes_features(cls) -> bool:
+        """Whether it predicts classes from frozen features."""
+        return cls.needs_classes and not cls.needs_module
+
     def metrics(self, trial: Trial) -> dict[str, float]:
         """The metrics of ``predict``: of single classes if ``needs_classes``, otherwise the task's."""
         outputs = self.predict(trial)

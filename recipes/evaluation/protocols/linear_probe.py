@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from multilevel.levels.tasks.classification import CLASSIFICATION_METRICS, class
 from multilevel.recipes.data.tiles import Pictures
 from multilevel.recipes.evaluation.folds import Fold, grouped_folds, out_of_fold
 from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Trial, class_probabilities
+from multilevel.solvers.ranges import PositiveNumber
 
 #: Inverse regularization strengths for the linear probe to choose from, strongest regularization first.
 STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
@@ -31,17 +32,35 @@ REPEATS = 5
 class LinearProbe(EvaluationProtocol):
     """Fits multinomial logistic regression by L-BFGS, on images without augmentation; held-out training images choose
     its regularization, by the metric in the table. Unbalanced classes have equal weight, unless that metric is the
-    accuracy."""
+    accuracy.
+
+    Args:
+        strength: inverse strength of the regularization. None: held-out training images choose it.
+    """
 
     title = "linear probe"
 
+    strength: PositiveNumber | None = None
+
     def predict(self, trial: Trial) -> np.ndarray:
         features, scored = trial.features()
-        # where the task has other metrics, the table shows the accuracy of a protocol that needs classes
-        metric = trial.metric if trial.metric in CLASSIFICATION_METRICS else "accuracy"
         labels, groups = trial.fitted.labels.numpy(), trial.fitted.groups.numpy()
-        probe = fit_linear_probe(features, labels, trial.seed, metric, groups, trial.fitted.pictures)
+        pictures, metric = trial.fitted.pictures, _metric(trial)
+        probe = fit_linear_probe(features, labels, trial.seed, metric, groups, pictures, self.strength)
         return class_probabilities(probe, scored, len(trial.setup.data.class_names))
+
+    def settled(self, trial: Trial) -> LinearProbe:
+        if self.strength is not None:
+            return self
+        fitted, (features, _) = trial.fitted, trial.features()
+        labels, groups = fitted.labels.numpy(), fitted.groups.numpy()
+        strength = choose_strength(features, labels, trial.seed, _metric(trial), groups, fitted.pictures)
+        return replace(self, strength=strength)
+
+
+def _metric(trial: Trial) -> str:
+    """The metric in the table; where the task has other metrics, that shows the accuracy of this protocol."""
+    return trial.metric if trial.metric in CLASSIFICATION_METRICS else "accuracy"
 
 
 def fit_linear_probe(

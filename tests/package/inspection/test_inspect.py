@@ -211,7 +211,7 @@ def test_a_better_reference_comes_first(places, inspect, tmp_path):
     numbers, _ = inspect(None, export=copy_with(places, tmp_path, "evaluation.json", scores))
     assert numbers["verdict"].startswith(
         "Something simpler does better than this model: on the run's test images its area under the ROC curve is "
-        "0.800, that of the same network trained only on the labels 0.950, raw pixels 0.907."
+        "0.800, that of the same network supervised from scratch 0.950, raw pixels 0.907."
     )
 
 

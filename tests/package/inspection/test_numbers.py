@@ -8,11 +8,8 @@ from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from multilevel.inspection import curves
-from multilevel.inspection.costs import CostSettings, Way, cost_row, cost_table, count_parts
 from multilevel.inspection.distance import measure_distances
 from multilevel.inspection.results import (
-    Proportion,
-    Rate,
     area_under_precision_recall,
     area_under_roc,
     check_claim,
@@ -22,6 +19,8 @@ from multilevel.inspection.results import (
     score_classes,
 )
 from multilevel.recipes.export.operating_point import candidates, choose_threshold, defect_probability
+from multilevel.reports.costs import CostSettings, Way, cost_row, cost_table, count_parts
+from multilevel.reports.proportions import Proportion, Rate
 from multilevel.solvers import DataError, SettingError
 
 

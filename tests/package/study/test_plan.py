@@ -111,10 +111,21 @@ def test_lists():
     parsed = StudySettings.parsed(
         ["labels=1.0,0.01,0.1", "guidance=0.5,0", "seeds=[3]", "transfer.path=D", "transfer=x"]
     )
-    assert parsed.labels == [0.01, 0.1, 1.0]
+    assert parsed.amounts == [1.0, 0.01, 0.1]
     assert parsed.guidance == [0.5, 0.0]
     assert parsed.seeds == [3]
     assert parsed.transfer == ["data=x", "data.path=D"]
+
+
+def test_amounts_of_labels_are_sorted_by_the_images_that_they_come_to():
+    study = planned("labels=30,1,0.4,10", "labels_per_class=2,5")
+    assert study.labels == [10.0, "2 per class", 30.0, "5 per class", 0.4, 1.0]  # 10, 20, 30, 50, 77, 100 images
+    assert sum(study.labelled.values()) == 100
+    config = compose_config(study.overrides(study.arms[1], 0))
+    assert config.evaluation.labels == [10.0, 30.0, 0.4, 1.0]
+    assert config.evaluation.labels_per_class == [2, 5]
+    assert planned("labels_per_class=2").labels == ["2 per class"]
+    assert planned().labels == planned("labels=1").labels == [1.0]
 
 
 CASES = [
@@ -124,7 +135,16 @@ CASES = [
     (["seeds=0"], "seeds: got '0'; expected a number of seeds of at least 1"),
     (["seeds=1,-1"], "seeds: got -1; expected a list, each a whole number from 0"),
     (["seeds=few"], "seeds: got 'few'"),
-    (["labels=2"], "labels: got 2.0; expected a list, each a share above 0 and at most 1"),
+    (
+        ["labels=1.5"],
+        "labels: got 1.5; expected a list, each a number above 0: up to 1 a share (1 is all labels), from",
+    ),
+    (
+        ["labels=10,1000"],
+        "labels: got 1000; expected at most 100, the number of labelled training images that evaluati",
+    ),
+    (["labels_per_class=0"], "labels_per_class: got 0; expected a list, each a whole number of at least 1"),
+    (["evaluation.labels_per_class=[3]"], "evaluation.labels_per_class: got '[3]'; expected labels_per_class=A,B"),
     (["labels=0.1,0"], "labels: got 0.0"),
     (["arm.x=seed=3"], "arm.x: got 'seed=3'; expected SETTING=VALUE for the training; all arms share data"),
     (["arm.x=direct"], "arm.x: got 'direct'; expected SETTING=VALUE for the training"),
@@ -134,6 +154,10 @@ CASES = [
     (["guidance=1.5"], "guidance: got 1.5; expected a list, each a share from 0 to 1"),
     (["equal=cost"], "equal: got 'cost'; expected one of updates, time"),
     (["minimum_effect=0"], "minimum_effect: got 0.0; expected a finite number above 0"),
+    (["cost.miss=5"], "cost.false_alarm: got None; expected a cost, since the cost of the other kind of error is set"),
+    (["cost.miss=5", "cost.false_alarm=1"], "cost.miss: got 5.0; expected null, or good=CLASS: the name of no class"),
+    (["good=fine"], "good: got 'fine'; expected one of the classes (0, 1, 2"),
+    (["resume={folder}/study", "cost.miss=5", "cost.false_alarm=1"], "cost.miss: got 5.0; expected null: this study"),
     (["jobs=0"], "jobs: got 0; expected a whole number of at least 1"),
     (["seed=3"], "seed: got '3'; expected seeds=N"),
     (["mask.policy=topk"], "mask.policy: got 'topk'; expected policies=A,B"),

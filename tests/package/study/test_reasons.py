@@ -97,6 +97,13 @@ def test_fewer_images_than_the_interval_needs(tmp_path):
     assert "more would be needed" not in sentence
 
 
+def test_few_scored_images_are_said(tmp_path):
+    result = study(tmp_path, {"random": RANDOM, "sampled": SAMPLED}, counts={"good": 12, "dent": 3})
+    assert result["notes"] == ["few test images: 15 in all, 3 of dent"]
+    write_report(result, tmp_path)
+    assert "Few test images: 15 in all, 3 of dent." in (tmp_path / "report.html").read_text()
+
+
 def test_too_few_seeds(tmp_path):
     scores = {"random": [0.80, 0.85, 0.75], "sampled": [0.85, 0.80, 0.75]}
     assert "more would be needed" in study(tmp_path, scores)["verdict"]["sentence"]

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from multilevel.reports.texts import Texts
 from multilevel.study.images import noise_at_chance, step
 from multilevel.study.statistics import compare_pairs, decide, seeds_needed, summarize_seeds
 from multilevel.study.verdict import cost_clause, opening, sentence, times, too_few_images
 
 BASELINE = {0: 0.861, 1: 0.858, 2: 0.872, 3: 0.866, 4: 0.850}
 GUIDED = {0: 0.880, 1: 0.871, 2: 0.885, 3: 0.889, 4: 0.861, 9: 0.1}  # nothing pairs with seed 9
+
+ENGLISH = Texts("en")
 
 
 def test_a_comparison_is_the_paired_t_test_of_scipy_and_of_the_textbook():
@@ -94,7 +97,9 @@ def test_an_undecided_comparison_always_asks_for_more():
 
 
 def said(arm, baseline, cost="training took 1.70 times as long"):
-    return sentence(compare_pairs(arm, baseline, 0.01), "sampled", "random", "linear probe accuracy", 0.01, cost)
+    return sentence(
+        compare_pairs(arm, baseline, 0.01), "sampled", "random", "linear probe accuracy", 0.01, cost, ENGLISH
+    )
 
 
 def test_verdicts_in_words():
@@ -153,8 +158,8 @@ def test_without_room_an_arm_can_still_be_better_or_worse():
 
 
 def test_the_cost_says_what_was_equal():
-    assert cost_clause("updates", "1.70", 1.0) == "training took 1.70 times as long"
-    assert "0.59 times as many pretraining updates" in cost_clause("time", "1.01", 0.588)
+    assert cost_clause("updates", "1.70", 1.0, ENGLISH) == "training took 1.70 times as long"
+    assert "0.59 times as many pretraining updates" in cost_clause("time", "1.01", 0.588, ENGLISH)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +217,7 @@ def test_the_noise_at_chance_is_what_simulation_finds(metric):
 
 def reasoned(arm, baseline, chance=0.0, noise=0.0, too_few=""):
     comparison = compare_pairs(arm, baseline, 0.01, chance, noise)
-    return comparison.decision, sentence(comparison, "sampled", "random", "accuracy", 0.01, "cost", too_few)
+    return comparison.decision, sentence(comparison, "sampled", "random", "accuracy", 0.01, "cost", ENGLISH, too_few)
 
 
 def test_runs_at_chance_decide_nothing_and_the_reason_is_named():
@@ -234,7 +239,7 @@ def test_runs_at_chance_decide_nothing_and_the_reason_is_named():
 
 def test_too_few_images_are_the_reason_rather_than_too_few_seeds():
     spread = {seed: value + (0.03, -0.02)[seed % 2] for seed, value in BASELINE.items()}
-    clause = too_few_images("balanced_accuracy", COUNTS, 0.01, "test")
+    clause = too_few_images("balanced_accuracy", COUNTS, 0.01, "test", ENGLISH)
     assert clause == (
         "one of the 200 test images changes the score by 4.2 points, more than the 1.0 that count as worthwhile: it "
         "takes at least 34 images of each class"
@@ -243,8 +248,10 @@ def test_too_few_images_are_the_reason_rather_than_too_few_seeds():
     assert "more would be needed" not in reasoned(spread, BASELINE, too_few=clause)[1]
     assert clause in reasoned(BASELINE, BASELINE, too_few=clause)[1]  # one seed like all others
     assert clause not in reasoned(GUIDED, BASELINE, too_few=clause)[1]  # decided all the same
-    assert too_few_images("accuracy", COUNTS, 0.01, "test") == ""
-    assert too_few_images("accuracy", {"a": 30, "b": 20}, 0.01, "validation").endswith("it takes at least 100 images")
+    assert too_few_images("accuracy", COUNTS, 0.01, "test", ENGLISH) == ""
+    assert too_few_images("accuracy", {"a": 30, "b": 20}, 0.01, "validation", ENGLISH).endswith(
+        "it takes at least 100 images"
+    )
 
 
 def test_the_opening_names_every_reference_that_no_arm_surpasses():
@@ -254,11 +261,11 @@ def test_the_opening_names_every_reference_that_no_arm_surpasses():
         "majority class": 0.1,
         "supervised from scratch": 0.95,
     }
-    assert opening(("topk", 0.98), references, "accuracy") == ""
-    assert opening(("topk", 0.96), references, "accuracy") == (
+    assert opening(("topk", 0.98), references, "accuracy", ENGLISH) == ""
+    assert opening(("topk", 0.96), references, "accuracy", ENGLISH) == (
         "No encoder here is better than raw pixels (97.5%): accuracy is 96.0% at best, with topk masks."
     )
-    assert opening(("topk", 0.90), references, "accuracy").startswith(
+    assert opening(("topk", 0.90), references, "accuracy", ENGLISH).startswith(
         "No encoder here is better than an untrained encoder (90.0%), raw pixels (97.5%) or the same network "
         "supervised from scratch (95.0%): "
     )

@@ -262,7 +262,7 @@ def test_a_score_that_is_no_number_is_left_out_and_named(finished, capsys):
         path.write_text(before)
     assert "1 seed cannot decide" in capsys.readouterr().out
     report = (folder / "report.html").read_text()
-    assert "linear_probe accuracy with 100% of the labels is not a number" in report
+    assert "linear_probe accuracy with all labels is not a number" in report
     assert "3 updates of level pretrain were skipped" in report
     assert "NaN" not in (folder / "study.json").read_text()
 

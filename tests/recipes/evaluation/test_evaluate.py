@@ -12,7 +12,8 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, r
 
 from multilevel.levels.tasks.classification import classification_metrics
 from multilevel.recipes.evaluation import Candidate, EvaluationSettings, Score, evaluate_features, format_table
-from multilevel.recipes.evaluation.evaluate import label_share, raw_pixels, stratified_positions
+from multilevel.recipes.evaluation.evaluate import raw_pixels, stratified_positions
+from multilevel.recipes.evaluation.labels import draw_labels
 from multilevel.recipes.evaluation.protocols.linear_probe import fit_linear_probe
 from multilevel.solvers import DataError, SettingError
 
@@ -101,14 +102,71 @@ def test_the_cap_is_in_proportion_and_keeps_every_class():
 def test_smaller_shares_of_the_labels_lie_within_larger_ones_and_hold_every_class():
     labels = torch.tensor([0] * 3000 + [1] * 900 + [2] * 100 + [3])
     pool = stratified_positions(labels, 2000, seed=0)
-    shares = {share: label_share(labels, pool, share, seed=0) for share in (0.01, 0.1, 0.4, 1.0)}
+    shares = {share: draw_labels(labels, pool, share, seed=0) for share in (0.01, 0.1, 0.4, 1.0)}
     counts = {share: torch.bincount(labels[pool[chosen]], minlength=4).tolist() for share, chosen in shares.items()}
     assert counts[0.01] == [30, 9, 2, 1]
     assert counts[0.1] == [300, 90, 10, 1]
     assert torch.equal(shares[1.0], torch.arange(2000))
     chosen = [set(some.tolist()) for some in shares.values()]
     assert chosen[0] < chosen[1] < chosen[2] < chosen[3]
-    assert not torch.equal(label_share(labels, pool, 0.1, seed=1), shares[0.1])
+    assert not torch.equal(draw_labels(labels, pool, 0.1, seed=1), shares[0.1])
+
+
+def test_a_number_of_labels_is_drawn_in_proportion():
+    sizes = [600, 300, 90, 10]
+    labels = torch.arange(4).repeat_interleave(torch.tensor(sizes))
+    pool = torch.arange(1000)
+    drawn = {count: draw_labels(labels, pool, float(count), seed=0) for count in range(2, 1001)}
+    chosen = {count: set(positions.tolist()) for count, positions in drawn.items()}
+    for count in range(2, 1000):
+        assert len(chosen[count]) == count
+        assert chosen[count] < chosen[count + 1]
+        counts = labels[drawn[count]].bincount(minlength=4).tolist()
+        if count >= 8:  # two of each class, and at most one image and those two from the exact share
+            assert all(abs(own - size * count / 1000) < 3 for own, size in zip(counts, sizes, strict=True))
+            assert min(counts) >= 2
+    assert [labels[drawn[count]].bincount(minlength=4).tolist() for count in (2, 3, 4, 6, 8)] == [
+        [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1], [2, 2, 1, 1], [2, 2, 2, 2]
+    ]  # fmt: skip
+    # the two of the last class take the place of the image with the largest quotient, 59.5 / 600 against 29.5 / 300
+    assert labels[drawn[100]].bincount().tolist() == [59, 30, 9, 2]
+    assert not torch.equal(draw_labels(labels, pool, 100.0, seed=1), drawn[100])
+
+
+def test_labels_per_class_take_all_of_a_class_that_has_fewer():
+    labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 3)
+    pool = torch.arange(93)
+    few, more = (draw_labels(labels, pool, f"{count} per class", seed=0) for count in (2, 20))
+    assert labels[few].bincount().tolist() == [2, 2, 2]
+    assert labels[more].bincount().tolist() == [20, 20, 3]
+    assert set(few.tolist()) < set(more.tolist())
+
+
+def test_scores_name_the_amount_of_labels_and_its_images(digits, setup):
+    settings = EvaluationSettings(labels=[20, 0.1], labels_per_class=[3], protocols=["knn"], max_images=200)
+    scores = evaluate_features([Candidate("raw", raw_pixels)], setup(), settings)
+    images = [(score.labels, score.images) for score in scores]
+    tenth = sum(max(2, round(int(count) / 10)) for count in digits.train.labels.bincount())
+    assert images[:3] == images[3:] == [(20.0, 20), (0.1, min(tenth, 200)), ("3 per class", 30)]
+    headings = [block.splitlines()[0].split("  ")[0] for block in format_table(scores).split("\n\n")]
+    assert [heading.partition(", ")[2] for heading in headings] == [
+        "20 labels", "10% of the labels", "3 labels per class"
+    ]  # fmt: skip
+
+
+def test_more_labels_than_there_are_are_refused(digits):
+    EvaluationSettings(labels=[len(digits.train)], max_images=None).check_labels(digits)
+    with pytest.raises(
+        SettingError, match=rf"labels: got {len(digits.train) + 1}; expected at most {len(digits.train)}"
+    ):
+        EvaluationSettings(labels=[len(digits.train) + 1], max_images=None).check_labels(digits)
+    with pytest.raises(
+        SettingError, match=r"at most 50, the number of labelled training images that evaluation\.max_im"
+    ):
+        EvaluationSettings(labels=[51], max_images=50).check_labels(digits)
+    unknown = SimpleNamespace(train=SimpleNamespace(labels=torch.full((9,), -1)))
+    with pytest.raises(SettingError, match=r"labels_per_class: got 3; expected null: some images have no single class"):
+        EvaluationSettings(labels_per_class=[3]).check_labels(unknown)
 
 
 def test_every_protocol_is_fitted_to_every_share_and_features_are_computed_once(digits, setup):
@@ -226,6 +284,7 @@ def test_errors_are_named(digits, setup):
     [
         ("max_images", 0), ("neighbours", 0), ("batch_size", -1), ("seed", -1), ("neighbours", 2.5),
         ("split", "train"), ("labels", []), ("labels", [0.0]), ("labels", [0.1, 1.5]),
+        ("labels", [10.5]), ("labels_per_class", []), ("labels_per_class", [5, 0]),
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_named(name, value):
@@ -249,7 +308,7 @@ def test_the_table_has_a_row_for_each_encoder_and_a_block_for_each_share():
     assert format_table(scores, "validation", "macro_f1").startswith("validation macro f1")
     blocks = format_table([*scores, replace(scores[0], labels=0.01)]).split("\n\n")
     assert [block.splitlines()[0].split("  ")[0] for block in blocks] == [
-        "test accuracy, 100% of labels", "test accuracy, 1% of labels"
+        "test accuracy, all labels", "test accuracy, 1% of the labels"
     ]  # fmt: skip
     with pytest.raises(SettingError, match=r"evaluation\.metric: got 'recall'; expected one of accuracy, macro_f1"):
         format_table(scores, metric="recall")

@@ -17,7 +17,7 @@ from multilevel.recipes.evaluation import (
     raw_pixels,
     scored_images,
 )
-from multilevel.recipes.evaluation.remarks import few_images
+from multilevel.recipes.evaluation.remarks import few_images, few_labels
 from multilevel.recipes.evaluation.supervised import supervised_candidate
 from multilevel.solvers import DataError, SettingError
 
@@ -45,7 +45,27 @@ def test_the_line_names_each_reference_by_protocol_and_figures():
     )
     assert not_better(scores([row for row in rows if row[0] != "raw pixels"][:3])) == ""
     few = scores([("trained encoder", "linear_probe", 0.2), ("raw pixels", "linear_probe", 0.5)], labels=0.1)
-    assert not_better([*scores(rows[:1]), *few]) == ""  # the largest share of the labels counts
+    assert not_better([*scores(rows[:1]), *few]) == ""  # the largest amount of labels counts
+
+
+def test_the_amount_with_the_most_images_counts_and_is_named():
+    rows = [("trained encoder", "knn", 0.2), ("raw pixels", "knn", 0.5)]
+    more = [replace(score, images=30) for score in scores(rows, labels="5 per class")]
+    fewer = [replace(score, images=10) for score in scores(rows[:1], labels=10.0)]
+    assert not_better([*fewer, *more]) == (
+        "with 5 labels per class the trained encoder is not better than raw pixels (nearest neighbours: 50.0% against "
+        "20.0%)"
+    )
+
+
+def test_classes_with_fewer_labels_than_wanted_are_said():
+    counts = {"good": 90, "dent": 7, "scratch": 3}
+    assert few_labels("3 per class", counts) == few_labels(1.0, counts) == few_labels(3.0, counts) == ""
+    assert few_labels("20 per class", counts) == "20 labels per class: there are only 7 of dent, 3 of scratch"
+    many = few_labels("5 per class", dict.fromkeys("abcdefg", 2))
+    assert many == "5 labels per class: there are only 2 of a, 2 of b, 2 of c, 2 of d, fewer of 3 more classes"
+    assert few_labels(2.0, counts) == "2 labels are fewer than the 3 classes: 1 of these have none"
+    assert few_labels("20 per class", {}) == ""
 
 
 def test_few_scored_images_are_said():

@@ -8,10 +8,16 @@ from string import Formatter
 import pytest
 
 import multilevel.inspection
-from multilevel.inspection.results import Proportion, Rate
-from multilevel.inspection.texts import LANGUAGES, Texts, read_texts
+import multilevel.reports
+import multilevel.study
+from multilevel.levels.masks import POLICIES
+from multilevel.levels.tasks import TASKS
+from multilevel.recipes.evaluation import PROTOCOLS
+from multilevel.reports.proportions import Proportion, Rate
+from multilevel.reports.texts import LANGUAGES, Texts, read_texts
+from multilevel.study.pictures import REFERENCES
 
-FOLDER = Path(multilevel.inspection.__file__).parent
+FOLDERS = [Path(str(room.__file__)).parent for room in (multilevel.inspection, multilevel.reports, multilevel.study)]
 
 
 def placeholders(text):
@@ -26,17 +32,29 @@ def test_languages_have_the_same_keys_and_placeholders(language):
 
 
 def test_every_text_is_used():
-    code = "".join(path.read_text() for path in [*FOLDER.glob("*.py"), FOLDER / "report.html"])
+    code = "".join(
+        path.read_text() for folder in FOLDERS for path in folder.iterdir() if path.suffix in (".py", ".html")
+    )
     built = "note_source_ note_good_ source_ rule_ score_ curve_ claim_ money_verdict_ trivial_ shares_missing_".split()
-    built += ["missed_", "false_", "suspicious_", "no_", "classifier_of", "distance_of", "reference_", "metric_"]
+    built += ["split_", "protocol_", "encoder_", "metric_", "phrase_", "policy_", "about_"]  # of named texts
+    built += ["study_money_", "study_figure_"]
+    built += ["missed_", "false_", "suspicious_", "no_", "classifier_of", "distance_of", "reference_"]
     unused = [key for key in read_texts("en") if f'"{key}"' not in code and not key.startswith(tuple(built))]
     assert unused == []
 
 
 def test_japanese_is_japanese():
     for key, text in read_texts("ja").items():
-        words = re.sub(r"\{\w+\}|[（）～、。\s]", "", text)
+        words = re.sub(r"\{\w+\}|[（）～、。%\s]", "", text)
         assert not words or re.search(r"[぀-ヿ一-鿿]", words), key
+
+
+def test_every_policy_and_protocol_of_the_project_has_its_texts():
+    texts = read_texts("ja")
+    assert {f"policy_{name}" for name in POLICIES} <= set(texts)
+    assert {f"protocol_{name}" for name in [*PROTOCOLS, "supervised"]} <= set(texts)
+    assert {f"metric_{metric}" for task in TASKS.values() for metric in task.metric_names} <= set(texts)
+    assert {f"encoder_{name.replace(' ', '_')}" for name in REFERENCES} <= set(texts)
 
 
 def test_numbers_are_written_in_the_language():

@@ -14,11 +14,13 @@ A defect that is found costs nothing here: reworking or scrapping it is part of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any
 
-from multilevel.inspection.results import Rate
-from multilevel.solvers.ranges import NonNegative, require
+from multilevel.recipes.export.operating_point import MAX_FALSE_ALARMS
+from multilevel.reports.proportions import Rate
+from multilevel.solvers.ranges import Above, AtLeast, Below, NonNegative, PositiveNumber, Text, require
 
 PARTS = 1000
 
@@ -50,6 +52,38 @@ class CostSettings:
         missing = "cost.miss" if self.miss is None else "cost.false_alarm"
         require(missing, None, together, "a cost, since the cost of the other kind of error is set")
         return self.miss is not None
+
+
+@dataclass
+class MoneySettings:
+    """Settings that turn errors into counts and money.
+
+    Args:
+        max_false_alarms: largest share of good parts to stop. None: 0.02.
+        cost: of errors and of training; without cost.miss and cost.false_alarm there are only counts.
+        parts_per_day: parts inspected in a day, for the break-even day.
+        defect_rate: share of defective parts in production. None: that of the images.
+        currency: of all costs.
+    """
+
+    max_false_alarms: Annotated[float | None, AtLeast(0), Below(1)] = None
+    cost: CostSettings = field(default_factory=CostSettings)
+    parts_per_day: PositiveNumber | None = None
+    defect_rate: Annotated[float | None, Above(0), Below(1)] = None
+    currency: Text = "EUR"
+
+    @property
+    def allowed_false_alarms(self) -> float:
+        """The largest share of good parts to stop."""
+        return MAX_FALSE_ALARMS if self.max_false_alarms is None else self.max_false_alarms
+
+
+def money_settings(values: Mapping[str, Any]) -> MoneySettings:
+    """The settings among the fields of ``values``, whose ``cost`` may be a mapping or ``CostSettings``."""
+    own = {entry.name: values[entry.name] for entry in fields(MoneySettings) if entry.name in values}
+    if isinstance(own.get("cost"), Mapping):
+        own["cost"] = CostSettings(**own["cost"])
+    return MoneySettings(**own)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from multilevel.inspection.results import Proportion, Rate
+from multilevel.reports.proportions import Proportion, Rate
 
 LANGUAGES = ("en", "ja")
 
@@ -16,7 +16,7 @@ LANGUAGES = ("en", "ja")
 @cache
 def read_texts(language: str) -> dict[str, str]:
     """The texts of a language by key, with placeholders in braces."""
-    file = resources.files("multilevel.inspection").joinpath(f"languages/{language}.yaml")
+    file = resources.files("multilevel.reports").joinpath(f"languages/{language}.yaml")
     return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
@@ -36,13 +36,13 @@ class Texts:
     def __call__(self, key: str, **values: Any) -> str:
         return self._texts[key].format(**values)
 
-    def named(self, kind: str, name: str) -> str:
-        """The word for something that has a name in the program; the name itself if there is no word.
+    def named(self, group: str, name: str, default: str | None = None) -> str:
+        """The text for a name, such as ``metric_accuracy`` for a metric; the default if there is none.
 
-        >>> Texts("en").named("metric", "macro_roc_auc"), Texts("en").named("metric", "miou")
-        ('area under the ROC curve', 'miou')
+        >>> Texts("en").named("protocol", "knn"), Texts("en").named("protocol", "my_probe")
+        ('nearest neighbours', 'my_probe')
         """
-        return self._texts.get(f"{kind}_{name}".replace(" ", "_"), name)
+        return self._texts.get(f"{group}_{name.replace(' ', '_')}", name if default is None else default)
 
     def limit(self, share: float) -> str:
         """A share that someone set, as a percentage without decimals that say nothing.
@@ -100,6 +100,10 @@ class Texts:
         value, low, high = (self.number(number) for number in rate)
         return self("with_interval", value=value, interval=self("interval", low=low, high=high))
 
+    def share_range(self, rate: Rate) -> str:
+        """A share with its interval, in percent."""
+        return self("with_interval", value=self.percent(rate.value), interval=self.interval(rate))
+
     def days(self, rate: Rate) -> str:
         """A number of days with its interval."""
         value, low, high = (
@@ -109,10 +113,17 @@ class Texts:
 
     def money(self, value: float, currency: str) -> str:
         """An amount; yen and won have no decimals."""
-        digits = 0 if currency in ("JPY", "KRW", "円") else 2
-        return f"{value:,.{digits}f} {currency}"
+        return f"{value:,.{_decimals(currency)}f} {currency}"
+
+    def money_change(self, value: float, currency: str) -> str:
+        """A change of an amount, with its sign."""
+        return f"{value:+,.{_decimals(currency)}f} {currency}"
 
     def money_range(self, rate: Rate, currency: str) -> str:
         """An amount with its interval."""
         value, low, high = (self.money(number, currency) for number in rate)
         return self("with_interval", value=value, interval=self("interval", low=low, high=high))
+
+
+def _decimals(currency: str) -> int:
+    return 0 if currency in ("JPY", "KRW", "円") else 2
