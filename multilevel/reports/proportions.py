@@ -31,8 +31,9 @@ class Proportion:
         share: count / total; None without images.
         low, high: the interval; 0 and 1 without images.
 
-    >>> Proportion.of(45, 78)
-    Proportion(count=45, total=78, share=0.5769..., low=0.4598..., high=0.6881...)
+    >>> proportion = Proportion.of(45, 78)
+    >>> [round(number, 4) for number in (proportion.share, proportion.low, proportion.high)]
+    [0.5769, 0.4598, 0.6881]
     """
 
     count: int

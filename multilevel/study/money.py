@@ -103,8 +103,8 @@ def study_money(result: Mapping[str, Any], settings: MoneySettings) -> StudyMone
 def over_seeds(proportions: Sequence[Proportion]) -> Rate:
     """The mean share, from the lowest to the highest end of the intervals.
 
-    >>> over_seeds([Proportion.of(9, 10), Proportion.of(7, 10)])
-    Rate(value=0.8, low=0.34..., high=0.99...)
+    >>> [round(number, 3) for number in over_seeds([Proportion.of(9, 10), Proportion.of(7, 10)])]
+    [0.8, 0.348, 0.997]
     """
     shares = [proportion.share or 0.0 for proportion in proportions]
     lows, highs = [each.low for each in proportions], [each.high for each in proportions]

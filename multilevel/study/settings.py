@@ -83,7 +83,7 @@ class StudySettings(MoneySettings):
     output: Text | None = None
     resume: Text | None = None
     settings: list[str] = field(default_factory=list, metadata=DERIVED)
-    given: list[str] = field(default_factory=list, metadata=DERIVED)
+    given: list[str] = field(default_factory=list, metadata=DERIVED, compare=False)
 
     @classmethod
     def parsed(cls, arguments: Sequence[str]) -> StudySettings:

@@ -65,8 +65,8 @@ def choose_operating_point(
         DataError: none of these images is of the kind that the rule counts.
 
     >>> probabilities, labels = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]]), np.array([0, 0, 1])
-    >>> choose_operating_point(probabilities, labels, ["ok", "dent"], "ok", "recall", 0.99).threshold.round(2)
-    0.6
+    >>> choose_operating_point(probabilities, labels, ["ok", "dent"], "ok", "recall", 0.99).describe()
+    'stopped from a probability of a defect (any class but ok) of 0.6000: at least 99% of the defects found'
     """
     index = list(class_names).index(good)
     threshold = choose_threshold(defect_probability(probabilities, index), labels != index, rule, limit)

@@ -139,7 +139,7 @@ def test_a_study():
         policies=["random", "topk"],
         baseline="topk",
         seeds=[3],
-        labels=[0.01, 0.1, 1.0],
+        labels=[1.0, 0.01, 0.1],
         guidance=[0.25, 0.5],
         arms={"solved": ["solver=dense", "mask.options={hint:0.1}"]},
         transfer=["data=cifar100", "data.path=DIR"],
