@@ -167,7 +167,7 @@ def test_a_run_from_before_the_options_can_be_finetuned(run, tmp_path):
         (["evaluation.finetune.epoch=3"], "evaluation.finetune.epoch: got '3'; expected a known setting"),
         (["evaluation.finetune.epochs=0"], "evaluation.finetune.epochs: got 0"),
         (["evaluation.finetune.epochs=few"], "evaluation.finetune.epochs: got 'few'; expected a whole number"),
-        (["evaluation.labels=[0.1,2.5]"], "evaluation.labels: got 2.5; expected a list, each a number above 0: up to 1 a share"),
+        (["evaluation.labels=[0.1,2.5]"], "evaluation.labels: got 2.5; expected a list, each a number above 0: up"),
         (["evaluation.metric=recall"], "evaluation.metric: got 'recall'; expected one of accuracy, balanced_accuracy"),
         (["data.validation_share=0"], "data.validation_share: got 0; expected 0.1, as in the run"),
         (["data.test_share=0.3"], "data.test_share: got 0.3; expected 0.2, as in the run"),
