@@ -402,4 +402,5 @@ def test_the_best_head_is_deployed_scored_and_recorded(run, tmp_path, capsys):
     card = (tmp_path / "best" / "README.md").read_text()
     assert f"## Classifier\n\n{said[0]}.\n\nThis{said[1][4:]}. These images had no part" in card
     labels, probabilities = np.array(record["labels"]), np.array(record["probabilities"])
-    assert (probabilities.argmax(1) == labels).mean() == pytest.approx(record["scores"][record["head"]])
+    # scores are of probes that chose their own strength in each fold, probabilities of probes with the deployed one
+    assert (probabilities.argmax(1) == labels).mean() == pytest.approx(record["scores"][record["head"]], abs=0.02)
