@@ -41,10 +41,12 @@ class OperatingPoint:
         """A line about the operating point.
 
         >>> OperatingPoint("ok", 0.25, "false_alarms", 0.02).describe()
-        'stopped from a probability of a defect (any class but ok) of 0.2500: at most 2% false alarms'
+        'stopped from a probability of a defect (any class but ok) of 0.2500: at most 2% false alarms among held-out \
+training images'
         """
         why = {"false_alarms": "at most {:g}% false alarms", "recall": "at least {:g}% of the defects found"}
-        reason = why[self.rule].format(100 * self.limit) if self.limit is not None else "as given"
+        held_out = " among held-out training images"
+        reason = why[self.rule].format(100 * self.limit) + held_out if self.limit is not None else "as given"
         return f"stopped from a probability of a defect (any class but {self.good}) of {self.threshold:.4f}: {reason}"
 
 
@@ -65,8 +67,8 @@ def choose_operating_point(
         DataError: none of these images is of the kind that the rule counts.
 
     >>> probabilities, labels = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]]), np.array([0, 0, 1])
-    >>> choose_operating_point(probabilities, labels, ["ok", "dent"], "ok", "recall", 0.99).describe()
-    'stopped from a probability of a defect (any class but ok) of 0.6000: at least 99% of the defects found'
+    >>> round(choose_operating_point(probabilities, labels, ["ok", "dent"], "ok", "recall", 0.99).threshold, 2)
+    0.6
     """
     index = list(class_names).index(good)
     threshold = choose_threshold(defect_probability(probabilities, index), labels != index, rule, limit)
