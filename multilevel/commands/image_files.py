@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from multilevel.configuration.command_line import read
 from multilevel.recipes.data.images import worker_count
-from multilevel.recipes.data.sources.folders import images_below
+from multilevel.recipes.data.sources.listing import images_below
 from multilevel.recipes.export import ExportedModel
 from multilevel.recipes.export.optics import Optics
 from multilevel.recipes.settings import chosen_device

@@ -129,6 +129,7 @@ class SourceSplits:
         class_names: names of the classes, by label; images are split by these classes.
         target_names: names, by number, of the classes of ``multilabels`` or ``boxes``, if any.
         signal_patches: bool ``[L]``, the patches of ``data.patch_size`` that show the class, if known.
+        notes: lines for the screen about how the images were found.
     """
 
     train: Source
@@ -136,6 +137,7 @@ class SourceSplits:
     class_names: tuple[str, ...]
     target_names: tuple[str, ...] = ()
     signal_patches: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Images(ABC):

@@ -197,6 +197,7 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str 
     record = DataRecord.read(Path(settings.division)) if settings.division else None
     if record is None:
         sources, notes = with_groups(sources, settings)
+        notes = (*sources.notes, *notes)
         rows = divide(sources, settings)
     else:
         sources, rows = record.match(sources, settings)
