@@ -114,6 +114,8 @@ class DataRecord:
         Raises:
             DataError: the first class or image that differs, unless ``data.changed=accept``.
         """
+        if not self.class_names:  # earlier versions took no label from some columns that have labels
+            sources = replace(sources, class_names=(), test=None)
         matching = _Matching(self, sources, settings)
         matching.check_classes()
         train, train_rows = matching.matched(sources.train, self.train, "training")
@@ -205,6 +207,8 @@ class _Matching:
     def _labels(self, source: Source) -> np.ndarray:
         """The labels int64 ``[N]`` as positions in the recorded class names."""
         numbers = {name: number for number, name in enumerate(self.record.class_names)}
+        if not numbers:
+            return np.full(len(source), UNLABELLED)
         by_label = np.array([*(numbers.get(name, UNLABELLED) for name in self.sources.class_names), UNLABELLED])
         return by_label[source.labels.numpy()]
 

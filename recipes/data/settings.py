@@ -60,14 +60,15 @@ class DataSettings:
             are left out, new ones not used, changed ones used as they are).
         limit: largest number of training images, with every class in proportion; ``None`` uses all.
         image_column: the column of a table with the images; ``None`` finds it.
-        label_column: the column of a table with the labels; ``None`` finds it.
+        label_column: the column of a table, or of ``metadata.csv``, with the labels; ``None`` finds it by its type or a
+            usual name, such as label.
         mask_column: the column of a table with mask images, for tasks that learn from them; ``None`` finds it.
         boxes_column: the column of a table with boxes, for tasks that learn from them; ``None`` finds it.
         mask_classes: meaning of a mask: ``binary`` (a defect above half of white), ``labels`` (the class of its image)
             or ``values`` (class numbers, 0 for the background, 255 for pixels to ignore).
         min_area: marks with fewer pixels in a mask get no box.
         train_split: the name of the training split, on the hub and in the names of parquet files.
-        test_split: the name of the test split; ``None`` looks for ``test``, then ``validation``.
+        test_split: the name of the test split; ``None`` looks for ``test``, ``validation`` and other names.
         flip: mirror training images at random.
         crop_scale: smallest share of an image's area that a random crop keeps; 1.0 crops nothing.
         memory_gib: largest size of the decoded images to keep in memory, in GiB; larger data sets are decoded on
