@@ -172,6 +172,6 @@ def _read(file: Path, model: ExportedModel, optics: bool) -> tuple[np.ndarray, O
     try:
         with Image.open(file) as picture:
             pixels = model.pixels(picture)
-            return pixels, Optics.of(picture) if optics else None
+            return pixels, Optics.of(picture, model.pixel_range) if optics else None
     except Exception as error:  # Pillow's formats raise errors of many kinds for broken files
         return f"unreadable ({type(error).__name__}: {' '.join(str(error).split())})"

@@ -73,6 +73,7 @@ class DataRecord:
         class_names: the classes, by label.
         target_names: see ``ImageData``.
         mean, std: of the pixels, see ``ImageData``.
+        pixel_range: of images of more than 8 bits, see ``PixelRange.to_store``; ``None`` in earlier versions.
         train, test: the images; ``test`` only if the set has its own test images.
     """
 
@@ -82,6 +83,7 @@ class DataRecord:
     std: Sequence[float]
     train: ImageRecord
     test: ImageRecord | None
+    pixel_range: dict[str, Any] | None = None
 
     def text(self) -> str:
         """The contents of ``data.json``."""
