@@ -20,7 +20,7 @@ from multilevel.recipes.data.tiles import Pictures, Tiling, tile_pixels
 from multilevel.recipes.export.folder import INSPECTION, PROCESSOR, WEIGHTS, read_json
 from multilevel.recipes.export.onnx_model import ONNX, OnnxModel
 from multilevel.recipes.export.operating_point import stored_operating_point
-from multilevel.recipes.export.weights import load_dinov2
+from multilevel.recipes.export.weights import first_not_finite, load_dinov2
 from multilevel.solvers import MultilevelError, SettingError
 
 IDENTITY_DIGITS = 12
@@ -69,6 +69,8 @@ class ExportedModel:
             self.tiling = Tiling.stored(settings.get("tiles"), self.fit)
             self.pixel_range = PixelRange.stored(settings.get("pixel_range"))
             self._mean, self._std = (np.array(settings[f"image_{name}"], np.float32) for name in ("mean", "std"))
+            if not (np.isfinite(self._mean).all() and np.isfinite(self._std).all() and (self._std > 0).all()):
+                raise ValueError("its mean or deviation of the pixels is not a finite number")
             self._run = _run(config, weights[0], device, self.normalized)
             self.operating_point = stored_operating_point(read_json(folder / INSPECTION), self.class_names)
             normalization = [self._mean.tolist(), self._std.tolist()]
@@ -132,7 +134,10 @@ def _run(
 ) -> Run:
     """The model in a file; one that does not preprocess gets normalized images, float32 [B, C, H, W]."""
     onnx = OnnxModel(path) if path.name == ONNX else None
-    model = None if onnx else load_dinov2(Dinov2Config.from_dict(config), load_file(path)).to(device)
+    weights = {} if onnx else load_file(path)
+    if broken := first_not_finite(weights):
+        raise ValueError(f"{broken} has values that are not finite")
+    model = None if onnx else load_dinov2(Dinov2Config.from_dict(config), weights).to(device)
 
     def run(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if onnx is not None and onnx.preprocesses:

@@ -79,6 +79,15 @@ def transformers_weights(trained: TrainedModel) -> dict[str, Tensor]:
     return {**autoencoder, **_dinov2_weights(autoencoder), **_classifier_weights(trained.classifier)}
 
 
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with a value that is not finite.
+
+    >>> first_not_finite({"mean": torch.zeros(1), "weight": torch.tensor([1.0, torch.inf])})
+    'weight'
+    """
+    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+
+
 def load_dinov2(config: Dinov2Config, weights: Mapping[str, Tensor]) -> FeaturesAndLogits:
     """Load the classifier from exported weights.
 
