@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from multilevel.__main__ import main as multilevel
 from multilevel.recipes.data.pictures import to_pixels
-from multilevel.recipes.data.sources.folders import images_below
+from multilevel.recipes.data.sources.listing import images_below
 from multilevel.recipes.export import DriftReference, ExportedModel
 from multilevel.recipes.export.drift import Sample, choose_groups, run_tests
 from multilevel.recipes.export.optics import MEASURES, Optics, near_copies, noise

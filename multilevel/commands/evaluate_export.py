@@ -16,7 +16,7 @@ from multilevel.commands.predict import report_unreadable
 from multilevel.configuration.command_line import read
 from multilevel.inspection.results import Proportion
 from multilevel.levels.tasks.classification import classification_metrics
-from multilevel.recipes.data.sources.folders import TEST_FOLDERS, subfolder
+from multilevel.recipes.data.sources.split_folders import test_folder
 from multilevel.recipes.evaluation import metric_title
 from multilevel.recipes.evaluation.remarks import few_images
 from multilevel.recipes.export import ExportedModel
@@ -75,7 +75,7 @@ def evaluate_export(arguments: Sequence[str]) -> int:
     settings, export = line.settings, Path(line.words[0])
     require("data.path", settings.data.path, settings.data.path is not None, "a folder with a subfolder for each class")
     root = Path(str(settings.data.path))
-    root = (subfolder(root, TEST_FOLDERS) if root.is_dir() else None) or root
+    root = (test_folder(root) if root.is_dir() else None) or root
     images = labelled_images(root, None)
     model = ExportedModel(export, chosen_device(settings.device))
     if not model.class_names:

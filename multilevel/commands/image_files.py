@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from multilevel.configuration.command_line import read
 from multilevel.recipes.data.images import worker_count
-from multilevel.recipes.data.sources.folders import images_below
+from multilevel.recipes.data.sources.listing import images_below
 from multilevel.recipes.export import ExportedModel
 from multilevel.recipes.export.optics import Optics
 from multilevel.recipes.settings import chosen_device
@@ -172,6 +172,6 @@ def _read(file: Path, model: ExportedModel, optics: bool) -> tuple[np.ndarray, O
     try:
         with Image.open(file) as picture:
             pixels = model.pixels(picture)
-            return pixels, Optics.of(picture) if optics else None
+            return pixels, Optics.of(picture, model.pixel_range) if optics else None
     except Exception as error:  # Pillow's formats raise errors of many kinds for broken files
         return f"unreadable ({type(error).__name__}: {' '.join(str(error).split())})"

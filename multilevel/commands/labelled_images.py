@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from multilevel.recipes.data.sources.folders import list_images, matched_part, subfolder
+from multilevel.recipes.data.sources.folders import list_images, matched_part
+from multilevel.recipes.data.sources.split_folders import training_folder
 from multilevel.recipes.export import ExportedModel
 from multilevel.solvers import DataError, SettingError
 from multilevel.solvers.ranges import require
@@ -33,7 +34,7 @@ def labelled_images(folder: Path, group: str | None) -> Labelled:
     """
     require("FOLDER", str(folder), folder.is_dir(), "a folder with one subfolder of images per class")
     expected = f"the images of one split, such as {folder / 'test'}: training images would flatter the models"
-    require("FOLDER", str(folder), subfolder(folder, ("train",)) is None, expected)
+    require("FOLDER", str(folder), training_folder(folder) is None, expected)
     by_class, unlabelled, _ = list_images(folder, loose_class=False)
     if not by_class:
         raise DataError(f"{folder} has no subfolder with images: put those of each class into a folder of its name")

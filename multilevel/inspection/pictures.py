@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from multilevel.recipes.data.pictures import to_colours, upright
+from multilevel.recipes.data.pixel_range import PixelRange
 from multilevel.recipes.export import ExportedModel
 
 SIDE = 240  # pixels of the longer side
@@ -17,10 +18,10 @@ OPACITY = 0.6  # of the patch with the largest share
 FOR_DEFECT, FOR_GOOD = (192, 57, 43), (31, 95, 153)
 
 
-def thumbnail(path: Path, channels: int) -> str:
-    """The whole picture, at most 240 pixels long."""
+def thumbnail(path: Path, channels: int, pixel_range: PixelRange | None = None) -> str:
+    """The whole picture, at most 240 pixels long; for ``pixel_range`` see ``to_pixels``."""
     with Image.open(path) as picture:
-        shown = to_colours(upright(picture), channels)
+        shown = to_colours(upright(picture), channels, pixel_range)
         return _encoded(ImageOps.contain(shown, (SIDE, SIDE)) if max(shown.size) > SIDE else shown)
 
 

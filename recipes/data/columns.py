@@ -13,6 +13,10 @@ from multilevel.solvers.errors import DataError, SettingError
 
 BOXES_COLUMNS = ("objects", "boxes", "bboxes")
 CORNERS = ("bbox", "bboxes", "boxes", "box")
+#: Usual names of columns of labels, in lower case.
+LABELS = ("label", "labels", "class", "class_name", "class_id", "category", "target")
+MOST_CLASSES = 0.5  # of the rows: a column with more different values holds texts or numbers, not classes
+FEW_CLASSES = 10  # are classes in a table of any length
 _CLASSES = ("category", "category_id", "categories", "label", "labels", "class", "class_id")
 
 Names = tuple[str, ...]
@@ -34,22 +38,37 @@ def find_image_column(features: Any, setting: str | None) -> str:
 
 
 def find_label_column(features: Any, setting: str | None) -> str | None:
-    """The column of labels: the wanted one, otherwise the first column of class labels; ``None`` if there is none.
+    """The column of labels: the wanted one, otherwise the first column of class labels, otherwise one with a usual name
+    such as ``label``; ``None`` if there is none.
 
     Args:
         features: the ``features`` of a ``datasets.Dataset``.
         setting: ``data.label_column``.
 
     Raises:
-        SettingError: the column does not exist, or contains neither class labels, whole numbers nor text.
+        SettingError: the column does not exist, or contains neither class labels, whole numbers nor text; so does a
+            column with a usual name.
     """
     import datasets
 
+    labels = [name for name, feature in features.items() if holds_labels(feature)]
     if setting is None:
         class_labels = (name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel))
-        return next(class_labels, None)
-    labels = [name for name, feature in features.items() if holds_labels(feature)]
+        by_name = {name.lower(): name for name, feature in features.items() if isinstance(feature, datasets.Value)}
+        usual = (by_name[name] for name in LABELS if name in by_name)
+        setting = next(class_labels, None) or next(usual, None)
+        if setting is None:
+            return None
     return _checked("label", setting, labels, "a column of labels", features)
+
+
+def about_labels(features: Any, column: str | None, setting: str | None) -> tuple[str, ...]:
+    """A line about the column that the labels are from, where ``data.label_column`` names none and others exist."""
+    others = [name for name, feature in features.items() if holds_labels(feature) and name != column]
+    if setting is not None or not others:
+        return ()
+    chosen = "no column of labels is known" if column is None else f"labels are from the column {column!r}"
+    return (f"{chosen}; data.label_column can name another: {', '.join(others)}",)
 
 
 def find_mask_column(features: Any, setting: str | None, image_column: str) -> str | None:
@@ -179,11 +198,17 @@ def read_labels(table: Any, column: str, class_names: Names | None, name: str) -
                 f"row {row} of {name} has no label in column {column!r} (got {value}); expected a split "
                 "with labels: set data.train_split, data.test_split or data.label_column"
             )
-    if is_class_label:
+    if is_class_label and class_names is None:
         return tuple(feature.names), torch.tensor(values, dtype=torch.int64)
-    texts = [str(value) for value in values]
+    texts = [feature.names[value] if is_class_label else str(value) for value in values]
     if class_names is None:
-        class_names = tuple(str(value) for value in sorted(set(values)))
+        distinct = sorted(set(values))
+        if len(distinct) > max(FEW_CLASSES, MOST_CLASSES * len(values)):
+            raise DataError(
+                f"{name} has {len(distinct):,} different values in {len(values):,} rows of column {column!r}, too many "
+                "for classes; expected a column of labels: data.label_column"
+            )
+        class_names = tuple(str(value) for value in distinct)
     numbers = {class_name: number for number, class_name in enumerate(class_names)}
     unknown = next((text for text in texts if text not in numbers), None)
     if unknown is not None:
@@ -291,11 +316,13 @@ def _boxes_of(cell: Any) -> tuple[list[list[float]], list[Any]]:
 def _numbered(feature: Any, values: list[list[Any]], names: Names | None, where: str) -> tuple[Names, list[list[int]]]:
     """Lists of classes as numbers: a class label's own, otherwise the place among the sorted distinct values."""
     if hasattr(feature, "names"):
-        names = tuple(feature.names)
-        wrong = next((value for row in values for value in row if not 0 <= value < len(names)), None)
+        own = tuple(feature.names)
+        wrong = next((value for row in values for value in row if not 0 <= value < len(own)), None)
         if wrong is not None:
-            raise DataError(f"{where} has the class number {wrong}; expected 0 to {len(names) - 1}")
-        return names, values
+            raise DataError(f"{where} has the class number {wrong}; expected 0 to {len(own) - 1}")
+        if names is None or names == own:
+            return own, values
+        values = [[own[value] for value in row] for row in values]
     if names is None:
         names = tuple(str(value) for value in sorted({value for row in values for value in row}))
     places = {name: number for number, name in enumerate(names)}

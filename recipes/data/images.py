@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from multilevel.recipes.data.pictures import to_pixels
+from multilevel.recipes.data.pixel_range import PixelRange
 from multilevel.solvers.errors import DataError, SettingError
 
 _LARGEST_TASK = 64  # a small image takes 0.1 ms, about as long as a task costs
@@ -46,6 +47,7 @@ class Source(ABC):
         good: number of the good class if the images are tiles; ``None`` otherwise, or without classes.
         left_out: number of files of each kind that are not images.
         nested: the folders with images inside the folder of a class, by class.
+        pixel_range: of images of more than 8 bits, chosen for the whole set.
     """
 
     labels: Tensor
@@ -59,6 +61,7 @@ class Source(ABC):
     good: int | None = None
     left_out: Mapping[str, int] = {}
     nested: Mapping[str, Sequence[str]] = {}
+    pixel_range: PixelRange | None = None
 
     @property
     def whole(self) -> Source:
@@ -129,6 +132,7 @@ class SourceSplits:
         class_names: names of the classes, by label; images are split by these classes.
         target_names: names, by number, of the classes of ``multilabels`` or ``boxes``, if any.
         signal_patches: bool ``[L]``, the patches of ``data.patch_size`` that show the class, if known.
+        notes: lines for the screen about how the images were found.
     """
 
     train: Source
@@ -136,6 +140,7 @@ class SourceSplits:
     class_names: tuple[str, ...]
     target_names: tuple[str, ...] = ()
     signal_patches: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Images(ABC):
@@ -241,7 +246,7 @@ class Images(ABC):
         try:
             self.source.check_contents(row)
             with self.source.open(row) as picture:
-                return to_pixels(picture, self.image_size, self.channels, self.fit)
+                return to_pixels(picture, self.image_size, self.channels, self.fit, self.source.pixel_range)
         except DataError:
             raise
         except Exception as error:  # Pillow's formats raise errors of many kinds for broken files

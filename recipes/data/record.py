@@ -73,6 +73,7 @@ class DataRecord:
         class_names: the classes, by label.
         target_names: see ``ImageData``.
         mean, std: of the pixels, see ``ImageData``.
+        pixel_range: of images of more than 8 bits, see ``PixelRange.to_store``; ``None`` in earlier versions.
         train, test: the images; ``test`` only if the set has its own test images.
     """
 
@@ -82,6 +83,7 @@ class DataRecord:
     std: Sequence[float]
     train: ImageRecord
     test: ImageRecord | None
+    pixel_range: dict[str, Any] | None = None
 
     def text(self) -> str:
         """The contents of ``data.json``."""
@@ -114,6 +116,8 @@ class DataRecord:
         Raises:
             DataError: the first class or image that differs, unless ``data.changed=accept``.
         """
+        if not self.class_names:  # earlier versions took no label from some columns that have labels
+            sources = replace(sources, class_names=(), test=None)
         matching = _Matching(self, sources, settings)
         matching.check_classes()
         train, train_rows = matching.matched(sources.train, self.train, "training")
@@ -205,6 +209,8 @@ class _Matching:
     def _labels(self, source: Source) -> np.ndarray:
         """The labels int64 ``[N]`` as positions in the recorded class names."""
         numbers = {name: number for number, name in enumerate(self.record.class_names)}
+        if not numbers:
+            return np.full(len(source), UNLABELLED)
         by_label = np.array([*(numbers.get(name, UNLABELLED) for name in self.sources.class_names), UNLABELLED])
         return by_label[source.labels.numpy()]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -21,6 +23,21 @@ class Correlation:
 
     def __str__(self) -> str:
         return f"above 0 and below 1, or {KEEP}"
+
+
+class IncreasingPair:
+    """Two finite numbers, the first below the second, or ``None``."""
+
+    def holds(self, value: Any) -> bool:
+        if value is None:
+            return True
+        if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+            return False
+        numbers = all(isinstance(number, int | float) and math.isfinite(number) for number in value)
+        return numbers and value[0] < value[1]
+
+    def __str__(self) -> str:
+        return "two numbers, the smaller first, such as [0,4095], or null"
 
 
 @dataclass(kw_only=True)
@@ -60,14 +77,17 @@ class DataSettings:
             are left out, new ones not used, changed ones used as they are).
         limit: largest number of training images, with every class in proportion; ``None`` uses all.
         image_column: the column of a table with the images; ``None`` finds it.
-        label_column: the column of a table with the labels; ``None`` finds it.
+        label_column: the column of a table, or of ``metadata.csv``, with the labels; ``None`` finds it by its type or a
+            usual name, such as label.
         mask_column: the column of a table with mask images, for tasks that learn from them; ``None`` finds it.
         boxes_column: the column of a table with boxes, for tasks that learn from them; ``None`` finds it.
         mask_classes: meaning of a mask: ``binary`` (a defect above half of white), ``labels`` (the class of its image)
             or ``values`` (class numbers, 0 for the background, 255 for pixels to ignore).
         min_area: marks with fewer pixels in a mask get no box.
         train_split: the name of the training split, on the hub and in the names of parquet files.
-        test_split: the name of the test split; ``None`` looks for ``test``, then ``validation``.
+        test_split: the name of the test split; ``None`` looks for ``test``, ``validation`` and other names.
+        pixel_range: the values that are black and white in images of more than 8 bits, as ``[0, 4095]``; ``None``
+            chooses them for the whole set, by its least and largest value.
         flip: mirror training images at random.
         crop_scale: smallest share of an image's area that a random crop keeps; 1.0 crops nothing.
         memory_gib: largest size of the decoded images to keep in memory, in GiB; larger data sets are decoded on
@@ -105,6 +125,7 @@ class DataSettings:
     min_area: Count = 10
     train_split: Text = "train"
     test_split: Text | None = None
+    pixel_range: Annotated[Any, IncreasingPair()] = None
     flip: bool = False
     crop_scale: PositiveShare = 1.0
     memory_gib: NonNegative = 4.0

@@ -14,8 +14,10 @@ from torch import Tensor
 from multilevel.recipes.data.augment import Geometry
 from multilevel.recipes.data.groups import with_groups
 from multilevel.recipes.data.images import Images, MemoryImages, Source, SourceSplits, StreamedImages
+from multilevel.recipes.data.pixel_range import EIGHT_BITS, PixelRange
 from multilevel.recipes.data.record import DataRecord, ImageRecord
 from multilevel.recipes.data.rows import Rows, divide
+from multilevel.recipes.data.set_range import about_narrow_range, choose_range
 from multilevel.recipes.data.settings import MASK_SHARE, DataSettings
 from multilevel.recipes.data.sources.choice import read_sources
 from multilevel.recipes.data.sources.tiled import check_tiles, with_tiles
@@ -29,6 +31,7 @@ from multilevel.solvers.registry import chosen
 
 _STATISTICS_IMAGES = 10_000
 _STATISTICS_BATCH = 500
+LEVELS = 256  # of a pixel
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class ImageData:
         target_counts: number of each in ``train``: images, pixels of masks, or boxes.
         mean, std: float32 tensors ``[C]`` of the pretraining images, where white is 1.
         tiling: how the images were cut out of pictures; ``None`` without ``data.tiles``.
+        pixel_range: the values that are black and white in images of more than 8 bits.
         notes: lines about the division for the screen.
     """
 
@@ -127,6 +131,7 @@ class ImageData:
     labelled: bool
     signal_patches: Tensor | None = None
     tiling: Tiling | None = None
+    pixel_range: PixelRange = EIGHT_BITS
     notes: tuple[str, ...] = ()
 
     def record(self) -> DataRecord:
@@ -145,6 +150,7 @@ class ImageData:
             std=self.std.tolist(),
             train=record_of(*(name for name in parts if not (own_test and name == "test"))),
             test=record_of("test") if own_test else None,
+            pixel_range=self.pixel_range.to_store(),
         )
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -195,8 +201,17 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str 
     kind.check(sources, settings)
     sources = kind.label(sources, settings)
     record = DataRecord.read(Path(settings.division)) if settings.division else None
+    pixel_range, lines = EIGHT_BITS, list[str]()
+    if record is not None and settings.pixel_range is None:
+        pixel_range = PixelRange.stored(record.pixel_range)
+    elif settings.path or settings.hub or settings.unlabelled:
+        pixel_range, lines = choose_range(sources, settings)
+    for source in (sources.train, sources.test):
+        if source is not None:
+            source.pixel_range = pixel_range
     if record is None:
         sources, notes = with_groups(sources, settings)
+        notes = (*sources.notes, *lines, *notes)
         rows = divide(sources, settings)
     else:
         sources, rows = record.match(sources, settings)
@@ -216,7 +231,9 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str 
 
     pretrain = part("pretrain", images, rows.pretrain)
     if record is None:
-        mean, std = pixel_statistics(pretrain, settings.split_seed)
+        counts_of_levels = pixel_counts(pretrain, settings.split_seed)
+        mean, std = pixel_statistics(counts_of_levels)
+        notes = (*notes, *about_narrow_range(counts_of_levels))
     else:
         mean, std = torch.tensor(record.mean), torch.tensor(record.std)
     return ImageData(
@@ -237,6 +254,7 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str 
         labelled=bool(sources.class_names),
         signal_patches=sources.signal_patches,
         tiling=getattr(sources.train, "tiling", None),
+        pixel_range=pixel_range,
         notes=notes,
     )
 
@@ -259,24 +277,38 @@ def open_images(rows: Rows, settings: DataSettings, sources: SourceSplits, chann
     return opened(sources.train, training), opened(sources.test, rows.test)
 
 
-def pixel_statistics(part: Split, split_seed: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every channel over at most 10,000 images drawn from a part.
+def pixel_counts(part: Split, split_seed: int) -> Tensor:
+    """The number of pixels of each level in each channel, of at most 10,000 images drawn from a part.
 
     Returns:
-        Two float32 tensors ``[C]``, where white is 1; a constant channel gets deviation 1.
+        int64 tensor ``[C, 256]``.
     """
     positions = torch.arange(len(part))
     if len(part) > _STATISTICS_IMAGES:
         drawn = random_for(split_seed, "statistics").permutation(len(part))[:_STATISTICS_IMAGES]
         positions = torch.from_numpy(np.sort(drawn))
-    total = torch.zeros(part.images.channels, dtype=torch.int64)  # sums of integers have no rounding
-    squares = torch.zeros_like(total)
+    counts = torch.zeros(part.images.channels, LEVELS, dtype=torch.int64)
     for batch in positions.split(_STATISTICS_BATCH):
-        pixels = part.pixels(batch).transpose(0, 1).flatten(1).long()
-        total += pixels.sum(1)
-        squares += pixels.square().sum(1)
-    count = len(positions) * part.images.image_size**2
-    mean = total.double() / count
-    deviation = (squares.double() / count - mean.square()).clamp(min=0).sqrt()
+        for channel, pixels in enumerate(part.pixels(batch).transpose(0, 1).flatten(1)):
+            counts[channel] += torch.bincount(pixels, minlength=LEVELS)
+    return counts
+
+
+def pixel_statistics(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every channel.
+
+    Args:
+        counts: int64 ``[C, 256]``, see ``pixel_counts``.
+
+    Returns:
+        Two float32 tensors ``[C]``, where white is 1; a constant channel gets deviation 1.
+
+    >>> pixel_statistics(torch.eye(256, dtype=torch.int64)[[255]])
+    (tensor([1.]), tensor([1.]))
+    """
+    levels = torch.arange(LEVELS)
+    count = counts.sum(1).double()  # sums of integers have no rounding
+    mean = (counts * levels).sum(1).double() / count
+    deviation = ((counts * levels.square()).sum(1).double() / count - mean.square()).clamp(min=0).sqrt()
     std = torch.where(deviation > 0, deviation, 255.0)
     return (mean / 255).float(), (std / 255).float()

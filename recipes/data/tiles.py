@@ -10,11 +10,10 @@ import numpy as np
 from PIL import Image
 from scipy.special import log_softmax
 
-from multilevel.recipes.data.pictures import to_colours, to_pixels, upright
+from multilevel.recipes.data.pictures import SIDEWAYS, orientation, to_colours, to_pixels, upright
+from multilevel.recipes.data.pixel_range import PixelRange
 
 OVERLAP = "a quarter"  # of a tile, at least, between neighbours
-_TURNED = (5, 6, 7, 8)  # values of the orientation tag that swap width and height
-_ORIENTATION = 0x0112
 
 Box = tuple[int, int, int, int]
 
@@ -84,7 +83,12 @@ def _side(length: int, count: int) -> int:
 
 
 def tile_pixels(
-    picture: Image.Image, tiling: Tiling | None, image_size: int, channels: int, fit: str = "crop"
+    picture: Image.Image,
+    tiling: Tiling | None,
+    image_size: int,
+    channels: int,
+    fit: str = "crop",
+    pixel_range: PixelRange | None = None,
 ) -> np.ndarray:
     """The tiles of a picture, or the picture itself without a tiling, as a model reads them; see ``to_pixels``.
 
@@ -92,16 +96,15 @@ def tile_pixels(
         uint8 array ``[tiles, channels, image_size, image_size]``.
     """
     if tiling is None:
-        return to_pixels(picture, image_size, channels, fit)[None]
-    tiles = tiling.cut(to_colours(upright(picture), channels))
+        return to_pixels(picture, image_size, channels, fit, pixel_range)[None]
+    tiles = tiling.cut(to_colours(upright(picture), channels, pixel_range))
     return np.stack([to_pixels(tile, image_size, channels, fit) for tile in tiles])
 
 
 def upright_size(picture: Image.Image) -> tuple[int, int]:
-    """Width and height of a picture with its orientation tag applied; no pixel is decoded."""
+    """Width and height of a picture with its orientation tag applied."""
     width, height = picture.size
-    turned = "exif" in picture.info and picture.getexif().get(_ORIENTATION) in _TURNED
-    return (height, width) if turned else (width, height)
+    return (height, width) if orientation(picture) in SIDEWAYS else (width, height)
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import Dinov2Config
 
+from multilevel.recipes.data.pixel_range import EARLIER, PixelRange
 from multilevel.recipes.data.tiles import Pictures, Tiling, tile_pixels
 from multilevel.recipes.export.folder import INSPECTION, PROCESSOR, WEIGHTS, read_json
 from multilevel.recipes.export.onnx_model import ONNX, OnnxModel
 from multilevel.recipes.export.operating_point import stored_operating_point
-from multilevel.recipes.export.weights import load_dinov2
+from multilevel.recipes.export.weights import first_not_finite, load_dinov2
 from multilevel.solvers import MultilevelError, SettingError
 
 IDENTITY_DIGITS = 12
@@ -42,6 +43,7 @@ class ExportedModel:
         name: the name of the folder, after that of the run for a folder named export; it tells nothing of the machine.
         operating_point: the stored threshold of the probability of a defect; None without one.
         tiling: how pictures are cut into tiles before that; None: they are not.
+        pixel_range: the values that are black and white in pictures of more than 8 bits.
         folder: the folder without symbolic links: a link may be moved to another export while this one is read.
         identity: 12 hexadecimal digits that name the model: of the file of its weights, its class names and its
             preprocessing. The two formats of one run are different models.
@@ -65,12 +67,16 @@ class ExportedModel:
             self.channels: int = config["num_channels"]
             self.fit = "crop" if settings["do_center_crop"] else "stretch"
             self.tiling = Tiling.stored(settings.get("tiles"), self.fit)
+            self.pixel_range = PixelRange.stored(settings.get("pixel_range"))
             self._mean, self._std = (np.array(settings[f"image_{name}"], np.float32) for name in ("mean", "std"))
+            if not (np.isfinite(self._mean).all() and np.isfinite(self._std).all() and (self._std > 0).all()):
+                raise ValueError("its mean or deviation of the pixels is not a finite number")
             self._run = _run(config, weights[0], device, self.normalized)
             self.operating_point = stored_operating_point(read_json(folder / INSPECTION), self.class_names)
             normalization = [self._mean.tolist(), self._std.tolist()]
             described = [self.class_names, self.image_size, self.channels, self.fit, *normalization]
             described += [] if self.tiling is None else [self.tiling.to_store()]
+            described += [] if self.pixel_range == EARLIER else [self.pixel_range.to_store()]
             self.identity = _identity(weights[0], described)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise MultilevelError(f"{given} holds a broken export ({error}): export the run again") from error
@@ -83,7 +89,7 @@ class ExportedModel:
     def pixels(self, picture: Image.Image) -> np.ndarray:
         """The input for a picture, as Pillow has opened it: uint8 [T, C, image_size, image_size], one image unless the
         model was trained on tiles."""
-        return tile_pixels(picture, self.tiling, self.image_size, self.channels, self.fit)
+        return tile_pixels(picture, self.tiling, self.image_size, self.channels, self.fit, self.pixel_range)
 
     def of_pictures(self, tiles: Sequence[np.ndarray], batch_size: int) -> tuple[np.ndarray | None, np.ndarray]:
         """Logits float32 [P, classes], or None, and features float32 [P, width] of pictures: see ``Pictures.join``.
@@ -128,7 +134,10 @@ def _run(
 ) -> Run:
     """The model in a file; one that does not preprocess gets normalized images, float32 [B, C, H, W]."""
     onnx = OnnxModel(path) if path.name == ONNX else None
-    model = None if onnx else load_dinov2(Dinov2Config.from_dict(config), load_file(path)).to(device)
+    weights = {} if onnx else load_file(path)
+    if broken := first_not_finite(weights):
+        raise ValueError(f"{broken} has values that are not finite")
+    model = None if onnx else load_dinov2(Dinov2Config.from_dict(config), weights).to(device)
 
     def run(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if onnx is not None and onnx.preprocesses:

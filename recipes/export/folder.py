@@ -20,8 +20,14 @@ from multilevel.recipes.export.preprocessing import Preprocessing
 from multilevel.recipes.export.quantization import QuantizationLoss, quantization_loss
 from multilevel.recipes.export.reference import REFERENCE, reference_tensors
 from multilevel.recipes.export.trained import TrainedModel
-from multilevel.recipes.export.weights import load_dinov2, processor_settings, transformers_config, transformers_weights
-from multilevel.solvers import SettingError
+from multilevel.recipes.export.weights import (
+    first_not_finite,
+    load_dinov2,
+    processor_settings,
+    transformers_config,
+    transformers_weights,
+)
+from multilevel.solvers import MultilevelError, SettingError
 
 FORMATS = ("transformers", "onnx")
 PROCESSOR, WEIGHTS, CARD = "preprocessor_config.json", "model.safetensors", "README.md"
@@ -79,7 +85,7 @@ def write_export(
     Raises:
         SettingError: the format is unknown or has no such precision, the output exists or cannot be written, or ONNX is
             asked for without a classifier.
-        MultilevelError: packages for the format are missing.
+        MultilevelError: packages for the format are missing, or a weight or statistic is not finite.
     """
     check_export(format, output, precision)
     refuse_tiles(format, trained.data.tiling)
@@ -87,10 +93,16 @@ def write_export(
         raise SettingError("format", format, "transformers, since this run has no classifier with one class per image")
 
     data, loss = trained.data, None
+    weights = transformers_weights(trained)
+    masking = {} if trained.masking is None else trained.masking.state_dict()
+    broken = first_not_finite(
+        {"mean of the pixels": data.mean, "deviation of the pixels": data.std, **weights, **masking}
+    )
+    if broken is not None:
+        raise MultilevelError(f"{broken} has values that are not finite: export a run that has not diverged")
     class_names = data.class_names if trained.classifier is not None else ()
     with _whole_folder(output) as folder:
         config = transformers_config(trained.autoencoder.mae.config, class_names)
-        weights = transformers_weights(trained)
         config.save_pretrained(folder)
         if format == "onnx":
             model = load_dinov2(config, weights)

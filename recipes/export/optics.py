@@ -11,6 +11,7 @@ from PIL import Image
 
 from multilevel.recipes.data.groups import components, correlated, unit_vectors
 from multilevel.recipes.data.pictures import to_colours, upright
+from multilevel.recipes.data.pixel_range import PixelRange
 
 #: The measures of ``measure_optics``, in its order, with their units.
 MEASURES = {
@@ -40,9 +41,9 @@ class Optics:
     thumbnails: np.ndarray
 
     @classmethod
-    def of(cls, picture: Image.Image) -> Optics:
-        """The optics of one picture, as Pillow has opened it."""
-        grey = to_colours(upright(picture), 1)
+    def of(cls, picture: Image.Image, pixel_range: PixelRange | None = None) -> Optics:
+        """The optics of one picture, as Pillow has opened it; for ``pixel_range`` see ``to_pixels``."""
+        grey = to_colours(upright(picture), 1, pixel_range)
         return cls(measure_optics(grey)[None], thumbnail(grey)[None])
 
     @classmethod

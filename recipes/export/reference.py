@@ -97,8 +97,9 @@ def source_optics(part: Split) -> Optics:
     """The optics of a part's pictures, as they are read from their files."""
 
     def measure(row: int) -> Optics:
-        with part.images.source.whole.open(row) as picture:
-            return Optics.of(picture)
+        source = part.images.source.whole
+        with source.open(row) as picture:
+            return Optics.of(picture, source.pixel_range)
 
     Image.init()  # Pillow looks for its formats on first use, which is not safe in threads
     with ThreadPoolExecutor(worker_count(), "optics") as pool:

@@ -79,6 +79,15 @@ def transformers_weights(trained: TrainedModel) -> dict[str, Tensor]:
     return {**autoencoder, **_dinov2_weights(autoencoder), **_classifier_weights(trained.classifier)}
 
 
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with a value that is not finite.
+
+    >>> first_not_finite({"mean": torch.zeros(1), "weight": torch.tensor([1.0, torch.inf])})
+    'weight'
+    """
+    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+
+
 def load_dinov2(config: Dinov2Config, weights: Mapping[str, Tensor]) -> FeaturesAndLogits:
     """Load the classifier from exported weights.
 
@@ -97,6 +106,9 @@ def processor_settings(data: ImageData) -> dict[str, Any]:
 
     With ``data.tiles`` these steps are those of a tile; ``tiles`` says how to cut, which only ``multilevel`` does.
 
+    ``pixel_range`` has the values that are black and white in images of more than 8 bits, which only ``multilevel``
+    scales to 8 bits before these steps.
+
     Grey images must be given as grey: the processor can only convert to colour.
     """
     side = data.image_size
@@ -113,6 +125,7 @@ def processor_settings(data: ImageData) -> dict[str, Any]:
         "do_normalize": True,
         "image_mean": data.mean.tolist(),
         "image_std": data.std.tolist(),
+        "pixel_range": data.pixel_range.to_store(),
         **({"tiles": data.tiling.to_store()} if data.tiling is not None else {}),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from multilevel.levels.models.masked_language_model import PADDING, SPECIAL, UNKNOWN
 from multilevel.recipes.data.columns import read_labels
-from multilevel.recipes.data.sources.tables import load_tables
+from multilevel.recipes.data.sources.loading import load_tables
 from multilevel.recipes.data.strata import cut_share, random_for
 from multilevel.recipes.texts.planted import CLASSES, is_signal, planted_texts
 from multilevel.solvers import DataError
@@ -136,7 +137,9 @@ def read_texts(path: Path, settings: TextSettings) -> tuple[list[str], np.ndarra
     """
     known = path.is_file() and path.suffix in FORMATS
     require("data.path", str(path), known, f"a file that ends in {', '.join(FORMATS)}")
-    table = load_tables(FORMATS[path.suffix], f"data.path={path}: it cannot be read", data_files=str(path))["train"]
+    table = load_tables(
+        FORMATS[path.suffix], f"data.path={path}: it cannot be read", data_files=glob.escape(str(path))
+    )["train"]
     for setting in ("text_column", "label_column"):
         column = getattr(settings, setting)
         require(f"data.{setting}", column, column in table.column_names, f"one of {', '.join(table.column_names)}")

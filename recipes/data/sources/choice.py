@@ -12,8 +12,10 @@ from multilevel.recipes.data.images import Source, SourceSplits
 from multilevel.recipes.data.planted import read_planted
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.recipes.data.sources.folders import read_image_folder
+from multilevel.recipes.data.sources.loading import SUFFIX, parquet_folder
+from multilevel.recipes.data.sources.metadata import read_metadata
 from multilevel.recipes.data.sources.surfaces import read_surfaces
-from multilevel.recipes.data.sources.tables import parquet_files, read_hub, read_parquet
+from multilevel.recipes.data.sources.tables import read_hub, read_parquet
 from multilevel.recipes.data.targets.base import Labels, Targets
 from multilevel.solvers.errors import SettingError
 
@@ -66,10 +68,14 @@ def read_sources(settings: DataSettings, targets: type[Targets] = Labels) -> Sou
 
 
 def read_path(path: Path, settings: DataSettings, targets: type[Targets]) -> SourceSplits:
-    """Read a local data set: parquet if it has a parquet training file, otherwise a folder of images."""
-    one_file = path.is_file() and path.suffix == ".parquet"
-    if not one_file and not path.is_dir():
+    """Read a local data set: parquet if it has a parquet training file (in a clone from the hub, a subfolder does),
+    images with a table of metadata, or a folder of images."""
+    if path.is_file() and path.suffix.lower() == SUFFIX:
+        return read_parquet(path, settings, targets)
+    if not path.is_dir():
         expected = "an existing folder of images, or of train*.parquet files, or one parquet file"
         raise SettingError("data.path", str(path), expected)
-    read = read_parquet if one_file or parquet_files(path, settings.train_split) else read_image_folder
-    return read(path, settings, targets)
+    tables = parquet_folder(path, settings.train_split)
+    if tables is not None:
+        return read_parquet(tables, settings, targets)
+    return read_metadata(path, settings, targets) or read_image_folder(path, settings, targets)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -14,13 +13,22 @@ from PIL import Image
 
 from multilevel.recipes.data.images import Source, SourceSplits
 from multilevel.recipes.data.settings import DataSettings
+from multilevel.recipes.data.sources.listing import (
+    SUFFIXES,
+    images_among,
+    images_below,
+    kinds_left_out,
+    visible_folders,
+)
+from multilevel.recipes.data.sources.mask_files import FOLDER as MASKS
 from multilevel.recipes.data.sources.mask_files import find_masks
+from multilevel.recipes.data.sources.split_folders import (
+    UNLABELLED,
+    find_split_folders,
+    refuse_splits_in_classes,
+)
 from multilevel.recipes.data.targets.base import Labels, Targets
 from multilevel.solvers.errors import DataError, SettingError
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-UNLABELLED = ("unlabelled", "unlabeled")
-TEST_FOLDERS = ("test", "validation", "val")
 
 Labelled = dict[str, list[Path]]
 Masks = dict[Path, Path]
@@ -122,10 +130,9 @@ def matched_part(setting: str, pattern: str, name: str) -> str | None:
 def read_image_folder(root: Path, settings: DataSettings, targets: type[Targets] = Labels) -> SourceSplits:
     """Find the images of a folder.
 
-    If there is a subfolder ``train``, it has the classes, and ``test`` (or the first existing of
-    ``settings.test_split``, ``validation`` and ``val``) the test images. Otherwise the classes are subfolders of
-    ``root`` itself. Images at the top, and those in ``unlabelled``, have no label. Mask files (see ``find_masks``) do
-    not count as images.
+    If there is a folder of training images, it has the classes, and a folder of test images, if there is one, the test
+    images: see ``find_split_folders``. Otherwise the classes are subfolders of ``root`` itself. Images at the top, and
+    those in ``unlabelled``, have no label. Mask files (see ``find_masks``) do not count as images.
 
     Args:
         root: an existing folder.
@@ -137,30 +144,35 @@ def read_image_folder(root: Path, settings: DataSettings, targets: type[Targets]
         The training images and, if there is a test folder, the labelled test images.
 
     Raises:
-        DataError: no images, or a test folder without a training folder, without classes, or with classes that the
-            training images lack.
+        DataError: no images, folders that may be splits or classes, or a test folder without classes, or with classes
+            that the training images lack.
     """
-    train_root = subfolder(root, (settings.train_split,))
-    test_names = TEST_FOLDERS if settings.test_split is None else (settings.test_split, *TEST_FOLDERS)
-    test_root = subfolder(root, test_names)
-    if train_root is None and test_root is not None:
-        raise DataError(
-            f"{root} has a folder {test_root.name!r} but no {settings.train_split!r} next to it: put the training "
-            f"classes into {settings.train_split!r}, or rename {test_root.name!r} if it is a class"
-        )
-    labelled, unlabelled, masks = list_images(train_root or root, targets.marked)
-    if train_root is not None:
+    splits = find_split_folders(root, settings)
+    classes_root = splits.train or root
+    labelled, unlabelled, masks = list_images(classes_root, targets.marked)
+    if splits.train is not None:
         unlabelled = unlabelled + unlabelled_images(root)
     if not labelled and not unlabelled:
         raise DataError(
-            f"data.path={train_root or root} holds no images ({', '.join(sorted(SUFFIXES))}) and no "
+            f"data.path={classes_root} holds no images ({', '.join(sorted(SUFFIXES))}) and no "
             f"{settings.train_split}*.parquet: expected a subfolder of images for each class"
         )
     class_names = tuple(labelled)
     test = None
-    if class_names and train_root is not None and test_root is not None:
-        test = read_test_folder(root, test_root, class_names, targets.marked)
-    return SourceSplits(FolderSource(root, labelled, class_names, unlabelled, masks), test, class_names)
+    if class_names and splits.test is not None:
+        test = read_test_folder(root, splits.test, class_names, targets.marked)
+    notes = (*splits.notes, *without_images(classes_root, labelled))
+    source = FolderSource(root, labelled, class_names, unlabelled, masks)
+    return SourceSplits(source, test, class_names, notes=notes)
+
+
+def without_images(root: Path, labelled: Labelled) -> list[str]:
+    """A line about the folders that have files, and no images, if there are any."""
+    special = (*UNLABELLED, MASKS)
+    folders = [folder for folder in visible_folders(root) if folder.name not in labelled]
+    filled = [folder for folder in folders if folder.name.lower() not in special and kinds_left_out(folder)]
+    named = ", ".join(f"{folder.name} ({', '.join(kinds_left_out(folder))})" for folder in filled)
+    return [f"folders without images, which are not classes: {named}"] if labelled and filled else []
 
 
 def read_test_folder(root: Path, test_root: Path, class_names: tuple[str, ...], loose_class: bool) -> FolderSource:
@@ -183,8 +195,10 @@ def list_images(root: Path, loose_class: bool) -> tuple[Labelled, list[Path], Ma
 
     With ``loose_class``, if there are masks and no classes, the images at the top form a class ``images``.
     """
-    special = {folder for folder in visible_folders(root) if folder.name.lower() in UNLABELLED}
-    by_class = {folder.name: images_below(folder) for folder in visible_folders(root) if folder not in special}
+    folders = [folder for folder in visible_folders(root) if folder.name.lower() not in UNLABELLED]
+    refuse_splits_in_classes(folders)
+    refuse_linked_classes(folders)
+    by_class = {folder.name: images_below(folder) for folder in folders}
     loose = unlabelled_images(root)
     masks = find_masks(root, [*chain.from_iterable(by_class.values()), *loose])
     are_masks = set(masks.values())
@@ -197,45 +211,17 @@ def list_images(root: Path, loose_class: bool) -> tuple[Labelled, list[Path], Ma
     return labelled, unlabelled, masks
 
 
+def refuse_linked_classes(folders: Iterable[Path]) -> None:
+    """Raise DataError for two class folders of which one is a link to the other."""
+    places: dict[Path, Path] = {}
+    for folder in folders:
+        other = places.setdefault(folder.resolve(), folder)
+        if other != folder:
+            raise DataError(f"{other} and {folder} are one folder by a link, so its images would be of two classes")
+
+
 def unlabelled_images(root: Path) -> list[Path]:
     """The images directly in ``root``, and those in its folder ``unlabelled``."""
     loose = images_among(root.iterdir())
     folders = [folder for folder in visible_folders(root) if folder.name.lower() in UNLABELLED]
     return loose + [file for folder in folders for file in images_below(folder)]
-
-
-def kinds_left_out(root: Path) -> Counter[str]:
-    """The visible files below a folder that are not images, counted by suffix."""
-    counts: Counter[str] = Counter()
-    for _, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        suffixes = (Path(name).suffix.lower() for name in names if not name.startswith("."))
-        counts.update(suffix or "without a suffix" for suffix in suffixes if suffix not in SUFFIXES)
-    return Counter(dict(sorted(counts.items(), key=lambda kind: (-kind[1], kind[0]))))
-
-
-def images_below(folder: Path) -> list[Path]:
-    """Every image in ``folder`` and in its subfolders, sorted."""
-    images: list[Path] = []
-    for parent, subfolders, names in os.walk(folder):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        images += images_among(Path(parent, name) for name in names)
-    return sorted(images)
-
-
-def images_among(paths: Iterable[Path]) -> list[Path]:
-    """The visible image files among ``paths``, sorted."""
-    return sorted(
-        path for path in paths if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
-
-
-def visible_folders(root: Path) -> list[Path]:
-    """The visible subfolders of ``root`` in alphabetical order."""
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def subfolder(root: Path, names: tuple[str, ...]) -> Path | None:
-    """The subfolder with the first matching name of ``names``, ignoring case."""
-    folders = {folder.name.lower(): folder for folder in visible_folders(root)}
-    return next((folders[name.lower()] for name in names if name.lower() in folders), None)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import io
-import logging
-import sys
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from torch import Tensor
 from multilevel.recipes.data import columns
 from multilevel.recipes.data.images import Source, SourceSplits
 from multilevel.recipes.data.settings import DataSettings
+from multilevel.recipes.data.sources.loading import load_parquet, load_tables, parquet_files, test_files
 from multilevel.recipes.data.targets.base import Labels, Targets
 from multilevel.solvers.errors import DataError, SettingError
 
@@ -113,20 +111,16 @@ def read_parquet(path: Path, settings: DataSettings, targets: type[Targets] = La
         SettingError: a split or column does not exist.
         DataError: unreadable files or missing labels.
     """
-    files = {"train": parquet_files(path, settings.train_split)} if path.is_dir() else {"train": [str(path)]}
     if path.is_dir():
-        names = TEST_SPLITS if settings.test_split is None else (settings.test_split, *TEST_SPLITS)
-        listings = (parquet_files(path, name) for name in names)
-        test_files = next((test_files for test_files in listings if test_files), None)
-        if test_files:
-            files["test"] = test_files
-    tables = load_tables("parquet", f"data.path={path}: these parquet files cannot be read", data_files=files)
+        files = {
+            "train": parquet_files(path, settings.train_split),
+            "test": test_files(path, settings.test_split),
+        }
+    else:
+        files = {"train": [path]}
+    # each split by itself: `datasets` reads the second with the class numbers of the first
+    tables = {split: load_parquet(of_split, str(path)) for split, of_split in files.items() if of_split}
     return to_splits(tables["train"], tables.get("test"), settings, str(path), targets)
-
-
-def parquet_files(folder: Path, split: str) -> list[str]:
-    """The parquet files in ``folder`` whose names start with a split's name, sorted."""
-    return sorted(str(file) for file in folder.glob("*.parquet") if file.name.startswith(split))
 
 
 def read_hub(hub: str, settings: DataSettings, targets: type[Targets] = Labels) -> SourceSplits:
@@ -144,39 +138,6 @@ def read_hub(hub: str, settings: DataSettings, targets: type[Targets] = Labels) 
     test_split = next((name for name in names if name in tables), None)
     test = tables[test_split] if test_split is not None else None
     return to_splits(tables[settings.train_split], test, settings, hub, targets)
-
-
-def load_tables(builder: str, failure: str, **options: Any) -> Any:
-    """Call ``datasets.load_dataset``, with every error in one line."""
-    import datasets  # takes a second to import, and only these data sets need it
-
-    try:
-        with quiet_libraries():
-            return datasets.load_dataset(builder, **options)
-    except Exception as error:  # from the network, the hub, the file system or Arrow
-        cause = " ".join(str(error.__cause__ or error).split())
-        raise DataError(f"{failure} ({type(error).__name__}: {cause})") from error
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Silence progress bars outside a terminal, and warnings that the one-line error repeats."""
-    import datasets
-
-    silence = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
-    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
-    levels = [logger.level for logger in loggers]
-    if silence:
-        datasets.disable_progress_bars()
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        if silence:
-            datasets.enable_progress_bars()
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def to_splits(train: Any, test: Any | None, settings: DataSettings, name: str, targets: type[Targets]) -> SourceSplits:
@@ -199,14 +160,24 @@ def to_splits(train: Any, test: Any | None, settings: DataSettings, name: str, t
     class_names: columns.Names | None = None
     target_names: columns.Names | None = None
     sources: dict[str, TableSource] = {}
+    used = (image_column, label_column, mask_column, boxes_column)
     for split, table in tables.items():
+        check_columns(table, used, f"{name} ({split})")
         labels = torch.full((len(table),), -1, dtype=torch.int64)
         if label_column is not None:
             class_names, labels = columns.read_labels(table, label_column, class_names, f"{name} ({split})")
         source = sources[split] = TableSource(table, image_column, labels, f"{name} ({split})", mask_column)
         if boxes_column is not None:
             target_names, source.boxes = columns.read_boxes(table, boxes_column, target_names, source.name)
-    return SourceSplits(sources["train"], sources.get("test"), class_names or (), target_names or ())
+    notes = columns.about_labels(train.features, label_column, settings.label_column)
+    return SourceSplits(sources["train"], sources.get("test"), class_names or (), target_names or (), notes=notes)
+
+
+def check_columns(table: Any, used: Iterable[str | None], name: str) -> None:
+    """Raise DataError if a table lacks one of the columns that are used."""
+    missing = next((column for column in used if column is not None and column not in table.features), None)
+    if missing is not None:
+        raise DataError(f"{name} has no column {missing!r}, unlike the training split: {', '.join(table.features)}")
 
 
 def with_lists(tables: dict[str, Any], image_column: str, settings: DataSettings, name: str) -> SourceSplits:
@@ -215,6 +186,7 @@ def with_lists(tables: dict[str, Any], image_column: str, settings: DataSettings
     names: columns.Names | None = None
     sources: dict[str, TableSource] = {}
     for split, table in tables.items():
+        check_columns(table, (image_column, lists_column), f"{name} ({split})")
         names, values = columns.read_lists(table, lists_column, names, f"{name} ({split})")
         labels = columns.rarest_classes(values, _PARTS)
         source = sources[split] = TableSource(table, image_column, labels, f"{name} ({split})")

@@ -14,10 +14,11 @@ from PIL import Image
 from multilevel.levels.tasks.losses import IGNORED
 from multilevel.recipes.data.good import named_good
 from multilevel.recipes.data.images import Source, SourceSplits, check_readable, unreadable, worker_count
-from multilevel.recipes.data.pictures import to_colours, upright
+from multilevel.recipes.data.pictures import stored_orientation, to_colours, upright
 from multilevel.recipes.data.rows import Rows
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.recipes.data.targets.base import Labels, Targets
+from multilevel.recipes.data.targets.boxes import turn_boxes, turn_size
 from multilevel.recipes.data.targets.masks import read_mask
 from multilevel.recipes.data.tiles import OVERLAP, Box, Tiling, upright_size
 from multilevel.solvers.errors import DataError, SettingError
@@ -69,7 +70,7 @@ class TiledSource(Source):
         if getattr(self._local, "number", None) != number:
             with self.pictures.open(number) as picture:
                 picture.load()
-                self._local.picture = to_colours(upright(picture), self.channels)
+                self._local.picture = to_colours(upright(picture), self.channels, self.pictures.pixel_range)
             self._local.number = number
         return self._local.picture.crop(self.tiles[number][row - self.firsts[number]])
 
@@ -125,7 +126,10 @@ class TiledSource(Source):
         """Whether each tile of a picture has a marked pixel: bool ``[tiles]``; None without marks."""
         tiles = np.array(self.tiles[number])
         if self.pictures.boxes is not None:
-            left, top, right, bottom = self.pictures.boxes[number][:, :4].T[:, :, None]
+            with self.pictures.open(number) as picture:
+                tag, size = stored_orientation(picture), upright_size(picture)
+            boxes = turn_boxes(self.pictures.boxes[number], turn_size(size, tag), tag)
+            left, top, right, bottom = boxes[:, :4].T[:, :, None]
             inside = (left < tiles[:, 2]) & (right > tiles[:, 0]) & (top < tiles[:, 3]) & (bottom > tiles[:, 1])
             return inside.any(0)
         mask = read_mask(self.pictures, number, mask_classes) if self.pictures.has_masks else None

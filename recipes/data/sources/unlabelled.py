@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from multilevel.recipes.data.images import Source, SourceSplits
-from multilevel.recipes.data.sources.folders import FolderSource, images_below
+from multilevel.recipes.data.sources.folders import FolderSource
+from multilevel.recipes.data.sources.listing import images_below
 from multilevel.solvers.errors import DataError, SettingError
 
 PREFIX = "unlabelled:"  # of the names of added images

@@ -8,6 +8,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from multilevel.levels.tasks.losses import IGNORED
+from multilevel.recipes.data.pictures import SIDEWAYS
 
 MOST_BOXES = 100  # per image; COCO's protocol uses no more
 _KEPT_AREA = 0.25  # smallest visible share of a box to keep; a mark across the whole picture may lose most of its area
@@ -65,6 +66,36 @@ def boxes_in_square(boxes: np.ndarray, size: tuple[int, int], image_size: int, f
     moved = moved[moved[:, 4] >= 0]
     moved = moved[area(moved[:, :4]).argsort(descending=True, stable=True)][:MOST_BOXES]
     return torch.cat([moved, torch.full((MOST_BOXES - len(moved), 5), -1.0)])
+
+
+def turn_size(size: tuple[int, int], tag: int) -> tuple[int, int]:
+    """Width and height after turning a picture of a size as its orientation tag says, or before.
+
+    >>> turn_size((4, 3), 6)
+    (3, 4)
+    """
+    return (size[1], size[0]) if tag in SIDEWAYS else size
+
+
+def turn_boxes(boxes: np.ndarray, size: tuple[int, int], tag: int) -> np.ndarray:
+    """Turn boxes of the stored pixels of a picture with them, as its orientation tag says.
+
+    Args:
+        boxes: float array ``[K, 5]`` of left, top, right, bottom and class.
+        size: width and height of the stored pixels.
+        tag: from 1 to 8, see Exif 2.32, section 4.6.4.
+
+    >>> turn_boxes(np.array([[0, 0, 1, 2, 7]]), (4, 3), 6).tolist()
+    [[1, 0, 3, 1, 7]]
+    """
+    left, top, right, bottom, number = boxes.T
+    if tag in (2, 3, 7, 8):
+        left, right = size[0] - right, size[0] - left
+    if tag in (3, 4, 6, 7):
+        top, bottom = size[1] - bottom, size[1] - top
+    if tag in SIDEWAYS:
+        left, top, right, bottom = top, left, bottom, right
+    return np.column_stack([left, top, right, bottom, number])
 
 
 def components(mask: np.ndarray, min_area: int) -> np.ndarray:

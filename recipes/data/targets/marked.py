@@ -15,10 +15,10 @@ from tqdm import tqdm
 from multilevel.levels.tasks.losses import IGNORED
 from multilevel.recipes.data.augment import Geometry
 from multilevel.recipes.data.images import Images, Source, SourceSplits, StreamedImages, unreadable, worker_count
-from multilevel.recipes.data.pictures import upright
+from multilevel.recipes.data.pictures import stored_orientation, upright
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.recipes.data.targets.base import OpenImages, Pair, Targets
-from multilevel.recipes.data.targets.boxes import MOST_BOXES, boxes_in_square, components
+from multilevel.recipes.data.targets.boxes import MOST_BOXES, boxes_in_square, components, turn_boxes, turn_size
 from multilevel.recipes.data.targets.masks import MaskSource, mask_splits, read_mask
 from multilevel.solvers.errors import DataError, SettingError
 
@@ -184,7 +184,8 @@ class Boxes(MarkedTargets):
 
     def _inside_picture(self, boxes: np.ndarray, row: int) -> tuple[np.ndarray, tuple[int, int]]:
         with self.source.open(row) as picture:
-            width, height = upright(picture).size
+            tag = stored_orientation(picture)
+            width, height = turn_size(upright(picture).size, tag)
         left, top, right, bottom = boxes[:, :4].T
         wrong = (left < -1) | (top < -1) | (right > width + 1) | (bottom > height + 1) | (right < left) | (bottom < top)
         if wrong.any():  # one pixel of tolerance for rounding
@@ -193,4 +194,4 @@ class Boxes(MarkedTargets):
                 f"a box goes from {corners[:2]} to {corners[2:]} and the image is {width} x {height} pixels; "
                 "boxes are left, top, width, height"
             )
-        return boxes, (width, height)
+        return turn_boxes(boxes, (width, height), tag), turn_size((width, height), tag)

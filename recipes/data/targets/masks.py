@@ -9,7 +9,8 @@ from PIL import Image
 
 from multilevel.levels.tasks.losses import IGNORED
 from multilevel.recipes.data.images import Source, SourceSplits
-from multilevel.recipes.data.pictures import to_eight_bits, to_square, upright
+from multilevel.recipes.data.pictures import stored_orientation, to_square, turned, upright
+from multilevel.recipes.data.pixel_range import kind_of, raw_values, white_is_zero
 from multilevel.recipes.data.settings import DataSettings
 
 _HALF_OF_WHITE = 127
@@ -34,8 +35,19 @@ def class_numbers(mask: Image.Image, mask_classes: str, label: int) -> np.ndarra
         if values.min() < 0 or values.max() > IGNORED:
             raise ValueError(f"its values are {values.min()} to {values.max()}; expected 0 to {IGNORED}")
         return values.astype(np.uint8)
-    grey = to_eight_bits(mask) if mask.mode.startswith("I") or mask.mode == "F" else mask.convert("L")
-    return (np.asarray(grey) > _HALF_OF_WHITE) * np.uint8(1 + label if mask_classes == "labels" else 1)
+    return _marked(mask) * np.uint8(1 + label if mask_classes == "labels" else 1)
+
+
+def _marked(mask: Image.Image) -> np.ndarray:
+    """Which pixels are above half of white: bool ``[H, W]``. White is that of 8 bits, or with larger values of 16; in
+    floating point 1, or with larger values 255."""
+    kind = kind_of(mask)
+    if kind is None:
+        return np.asarray(mask.convert("L")) > _HALF_OF_WHITE
+    values = np.nan_to_num(raw_values(mask))
+    whites = (255, 65535) if kind == "integers" else (1, 255)
+    half = whites[int(values.max() > whites[0])] / 2
+    return values < half if white_is_zero(mask) else values > half
 
 
 def read_mask(source: Source, row: int, mask_classes: str) -> np.ndarray | None:
@@ -49,10 +61,21 @@ def read_mask(source: Source, row: int, mask_classes: str) -> np.ndarray | None:
     if opened is None:
         return None
     with opened, source.open(row) as picture:
-        mask, (width, height) = upright(opened), upright(picture).size
+        mask, (width, height) = _turned_with(opened, picture), upright(picture).size
         if abs(mask.width * height / mask.height - width) > max(1.0, width / mask.width):
             raise ValueError(f"it has {mask.width} x {mask.height} pixels and its image {width} x {height}")
         return class_numbers(mask, mask_classes, int(source.labels[row]))
+
+
+def _turned_with(mask: Image.Image, picture: Image.Image) -> Image.Image:
+    """The mask upright. Without an orientation tag it marks the stored pixels of its picture, and is turned with them,
+    unless only the upright picture has its shape."""
+    tag, (width, height) = stored_orientation(picture), upright(picture).size
+    if stored_orientation(mask) != 1 or tag == 1:
+        return upright(mask)
+    as_stored = turned(mask, tag)
+    fits = {made.size: abs(made.width * height - made.height * width) for made in (mask, as_stored)}
+    return mask if fits[mask.size] < fits[as_stored.size] else as_stored
 
 
 class MaskSource(Source):

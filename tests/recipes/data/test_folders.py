@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+from datasets.data_files import SPLIT_KEYWORDS
+from PIL import features
 
 from multilevel.recipes.data import load_data
+from multilevel.recipes.data.sources.listing import images_below
 from multilevel.solvers.errors import DataError, SettingError
 
 CLASSES = [f"{name}/{number}.png" for name in ("ant", "bee") for number in range(10)]
@@ -40,9 +45,19 @@ def test_folder_without_classes_has_no_labels(folder, settings, numbers):
         assert part.pixels(torch.arange(0)).shape == (0, 3, 8, 8)
 
 
-@pytest.mark.parametrize("test_folder", ["test", "validation", "val", "Test"])
-def test_train_and_test_folders_are_the_splits(folder, settings, numbers, test_folder):
-    files = [f"train/{file}" for file in CLASSES] + [f"{test_folder}/bee/x.png", f"{test_folder}/ant/y.png"]
+IN_CAPITALS = [("Train", "Test"), ("TRAINING", "TESTING"), ("Training", "Valid"), ("train-images", "test_images")]
+
+
+@pytest.mark.parametrize(
+    ("train_folder", "test_folder"),
+    [
+        *((train, test) for train in SPLIT_KEYWORDS["train"] for test in SPLIT_KEYWORDS["test"]),
+        *(("train", validation) for validation in SPLIT_KEYWORDS["validation"]),
+        *IN_CAPITALS,
+    ],
+)
+def test_train_and_test_folders_are_the_splits(folder, settings, numbers, train_folder, test_folder):
+    files = [f"{train_folder}/{file}" for file in CLASSES] + [f"{test_folder}/bee/x.png", f"{test_folder}/ant/y.png"]
     data = load_data(settings(path=str(folder([*files, "unlabelled/z.png"]))))
     assert sorted(numbers(data.train)) == list(range(20))
     assert sorted(zip(numbers(data.test), data.test.labels.tolist(), strict=True)) == [(20, 1), (21, 0)]
@@ -55,7 +70,9 @@ def test_named_test_folder_goes_before_the_usual_ones(folder, settings, numbers)
     assert numbers(data.test) == [21]
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "JPG", "png", "bmp", "webp", "tif", "tiff", "ppm", "PPM", "pgm"])
+@pytest.mark.parametrize(
+    "suffix", ["jpg", "JPG", "jfif", "JFIF", "png", "bmp", "webp", "gif", "tif", "TIFF", "PPM", "pgm"]
+)
 def test_every_suffix_is_read(folder, settings, suffix):
     data = load_data(settings(path=str(folder([f"a.{suffix}", f"b.{suffix}"]))))
     assert len(data.pretrain) == 2
@@ -124,3 +141,79 @@ def test_test_class_that_the_training_images_lack(folder, settings):
 def test_test_folder_without_a_training_folder_is_not_taken_for_a_class(folder, settings):
     with pytest.raises(DataError, match="'test' but no 'train'"):
         load_data(settings(path=str(folder([*CLASSES, "test/ant/1.png"]))))
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["bus", "car", "train"], "a folder 'train' next to 'bus', 'car': rename 'train' if it is a class"),
+        (["bus", "train/steam", "train/diesel"], "a folder 'train' next to 'bus'"),
+        (
+            ["Training/a", "Training/b", "train/a", "train/b"],
+            r"several folders of training images \('Training', 'train'",
+        ),
+        (["train/a", "train/b", "test/a", "testing/a"], r"several folders of test images \('test', 'testing'"),
+        (["a/train", "a/test", "b/train", "b/test"], r"a contains 'train' and 'test': expected train/CLASS"),
+        (["set/train/a", "set/Testing/a"], r"set contains 'train' and 'Testing'.*data\.path=.*set"),
+        (["train_1", "test_1"], "train_1 may be a class or a split"),
+        (["a", "b", "Testing/a"], "'Testing' but no 'train'"),
+    ],
+)
+def test_folders_that_may_be_splits_or_classes_are_refused(folder, settings, folders, message):
+    root = folder([f"{name}/{number}.png" for name in folders for number in range(5)])
+    with pytest.raises(DataError, match=message) as caught:
+        load_data(settings(path=str(root)))
+    assert "\n" not in str(caught.value)
+
+
+def test_valid_is_a_class_next_to_invalid(folder, settings):
+    root = folder([f"{name}/{number}.png" for name in ("valid", "invalid") for number in range(5)])
+    assert load_data(settings(path=str(root))).class_names == ("invalid", "valid")
+
+
+def test_folders_that_are_not_read_are_named(folder, settings, numbers):
+    files = [f"{split}/{file}" for split in ("train", "test", "valid") for file in CLASSES]
+    root = folder([*files, "sketches/1.png"])
+    for path, kind in (("train/wasp/1.heic", "image"), ("train/masks/readme.txt", "text")):
+        (root / path).parent.mkdir()
+        (root / path).write_text(kind)
+    data = load_data(settings(path=str(root)))
+    assert sorted(numbers(data.test)) == list(range(20, 40))
+    assert "not read, next to train and test: sketches (1 images), valid (20 images)" in data.notes
+    assert "folders without images, which are not classes: wasp (.heic)" in data.notes
+
+
+def test_links_to_folders_are_followed_and_loops_are_not(folder, settings, numbers, tmp_path):
+    root = folder(CLASSES)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    os.rename(root / "ant" / "9.png", outside / "9.png")
+    (root / "ant" / "more").symlink_to(outside, target_is_directory=True)
+    (root / "all").symlink_to(root, target_is_directory=True)
+    (root / "bee" / "up").symlink_to(root, target_is_directory=True)
+    (root / "bee" / "itself").symlink_to(".", target_is_directory=True)
+    (root / "bee" / "gone.png").symlink_to("nowhere.png")
+    data = load_data(settings(path=str(root), test_share=0.0))
+    assert data.class_names == ("ant", "bee")
+    assert sorted(numbers(data.train)) == list(range(20))
+    assert data.pretrain.images.source.left_out == {"broken links": 1}
+
+
+def test_folders_that_link_to_each_other_end(folder, settings):
+    root = folder(["a/1.png", "b/2.png"])
+    (root / "a" / "b").symlink_to(root / "b", target_is_directory=True)
+    (root / "b" / "a").symlink_to(root / "a", target_is_directory=True)
+    names = [path.relative_to(root).as_posix() for path in images_below(root / "a")]
+    assert names == ["a/1.png", "a/b/2.png"]
+
+
+def test_two_names_of_one_folder_are_not_two_classes(folder, settings):
+    root = folder(CLASSES)
+    (root / "cow").symlink_to(root / "ant", target_is_directory=True)
+    with pytest.raises(DataError, match=r"ant and .*cow are one folder by a link"):
+        load_data(settings(path=str(root)))
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow was built without AVIF")
+def test_avif_is_read(folder, settings):
+    assert len(load_data(settings(path=str(folder(["a.avif", "b.AVIF"])))).pretrain) == 2

@@ -64,7 +64,113 @@ def test_numbers_and_text_are_labels_where_named(parquet, settings, numbers, kin
     assert data.class_names == names
     expected = [names.index(str(values[number % 3])) for number in numbers(data.train)]
     assert data.train.labels.tolist() == expected
-    assert not load_data(settings(path=str(root))).labelled  # not named: no class labels to be found
+    usual = load_data(settings(path=str(root)))  # label is a usual name
+    assert usual.class_names == names
+    assert usual.train.labels.tolist() == data.train.labels.tolist()
+
+
+@pytest.mark.parametrize("kind", ["int64", "string", "bool"])
+def test_label_columns_of_unusual_names_are_not_guessed_but_named(parquet, settings, kind):
+    values = [row % 2 for row in range(30)] if kind == "int64" else [row % 2 == 0 for row in range(30)]
+    values = [str(value) for value in values] if kind == "string" else values
+    root = parquet("train", values, label="verdict", kind=datasets.Value(kind))
+    data = load_data(settings(path=str(root)))
+    assert not data.labelled
+    assert "no column of labels is known; data.label_column can name another: verdict" in data.notes
+    assert load_data(settings(path=str(root), label_column="verdict")).labelled
+
+
+def test_numbers_with_fractions_are_not_labels(parquet, settings):
+    root = parquet("train", [0.5] * 30, kind=datasets.Value("float64"))
+    with pytest.raises(SettingError, match=r"data\.label_column: got 'label'; expected a column of labels"):
+        load_data(settings(path=str(root)))
+
+
+@pytest.mark.parametrize("column", [None, "label"])
+def test_texts_are_not_classes(parquet, settings, column):
+    root = parquet("train", [f"a photo of part {row}" for row in range(30)], kind=datasets.Value("string"))
+    with pytest.raises(DataError, match=r"has 30 different values in 30 rows of column 'label', too many for classes"):
+        load_data(settings(path=str(root), label_column=column))
+
+
+NAMED = ("ant", "bee", "cow")
+KINDS = {
+    "numbered alike": (datasets.ClassLabel(names=["ant", "bee", "cow"]), [0, 1, 2]),
+    "numbered otherwise": (datasets.ClassLabel(names=["cow", "ant", "bee"]), [1, 2, 0]),
+    "with a class that does not occur": (datasets.ClassLabel(names=["asp", "cow", "bee", "ant"]), [3, 2, 1]),
+    "as texts": (datasets.Value("string"), ["ant", "bee", "cow"]),
+}
+
+
+@pytest.mark.parametrize("train", KINDS)
+@pytest.mark.parametrize("test", KINDS)
+def test_labels_of_both_splits_are_read_by_name(parquet, settings, numbers, train, test):
+    """Image n shows class n % 3, whatever its number is."""
+    for file, (kind, values), first in (("train", KINDS[train], 0), ("test", KINDS[test], 300)):
+        root = parquet(file, [values[row % 3] for row in range(30)], first, kind=kind)
+    data = load_data(settings(path=str(root)))
+    for part in (data.train, data.test):
+        expected = [NAMED[number % 3] for number in numbers(part)]
+        assert [data.class_names[label] for label in part.labels.tolist()] == expected
+
+
+@pytest.mark.parametrize("second", [kind for kind in KINDS if kind != "numbered alike"])
+def test_labels_of_training_files_are_read_by_name(parquet, settings, numbers, second):
+    for file, name, first in (("train-0", "numbered alike", 0), ("train-1", second, 300)):
+        kind, values = KINDS[name]
+        root = parquet(file, [values[row % 3] for row in range(30)], first, kind=kind)
+    data = load_data(settings(path=str(root), test_share=0.0))
+    assert sorted(numbers(data.train)) == [*range(30), *range(300, 330)]
+    expected = [NAMED[number % 3] for number in numbers(data.train)]
+    assert [data.class_names[label] for label in data.train.labels.tolist()] == expected
+
+
+def test_class_numbers_next_to_class_names_are_refused(parquet, settings):
+    parquet("train-0", LABELS)
+    root = parquet("train-1", LABELS, kind=datasets.Value("int64"))
+    with pytest.raises(DataError, match="class names of 'label' differ, some without names"):
+        load_data(settings(path=str(root)))
+
+
+def test_test_table_without_the_label_column(parquet, settings):
+    parquet("train", LABELS)
+    root = parquet("test", LABELS, label="species")
+    with pytest.raises(DataError, match=r"\(test\) has no column 'label', unlike the training split: image, species"):
+        load_data(settings(path=str(root)))
+
+
+@pytest.mark.parametrize(
+    ("name", "sibling"), [("set[1]", "set1"), ("set?", "sets"), ("set*", "set-old"), ("[!x]set", "aset")]
+)
+@pytest.mark.parametrize("as_file", [False, True])
+def test_a_path_is_not_a_pattern(parquet, settings, numbers, tmp_path, name, sibling, as_file):
+    parquet("train", LABELS, first=300).rename(tmp_path / sibling)
+    root = parquet("train", LABELS).rename(tmp_path / name)
+    (root / "train.parquet").rename(root / "train[0-9]*?.parquet")
+    path = root / "train[0-9]*?.parquet" if as_file else root
+    assert sorted(numbers(load_data(settings(path=str(path), test_share=0.0)).train)) == list(range(30))
+
+
+@pytest.mark.parametrize("folder", ["data", "plain_text"])
+def test_clone_from_the_hub(parquet, settings, numbers, tmp_path, folder):
+    parquet("train-00000-of-00001", LABELS)
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    parquet("TEST-00000-of-00001", LABELS, first=300).rename(clone / folder)
+    (clone / "README.md").write_text("---")
+    data = load_data(settings(path=str(clone)))
+    assert sorted(numbers(data.train) + numbers(data.test)) == [*range(30), *range(300, 330)]
+    parquet("train", LABELS).rename(clone / "other")
+    with pytest.raises(DataError, match=r"several folders with train\*\.parquet: expected one of"):
+        load_data(settings(path=str(clone)))
+
+
+@pytest.mark.parametrize("file", ["valid-0", "dev", "eval.1", "Testing"])
+def test_usual_names_of_test_files(parquet, settings, numbers, file):
+    parquet("train", LABELS)
+    parquet("values", LABELS, first=100)
+    root = parquet(file, LABELS, first=300)
+    assert numbers(load_data(settings(path=str(root))).test) == list(range(300, 330))
 
 
 def test_text_label_that_the_training_rows_lack(parquet, settings):
