@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
@@ -19,7 +18,6 @@ from multilevel.inspection.pages import Page
 from multilevel.inspection.settings import InspectSettings
 from multilevel.inspection.texts import Texts
 from multilevel.inspection.verdict import explanation, money_verdict, notes, tone, verdict
-from multilevel.runs.folder import write_whole
 
 
 @dataclass(frozen=True)
@@ -32,19 +30,17 @@ class Names:
     settings: Sequence[str]
 
 
-def write_report(
-    path: Path,
+def report(
     findings: Findings,
     images: Inspected,
     pages: Sequence[Page],
     without_shares: str | None,
     names: Names,
     settings: InspectSettings,
-) -> None:
-    """Write the report and its numbers.
+) -> tuple[str, str]:
+    """The report as HTML, and its numbers as JSON.
 
     Args:
-        path: the .html file; the numbers are written next to it, as .json.
         findings: the numbers.
         images: the inspected images.
         pages: the pages of pictures.
@@ -76,8 +72,7 @@ def write_report(
             version=version("multilevel"),
         )
     )
-    write_whole(path.with_suffix(".json"), _numbers(findings, images, names, texts))
-    write_whole(path, page)
+    return page, _numbers(findings, images, names, texts)
 
 
 def formulas(findings: Findings, settings: InspectSettings, texts: Texts) -> list[tuple[str, str]]:
