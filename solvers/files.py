@@ -138,7 +138,7 @@ def check_writable(path: Path) -> None:
 
 
 def inodes(paths: Iterable[Path]) -> set[tuple[int, int]]:
-    """What identifies the files behind paths, by whatever name; missing files have nothing."""
+    """Device and inode of each file, which tell whether two paths lead to the same one; missing files have none."""
     known = set()
     for path in paths:
         with contextlib.suppress(OSError):
