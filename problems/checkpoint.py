@@ -11,8 +11,10 @@ import copy
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,9 @@ from multilevel.problems.graph import Graph, check_match
 
 WEIGHTS, STATE, STRUCTURE = "weights.safetensors", "state.safetensors", "state.json"
 DIGESTS = "digests.json"
+FILES = (DIGESTS, WEIGHTS, STATE, STRUCTURE)
+OWN = ".multilevel"  # after the name of a checkpoint whose plain name a stranger's file has
+_NAME, _PARTIAL = re.compile(rf"step-(0|[1-9][0-9]*)({re.escape(OWN)})?"), re.compile(r"\.step-[0-9]+\.partial")
 KEPT = 2  # the older one is a fallback if the disk loses the newest
 
 
@@ -86,7 +91,7 @@ def save_checkpoint(engine: Engine, folder: Path) -> Path:
         >>> save_checkpoint(engine, folder).name
         'step-2'
     """
-    target = folder / f"step-{engine.step}"
+    target = _free_name(folder, engine.step)
     state = engine.state_dict()
     if replicas.rank() > 0:
         return target
@@ -101,16 +106,17 @@ def save_checkpoint(engine: Engine, folder: Path) -> Path:
             f"the checkpoint of step {engine.step} cannot be written to {folder} ({_reason(error)}); "
             "free some space and resume: earlier checkpoints are intact"
         ) from error
-    older = [path for path in _checkpoints(folder) if _step(path) < engine.step]
-    newest = [target, *older[: KEPT - 1]]
-    for path in folder.iterdir():
-        if path not in newest and path.name.lstrip(".").startswith("step-"):
-            shutil.rmtree(path)
+    _remove_old(folder, target)
     return target
 
 
-def load_checkpoint(engine: Engine, folder: Path) -> list[str]:
+def load_checkpoint(engine: Engine, folder: Path, verify: bool = True) -> list[str]:
     """Restore an engine from the newest intact checkpoint of a folder.
+
+    Args:
+        engine: the engine.
+        folder: the checkpoint folder.
+        verify: whether to refuse checkpoints without digests.
 
     Returns:
         One line for each damaged newer checkpoint.
@@ -124,7 +130,7 @@ def load_checkpoint(engine: Engine, folder: Path) -> list[str]:
         >>> load_checkpoint(engine, folder), engine.step
         ([], 0)
     """
-    newest, damaged = newest_intact(folder)
+    newest, damaged = newest_intact(folder, verify=verify)
     tensors = _read(newest / STATE)
     try:
         state = _decode(json.loads((newest / STRUCTURE).read_text()), tensors)
@@ -132,7 +138,7 @@ def load_checkpoint(engine: Engine, folder: Path) -> list[str]:
         weights = _read_weights(newest)
         for level, state_of_level in levels.items():
             state_of_level["module"] = weights.get(level, {})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(_damage(newest / STRUCTURE, _reason(error))) from error
     before = copy.deepcopy(engine.state_dict())
     try:
@@ -148,13 +154,14 @@ def load_checkpoint(engine: Engine, folder: Path) -> list[str]:
     return damaged
 
 
-def load_weights(graph: Graph, folder: Path, only: str | None = None) -> list[str]:
+def load_weights(graph: Graph, folder: Path, only: str | None = None, verify: bool = True) -> list[str]:
     """Load the parameters and buffers of the newest checkpoint with intact weights into the modules of a graph.
 
     Args:
         graph: the graph to load into.
         folder: the checkpoint folder.
         only: load only this level, so the checkpoint need not have others; None loads all.
+        verify: whether to refuse checkpoints without digests.
 
     Returns:
         One line for each damaged newer checkpoint.
@@ -168,7 +175,7 @@ def load_weights(graph: Graph, folder: Path, only: str | None = None) -> list[st
         >>> load_weights(graph, folder), target.item()
         ([], 1.0)
     """
-    newest, damaged = newest_intact(folder, [WEIGHTS])
+    newest, damaged = newest_intact(folder, [WEIGHTS], verify)
     take_weights(graph, newest, only)
     return damaged
 
@@ -185,15 +192,22 @@ def take_weights(graph: Graph, checkpoint: Path, only: str | None = None) -> Non
         problem.module.load_state_dict(weights.get(level, {}))
 
 
-def newest_intact(folder: Path, files: Sequence[str] = (WEIGHTS, STATE, STRUCTURE)) -> tuple[Path, list[str]]:
+def newest_intact(
+    folder: Path, files: Sequence[str] = (WEIGHTS, STATE, STRUCTURE), verify: bool = True
+) -> tuple[Path, list[str]]:
     """The folder of the newest checkpoint with intact ``files``, and the damage to newer ones.
+
+    Args:
+        folder: the checkpoint folder.
+        files: names of the files that are needed.
+        verify: whether a checkpoint without digests counts as damaged.
 
     Raises:
         CheckpointError: there is no intact checkpoint.
     """
     damaged: list[str] = []
-    for path in _checkpoints(folder):
-        problem = _problem(path, files)
+    for path in checkpoints(folder):
+        problem = _problem(path, files, verify)
         if problem is None:
             return path, [f"{damage}; using {path.name} instead" for damage in damaged]
         damaged.append(problem)
@@ -213,38 +227,84 @@ def _write(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        save_file(_storable(weights), partial / WEIGHTS)
-        save_file(_storable(tensors), partial / STATE)
         (partial / STRUCTURE).write_text(json.dumps(structure))
+        for name, stored in ((WEIGHTS, weights), (STATE, tensors)):
+            save_file(_storable(stored), partial / name)
+            shutil.copymode(partial / STRUCTURE, partial / name)  # save_file lets only the owner read it
         write_digests(partial)
         for path in (*partial.iterdir(), partial):
             _flush(path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    shutil.rmtree(target, ignore_errors=True)
+    if _is_checkpoint(target):
+        _discard(target)
     os.rename(partial, target)
     _flush(target.parent)
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints, newest first."""
-    names = (path for path in (folder.iterdir() if folder.is_dir() else ()) if path.name.startswith("step-"))
-    return sorted((path for path in names if path.name[5:].isdecimal()), key=_step, reverse=True)
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, newest first, without files and folders that ``save_checkpoint`` has not written.
+
+    >>> _ = save_checkpoint(engine, folder)  # the engine of Engine's example, at step 0
+    >>> (folder / "step-best").mkdir()
+    >>> [path.name for path in checkpoints(folder)]
+    ['step-0']
+    """
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted(filter(_is_checkpoint, paths), key=step_of, reverse=True)
 
 
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
+def step_of(checkpoint: Path) -> int:
+    """The number of outer steps that a checkpoint's name gives.
+
+    >>> step_of(Path("step-12"))
+    12
+    """
+    return int(checkpoint.name.removeprefix("step-").removesuffix(OWN))
 
 
-def _problem(checkpoint: Path, files: Sequence[str]) -> str | None:
-    """The damage to a checkpoint; None if its files are intact, or it predates digests."""
+def _is_checkpoint(path: Path) -> bool:
+    """Whether a path is a folder with a checkpoint's name and at least one of its files."""
+    named = _NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+    return bool(named) and any((path / name).is_file() for name in FILES)
+
+
+def _free_name(folder: Path, step: int) -> Path:
+    """The folder for the checkpoint of a step; another name if a stranger's file or folder has that."""
+    path = folder / f"step-{step}"
+    return path if _is_checkpoint(path) or not os.path.lexists(path) else path.with_name(f"{path.name}{OWN}")
+
+
+def _remove_old(folder: Path, newest: Path) -> None:
+    """Remove all checkpoints but ``newest`` and the ``KEPT`` - 1 before it, and those that were left half written."""
+    older = [path for path in checkpoints(folder) if step_of(path) < step_of(newest)]
+    kept = [newest, *older[: KEPT - 1]]
+    for path in folder.iterdir():
+        if _PARTIAL.fullmatch(path.name) or (path not in kept and _is_checkpoint(path)):
+            _discard(path)
+
+
+def _discard(checkpoint: Path) -> None:
+    """Remove the files of a checkpoint, and its folder unless it has others."""
+    for name in FILES:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            (checkpoint / name).unlink()
+    with suppress(OSError):
+        checkpoint.rmdir()
+
+
+def _problem(checkpoint: Path, files: Sequence[str], verify: bool) -> str | None:
+    """The damage to a checkpoint; None if its files are intact, or it has no digests and ``verify`` is False."""
     try:
         digests = json.loads((checkpoint / DIGESTS).read_text())
     except FileNotFoundError:
         missing = [name for name in files if not (checkpoint / name).is_file()]
+        if verify:
+            unknown = "is missing, so damage would not show: checkpoint.verify=false loads the checkpoint as it is"
+            return f"{checkpoint / DIGESTS} {unknown}"
         return _damage(checkpoint / missing[0], "not there") if missing else None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return _damage(checkpoint / DIGESTS, _reason(error))
     for name in files:
         try:

@@ -20,7 +20,6 @@ from multilevel.levels import MaskedAutoencoder
 from multilevel.levels.models.checkpoints import load_autoencoder, new_autoencoder, read_config
 from multilevel.levels.models.masked_autoencoder import SIZES
 from multilevel.levels.tasks import TASKS
-from multilevel.problems import CheckpointError
 from multilevel.problems.checkpoint import WEIGHTS, newest_intact
 from multilevel.recipes.data import DataSettings, ImageData, load_data
 from multilevel.recipes.data.record import DataRecord
@@ -29,6 +28,7 @@ from multilevel.recipes.export.folder import PROCESSOR
 from multilevel.recipes.export.folder import WEIGHTS as EXPORTED
 from multilevel.recipes.export.masking import MASKING, load_masking
 from multilevel.recipes.export.onnx_model import ONNX
+from multilevel.recipes.plain_yaml import read_yaml
 from multilevel.solvers import MultilevelError, SettingError
 from multilevel.solvers.ranges import require
 
@@ -240,11 +240,10 @@ def read_initial(name: str) -> InitialModel:
 
 def _read_run(name: str, folder: Path) -> InitialModel:
     try:
-        config = OmegaConf.load(folder / "config.yaml")
-        assert isinstance(config, DictConfig)
-        checkpoint, _ = newest_intact(folder / "checkpoint", [WEIGHTS])
+        config = read_yaml(folder / "config.yaml")
+        checkpoint, _ = newest_intact(folder / "checkpoint", [WEIGHTS], verify=_verified(config))
         weights = load_file(checkpoint / WEIGHTS)
-    except (OSError, CheckpointError, SafetensorError) as error:
+    except (OSError, MultilevelError, SafetensorError) as error:
         raise SettingError("init", name, f"a run with a checkpoint ({error})") from error
     autoencoder = _below("pretrain.mae.", weights)
     if not autoencoder or "model" not in config:
@@ -270,6 +269,11 @@ def _read_run(name: str, folder: Path) -> InitialModel:
     )
 
 
+def _verified(config: DictConfig) -> bool:
+    """Whether a run's checkpoint must have digests; ``checkpoint.verify=false`` in its config.yaml says not."""
+    return bool(OmegaConf.select(config, "checkpoint.verify", default=True))
+
+
 def _below(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
 
@@ -282,7 +286,7 @@ def _config_of(name: str, config: DictConfig) -> ViTMAEConfig:
         return MaskedAutoencoder.of_size(**shape, **sizes, mask_ratio=config.mask.ratio).mae.config
     try:
         folder = Path(origin).expanduser()
-        first = _config_of(origin, OmegaConf.load(folder / "config.yaml")) if is_run(folder) else read_config(origin)  # type: ignore[arg-type]
+        first = _config_of(origin, read_yaml(folder / "config.yaml")) if is_run(folder) else read_config(origin)
     except MultilevelError as error:
         raise SettingError("init", name, f"a run whose own init={origin} can be read ({error})") from error
     first.image_size = config.data.image_size

@@ -77,9 +77,11 @@ class CheckpointSettings:
 
     Args:
         every: steps between two checkpoints.
+        verify: whether to refuse a checkpoint without digests.json, whose damage nothing shows; false loads it.
     """
 
     every: Count
+    verify: bool = True
 
 
 @dataclass(kw_only=True)
@@ -152,7 +154,9 @@ def chosen_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise SettingError("device", name, "auto, or a device of this machine, such as cpu") from error
     return device

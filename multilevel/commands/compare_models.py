@@ -20,6 +20,7 @@ wrong input, such as an image that cannot be read (nothing is written).
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -30,15 +31,16 @@ from typing import Annotated, Any
 import numpy as np
 
 from multilevel.commands.comparison_picture import draw_comparison
-from multilevel.commands.image_files import ImageFileSettings, Request, writable
+from multilevel.commands.image_files import ImageFileSettings, Request
 from multilevel.commands.labelled_images import Labelled, known_to, labelled_images
+from multilevel.commands.outputs import Outputs
 from multilevel.configuration.command_line import read
 from multilevel.recipes.export import ExportedModel
 from multilevel.recipes.export.exported import probabilities
 from multilevel.recipes.export.paired import FEWEST, Comparison, Predictions, Row, compare, decide, more_images
 from multilevel.recipes.settings import chosen_device
-from multilevel.runs.folder import write_whole
 from multilevel.solvers import DataError, MultilevelError, SettingError
+from multilevel.solvers.files import shown
 from multilevel.solvers.ranges import Above, Below, OneOf, Seed, Text, require
 
 STATUS = {"promote": 0, "keep": 3, "not decided": 4}
@@ -82,19 +84,21 @@ def main(arguments: Sequence[str]) -> int:
     if len(models) < 2 or len({model.identity for model in models.values()}) < 2:
         raise SettingError("NEW", words[1], f"another model than OLD={words[0]}")
     images, left_out = known_to(models, labelled_images(folder, settings.group), settings.missing_class)
-    path = writable(settings.output)
-    if path.suffix == ".png":
+    if Path(settings.output).suffix.lower() == ".png":
         raise SettingError("output", settings.output, "a .json file: the picture is written next to it, as .png")
+    exports = [model.folder for model in models.values()]
+    outputs = Outputs.of(settings.output, images.files, exports, [".png"])
     old, new = (predictions(model, images, settings.batch_size) for model in models.values())
     comparison = compare(images.labels, images.class_names, old, new, images.groups, settings.seed)
     report = new_report(settings, models, images, left_out, comparison)
     rows = [comparison.balanced_accuracy, *([comparison.area] if comparison.area else []), *comparison.recalls]
-    draw_comparison(path.with_suffix(".png"), rows, settings.minimum_effect, report["verdict"])
-    write_whole(path, json.dumps(report, indent=2) + "\n")
-    print("\n".join([*left_out, report["sentence"], *table([*rows, comparison.accuracy])]))
+    picture = io.BytesIO()
+    draw_comparison(picture, rows, settings.minimum_effect, report["verdict"])
+    outputs.write(json.dumps(report, indent=2) + "\n", picture.getvalue())
+    outputs.print(*left_out, report["sentence"], *table([*rows, comparison.accuracy]))
     if comparison.p_value is not None:
-        print(f"McNemar's exact test of equal accuracies: p = {comparison.p_value:.3g}")
-    print(f"{path}\n{path.with_suffix('.png')}")
+        outputs.print(f"McNemar's exact test of equal accuracies: p = {comparison.p_value:.3g}")
+    outputs.print_paths()
     return STATUS[report["verdict"]]
 
 
@@ -120,7 +124,7 @@ def predictions(model: ExportedModel, images: Labelled, batch_size: int) -> Pred
     results = Request(model, model.folder, images.files, "", batch_size).run()
     if results.errors:
         file, reason = next(iter(results.errors.items()))
-        raise DataError(f"{file}: {reason}; {len(results.errors)} of {len(images.files)} files cannot be read")
+        raise DataError(f"{shown(file)}: {reason}; {len(results.errors)} of {len(images.files)} files cannot be read")
     assert results.logits is not None
     if not np.isfinite(results.logits).all():
         raise DataError("the model's outputs for these images are not finite: export a run that has not diverged")

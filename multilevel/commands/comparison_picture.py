@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from multilevel.recipes.export.paired import Row
 from multilevel.recipes.pictures.figures import new_figure, save_figure, styled
 
 
 @styled
-def draw_comparison(path: Path, rows: Sequence[Row], minimum_effect: float, title: str) -> None:
+def draw_comparison(target: Path | BinaryIO, rows: Sequence[Row], minimum_effect: float, title: str) -> None:
     """Draw each difference as a point with its 95% interval.
 
     Args:
-        path: the PNG to write.
+        target: the PNG to write.
         rows: the measures, the first at the top.
         minimum_effect: the smallest worthwhile difference, drawn as a dashed line.
         title: the title above the picture.
@@ -35,4 +36,4 @@ def draw_comparison(path: Path, rows: Sequence[Row], minimum_effect: float, titl
     axis.set_xlabel("new - old, points (95% interval)")
     axis.legend(fontsize=8)
     axis.set_title(title, fontsize=10)
-    save_figure(figure, path)
+    save_figure(figure, target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,11 +19,11 @@ TRAINING, NEW = "#7f8c8d", "#c0392b"
 
 
 @styled
-def draw_drift(path: Path, drift: Drift, reference: Sample, new: Sample) -> None:
+def draw_drift(target: Path | BinaryIO, drift: Drift, reference: Sample, new: Sample) -> None:
     """Draw the distances and, if measured, a panel for each optical measure; those that changed are marked.
 
     Args:
-        path: the PNG to write.
+        target: the PNG to write.
         drift: the comparison of the two samples.
         reference: the training images.
         new: the new images.
@@ -41,7 +42,7 @@ def draw_drift(path: Path, drift: Drift, reference: Sample, new: Sample) -> None
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     figure.suptitle(drift.verdict, fontsize=12)
-    save_figure(figure, path)
+    save_figure(figure, target)
 
 
 def draw_distances(axis: Axes, drift: Drift) -> None:

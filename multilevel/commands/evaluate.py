@@ -27,10 +27,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from multilevel.commands.evaluate_export import evaluate_export, is_export
-from multilevel.configuration.command_line import NoSettings, read
+from multilevel.configuration.command_line import NoSettings, exists, read
 from multilevel.configuration.composition import build_recipe, changed, with_groups
 from multilevel.problems import load_weights
-from multilevel.problems.checkpoint import WEIGHTS, newest_intact
+from multilevel.problems.checkpoint import WEIGHTS, newest_intact, step_of
 from multilevel.recipes.base import recipe_class
 from multilevel.recipes.encoder import EncoderRecipe
 from multilevel.recipes.evaluation import EvaluationSettings, describe_scores
@@ -47,7 +47,7 @@ DIVISION = ("test_share", "validation_share", "split_seed")  # of the run's own 
 def main(arguments: Sequence[str]) -> int:
     """Evaluate the encoder of a run's newest checkpoint, on its own data or on another data set, and write the scores
     into its folder: evaluation.json, or evaluation-NAME.json for the data set NAME."""
-    if any(is_export(Path(argument)) for argument in arguments):
+    if any(exists(argument) and is_export(Path(argument)) for argument in arguments):
         return evaluate_export(arguments)
     line = read("evaluate", arguments, NoSettings, words=True)
     folder = run_folder("evaluate", line.words)
@@ -58,7 +58,8 @@ def main(arguments: Sequence[str]) -> int:
     recipe = build_recipe(config)
     assert isinstance(recipe, EncoderRecipe)  # check_encoder
     # Only the encoder: the trained head is for the run's own classes.
-    print_once(*load_weights(recipe.graph, folder.checkpoint, only=recipe.encoder_level))
+    verify = recipe.settings.checkpoint.verify
+    print_once(*load_weights(recipe.graph, folder.checkpoint, recipe.encoder_level, verify))
     recipe.encoder_passes = encoder_passes(recipe, folder, stored)
     scores = recipe.evaluate()
     if scores is None:
@@ -77,10 +78,10 @@ def encoder_passes(recipe: EncoderRecipe, folder: RunFolder, stored: DictConfig)
 
     The recipe counts those of a whole run, in its batches, which are single images for another data set.
     """
-    checkpoint, _ = newest_intact(folder.checkpoint, [WEIGHTS])
     settings: Any = recipe.settings
+    checkpoint, _ = newest_intact(folder.checkpoint, [WEIGHTS], settings.checkpoint.verify)
     batches = recipe.encoder_passes // settings.data.batch_size
-    return batches * stored.data.batch_size * int(checkpoint.name.removeprefix("step-")) // settings.steps
+    return batches * stored.data.batch_size * step_of(checkpoint) // settings.steps
 
 
 def run_folder(command: str, words: Sequence[str]) -> RunFolder:

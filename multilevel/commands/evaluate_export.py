@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from multilevel.commands.image_files import Request, writable
+from multilevel.commands.image_files import Request
 from multilevel.commands.labelled_images import labelled_images
+from multilevel.commands.outputs import Outputs
 from multilevel.commands.predict import report_unreadable
 from multilevel.configuration.command_line import read
 from multilevel.inspection.results import Proportion
@@ -24,7 +25,6 @@ from multilevel.recipes.export.exported import probabilities
 from multilevel.recipes.export.folder import EVALUATION, INSPECTION, PROCESSOR, read_json
 from multilevel.recipes.export.operating_point import defect_probability
 from multilevel.recipes.settings import chosen_device
-from multilevel.runs.folder import write_whole
 from multilevel.solvers import MultilevelError, SettingError
 from multilevel.solvers.ranges import Count, require
 
@@ -83,7 +83,7 @@ def evaluate_export(arguments: Sequence[str]) -> int:
     for name in images.class_names:
         expected = f"a class of the export: {', '.join(model.class_names)}"
         require("data.path", str(root / name), name in model.class_names, expected)
-    path = None if settings.output is None else writable(settings.output, images.files)
+    outputs = None if settings.output is None else Outputs.of(settings.output, images.files, [model.folder])
     results = Request(model, export, images.files, settings.output or "", settings.batch_size).run()
     if results.logits is None:
         raise SettingError("data.path", str(root), "images that can be read")
@@ -91,13 +91,14 @@ def evaluate_export(arguments: Sequence[str]) -> int:
     readable = [file not in results.errors for file in images.files]
     labels = numbers[images.labels[readable]]
     report = Report(model, labels, probabilities(results.logits), read_json(export / INSPECTION))
-    print(report.text(root))
+    say = print if outputs is None else outputs.print
+    say(report.text(root))
     stored = read_json(export / EVALUATION)
     if stored:
-        print(f"on the run's own test images, {stored['metric'].replace('_', ' ')}: {_references(stored)}")
-    if path is not None:
-        write_whole(path, json.dumps(report.record(), indent=2) + "\n")
-        print(path)
+        say(f"on the run's own test images, {stored['metric'].replace('_', ' ')}: {_references(stored)}")
+    if outputs is not None:
+        outputs.write(json.dumps(report.record(), indent=2) + "\n")
+        outputs.print_paths()
     report_unreadable(results)
     return 1 if results.errors else 0
 

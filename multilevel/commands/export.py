@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from multilevel.commands.evaluate import encoder_passes, run_folder
 from multilevel.configuration.command_line import read
 from multilevel.configuration.composition import build_recipe, changed
-from multilevel.problems.checkpoint import WEIGHTS, newest_intact, take_weights
+from multilevel.problems.checkpoint import WEIGHTS, newest_intact, step_of, take_weights
 from multilevel.recipes.data import ImageData
 from multilevel.recipes.encoder import EncoderRecipe
 from multilevel.recipes.export import write_export
@@ -130,10 +130,10 @@ def main(arguments: Sequence[str]) -> int:
     output = Path(line.settings.output or folder.path / "export")
     format, precision = line.settings.format, line.settings.precision
     check_export(format, output, precision)
-    checkpoint, damaged = newest_intact(folder.checkpoint, [WEIGHTS])
-    print_once(*damaged)
-    step = int(checkpoint.name.removeprefix("step-"))
     config = changed(folder.config_with_division(), line.overrides)
+    checkpoint, damaged = newest_intact(folder.checkpoint, [WEIGHTS], bool(config.checkpoint.verify))
+    print_once(*damaged)
+    step = step_of(checkpoint)
     recipe = build_recipe(config)
     take_weights(recipe.graph, checkpoint)
     assert isinstance(recipe, EncoderRecipe)  # check_encoder
@@ -175,5 +175,5 @@ def _summary(folder: RunFolder) -> dict[str, Any] | None:
         return None
     try:
         return json.loads(path.read_text())
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MultilevelError(f"{path} cannot be read: {error}") from error

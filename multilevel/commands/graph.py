@@ -8,20 +8,22 @@ them (output=FILE.png, by default graph.png). Settings are those of multilevel t
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
-from pathlib import Path
 
 from multilevel.commands.graph_picture import draw_graph
+from multilevel.commands.outputs import Outputs
 from multilevel.configuration.composition import build_recipe, compose_config
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print and draw a recipe's levels and which reads which."""
     config = compose_config(arguments)
-    path = Path(config.output or "graph.png")
+    outputs = Outputs.of(str(config.output or "graph.png"))
     graph = build_recipe(config).graph
-    print(graph.describe())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draw_graph(path, graph)
-    print(path)
+    picture = io.BytesIO()
+    draw_graph(picture, graph)
+    outputs.print(graph.describe())
+    outputs.write(picture.getvalue())
+    outputs.print_paths()
     return 0

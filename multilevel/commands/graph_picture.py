@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
@@ -16,13 +17,13 @@ READS, RESPONDS = INK, VERMILLION
 
 
 @styled
-def draw_graph(path: Path, graph: Graph) -> None:
+def draw_graph(picture: Path | BinaryIO, graph: Graph) -> None:
     """Draw the levels as boxes, top level first, and an arrow from each level to each level that it reads.
 
     Arrows go down on the right and up on the left; long ones go around short ones.
 
     Args:
-        path: the PNG to write.
+        picture: the PNG to write.
         graph: the levels.
     """
     count = len(graph.names)
@@ -47,7 +48,7 @@ def draw_graph(path: Path, graph: Graph) -> None:
     axis.set_xlim(-width / 2, width / 2)
     axis.set_ylim(-BOX_HEIGHT / 2 - 0.2, height - BOX_HEIGHT / 2 - 0.2)
     axis.set_axis_off()
-    save_figure(figure, path)
+    save_figure(figure, picture)
 
 
 def _draw_box(axis: Axes, graph: Graph, name: str, position: float) -> None:

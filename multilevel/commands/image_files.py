@@ -14,11 +14,13 @@ from tqdm import tqdm
 
 from multilevel.configuration.command_line import read
 from multilevel.recipes.data.images import worker_count
+from multilevel.recipes.data.raster import open_raster
 from multilevel.recipes.data.sources.listing import images_below
 from multilevel.recipes.export import ExportedModel
 from multilevel.recipes.export.optics import Optics
 from multilevel.recipes.settings import chosen_device
 from multilevel.solvers import DataError, SettingError
+from multilevel.solvers.files import shown
 from multilevel.solvers.ranges import Count, require
 
 
@@ -134,7 +136,10 @@ def find_images(places: Sequence[str]) -> list[Path]:
     files: dict[Path, None] = {}
     for path in map(Path, places):
         if not path.exists():
-            raise SettingError("FILE", str(path), "an image, or a folder of images")
+            raise SettingError("FILE", shown(path), "an image, or a folder of images")
+        usable = path.is_dir() or path.is_file()
+        if not usable:
+            raise SettingError("FILE", shown(path), "an image, or a folder of images; this is a device or a pipe")
         below = images_below(path) if path.is_dir() else [path]
         if not below:
             raise DataError(f"{path} holds no images")
@@ -142,35 +147,10 @@ def find_images(places: Sequence[str]) -> list[Path]:
     return list(files)
 
 
-def writable(output: str, files: Sequence[Path] = (), suffixes: Sequence[str] = ()) -> Path:
-    """Return the path of a writable file, after creating its folder.
-
-    Args:
-        output: the path.
-        files: the images that are read, which must not be overwritten.
-        suffixes: those of other files that are written next to it.
-
-    Raises:
-        SettingError: it cannot be written, or is one of the images.
-    """
-    path = Path(output)
-    if path.is_dir():
-        raise SettingError("output", output, "the name of a file; this is a folder")
-    images = {file.resolve() for file in files}
-    for target in (path, *map(path.with_suffix, suffixes)):
-        if target.resolve() in images:
-            raise SettingError("output", output, f"another name: {target}, one of the images, would be overwritten")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingError("output", output, f"a file that can be written ({error.strerror})") from error
-    return path
-
-
 def _read(file: Path, model: ExportedModel, optics: bool) -> tuple[np.ndarray, Optics | None] | str:
     """Pixels uint8 [T, C, H, W] and, on request, optics, or the reason why they cannot be read."""
     try:
-        with Image.open(file) as picture:
+        with open_raster(file) as picture:
             pixels = model.pixels(picture)
             return pixels, Optics.of(picture, model.pixel_range) if optics else None
     except Exception as error:  # Pillow's formats raise errors of many kinds for broken files

@@ -21,14 +21,15 @@ from pathlib import Path
 
 import numpy as np
 
-from multilevel.commands.image_files import Request, Results, writable
+from multilevel.commands.image_files import Request, Results
+from multilevel.commands.outputs import Outputs, is_file
 from multilevel.commands.predict import report_unreadable
 from multilevel.configuration.command_line import read
 from multilevel.inspection.distance import FEWEST, measure_distances
 from multilevel.inspection.findings import Inspected, find
 from multilevel.inspection.folder import Good, ImageFolder, choose_good, read_folder, read_test_images
 from multilevel.inspection.pages import PageMaker
-from multilevel.inspection.report import Names, write_report
+from multilevel.inspection.report import Names, report
 from multilevel.inspection.settings import InspectSettings
 from multilevel.inspection.stored import read_stored
 from multilevel.inspection.verdict import verdict
@@ -38,6 +39,7 @@ from multilevel.recipes.settings import chosen_device
 from multilevel.reports.texts import Texts
 from multilevel.runs.folder import RunFolder
 from multilevel.solvers import DataError, SettingError
+from multilevel.solvers.files import shown
 from multilevel.solvers.ranges import require
 
 SETTINGS = InspectSettings
@@ -68,7 +70,8 @@ def main(arguments: Sequence[str]) -> int:
         good = choose_good(settings.good, stored.good or known, classes or images.class_names, images.truth)
         fits = known in (None, good.name)
         require("good", settings.good, fits, f"{known}, by which the export chooses the tile that stands for a picture")
-    path = _output(settings.output, export)
+    outputs = _outputs(settings.output, images.files, model.folder)
+    path = outputs.paths[0]
     results = Request(model, export, images.files, settings.output, settings.batch_size).run()
     inspected = _inspected(images, results, classes, root, good, DriftReference.load(export))
     unreadable = {_relative(file, root): reason for file, reason in results.errors.items()}
@@ -79,9 +82,9 @@ def main(arguments: Sequence[str]) -> int:
     shown = [argument for argument in arguments if argument not in line.words and not argument.startswith("output=")]
     names = Names(model.name, root.resolve().name, path.with_suffix(".json").name, shown)
     pages, without_shares = maker.pages(), maker.without_shares
-    write_report(path, findings, inspected, pages, without_shares, names, settings)
-    print("\n".join(verdict(findings, Texts("en"))))
-    print(f"{path}\n{path.with_suffix('.json')}")
+    outputs.write(*report(findings, inspected, pages, without_shares, names, settings))
+    outputs.print(*verdict(findings, Texts("en")))
+    outputs.print_paths()
     report_unreadable(results)
     return 1 if results.errors else 0
 
@@ -101,7 +104,7 @@ def _inspected(
     """
     if not results.files:
         file, reason = next(iter(results.errors.items()))
-        raise DataError(f"{root} holds no readable images: {file}: {reason}")
+        raise DataError(f"{root} holds no readable images: {shown(file)}: {reason}")
     if not np.isfinite(results.features).all():
         raise DataError("the model's features of these images are not finite: export a run that has not diverged")
     truth = dict(zip(images.files, images.truth, strict=True))
@@ -119,15 +122,12 @@ def _inspected(
     )
 
 
-def _output(output: str, export: Path) -> Path:
-    """The path of the report, which may not be among the files of the export: they are inputs."""
-    path = Path(output)
-    if path.suffix.lower() != ".html":
+def _outputs(output: str, files: Sequence[Path], export: Path) -> Outputs:
+    """The report and its numbers, which may not be among the files of the export: they are inputs."""
+    if Path(output).suffix.lower() != ".html" and is_file(output, Path(output)):
         raise SettingError("output", output, "a .html file: the numbers are written next to it, as .json")
-    if path.resolve().is_relative_to(export.resolve()):
-        raise SettingError("output", output, "a file outside the export, whose files the command reads")
-    return writable(output)
+    return Outputs.of(output, files, [export], [".json"])
 
 
 def _relative(file: Path, root: Path) -> str:
-    return file.relative_to(root).as_posix()
+    return shown(file.relative_to(root).as_posix())

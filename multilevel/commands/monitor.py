@@ -26,6 +26,7 @@ monitor.json
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,15 +36,16 @@ from typing import Any
 import numpy as np
 
 from multilevel.commands.drift_picture import draw_drift
-from multilevel.commands.image_files import ImageFileSettings, Request, Results, writable
+from multilevel.commands.image_files import ImageFileSettings, Request, Results
+from multilevel.commands.outputs import Outputs
 from multilevel.commands.predict import report_unreadable
 from multilevel.recipes.export import DriftReference
 from multilevel.recipes.export.drift import DRIFT, FEWEST, NO_DRIFT, QUANTILE, RULE, TRAIN_AGAIN, Drift, Sample, compare
 from multilevel.recipes.export.exported import probabilities
 from multilevel.recipes.export.optics import MEASURES
 from multilevel.recipes.export.two_sample import PERMUTATIONS
-from multilevel.runs.folder import write_whole
 from multilevel.solvers import DataError, SettingError
+from multilevel.solvers.files import on_screen, shown
 
 LISTED = 10  # of the most unusual images in the report
 NAMED = 5  # of the unusual images on the screen
@@ -70,10 +72,9 @@ def main(arguments: Sequence[str]) -> int:
     """Compare new images with the training images; returns the status of the verdict."""
     request = Request.parse("monitor", arguments, MonitorSettings)
     reference = DriftReference.load(request.model.folder)
-    if Path(request.output).suffix == ".png":
+    if Path(request.output).suffix.lower() == ".png":
         raise SettingError("output", request.output, "a .json file: the picture is written next to it, as .png")
-    path = writable(request.output, request.files, [".png"])
-    picture = path.with_suffix(".png")
+    outputs = Outputs.of(request.output, request.files, [request.model.folder], [".png"])
     results = request.run(optics=reference.sample.optics is not None)
     if min(len(results.files), len(reference.sample)) < FEWEST:
         counts = f"{len(results.files)} images to compare with {len(reference.sample)} training images"
@@ -83,10 +84,11 @@ def main(arguments: Sequence[str]) -> int:
     new = new_sample(results)
     drift = compare(reference.sample, new)
     report = new_report(request, reference, results, drift)
+    picture = io.BytesIO()
     draw_drift(picture, drift, reference.sample, new)
-    write_whole(path, json.dumps(report, indent=2) + "\n")
-    print(in_words(report))
-    print(f"{path}\n{picture}")
+    outputs.write(json.dumps(report, indent=2) + "\n", picture.getvalue())
+    outputs.print(in_words(report))
+    outputs.print_paths()
     report_unreadable(results)
     return STATUS[drift.verdict] or (UNREADABLE if results.errors else 0)
 
@@ -130,11 +132,11 @@ def new_report(request: Request, reference: DriftReference, results: Results, dr
         "threshold": drift.threshold,
         "unusual_images": int(unusual.sum()),
         "most_unusual": [
-            {"file": str(results.files[row]), "distance": float(drift.distances[row]), "unusual": bool(unusual[row])}
+            {"file": shown(results.files[row]), "distance": float(drift.distances[row]), "unusual": bool(unusual[row])}
             for row in listed
         ],
         "predictions": predictions(request, reference, results),
-        "unreadable": {str(file): error for file, error in results.errors.items()},
+        "unreadable": {shown(file): error for file, error in results.errors.items()},
     }
 
 
@@ -182,7 +184,7 @@ def in_words(report: Mapping[str, Any]) -> str:
         confidence = report["predictions"]["mean_confidence"]
         lines.append(f"mean confidence {confidence['new']:.2f}, on training images {confidence['training']:.2f}")
     named = [image for image in report["most_unusual"] if image["unusual"] or report["verdict"] == DRIFT][:NAMED]
-    lines += [f"  {image['file']}: distance {image['distance']:.2f}" for image in named]
+    lines += [f"  {on_screen(image['file'])}: distance {image['distance']:.2f}" for image in named]
     return "\n".join([*lines, *report["notes"]])
 
 

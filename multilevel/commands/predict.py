@@ -25,12 +25,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from multilevel.commands.image_files import ImageFileSettings, Request, Results, writable
+from multilevel.commands.image_files import ImageFileSettings, Request, Results
+from multilevel.commands.outputs import Outputs
 from multilevel.recipes.export import ExportedModel
 from multilevel.recipes.export.exported import probabilities
 from multilevel.recipes.export.operating_point import NUMBER, OperatingPoint, defect_probability, good_class
-from multilevel.runs.folder import write_whole
 from multilevel.solvers import MultilevelError
+from multilevel.solvers.files import on_screen, shown
 from multilevel.solvers.ranges import AtLeast, OneOf, Text, require
 
 NAMED = 5  # unreadable files named on the screen
@@ -83,19 +84,16 @@ def main(arguments: Sequence[str]) -> int:
     if not request.model.class_names:
         raise MultilevelError(f"{request.folder} holds an encoder without a classifier: it cannot label images")
     point = request.settings.operating_point(request.model)
-    path = None if request.output == "-" else writable(request.output, request.files)
+    outputs = Outputs.of(request.output, request.files, [request.model.folder])
     results = request.run()
-    text, counts = table(request, results, request.settings.csv == "excel", point)
-    if path is None:
-        print(text, end="")
-    else:
-        write_whole(path, text)
+    for_excel = request.settings.csv == "excel"
+    text, counts = table(request, results, for_excel, point)
+    outputs.write(text.encode("utf-8", "backslashreplace") if for_excel else text)
     summary = ", ".join(f"{label} {count}" for label, count in counts.most_common())
     print(f"{len(results.files)} images labelled: {summary or 'none'}", file=sys.stderr)
     if point is not None:
         print(point.describe(), file=sys.stderr)
-    if path is not None:
-        print(path)
+    outputs.print_paths()
     report_unreadable(results)
     return 1 if results.errors else 0
 
@@ -116,7 +114,7 @@ def table(
     for file in request.files:
         if file in results.errors:
             error = cell(results.errors[file])
-            writer.writerow([cell(str(file)), "", "", error, *[""] * len([*names, *decided]), model.identity])
+            writer.writerow([cell(shown(file)), "", "", error, *[""] * len([*names, *decided]), model.identity])
             continue
         row = rows[file]
         label = names[int(row.argmax())]
@@ -125,7 +123,7 @@ def table(
         if point is not None:
             defect = float(defect_probability(row[None], names.index(point.good))[0])
             written += [f"{defect:.6f}", "stop" if defect >= point.threshold else "pass"]
-        writer.writerow([cell(str(file)), cell(label), f"{row.max():.6f}", "", *written, model.identity])
+        writer.writerow([cell(shown(file)), cell(label), f"{row.max():.6f}", "", *written, model.identity])
     return text.getvalue(), counts
 
 
@@ -141,6 +139,6 @@ def excel_cell(text: str) -> str:
 def report_unreadable(results: Results) -> None:
     """Print one line for each file that could not be read."""
     for file, error in list(results.errors.items())[:NAMED]:
-        print(f"multilevel: {file}: {error}", file=sys.stderr)
+        print(f"multilevel: {on_screen(shown(file))}: {on_screen(error)}", file=sys.stderr)
     if len(results.errors) > NAMED:
         print(f"multilevel: and {len(results.errors) - NAMED} more", file=sys.stderr)

@@ -23,8 +23,8 @@ import torch
 
 from multilevel.configuration.command_line import read
 from multilevel.recipes.export import ExportedModel
-from multilevel.runs.folder import write_whole
 from multilevel.solvers import MultilevelError, SettingError
+from multilevel.solvers.files import write_whole
 from multilevel.solvers.ranges import Text, require
 
 KEPT = 3  # earlier models
@@ -158,7 +158,7 @@ def history(link: Path) -> list[Promoted]:
     try:
         stored: Any = json.loads(path.read_text())["current_first"] if path.exists() else []
         entries = [Promoted(**entry) for entry in stored]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise MultilevelError(f"{path} cannot be read ({error}): move it away to begin a new history") from error
     for position, entry in enumerate(entries[:2]):
         if entry.target == target:

@@ -20,20 +20,21 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from PIL import Image
 
 from multilevel.commands.contact_sheet import draw_contact_sheet
-from multilevel.commands.image_files import ImageFileSettings, Request, Results, writable
+from multilevel.commands.image_files import ImageFileSettings, Request, Results
+from multilevel.commands.outputs import Outputs
 from multilevel.commands.predict import report_unreadable
 from multilevel.configuration.command_line import read
 from multilevel.recipes.data.groups import unit_vectors
 from multilevel.recipes.data.pictures import to_pixels
+from multilevel.recipes.data.raster import open_raster
 from multilevel.recipes.export import DriftReference
 from multilevel.recipes.export.drift import FEWEST, QUANTILE, mahalanobis
 from multilevel.recipes.export.exported import probabilities
 from multilevel.recipes.export.suggest import Choice, choose
-from multilevel.runs.folder import write_whole
 from multilevel.solvers import DataError, SettingError
+from multilevel.solvers.files import shown
 from multilevel.solvers.ranges import Above, AtMost, Count, Seed
 
 SIDE = 32  # pixels per side at which near copies are compared
@@ -76,9 +77,9 @@ def main(arguments: Sequence[str]) -> int:
     """List images to label; returns 1 if some could not be read."""
     request = Request.parse("suggest", arguments, SuggestSettings)
     settings = read("suggest", arguments, SuggestSettings, words=True, recipe=False).settings
-    path = writable(settings.output)
-    if path.suffix == ".png":
+    if Path(settings.output).suffix.lower() == ".png":
         raise SettingError("output", settings.output, "a .csv file: the pictures are written next to it, as .png")
+    outputs = Outputs.of(settings.output, request.files, [request.model.folder], [".png"])
     reference = DriftReference.load(request.model.folder)
     results = request.run()
     if not results.files:
@@ -92,14 +93,17 @@ def main(arguments: Sequence[str]) -> int:
     chosen = choose(results.features, chances, novelty, settings.count, copies, settings.seed)
     names = request.model.class_names
     suggestions = [suggestion(choice, results.files, names, chances, novelty) for choice in chosen]
-    draw_contact_sheet(path.with_suffix(".png"), [(entry.file, entry.reason) for entry in suggestions])
-    write_whole(path, table(suggestions))
+    sheet = io.BytesIO()
+    draw_contact_sheet(sheet, [(entry.file, entry.reason) for entry in suggestions])
+    outputs.write(table(suggestions), sheet.getvalue())
     if chances is None:
-        print("the export has no classifier: images are listed for their diversity only")
+        outputs.print("the export has no classifier: images are listed for their diversity only")
     reasons = [choice.kind for choice in chosen]
     counts = ", ".join(f"{kind} {reasons.count(kind)}" for kind in dict.fromkeys(reasons))
-    print(f"{len(chosen)} of {len(results.files)} images to label ({counts}); {copies.left_out} near copies left out")
-    print(f"{path}\n{path.with_suffix('.png')}")
+    outputs.print(
+        f"{len(chosen)} of {len(results.files)} images to label ({counts}); {copies.left_out} near copies left out"
+    )
+    outputs.print_paths()
     report_unreadable(results)
     return 1 if results.errors else 0
 
@@ -139,7 +143,7 @@ def table(suggestions: Sequence[Suggestion]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEADER)
     for rank, entry in enumerate(suggestions, start=1):
-        writer.writerow([rank, entry.file, entry.reason, *entry.columns])
+        writer.writerow([rank, shown(entry.file), entry.reason, *entry.columns])
     return text.getvalue()
 
 
@@ -168,7 +172,7 @@ class NearCopies:
     def _pattern(self, row: int) -> np.ndarray:
         """Grey pixels [SIDE * SIDE] of mean 0 and norm 1; an image of one colour is all 0, and a copy of none."""
         if row not in self._known:
-            with Image.open(self.files[row]) as picture:
+            with open_raster(self.files[row]) as picture:
                 pixels = to_pixels(picture, SIDE, 1, self.fit).astype(np.float64)
             self._known[row] = unit_vectors(pixels.reshape(1, -1))[0]
         return self._known[row]

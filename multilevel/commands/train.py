@@ -35,7 +35,7 @@ from multilevel.configuration.command_line import read
 from multilevel.configuration.composition import compose_config
 from multilevel.runs.distributed import launched, on_first_rank, process_group, restart, restarts
 from multilevel.runs.sweep import sweep
-from multilevel.runs.training import MOVED, is_of, output_folder, resume, train
+from multilevel.runs.training import MOVED, give_up, is_of, output_folder, resume, train
 from multilevel.solvers import SettingError
 
 
@@ -76,7 +76,13 @@ def run_or_resume(arguments: Sequence[str]) -> None:
         if restart() and is_of(Path(config.output), config):
             resume(Path(config.output))
         else:
-            train(config, on_first_rank(lambda: output_folder(config)))
+            output = on_first_rank(lambda: output_folder(config))
+            try:
+                train(config, output)
+            except BaseException:
+                if not config.output:
+                    give_up(output)
+                raise
     else:
         unusable = [override for override in line.overrides if override.partition("=")[0] not in MOVED]
         if unusable:

@@ -21,6 +21,7 @@ import io
 import itertools
 import math
 import multiprocessing
+import os
 import signal
 import sys
 import tempfile
@@ -53,9 +54,8 @@ from multilevel.recipes.base import Recipe
 from multilevel.recipes.encoder import images_per_step
 from multilevel.runs.cpu_threads import cpu_threads
 from multilevel.runs.distributed import print_once
-from multilevel.runs.folder import RunFolder, check_free, now, title
+from multilevel.runs.folder import RunFolder, check_free, now, reserve, title
 from multilevel.runs.progress import Progress
-from multilevel.runs.stopping import interrupting
 from multilevel.runs.training import MOVED, new_engine
 from multilevel.solvers import SOLVERS, MultilevelError, SettingError
 from multilevel.solvers.products import ProductName
@@ -185,8 +185,7 @@ SETTINGS = CompareSettings
 
 def main(arguments: Sequence[str]) -> int:
     """Measure every solver at one point, print the table, and write it and its picture."""
-    with interrupting(signal.SIGTERM):
-        table, folder = compare_solvers(arguments)
+    table, folder = compare_solvers(arguments)
     print(table)
     if any("reliability" in row for row in table.rows):
         print(f"\n{reliability_table(table.rows)}")
@@ -212,8 +211,8 @@ def compare_solvers(arguments: Sequence[str]) -> tuple[ComparisonTable, RunFolde
     """
     comparison = CompareSettings.parsed(arguments)
     config = _config(comparison)
-    output = Path(str(config.output or f"runs/compare-{title(config)}-{now()}"))
-    check_free(output)
+    if config.output:
+        check_free(Path(str(config.output)))
     recipe = build_recipe(config)
     check_evaluate(comparison.evaluate, recipe)
     with cpu_threads(recipe):
@@ -227,7 +226,8 @@ def compare_solvers(arguments: Sequence[str]) -> tuple[ComparisonTable, RunFolde
         point = {"step": engine.step, "damping": comparison.damping, "threads": threads, "device": config.device}
         data = {"recipe": config.recipe, "data": OmegaConf.select(config, "data.name")}
         table = ComparisonTable({**data, **point, "reference": reference, "rows": rows})
-        folder = RunFolder.create(output, config)
+        named = Path(f"runs/compare-{title(config)}-{now()}")
+        folder = RunFolder.create(Path(str(config.output)) if config.output else reserve(named), config)
         folder.write_json("compare.json", table.result)  # kept if the rest, which can take long, is interrupted
         if comparison.reliability:
             common = {"point": str(Path(scratch) / "point.pt"), "damping": comparison.damping}
@@ -257,7 +257,8 @@ def _config(comparison: CompareSettings) -> DictConfig:
 def _engine_at_the_point(comparison: CompareSettings, recipe: Recipe) -> Engine:
     engine = new_engine(recipe)
     if comparison.resume is not None:
-        print_once(*load_checkpoint(engine, Path(comparison.resume) / "checkpoint"))
+        verify = recipe.settings.checkpoint.verify
+        print_once(*load_checkpoint(engine, Path(comparison.resume) / "checkpoint", verify))
     solvers = [solver_of(task.solver, task.options, comparison.damping) for task in comparison.tasks()]
     unrolled = [solver for solver in solvers if isinstance(solver, UnrolledSolver)]
     engine.recorded_steps = sys.maxsize if comparison.warmup else 0
@@ -324,6 +325,7 @@ def _in_a_process(call: Callable[..., dict[str, Any]], *arguments: Any) -> dict[
 
 def _answer(sender: Connection, call: Callable[..., dict[str, Any]], arguments: Sequence[Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the waiting process handles Ctrl-C
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     tqdm.set_lock(threading.RLock())  # in place of a semaphore, which would outlive this process when it is killed
     try:
         answer = call(*arguments)
@@ -331,6 +333,14 @@ def _answer(sender: Connection, call: Callable[..., dict[str, Any]], arguments: 
         answer = {"problem": " ".join(f"{type(error).__name__}: {error}".split())}
     with contextlib.suppress(BrokenPipeError):  # interrupted: nothing waits any more
         sender.send(answer)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that waits for it has ended, even by SIGKILL."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _as_csv(rows: Sequence[dict[str, Any]]) -> str:

@@ -53,8 +53,9 @@ def read(
         command: its name, for messages.
         arguments: arguments of the command line.
         settings_class: a dataclass whose fields are the command's own settings.
-        words: whether it takes arguments that are not settings. Without ``recipe``, a file with ``=`` in its name
-            counts as one.
+        words: whether it takes arguments that are not settings. A file or folder that exists counts as one although it
+            has ``=`` in its name; with ``recipe``, whose settings may look like it, only if there is a slash before the
+            ``=``, or no other word.
         recipe: whether it takes a recipe's settings.
 
     Raises:
@@ -72,13 +73,24 @@ def read(
         name, equals, text = argument.partition("=")
         if equals and name in known:
             texts[name] = text
-        elif words and (not equals or (not recipe and Path(argument).exists())):
+        elif words and (not equals or ((not recipe or "/" in name) and exists(argument))):
             plain_words.append(argument)
         elif recipe:
             overrides.append(argument)
         else:
             raise SettingError(name, text if equals else None, f"a setting of {command}: {', '.join(known)}")
+    if words and recipe and not plain_words:
+        plain_words = [argument for argument in overrides if exists(argument)][:1]
+        overrides = [argument for argument in overrides if argument not in plain_words]
     return CommandLine(typed(settings_class, texts), plain_words, overrides)
+
+
+def exists(path: str) -> bool:
+    """Whether a file or folder exists; not for a text that cannot be a path, such as one that is too long."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def typed(settings_class: type[Settings], texts: Mapping[str, str]) -> Settings:
@@ -124,12 +136,18 @@ def _value(name: str, text: str, kind: Any) -> Any:
 
 
 def parse_override(override: str) -> Override:
-    """A recipe's ``SETTING=VALUE`` as Hydra parses it, or SettingError."""
+    """A recipe's ``SETTING=VALUE`` as Hydra parses it, or SettingError.
+
+    >>> parse_override("output=runs/seed=1").value()
+    'runs/seed=1'
+    """
     name, _, text = override.partition("=")
-    with suppress(HydraException):
-        parsed = OverridesParser.create().parse_override(override)
-        if parsed.key_or_group:
-            return parsed
+    quoted = [f"{name}='{text}'"] if "=" in text and "'" not in text else []  # a folder such as seed=1
+    for attempt in (override, *quoted):
+        with suppress(HydraException):
+            parsed = OverridesParser.create().parse_override(attempt)
+            if parsed.key_or_group:
+                return parsed
     wish = "SETTING=VALUE (quote values with spaces or brackets)"
     raise SettingError(name or "command line", text if name and text else override, wish)
 

@@ -254,6 +254,7 @@ def _composed(parsed: Sequence[Override]) -> DictConfig:
     """The configuration of the recipe and experiment that the overrides name, without the other overrides."""
     single = [override for override in parsed if not override.is_sweep_override()]
     chosen = [override for override in single if override.key_or_group in ("recipe", "experiment")]
+    register_solvers()
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
         try:
             return compose("config", overrides=[str(override.input_line) for override in chosen])

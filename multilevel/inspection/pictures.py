@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from multilevel.recipes.data.pictures import to_colours, upright
 from multilevel.recipes.data.pixel_range import PixelRange
+from multilevel.recipes.data.raster import open_raster
 from multilevel.recipes.export import ExportedModel
 
 SIDE = 240  # pixels of the longer side
@@ -20,14 +21,14 @@ FOR_DEFECT, FOR_GOOD = (192, 57, 43), (31, 95, 153)
 
 def thumbnail(path: Path, channels: int, pixel_range: PixelRange | None = None) -> str:
     """The whole picture, at most 240 pixels long; for ``pixel_range`` see ``to_pixels``."""
-    with Image.open(path) as picture:
+    with open_raster(path, SIDE) as picture:
         shown = to_colours(upright(picture), channels, pixel_range)
         return _encoded(ImageOps.contain(shown, (SIDE, SIDE)) if max(shown.size) > SIDE else shown)
 
 
 def read_pixels(path: Path, model: ExportedModel) -> np.ndarray:
     """The pixels that the model reads, uint8 [C, H, W]; those of the worst tile, if it was trained on tiles."""
-    with Image.open(path) as picture:
+    with open_raster(path) as picture:
         return model.decisive(picture)
 
 

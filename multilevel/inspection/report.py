@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
@@ -21,7 +20,6 @@ from multilevel.inspection.verdict import explanation, money_verdict, notes, ton
 from multilevel.reports.formulas import cost_formulas
 from multilevel.reports.plain import plain
 from multilevel.reports.texts import Texts
-from multilevel.runs.folder import write_whole
 
 
 @dataclass(frozen=True)
@@ -34,19 +32,17 @@ class Names:
     settings: Sequence[str]
 
 
-def write_report(
-    path: Path,
+def report(
     findings: Findings,
     images: Inspected,
     pages: Sequence[Page],
     without_shares: str | None,
     names: Names,
     settings: InspectSettings,
-) -> None:
-    """Write the report and its numbers.
+) -> tuple[str, str]:
+    """The report as HTML, and its numbers as JSON.
 
     Args:
-        path: the .html file; the numbers are written next to it, as .json.
         findings: the numbers.
         images: the inspected images.
         pages: the pages of pictures.
@@ -80,8 +76,7 @@ def write_report(
             version=version("multilevel"),
         )
     )
-    write_whole(path.with_suffix(".json"), _numbers(findings, images, names, texts))
-    write_whole(path, page)
+    return page, _numbers(findings, images, names, texts)
 
 
 def _drawn(findings: Findings, images: Inspected, texts: Texts) -> list[Markup]:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from multilevel.problems import Callback, Engine, NotFiniteError, replicas
 from multilevel.problems.hypergradient_noise import Estimate, inner_products, noise_cosine
 from multilevel.problems.reference import agreement, largest_residual, reference_hypergradient
+from multilevel.runs.records import read_records
 from multilevel.solvers import SolveError
 from multilevel.solvers.vectors import Tensors, flatten
 
@@ -70,8 +71,7 @@ class Diagnosis(Callback):
 def last_noise(path: Path) -> dict[str, Any] | None:
     """The step of the last line of a diagnosis with ``noise``, and its value, low and high; None without such a
     line."""
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    measured = [record for record in map(json.loads, lines) if record.get("noise")]
+    measured = [record for record in read_records(path)[0] if record.get("noise")]
     return {"step": measured[-1]["step"], **measured[-1]["noise"]} if measured else None
 
 

@@ -13,7 +13,9 @@ from typing import Any, ClassVar
 from multilevel.problems import Engine, replicas
 from multilevel.runs.distributed import launched
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+#: SIGHUP comes when a terminal closes; nohup has it ignored.
+ENDING = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+SIGNALS = (*ENDING, signal.SIGINT)
 
 
 class Stopped(KeyboardInterrupt):
@@ -33,7 +35,8 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopOnSignal:
-    """While active, SIGTERM or SIGINT ends the run after the current step; a second one ends the process at once.
+    """While active, SIGTERM, SIGHUP or SIGINT ends the run after the current step; a second one ends the process at
+    once.
 
     Does nothing outside the main thread, where signals cannot be handled. A signal that the process ignores stays
     ignored.
@@ -78,22 +81,23 @@ class StopOnSignal:
 
 
 @contextlib.contextmanager
-def interrupting(number: int) -> Iterator[None]:
-    """Let a signal end the command as Ctrl-C does, so that temporary files and processes do not outlive it; the exit
-    status is 128 + the signal's number. Does nothing outside the main thread or where the signal is ignored."""
+def interrupting() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the command as Ctrl-C does, so that temporary files and processes do not outlive it;
+    the exit status is 128 + the signal's number. Does nothing outside the main thread, where a signal is ignored, or
+    under torchrun, whose ranks may wait for each other where no handler runs."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise Stopped(f"stopped by {signal.Signals(number).name}", 128 + number)
 
-    before = signal.getsignal(number)
-    if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
-        yield
-        return
-    signal.signal(number, interrupt)
+    main = threading.current_thread() is threading.main_thread() and not launched()
+    used = [number for number in ENDING if main and signal.getsignal(number) is signal.SIG_DFL]
+    for number in used:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(number, before)
+        for number in used:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def stop_once() -> None:

@@ -7,7 +7,7 @@ import re
 import resource
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -125,14 +125,20 @@ def summarize_level(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     cosines = [record["cosine"] for record in records if record["cosine"] is not None]
     return {
         "updates": len(records),
-        "first_loss": fmean(record["loss"] for record in records[:count]) if records else None,
-        "last_loss": fmean(record["loss"] for record in last) if records else None,
+        "first_loss": _mean(record["loss"] for record in records[:count]),
+        "last_loss": _mean(record["loss"] for record in last),
         "last_metrics": {
-            key: fmean(record["metrics"][key] for record in last) for key in (last[0]["metrics"] if last else ())
+            key: _mean(record["metrics"].get(key) for record in last) for key in (last[0]["metrics"] if last else ())
         },
         "median_cosine": median(cosines) if cosines else None,
         "solves": {level: summarize_solves(reports) for level, reports in solves.items()},
     }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """The mean of the numbers among values; None without any."""
+    numbers = [value for value in values if value is not None]
+    return fmean(numbers) if numbers else None
 
 
 def summarize_solves(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

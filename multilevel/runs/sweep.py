@@ -22,7 +22,7 @@ from multilevel.configuration.composition import (
     swept,
     users_files_read,
 )
-from multilevel.runs.folder import now
+from multilevel.runs.folder import now, reserve
 from multilevel.runs.stopping import Stopped
 from multilevel.solvers import MultilevelError, SettingError
 
@@ -45,7 +45,7 @@ def sweep(overrides: Sequence[str], train: Callable[[DictConfig, Path], None]) -
     """
     expanded = expand(overrides)
     folders = [override.partition("=")[2] for override in expanded if override.startswith("hydra.sweep.dir=")]
-    folder = folders[-1] if folders else f"runs/sweep-{now()}"
+    folder = folders[-1] if folders else str(reserve(Path(f"runs/sweep-{now()}")))
     if "${" in folder:
         raise SettingError("hydra.sweep.dir", folder, "a plain folder name, without an interpolation")
     if any(override.startswith(("output=", "resume=")) for override in expanded):

@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from multilevel.configuration.composition import build_recipe, changed
 from multilevel.loggers import Logger, new_loggers
 from multilevel.problems import CheckpointError, Checkpointing, DivergedError, Engine, load_checkpoint, replicas
-from multilevel.problems.checkpoint import newest_intact
+from multilevel.problems.checkpoint import checkpoints, newest_intact
 from multilevel.problems.errors import ReplicaError
 from multilevel.recipes.base import Recipe
 from multilevel.recipes.data.overview import overview
@@ -28,14 +29,16 @@ from multilevel.runs.curves import CurveLabels, draw_curves
 from multilevel.runs.diagnosis import Diagnosis, last_noise, noise_message
 from multilevel.runs.distributed import on_first_rank, print_once, restart
 from multilevel.runs.event_log import EventLog
-from multilevel.runs.folder import RunFolder, check_free, now, title
+from multilevel.runs.folder import RunFolder, check_free, now, reserve, title
+from multilevel.runs.lock import only_process
 from multilevel.runs.progress import Progress
 from multilevel.runs.stopping import StopOnSignal, Stopped
 from multilevel.runs.summary import Outcome, format_findings, peak_memory_mib, summarize_run
 from multilevel.solvers import MultilevelError
 
-#: Settings that a resumed run may change: where its images are, and whether they may have changed.
-MOVED = ("data.path", "data.unlabelled", "data.changed")
+#: Settings that a resumed run may change: where its images are, whether they may have changed, and whether checkpoints
+#: need digests.
+MOVED = ("data.path", "data.unlabelled", "data.changed", "checkpoint.verify")
 
 
 def is_of(path: Path, config: DictConfig) -> bool:
@@ -62,11 +65,12 @@ def train(config: DictConfig, output: Path) -> None:
     recipe = build_recipe(config)
     engine, loggers = new_engine(recipe), loggers_of(recipe, output, config)
     record = None if recipe.image_data is None else recipe.image_data.record().text()
-    folder = on_first_rank(lambda: RunFolder.create(output, config, record))
-    if recipe.image_data is not None:
-        print_once(*overview(recipe.image_data), *recipe.image_data.notes)
-    print_once(*recipe.notes, recipe.graph.describe())
-    finish(recipe, engine, folder, loggers, seconds=0.0)
+    with only_process("output", output):
+        folder = on_first_rank(lambda: RunFolder.create(output, config, record))
+        if recipe.image_data is not None:
+            print_once(*overview(recipe.image_data), *recipe.image_data.notes)
+        print_once(*recipe.notes, recipe.graph.describe())
+        finish(recipe, engine, folder, loggers, seconds=0.0)
 
 
 def resume(path: Path, overrides: Sequence[str] = ()) -> None:
@@ -78,20 +82,29 @@ def resume(path: Path, overrides: Sequence[str] = ()) -> None:
     """
     folder = RunFolder.open("resume", path)
     if (path / "summary.json").exists():
-        problem = json.loads((path / "summary.json").read_text())["evaluation_problem"] if restart() else None
+        problem = evaluation_problem(path / "summary.json") if restart() else None
         if problem is not None:  # it would only be repeated
             raise MultilevelError(problem)
         print_once(f"{path} has ended; its summary: {path / 'summary.json'}", file=sys.stdout)
         return
-    config = changed(folder.config_with_division(), overrides)
-    recipe = build_recipe(config)
-    engine, loggers = new_engine(recipe), loggers_of(recipe, path, config)
-    if not restart() or any(folder.checkpoint.glob("step-*")):
-        print_once(*load_checkpoint(engine, folder.checkpoint))
-    on_first_rank(lambda: folder.cut(engine.step))
-    records = folder.read_metrics()
-    print_once(f"{path}: resumed at step {engine.step}")
-    finish(recipe, engine, folder, loggers, seconds=records[-1]["seconds"] if records else 0.0)
+    with only_process("resume", path):
+        config = changed(folder.config_with_division(), overrides)
+        recipe = build_recipe(config)
+        engine, loggers = new_engine(recipe), loggers_of(recipe, path, config)
+        if not restart() or checkpoints(folder.checkpoint):
+            print_once(*load_checkpoint(engine, folder.checkpoint, recipe.settings.checkpoint.verify))
+        print_once(*on_first_rank(lambda: folder.cut(engine.step, recipe.graph.names)))
+        records = folder.read_metrics()
+        print_once(f"{path}: resumed at step {engine.step}")
+        finish(recipe, engine, folder, loggers, seconds=records[-1]["seconds"] if records else 0.0)
+
+
+def evaluation_problem(summary: Path) -> str | None:
+    """Why the evaluation of an ended run failed; None if it did not, or the summary is damaged."""
+    try:
+        return json.loads(summary.read_text())["evaluation_problem"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def new_engine(recipe: Recipe) -> Engine:
@@ -202,5 +215,12 @@ def _saved(folder: RunFolder) -> str:
 
 
 def output_folder(config: DictConfig) -> Path:
-    """The folder of a run."""
-    return Path(str(config.output or f"runs/{title(config)}-{now()}"))
+    """The folder of a run; without ``output`` a new one, which no other run takes."""
+    return Path(str(config.output)) if config.output else reserve(Path(f"runs/{title(config)}-{now()}"))
+
+
+def give_up(output: Path) -> None:
+    """Remove a folder of ``output_folder`` that has stayed empty, and ``runs`` with it."""
+    with suppress(OSError):
+        output.rmdir()
+        output.parent.rmdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from multilevel.recipes.data.tiles import Tiling
@@ -28,6 +30,7 @@ from multilevel.recipes.export.weights import (
     transformers_weights,
 )
 from multilevel.solvers import MultilevelError, SettingError
+from multilevel.solvers.files import is_running
 
 FORMATS = ("transformers", "onnx")
 PROCESSOR, WEIGHTS, CARD = "preprocessor_config.json", "model.safetensors", "README.md"
@@ -117,7 +120,7 @@ def write_export(
         save_file(dict(reference_tensors(trained)), folder / REFERENCE)
         if trained.masking is not None:
             save_masking(trained.masking, trained.mask_settings, folder / MASKING)
-        (folder / CARD).write_text(card(loss))
+        (folder / CARD).write_text(card(loss), encoding="utf-8", errors="backslashreplace")
         for name, contents in (records or {}).items():
             (folder / name).write_text(json.dumps(contents) + "\n")
         for path in folder.glob("*.safetensors"):
@@ -134,7 +137,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         return {}
-    contents = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{path.name} is nested too deeply") from error
     if not isinstance(contents, dict):
         raise ValueError(f"{path.name} is not a JSON object")
     return contents
@@ -143,13 +149,18 @@ def read_json(path: Path) -> dict[str, Any]:
 @contextmanager
 def _whole_folder(output: Path) -> Iterator[Path]:
     """A folder to write into, which takes the name ``output`` once the block has ended well."""
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    start = f".{output.name[-200:]}."
+    for path in output.parent.glob(f"{glob.escape(start)}*.partial"):
+        if not is_running(path.name.removeprefix(start).removesuffix(".partial")):  # it was killed while exporting
+            shutil.rmtree(path, ignore_errors=True)
+    partial = output.with_name(f"{start}{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
         yield partial
         os.rename(partial, output)
     except OSError as error:
         raise SettingError("output", str(output), f"a writable folder ({error.strerror})") from error
+    except SafetensorError as error:
+        raise SettingError("output", str(output), f"a writable folder ({error})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cycler import cycler
 from matplotlib import rc_context
@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from multilevel.recipes.pictures.fonts import FONT, make_legible
+from multilevel.solvers.files import write_whole
 
 #: Colours that people with any colour vision can tell apart: of Okabe and Ito (2008) without yellow, and two of Tol's.
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -66,12 +67,13 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG, in which every character can be read: see ``make_legible``."""
+def save_figure(figure: Figure, target: Path | BinaryIO) -> None:
+    """Write a PNG into a file, completely or not at all, or into an open one; every character in it can be read: see
+    ``make_legible``."""
     make_legible(figure)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(partial, format="png", dpi=PIXELS_PER_INCH)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=PIXELS_PER_INCH)
+    if isinstance(target, Path):
+        write_whole(target, picture.getvalue())
+    else:
+        target.write(picture.getvalue())

@@ -261,7 +261,7 @@ def test_no_image_is_overwritten(run, pictures, tmp_path, capsys):
         ("predict", "images/000.png"),
     ):
         assert main([command, str(run / "export"), str(tmp_path / "images"), f"output={tmp_path / output}"]) == 2
-        assert "one of the images, would be overwritten" in capsys.readouterr().err
+        assert "one of the inputs, would be overwritten" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in (tmp_path / "images").iterdir()} == before
 
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from multilevel.recipes.data.images import Source, SourceSplits
+from multilevel.recipes.data.raster import open_raster
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.recipes.data.sources.listing import (
     SUFFIXES,
@@ -61,7 +62,7 @@ class FolderSource(Source):
         self.nested = self._nested()
 
     def open(self, row: int) -> Image.Image:
-        return Image.open(self.files[row])
+        return open_raster(self.files[row])
 
     def describe_row(self, row: int) -> str:
         return str(self.files[row])
@@ -105,7 +106,7 @@ class FolderSource(Source):
 
     def open_mask(self, row: int) -> Image.Image | None:
         mask = self.masks.get(self.files[row])
-        return None if mask is None else Image.open(mask)
+        return None if mask is None else open_raster(mask)
 
     def describe_mask(self, row: int) -> str:
         return str(self.masks[self.files[row]])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from multilevel.recipes.data import columns
 from multilevel.recipes.data.images import Source, SourceSplits
+from multilevel.recipes.data.raster import open_raster, readable_formats
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.recipes.data.sources.loading import load_parquet, load_tables, parquet_files, test_files
 from multilevel.recipes.data.targets.base import Labels, Targets
@@ -87,8 +88,8 @@ def open_cell(cell: Any) -> Image.Image | None:
     if cell is None:
         return None
     if not isinstance(cell, bytes):
-        return Image.open(cell)
-    formats = next((formats for start, formats in _FORMATS.items() if cell.startswith(start)), None)
+        return open_raster(Path(cell))
+    formats = next((formats for start, formats in _FORMATS.items() if cell.startswith(start)), readable_formats())
     return Image.open(io.BytesIO(cell), formats=formats)
 
 
