@@ -34,8 +34,9 @@ from pathlib import Path
 from multilevel.configuration.command_line import read
 from multilevel.configuration.composition import compose_config
 from multilevel.runs.distributed import launched, on_first_rank, process_group, restart, restarts
+from multilevel.runs.folder import remove_empty
 from multilevel.runs.sweep import sweep
-from multilevel.runs.training import MOVED, give_up, is_of, output_folder, resume, train
+from multilevel.runs.training import MOVED, is_of, output_folder, resume, train
 from multilevel.solvers import SettingError
 
 
@@ -79,10 +80,9 @@ def run_or_resume(arguments: Sequence[str]) -> None:
             output = on_first_rank(lambda: output_folder(config))
             try:
                 train(config, output)
-            except BaseException:
+            finally:
                 if not config.output:
-                    give_up(output)
-                raise
+                    remove_empty(output)
     else:
         unusable = [override for override in line.overrides if override.partition("=")[0] not in MOVED]
         if unusable:

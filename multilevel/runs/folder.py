@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,13 @@ def reserve(path: Path) -> Path:
         except OSError as error:
             raise SettingError("output", str(path), f"a writable folder ({error.strerror})") from error
     raise AssertionError
+
+
+def remove_empty(path: Path) -> None:
+    """Remove a folder of ``reserve`` that has stayed empty, and then its parent if that is empty, too."""
+    with suppress(OSError):
+        path.rmdir()
+        path.parent.rmdir()
 
 
 def title(config: DictConfig) -> str:

@@ -22,7 +22,7 @@ from multilevel.configuration.composition import (
     swept,
     users_files_read,
 )
-from multilevel.runs.folder import now, reserve
+from multilevel.runs.folder import now, remove_empty, reserve
 from multilevel.runs.stopping import Stopped
 from multilevel.solvers import MultilevelError, SettingError
 
@@ -45,11 +45,11 @@ def sweep(overrides: Sequence[str], train: Callable[[DictConfig, Path], None]) -
     """
     expanded = expand(overrides)
     folders = [override.partition("=")[2] for override in expanded if override.startswith("hydra.sweep.dir=")]
-    folder = folders[-1] if folders else str(reserve(Path(f"runs/sweep-{now()}")))
-    if "${" in folder:
-        raise SettingError("hydra.sweep.dir", folder, "a plain folder name, without an interpolation")
+    if folders and "${" in folders[-1]:
+        raise SettingError("hydra.sweep.dir", folders[-1], "a plain folder name, without an interpolation")
     if any(override.startswith(("output=", "resume=")) for override in expanded):
         raise SettingError("output", "a value with --multirun", "hydra.sweep.dir=FOLDER instead")
+    folder = folders[-1] if folders else str(reserve(Path(f"runs/sweep-{now()}")))
 
     @hydra.main(config_path=f"pkg://{CONFIG_MODULE}", config_name="config", version_base="1.3")
     def job(config: DictConfig) -> float:
@@ -78,6 +78,8 @@ def sweep(overrides: Sequence[str], train: Callable[[DictConfig, Path], None]) -
         failed = failures(Path(folder))
         earlier = f"; {len(failed)} before it failed, the first with {failed[0]}" if failed else ""
         raise Stopped(f"{stop}{earlier}", stop.status) from stop
+    finally:
+        remove_empty(Path(folder))
     if (Path(folder) / BEST).exists():
         print((Path(folder) / BEST).read_text().strip())
     failed = failures(Path(folder))

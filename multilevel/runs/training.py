@@ -7,7 +7,6 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -217,10 +216,3 @@ def _saved(folder: RunFolder) -> str:
 def output_folder(config: DictConfig) -> Path:
     """The folder of a run; without ``output`` a new one, which no other run takes."""
     return Path(str(config.output)) if config.output else reserve(Path(f"runs/{title(config)}-{now()}"))
-
-
-def give_up(output: Path) -> None:
-    """Remove a folder of ``output_folder`` that has stayed empty, and ``runs`` with it."""
-    with suppress(OSError):
-        output.rmdir()
-        output.parent.rmdir()
