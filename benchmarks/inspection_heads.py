@@ -97,7 +97,6 @@ def predictions(run: Path) -> tuple[dict[str, Predictions], dict[str, Any]]:
     """The predictions of every arm, and the head that the default export takes."""
     folder = RunFolder(run)
     config = folder.config_with_division()
-    config.evaluation.references = "supervised"
     recipe: Any = build_recipe(config)
     take_weights(recipe.graph, newest_intact(folder.checkpoint, [])[0])
     data = recipe.data
@@ -113,7 +112,7 @@ def predictions(run: Path) -> tuple[dict[str, Predictions], dict[str, Any]]:
     best = max(scores, key=lambda name: scores[name])
     arms[DEFAULT] = arms[best]
     heads = Heads(recipe, recipe.trained_model())
-    for candidate in recipe.candidates():
+    for candidate in recipe.candidates("supervised"):
         if candidate.name in PROBED:
             arms[candidate.name] = probed(recipe, heads, candidate.features)
         elif candidate.own is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 from torch.optim import Optimizer
@@ -42,8 +42,9 @@ class EncoderRecipe(Recipe):
         """
 
     @abstractmethod
-    def candidates(self) -> list[Candidate]:
-        """The encoders to evaluate, the trained one first, then the references set in ``settings.evaluation``."""
+    def candidates(self, references: Any) -> list[Candidate]:
+        """The encoders to evaluate, the trained one first, then the references; ``references`` is one of the values of
+        ``evaluation.references``."""
 
     @abstractmethod
     def setup(self) -> Setup:

@@ -241,16 +241,17 @@ class GuidedMae(EncoderRecipe):
     def evaluate(self) -> list[Score] | None:
         if self.task is None:
             return None
-        return evaluate_features(self.candidates(), self.setup(), self.settings.evaluation)
+        settings = self.settings.evaluation
+        return evaluate_features(self.candidates(settings.references), self.setup(), settings)
 
-    def candidates(self) -> list[Candidate]:
+    def candidates(self, references: Any) -> list[Candidate]:
         settings, trained = self.settings, self.modules["pretrain"]
         candidates = [Candidate("trained encoder", trained.features, trained)]
-        if settings.evaluation.references:
+        if references:
             untrained = self._new_modules()["pretrain"]
             name = "untrained encoder" if self.initial is None else self.initial.reference
             candidates += [Candidate(name, untrained.features, untrained), Candidate("raw pixels", raw_pixels)]
-        if settings.evaluation.references == "supervised":
+        if references == "supervised":
             scratch = self._new_modules(scratch=True)["pretrain"]
             candidates.append(supervised_candidate(scratch, self.encoder_passes, settings.model.learning_rate))
         return candidates

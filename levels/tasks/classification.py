@@ -122,6 +122,22 @@ def classification_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, 
     return {name: float(value) for name, value in metrics.items()}
 
 
+def majority_metrics(known: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, float]:
+    """The metrics of equal scores for all images, the highest for the class that is most frequent among known labels.
+
+    Args:
+        known: int64 [M].
+        labels: int64 [N], of the scored images.
+        classes: number of classes.
+
+    >>> majority_metrics(np.array([0, 1, 1]), np.array([0, 0, 0, 1]), classes=2)["accuracy"]
+    0.25
+    """
+    scores = np.zeros((len(labels), classes))
+    scores[:, np.bincount(known).argmax()] = 1
+    return classification_metrics(labels, scores)
+
+
 def _notes(data: TaskData, loss: str, metric: str | None, taken: str, headline: str) -> tuple[str, ...]:
     """A line that says what auto has taken, unless it is plain cross-entropy and accuracy."""
     settings = [f"task.loss={taken}"] if loss == AUTO and taken != "cross_entropy" else []

@@ -15,8 +15,7 @@ from multilevel.commands.labelled_images import labelled_images
 from multilevel.commands.outputs import Outputs
 from multilevel.commands.predict import report_unreadable
 from multilevel.configuration.command_line import read
-from multilevel.inspection.results import Proportion
-from multilevel.levels.tasks.classification import classification_metrics
+from multilevel.levels.tasks.classification import classification_metrics, majority_metrics
 from multilevel.recipes.data.sources.split_folders import test_folder
 from multilevel.recipes.evaluation import metric_title
 from multilevel.recipes.evaluation.remarks import few_images
@@ -25,10 +24,13 @@ from multilevel.recipes.export.exported import probabilities
 from multilevel.recipes.export.folder import EVALUATION, INSPECTION, PROCESSOR, read_json
 from multilevel.recipes.export.operating_point import defect_probability
 from multilevel.recipes.settings import chosen_device
+from multilevel.reports.proportions import Proportion
+from multilevel.reports.texts import Texts
 from multilevel.solvers import MultilevelError, SettingError
 from multilevel.solvers.ranges import Count, require
 
 MAJORITY = "majority class"
+ENGLISH = Texts("en")
 
 
 @dataclass
@@ -124,9 +126,8 @@ class Report:
         """Metrics by name, of the export and, if the export knows it, of its most frequent training class."""
         rows = {"this export": classification_metrics(self.labels, self.probabilities)}
         if self.inspection.get("labels"):
-            constant = np.zeros_like(self.probabilities)
-            constant[:, np.bincount(self.inspection["labels"]).argmax()] = 1
-            rows[MAJORITY] = classification_metrics(self.labels, constant)
+            known = np.array(self.inspection["labels"])
+            rows[MAJORITY] = majority_metrics(known, self.labels, self.probabilities.shape[1])
         return rows
 
     @property
@@ -171,19 +172,12 @@ class Report:
         for metric, title in zip(rows["this export"], titles, strict=True):
             cells = "".join(f"  {100 * row[metric]:>{len(name) - 1}.1f}%" for name, row in rows.items())
             lines.append(title.ljust(width) + cells)
-        lines += [f"recall of {name}: {_share(share)}" for name, share in self.recalls.items()]
+        lines += [f"recall of {name}: {ENGLISH.proportion(share)}" for name, share in self.recalls.items()]
         if self.model.operating_point is not None:
             lines.append(self.model.operating_point.describe())
-            lines += [f"{name}: {_share(share)}" for name, share in self.errors.items()]
+            lines += [f"{name}: {ENGLISH.proportion(share)}" for name, share in self.errors.items()]
         remark = few_images(dict(zip(self.model.class_names, counts, strict=True)), "labelled")
         return "\n".join([*lines, remark] if remark else lines)
-
-
-def _share(share: Proportion) -> str:
-    if share.share is None:
-        return "no such images"
-    interval = f"95% interval {100 * share.low:.1f}% to {100 * share.high:.1f}%"
-    return f"{100 * share.share:.1f}% ({share.count} of {share.total}; {interval})"
 
 
 def _references(stored: dict[str, Any]) -> str:

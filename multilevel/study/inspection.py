@@ -40,7 +40,7 @@ def write_scores(run: Path, study: Study) -> None:
     setup = recipe.setup()
     scores = {
         candidate.name: _scores(predict(candidate, setup, settings, protocol, study.labels[-1]), good)
-        for candidate in recipe.candidates()
+        for candidate in recipe.candidates(settings.references)
         if candidate.own is None
     }
     folder.write_json(FILE, scores)

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from multilevel.levels.masks import POLICIES
-from multilevel.reports.costs import PARTS, CostRow, Counts, MoneySettings, Way, cost_row, count_parts
+from multilevel.reports.costs import PARTS, CostRow, Counts, MoneySettings, Way, cost_table, count_parts
 from multilevel.reports.proportions import Proportion, Rate
 from multilevel.study.statistics import Interval, summarize_seeds
 
@@ -84,20 +84,28 @@ def study_money(result: Mapping[str, Any], settings: MoneySettings) -> StudyMone
         return None
     defects, good_images = errors[0]["defects"], errors[0]["good"]
     rate = settings.defect_rate or defects / (defects + good_images)
-    names = dict.fromkeys(error["way"] for error in errors)
-    ways = []
-    for name in names:
-        own = [error for error in errors if error["way"] == name]
-        recall = over_seeds([Proportion.of(error["detected"], error["defects"]) for error in own])
-        false_alarms = over_seeds([Proportion.of(error["stopped"], error["good"]) for error in own])
-        way = Way(name, recall, false_alarms, *_training(result, name, own))
-        costs = cost_row(way, settings.cost, rate, settings.parts_per_day) if settings.cost.known else None
-        ways.append(WayOfTraining(way, own[0]["reference"], len(own), count_parts(way, rate), costs))
+    by_name: dict[str, list[Any]] = {}
+    for error in errors:
+        by_name.setdefault(error["way"], []).append(error)
+    ways = {name: _way(result, name, own) for name, own in by_name.items()}
+    costs: dict[str, CostRow | None] = dict.fromkeys(ways)
     if settings.cost.known:
-        ways.sort(key=lambda way: -way.costs.saving.value if way.costs else 0.0)
-    extra = _extra(result, {way.way.name: way.way for way in ways}, settings, rate) if settings.cost.known else None
+        table = cost_table(list(ways.values()), settings.cost, rate, settings.parts_per_day)
+        costs = {row.name: row for row in table}  # in another order
+    trained = [
+        WayOfTraining(ways[name], by_name[name][0]["reference"], len(by_name[name]), count_parts(ways[name], rate), row)
+        for name, row in costs.items()
+    ]
+    extra = _extra(result, ways, settings, rate) if settings.cost.known else None
     good = str(result["study"]["good"])
-    return StudyMoney(good, rate, settings.defect_rate is None, defects, good_images, ways, extra)
+    return StudyMoney(good, rate, settings.defect_rate is None, defects, good_images, trained, extra)
+
+
+def _way(result: Mapping[str, Any], name: str, errors: Sequence[Mapping[str, Any]]) -> Way:
+    """A way of training with its errors over seeds."""
+    recall = over_seeds([Proportion.of(error["detected"], error["defects"]) for error in errors])
+    false_alarms = over_seeds([Proportion.of(error["stopped"], error["good"]) for error in errors])
+    return Way(name, recall, false_alarms, *_training(result, name, errors))
 
 
 def over_seeds(proportions: Sequence[Proportion]) -> Rate:

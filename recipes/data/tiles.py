@@ -169,6 +169,10 @@ class Pictures:
         order = np.lexsort((scores[:, self.good], self.numbers))
         return order[np.unique(self.numbers[order], return_index=True)[1]]
 
+    def predictions(self, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Labels int64 ``[P]`` of the pictures, and their probabilities ``[P, classes]`` from those of the images."""
+        return self.labels, probabilities[self.worst(probabilities)]
+
     def join(self, features: np.ndarray, logits: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
         """Features ``[N, width]`` and logits ``[N, classes]`` of images to those of pictures, ``[P, ...]``.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 from tqdm import tqdm
 
-from multilevel.levels.tasks.classification import classification_metrics
+from multilevel.levels.tasks.classification import majority_metrics
 from multilevel.problems import replicas
 from multilevel.recipes.data import ImageData, Split
 from multilevel.recipes.data.strata import limit_rows, random_for
@@ -71,7 +71,9 @@ def evaluate_features(candidates: Sequence[Candidate], setup: Setup, settings: E
     for amount, part in fitted.items():
         for name, protocol in protocols.items():
             if protocol.needs_classes or setup.task.soft_targets:
-                metrics = shown_first(_majority_metrics(part, scored, len(setup.data.class_names)), metric)
+                metrics = shown_first(
+                    majority_metrics(part.pictures.labels, scored.pictures.labels, len(setup.data.class_names)), metric
+                )
                 scores.append(Score("majority class", name, amount, metrics, len(part)))
     return scores
 
@@ -188,10 +190,3 @@ def _chosen(
     """The features of the images of some pictures of the pool, and of the scored images."""
     positions = pool.pictures.positions(chosen.numpy())
     return lambda: (frozen()[0][positions], frozen()[1])
-
-
-def _majority_metrics(fitted: Split, scored: Split, classes: int) -> dict[str, float]:
-    """The metrics of equal scores for all images, the highest for the most frequent class."""
-    scores = np.zeros((len(scored.pictures), classes))
-    scores[:, np.bincount(fitted.pictures.labels).argmax()] = 1
-    return classification_metrics(scored.pictures.labels, scores)

@@ -10,6 +10,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 #: The positions of the images to fit to and of the images held out: int64 [F] and int64 [H].
 Fold = tuple[np.ndarray, np.ndarray]
+FEW_FOLDS = 3  # for predictions by which heads and thresholds are chosen: some heads are slow to fit
 
 
 def grouped_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> list[Fold]:
@@ -43,6 +44,11 @@ def grouped_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int)
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         divided = list(kind(folds, shuffle=True, random_state=seed).split(labels, labels, None if alone else groups))
     return [fold for fold in divided if len(fold[0]) and len(fold[1])]
+
+
+def classifiable_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> list[Fold]:
+    """The folds of ``grouped_folds`` with at least two classes to fit to."""
+    return [fold for fold in grouped_folds(labels, groups, folds, seed) if len(np.unique(labels[fold[0]])) > 1]
 
 
 def out_of_fold(

@@ -15,12 +15,10 @@ from multilevel.recipes.evaluation.evaluate import (
     picture_labels,
     scored_part,
 )
-from multilevel.recipes.evaluation.folds import grouped_folds, out_of_fold
+from multilevel.recipes.evaluation.folds import FEW_FOLDS, classifiable_folds, out_of_fold
 from multilevel.recipes.evaluation.labels import Amount, draw_labels
 from multilevel.recipes.evaluation.protocols import Candidate, EvaluationProtocol, Setup, Trial
 from multilevel.recipes.evaluation.settings import EvaluationSettings
-
-FOLDS = 3  # as for the choice of the exported head
 
 
 @dataclass(frozen=True)
@@ -78,20 +76,16 @@ def predict(
             settings.neighbours, settings.batch_size, settings.seed,
         )  # fmt: skip
 
-    def of_pictures_of(part: Split, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return part.pictures.labels, predicted[part.pictures.worst(predicted)]
-
     whole = trial(np.arange(len(fitted)), scored, scored_features)
     settled = protocol.settled(whole)  # other choices in the folds would give probabilities of other scales
-    folds = grouped_folds(classes, fitted.groups.numpy(), FOLDS, settings.seed)
-    folds = [fold for fold in folds if len(np.unique(classes[fold[0]])) > 1]
-    held = np.arange(0), np.zeros((0, len(data.class_names)))
+    folds = classifiable_folds(classes, fitted.groups.numpy(), FEW_FOLDS, settings.seed)
+    held_out = np.arange(0), np.zeros((0, len(data.class_names)))
     if folds:
         positions, predicted = out_of_fold(
             lambda fit, held: settled.predict(trial(fit, _subset(fitted, held), features[held])), folds
         )
-        held = of_pictures_of(_subset(fitted, positions), predicted)
-    return Predictions(*held, *of_pictures_of(scored, settled.predict(whole)), len(fitted.pictures))
+        held_out = _subset(fitted, positions).pictures.predictions(predicted)
+    return Predictions(*held_out, *scored.pictures.predictions(settled.predict(whole)), len(fitted.pictures))
 
 
 def _subset(part: Split, positions: np.ndarray) -> Split:

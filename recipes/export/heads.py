@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from multilevel.levels import MaskedAutoencoder
-from multilevel.levels.tasks.classification import ClassificationTask, classification_metrics
+from multilevel.levels.tasks.classification import ClassificationTask, classification_metrics, majority_metrics
 from multilevel.problems.evaluation.randomness import RandomState
 from multilevel.recipes.data import Split
 from multilevel.recipes.encoder import EncoderRecipe
-from multilevel.recipes.evaluation import grouped_folds, metric_title, out_of_fold
+from multilevel.recipes.evaluation import metric_title, out_of_fold
 from multilevel.recipes.evaluation.evaluate import extract_features
 from multilevel.recipes.evaluation.fitting import scored_outputs
-from multilevel.recipes.evaluation.folds import Fold
+from multilevel.recipes.evaluation.folds import FEW_FOLDS, Fold, classifiable_folds
 from multilevel.recipes.evaluation.protocols import Candidate, Trial
 from multilevel.recipes.evaluation.protocols.base import class_probabilities, picture_metrics
 from multilevel.recipes.evaluation.protocols.linear_probe import fit_linear_probe
@@ -30,7 +30,6 @@ from multilevel.solvers import DataError
 
 AUTO, OWN, LINEAR_PROBE, FINETUNE = "auto", "own", "linear_probe", "finetune"
 HEADS = (OWN, LINEAR_PROBE, FINETUNE)
-FOLDS = 3  # finetuning is fitted once more than there are folds
 MOST_TO_FINETUNE = 5000  # labelled images, up to which auto also tries finetuning
 DIGITS = 9  # of stored probabilities, by which thresholds are chosen
 IMPOSSIBLE = -1e4  # logit of a class without an image to fit to
@@ -62,9 +61,7 @@ class HeadChoice:
         """A line about the choice, which says so if the head is no better than the majority class."""
         tried = ", ".join(f"{head} {100 * score:.1f}%" for head, score in self.scores.items())
         line = f"head={self.head}: {metric_title(self.metric)} on {self.held_out}: {tried}"
-        majority = np.zeros_like(self.probabilities)
-        majority[:, np.bincount(self.labels).argmax()] = 1
-        reached = classification_metrics(self.labels, majority)[self.metric]
+        reached = majority_metrics(self.labels, self.labels, self.probabilities.shape[1])[self.metric]
         if self.scores[self.head] > reached:
             return line
         return f"{line}. This is not better than always predicting the most frequent class ({100 * reached:.1f}%)"
@@ -151,8 +148,7 @@ class Heads:
         self.folds: Sequence[Fold] = [(self.training, np.arange(count, count + held))]
         if not held:
             groups = data.train.groups.numpy()
-            folds = grouped_folds(self.labels, groups, FOLDS, self.evaluation.seed)
-            self.folds = [fold for fold in folds if len(np.unique(self.labels[fold[0]])) > 1]
+            self.folds = classifiable_folds(self.labels, groups, FEW_FOLDS, self.evaluation.seed)
         if not self.folds:
             raise DataError(
                 f"{count} labelled training images are too few to hold any out and choose a head by them; expected more"
@@ -166,8 +162,7 @@ class Heads:
         self, fit_predict: Callable[[np.ndarray, np.ndarray], np.ndarray], folds: Sequence[Fold] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         positions, predicted = out_of_fold(fit_predict, folds or self.folds)
-        pictures = self._part(positions).pictures
-        return pictures.labels, predicted[pictures.worst(predicted)]
+        return self._part(positions).pictures.predictions(predicted)
 
     def comparable(self, head: str) -> tuple[np.ndarray, np.ndarray] | None:
         """Labels and probabilities of held-out pictures by which thresholds for the deployed head can be chosen.

@@ -8,6 +8,7 @@ from typing import Any
 
 from multilevel.recipes.encoder import EncoderRecipe
 from multilevel.recipes.evaluation import metric_title
+from multilevel.recipes.evaluation.evaluate import evaluate_features
 from multilevel.recipes.evaluation.scores import PHRASES
 from multilevel.recipes.export.heads import MOST_TO_FINETUNE
 
@@ -65,13 +66,9 @@ def score_references(recipe: EncoderRecipe, kind: Any, metric: str, model: float
     settings: Any = recipe.settings
     few = len(recipe.setup().data.train) <= MOST_TO_FINETUNE
     chosen = kind if kind is not None else "supervised" if few else True
-    before = settings.evaluation
-    settings.evaluation = replace(
-        before, protocols=[PROTOCOL], labels=[1.0], split="test", metric=metric, references=chosen
+    evaluation = replace(
+        settings.evaluation, protocols=[PROTOCOL], labels=[1.0], labels_per_class=None, split="test", metric=metric
     )
-    try:
-        rows = recipe.evaluate() or []
-    finally:
-        settings.evaluation = before
-    own = rows[0].encoder
-    return References(metric, model, {row.encoder: row.metrics[metric] for row in rows if row.encoder != own})
+    _, *references = recipe.candidates(chosen)
+    rows = evaluate_features(references, recipe.setup(), evaluation)
+    return References(metric, model, {row.encoder: row.metrics[metric] for row in rows})

@@ -142,8 +142,7 @@ def picture_metrics(part: Split, probabilities: np.ndarray) -> dict[str, float]:
         part: N images.
         probabilities: float [N, classes].
     """
-    pictures = part.pictures
-    return classification_metrics(pictures.labels, probabilities[pictures.worst(probabilities)])
+    return classification_metrics(*part.pictures.predictions(probabilities))
 
 
 def class_probabilities(classifier: Any, features: np.ndarray, classes: int) -> np.ndarray:

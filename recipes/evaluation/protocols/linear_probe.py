@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from multilevel.levels.tasks.classification import CLASSIFICATION_METRICS, classification_metrics, unbalanced
 from multilevel.recipes.data.tiles import Pictures
-from multilevel.recipes.evaluation.folds import Fold, grouped_folds, out_of_fold
+from multilevel.recipes.evaluation.folds import classifiable_folds, out_of_fold
 from multilevel.recipes.evaluation.protocols.base import EvaluationProtocol, Trial, class_probabilities
 from multilevel.solvers.ranges import PositiveNumber
 
@@ -146,20 +146,14 @@ def choose_strength(
 
     totals = np.zeros(len(STRENGTHS))
     for repeat in range(repeats):
-        folds = _usable(grouped_folds(labels, groups, FOLDS, seed + repeat), labels)
+        folds = classifiable_folds(labels, groups, FOLDS, seed + repeat)
         if not folds:
             return DEFAULT_STRENGTH
         held, probabilities = out_of_fold(path, folds if len(pictures) < FEW else folds[:1])
         scored_pictures = pictures[held]
         for index, tried in enumerate(probabilities.swapaxes(0, 1)):
-            metrics = classification_metrics(scored_pictures.labels, tried[scored_pictures.worst(tried)])
-            totals[index] += metrics.get(metric, 0.0)
+            totals[index] += classification_metrics(*scored_pictures.predictions(tried)).get(metric, 0.0)
     return STRENGTHS[int(totals.argmax())]  # argmax takes the first of equals
-
-
-def _usable(folds: list[Fold], labels: np.ndarray) -> list[Fold]:
-    """The folds with at least two classes to fit to."""
-    return [fold for fold in folds if len(np.unique(labels[fold[0]])) > 1]
 
 
 def _new_probe(labels: np.ndarray, metric: str) -> LogisticRegression:

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from multilevel.recipes.evaluation import Candidate, EvaluationSettings, evaluate_features, grouped_folds, raw_pixels
+from multilevel.recipes.evaluation.folds import FEW_FOLDS
 from multilevel.recipes.evaluation.labels import draw_labels
-from multilevel.recipes.evaluation.predictions import FOLDS, predict
+from multilevel.recipes.evaluation.predictions import predict
 from multilevel.recipes.evaluation.protocols.knn import nearest_neighbours
 
 SETTINGS = EvaluationSettings(protocols=["linear_probe", "knn"], max_images=150)
@@ -30,6 +31,6 @@ def test_each_training_image_is_predicted_by_the_other_folds(digits, setup):
     labels, groups = digits.train.labels[drawn].numpy(), digits.train.groups[drawn].numpy()
     pixels = raw_pixels(digits.normalize(digits.train.pixels(drawn))).numpy()
     assert predictions.fitted_labels.tolist() == labels.tolist()
-    for fit, held in grouped_folds(labels, groups, FOLDS, settings.seed):
+    for fit, held in grouped_folds(labels, groups, FEW_FOLDS, settings.seed):
         expected = nearest_neighbours(pixels[fit], labels[fit], pixels[held], 3, 10)
         np.testing.assert_allclose(predictions.fitted[held], expected, atol=1e-6)

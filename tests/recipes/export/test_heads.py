@@ -1,5 +1,7 @@
 """The head of an export: chosen on images that it was not fitted to, and deployed as it was chosen."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from multilevel.configuration.composition import build_recipe, compose_config
 from multilevel.problems import Engine
 from multilevel.recipes.export.heads import HEADS, Heads, choose_head, linear_layer, score_on_test_images
 from multilevel.recipes.export.operating_point import choose_operating_point
+from multilevel.recipes.export.references import score_references
 
 TINY = [
     "model.width=16", "model.heads=2", "model.depth=1", "model.decoder_width=8", "model.decoder_heads=2",
@@ -157,3 +160,14 @@ def stopped_shares(choice, data, point):
     stops = 1 - probabilities[:, 0] >= point.threshold
     other = data.test.labels != 0
     return float(stops[other].double().mean()), float(stops[~other].double().mean())
+
+
+def test_references_are_fitted_to_all_labels_whatever_the_evaluation_of_the_run(recipe):
+    expected = score_references(recipe, True, "accuracy", 0.5).scores
+    assert set(expected) == {"untrained encoder", "raw pixels", "majority class"}
+    before = recipe.settings.evaluation
+    recipe.settings.evaluation = replace(before, labels=[0.1], labels_per_class=[2], references=False)
+    try:
+        assert score_references(recipe, True, "accuracy", 0.5).scores == expected
+    finally:
+        recipe.settings.evaluation = before
