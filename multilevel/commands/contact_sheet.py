@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 
 from multilevel.recipes.data.pictures import to_colours, upright
-from multilevel.recipes.data.raster import open_raster
+from multilevel.recipes.export import ExportedModel
 from multilevel.recipes.pictures.figures import new_figure, save_figure, styled
 from multilevel.solvers.files import shown
 
@@ -19,12 +19,13 @@ WRAPPED = 30  # letters in a line
 
 
 @styled
-def draw_contact_sheet(target: Path | BinaryIO, pictures: Sequence[tuple[Path, str]]) -> None:
+def draw_contact_sheet(target: Path | BinaryIO, pictures: Sequence[tuple[Path, str]], model: ExportedModel) -> None:
     """Draw the first hundred pictures, numbered, each with the name of its file and folder and a text.
 
     Args:
         target: the PNG to write.
         pictures: readable images, each with a text.
+        model: the export that reads them.
     """
     drawn = pictures[:LARGEST]
     rows = -(-len(drawn) // COLUMNS)
@@ -33,7 +34,7 @@ def draw_contact_sheet(target: Path | BinaryIO, pictures: Sequence[tuple[Path, s
     for axis in axes[len(drawn) :]:
         axis.set_axis_off()
     for number, (axis, (file, text)) in enumerate(zip(axes, drawn, strict=False), start=1):
-        axis.imshow(thumbnail(file))
+        axis.imshow(thumbnail(file, model))
         name = shown("/".join(file.parts[-2:]))  # files of several folders may have one name
         axis.set_title(textwrap.fill(f"{number}. {name}", WRAPPED), fontsize=7)
         axis.set_xlabel(textwrap.fill(text, WRAPPED), fontsize=7)
@@ -41,9 +42,9 @@ def draw_contact_sheet(target: Path | BinaryIO, pictures: Sequence[tuple[Path, s
     save_figure(figure, target)
 
 
-def thumbnail(file: Path) -> np.ndarray:
+def thumbnail(file: Path, model: ExportedModel) -> np.ndarray:
     """The whole picture, small: uint8 [H, W, 3]."""
-    with open_raster(file, SIDE) as picture:
-        small = to_colours(upright(picture), 3)
+    with model.open(file, SIDE) as picture:
+        small = to_colours(upright(picture), 3, model.pixel_range)
         small.thumbnail((SIDE, SIDE))
         return np.asarray(small)

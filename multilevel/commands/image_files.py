@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from multilevel.configuration.command_line import read
 from multilevel.recipes.data.images import worker_count
-from multilevel.recipes.data.raster import open_raster
+from multilevel.recipes.data.raster import bounded
 from multilevel.recipes.data.sources.listing import images_below
 from multilevel.recipes.export import ExportedModel
 from multilevel.recipes.export.optics import Optics
@@ -150,7 +150,7 @@ def find_images(places: Sequence[str]) -> list[Path]:
 def _read(file: Path, model: ExportedModel, optics: bool) -> tuple[np.ndarray, Optics | None] | str:
     """Pixels uint8 [T, C, H, W] and, on request, optics, or the reason why they cannot be read."""
     try:
-        with open_raster(file) as picture:
+        with bounded(model.open(file)) as picture:
             pixels = model.pixels(picture)
             return pixels, Optics.of(picture, model.pixel_range) if optics else None
     except Exception as error:  # Pillow's formats raise errors of many kinds for broken files

@@ -28,8 +28,7 @@ from multilevel.commands.predict import report_unreadable
 from multilevel.configuration.command_line import read
 from multilevel.recipes.data.groups import unit_vectors
 from multilevel.recipes.data.pictures import to_pixels
-from multilevel.recipes.data.raster import open_raster
-from multilevel.recipes.export import DriftReference
+from multilevel.recipes.export import DriftReference, ExportedModel
 from multilevel.recipes.export.drift import FEWEST, QUANTILE, mahalanobis
 from multilevel.recipes.export.exported import probabilities
 from multilevel.recipes.export.suggest import Choice, choose
@@ -87,14 +86,14 @@ def main(arguments: Sequence[str]) -> int:
         raise DataError("no file could be read as an image")
     if not np.isfinite(results.features).all():
         raise DataError("the model's features of these images are not finite: export a run that has not diverged")
-    copies = NearCopies(results.files, request.model.fit, settings.near_copies)
+    copies = NearCopies(results.files, request.model, settings.near_copies)
     chances = None if results.logits is None else probabilities(results.logits)
     novelty = novelty_of(reference, results)
     chosen = choose(results.features, chances, novelty, settings.count, copies, settings.seed)
     names = request.model.class_names
     suggestions = [suggestion(choice, results.files, names, chances, novelty) for choice in chosen]
     sheet = io.BytesIO()
-    draw_contact_sheet(sheet, [(entry.file, entry.reason) for entry in suggestions])
+    draw_contact_sheet(sheet, [(entry.file, entry.reason) for entry in suggestions], request.model)
     outputs.write(table(suggestions), sheet.getvalue())
     if chances is None:
         outputs.print("the export has no classifier: images are listed for their diversity only")
@@ -152,15 +151,15 @@ class NearCopies:
 
     Args:
         files: readable images.
-        fit: how an image becomes a square.
+        model: opens them, and says how an image becomes a square.
         limit: correlation above which two images are near copies.
 
     Attributes:
         left_out: number of near copies met so far.
     """
 
-    def __init__(self, files: Sequence[Path], fit: str, limit: float) -> None:
-        self.files, self.fit, self.limit = files, fit, limit
+    def __init__(self, files: Sequence[Path], model: ExportedModel, limit: float) -> None:
+        self.files, self.model, self.limit = files, model, limit
         self.left_out = 0
         self._known: dict[int, np.ndarray] = {}
 
@@ -172,7 +171,7 @@ class NearCopies:
     def _pattern(self, row: int) -> np.ndarray:
         """Grey pixels [SIDE * SIDE] of mean 0 and norm 1; an image of one colour is all 0, and a copy of none."""
         if row not in self._known:
-            with open_raster(self.files[row]) as picture:
-                pixels = to_pixels(picture, SIDE, 1, self.fit).astype(np.float64)
+            with self.model.open(self.files[row]) as picture:
+                pixels = to_pixels(picture, SIDE, 1, self.model.fit, self.model.pixel_range).astype(np.float64)
             self._known[row] = unit_vectors(pixels.reshape(1, -1))[0]
         return self._known[row]

@@ -131,7 +131,7 @@ class PageMaker:
                 assert good is not None
                 line.append(texts("shares_of", defect=defect, good=good.name, difference=f"{difference:+.2f}"))
         return [
-            Card(self._images.names[row], line, thumbnail(self._files[row], model.channels, model.pixel_range), shares)
+            Card(self._images.names[row], line, thumbnail(self._files[row], model), shares)
             for row, line, shares in zip(rows, lines, maps, strict=True)
         ]
 

@@ -10,8 +10,6 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from multilevel.recipes.data.pictures import to_colours, upright
-from multilevel.recipes.data.pixel_range import PixelRange
-from multilevel.recipes.data.raster import open_raster
 from multilevel.recipes.export import ExportedModel
 
 SIDE = 240  # pixels of the longer side
@@ -19,16 +17,16 @@ OPACITY = 0.6  # of the patch with the largest share
 FOR_DEFECT, FOR_GOOD = (192, 57, 43), (31, 95, 153)
 
 
-def thumbnail(path: Path, channels: int, pixel_range: PixelRange | None = None) -> str:
-    """The whole picture, at most 240 pixels long; for ``pixel_range`` see ``to_pixels``."""
-    with open_raster(path, SIDE) as picture:
-        shown = to_colours(upright(picture), channels, pixel_range)
+def thumbnail(path: Path, model: ExportedModel) -> str:
+    """The whole picture, at most 240 pixels long, in the colours that the model reads."""
+    with model.open(path, SIDE) as picture:
+        shown = to_colours(upright(picture), model.channels, model.pixel_range)
         return _encoded(ImageOps.contain(shown, (SIDE, SIDE)) if max(shown.size) > SIDE else shown)
 
 
 def read_pixels(path: Path, model: ExportedModel) -> np.ndarray:
     """The pixels that the model reads, uint8 [C, H, W]; those of the worst tile, if it was trained on tiles."""
-    with open_raster(path) as picture:
+    with model.open(path) as picture:
         return model.decisive(picture)
 
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from multilevel.recipes.data.pictures import to_pixels
 from multilevel.recipes.data.pixel_range import PixelRange
+from multilevel.recipes.data.raster import MAX_PIXELS, bounded
 from multilevel.solvers.errors import DataError, SettingError
 
 _LARGEST_TASK = 64  # a small image takes 0.1 ms, about as long as a task costs
@@ -48,6 +49,7 @@ class Source(ABC):
         left_out: number of files of each kind that are not images.
         nested: the folders with images inside the folder of a class, by class.
         pixel_range: of images of more than 8 bits, chosen for the whole set.
+        max_pixels: the largest number of pixels of a picture.
     """
 
     labels: Tensor
@@ -62,6 +64,7 @@ class Source(ABC):
     left_out: Mapping[str, int] = {}
     nested: Mapping[str, Sequence[str]] = {}
     pixel_range: PixelRange | None = None
+    max_pixels: int = MAX_PIXELS
 
     @property
     def whole(self) -> Source:
@@ -71,6 +74,10 @@ class Source(ABC):
     def picture(self, row: int) -> int:
         """The row in ``whole`` of an image's picture."""
         return row
+
+    def limit_pixels(self, count: int) -> None:
+        """Refuse pictures of more than ``count`` pixels."""
+        self.max_pixels = count
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -245,7 +252,7 @@ class Images(ABC):
     def _decode_one(self, row: int) -> np.ndarray:
         try:
             self.source.check_contents(row)
-            with self.source.open(row) as picture:
+            with bounded(self.source.open(row)) as picture:
                 return to_pixels(picture, self.image_size, self.channels, self.fit, self.source.pixel_range)
         except DataError:
             raise

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from multilevel.recipes.data.images import Source, SourceSplits, worker_count
 from multilevel.recipes.data.pixel_range import KINDS, Extremes, PixelRange
+from multilevel.recipes.data.raster import bounded
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.recipes.data.strata import random_for
 
@@ -45,7 +46,7 @@ def choose_range(sources: SourceSplits, settings: DataSettings) -> tuple[PixelRa
 
 def _extremes(source: Source, row: int) -> Extremes | None:
     try:
-        with source.open(row) as picture:
+        with bounded(source.open(row)) as picture:
             return Extremes.of(picture)
     except Exception:  # broken: decoding will report it
         return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from multilevel.recipes.data.pictures import FITS
+from multilevel.recipes.data.raster import MAX_PIXELS
 from multilevel.solvers.ranges import AtLeast, Below, Count, NonNegative, OneOf, PositiveShare, Text, check
 
 Share = Annotated[float, AtLeast(0), Below(1)]
@@ -88,6 +89,8 @@ class DataSettings:
         test_split: the name of the test split; ``None`` looks for ``test``, ``validation`` and other names.
         pixel_range: the values that are black and white in images of more than 8 bits, as ``[0, 4095]``; ``None``
             chooses them for the whole set, by its least and largest value.
+        max_pixels: the largest number of pixels of an image file; decoding takes up to 16 bytes for each. Line-scan
+            cameras may need more.
         flip: mirror training images at random.
         crop_scale: smallest share of an image's area that a random crop keeps; 1.0 crops nothing.
         memory_gib: largest size of the decoded images to keep in memory, in GiB; larger data sets are decoded on
@@ -126,6 +129,7 @@ class DataSettings:
     train_split: Text = "train"
     test_split: Text | None = None
     pixel_range: Annotated[Any, IncreasingPair()] = None
+    max_pixels: Count = MAX_PIXELS
     flip: bool = False
     crop_scale: PositiveShare = 1.0
     memory_gib: NonNegative = 4.0

@@ -15,6 +15,7 @@ from multilevel.recipes.data.augment import Geometry
 from multilevel.recipes.data.groups import with_groups
 from multilevel.recipes.data.images import Images, MemoryImages, Source, SourceSplits, StreamedImages
 from multilevel.recipes.data.pixel_range import EIGHT_BITS, PixelRange
+from multilevel.recipes.data.raster import MAX_PIXELS
 from multilevel.recipes.data.record import DataRecord, ImageRecord
 from multilevel.recipes.data.rows import Rows, divide
 from multilevel.recipes.data.set_range import about_narrow_range, choose_range
@@ -111,6 +112,7 @@ class ImageData:
         mean, std: float32 tensors ``[C]`` of the pretraining images, where white is 1.
         tiling: how the images were cut out of pictures; ``None`` without ``data.tiles``.
         pixel_range: the values that are black and white in images of more than 8 bits.
+        max_pixels: the largest number of pixels of an image file.
         notes: lines about the division for the screen.
     """
 
@@ -132,6 +134,7 @@ class ImageData:
     signal_patches: Tensor | None = None
     tiling: Tiling | None = None
     pixel_range: PixelRange = EIGHT_BITS
+    max_pixels: int = MAX_PIXELS
     notes: tuple[str, ...] = ()
 
     def record(self) -> DataRecord:
@@ -198,6 +201,8 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str 
     sources = read_sources(settings, kind)
     if settings.unlabelled is not None:
         sources = with_unlabelled(sources, settings.unlabelled)
+    for source in filter(None, (sources.train, sources.test)):
+        source.limit_pixels(settings.max_pixels)
     kind.check(sources, settings)
     sources = kind.label(sources, settings)
     record = DataRecord.read(Path(settings.division)) if settings.division else None
@@ -206,9 +211,8 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str 
         pixel_range = PixelRange.stored(record.pixel_range)
     elif settings.path or settings.hub or settings.unlabelled:
         pixel_range, lines = choose_range(sources, settings)
-    for source in (sources.train, sources.test):
-        if source is not None:
-            source.pixel_range = pixel_range
+    for source in filter(None, (sources.train, sources.test)):
+        source.pixel_range = pixel_range
     if record is None:
         sources, notes = with_groups(sources, settings)
         notes = (*sources.notes, *lines, *notes)
@@ -255,6 +259,7 @@ def load_data(settings: DataSettings, allow_no_mask: bool = False, targets: str 
         signal_patches=sources.signal_patches,
         tiling=getattr(sources.train, "tiling", None),
         pixel_range=pixel_range,
+        max_pixels=settings.max_pixels,
         notes=notes,
     )
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import Dinov2Config
 
 from multilevel.recipes.data.pixel_range import EARLIER, PixelRange
+from multilevel.recipes.data.raster import MAX_PIXELS, open_raster
 from multilevel.recipes.data.tiles import Pictures, Tiling, tile_pixels
 from multilevel.recipes.export.folder import INSPECTION, PROCESSOR, WEIGHTS, read_json
 from multilevel.recipes.export.onnx_model import ONNX, OnnxModel
@@ -44,6 +45,7 @@ class ExportedModel:
         operating_point: the stored threshold of the probability of a defect; None without one.
         tiling: how pictures are cut into tiles before that; None: they are not.
         pixel_range: the values that are black and white in pictures of more than 8 bits.
+        max_pixels: the largest number of pixels of a picture.
         folder: the folder without symbolic links: a link may be moved to another export while this one is read.
         identity: 12 hexadecimal digits that name the model: of the file of its weights, its class names and its
             preprocessing. The two formats of one run are different models.
@@ -68,6 +70,7 @@ class ExportedModel:
             self.fit = "crop" if settings["do_center_crop"] else "stretch"
             self.tiling = Tiling.stored(settings.get("tiles"), self.fit)
             self.pixel_range = PixelRange.stored(settings.get("pixel_range"))
+            self.max_pixels = int(settings.get("max_pixels", MAX_PIXELS))
             self._mean, self._std = (np.array(settings[f"image_{name}"], np.float32) for name in ("mean", "std"))
             if not (np.isfinite(self._mean).all() and np.isfinite(self._std).all() and (self._std > 0).all()):
                 raise ValueError("its mean or deviation of the pixels is not a finite number")
@@ -85,6 +88,10 @@ class ExportedModel:
         """Pixels uint8 [B, C, H, W] to logits float32 [B, classes], or None, and features float32 [B, width]."""
         logits, features = self._run(pixels)
         return (logits if self.class_names else None), features
+
+    def open(self, file: Path, side: int | None = None) -> Image.Image:
+        """Open an image file of at most ``max_pixels``; for ``side`` see ``open_raster``."""
+        return open_raster(file, side, self.max_pixels)
 
     def pixels(self, picture: Image.Image) -> np.ndarray:
         """The input for a picture, as Pillow has opened it: uint8 [T, C, image_size, image_size], one image unless the

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from multilevel.recipes.data import ImageData, Split
 from multilevel.recipes.data.images import worker_count
+from multilevel.recipes.data.raster import bounded
 from multilevel.recipes.data.strata import random_for
 from multilevel.recipes.evaluation.evaluate import extract_features
 from multilevel.recipes.export.drift import Sample
@@ -98,7 +99,7 @@ def source_optics(part: Split) -> Optics:
 
     def measure(row: int) -> Optics:
         source = part.images.source.whole
-        with source.open(row) as picture:
+        with bounded(source.open(row)) as picture:
             return Optics.of(picture, source.pixel_range)
 
     Image.init()  # Pillow looks for its formats on first use, which is not safe in threads

@@ -107,7 +107,7 @@ def processor_settings(data: ImageData) -> dict[str, Any]:
     With ``data.tiles`` these steps are those of a tile; ``tiles`` says how to cut, which only ``multilevel`` does.
 
     ``pixel_range`` has the values that are black and white in images of more than 8 bits, which only ``multilevel``
-    scales to 8 bits before these steps.
+    scales to 8 bits before these steps; ``max_pixels`` the largest number of pixels of an image.
 
     Grey images must be given as grey: the processor can only convert to colour.
     """
@@ -126,6 +126,7 @@ def processor_settings(data: ImageData) -> dict[str, Any]:
         "image_mean": data.mean.tolist(),
         "image_std": data.std.tolist(),
         "pixel_range": data.pixel_range.to_store(),
+        "max_pixels": data.max_pixels,
         **({"tiles": data.tiling.to_store()} if data.tiling is not None else {}),
     }
 

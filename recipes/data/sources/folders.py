@@ -62,7 +62,7 @@ class FolderSource(Source):
         self.nested = self._nested()
 
     def open(self, row: int) -> Image.Image:
-        return open_raster(self.files[row])
+        return open_raster(self.files[row], max_pixels=self.max_pixels)
 
     def describe_row(self, row: int) -> str:
         return str(self.files[row])
@@ -106,7 +106,7 @@ class FolderSource(Source):
 
     def open_mask(self, row: int) -> Image.Image | None:
         mask = self.masks.get(self.files[row])
-        return None if mask is None else open_raster(mask)
+        return None if mask is None else open_raster(mask, max_pixels=self.max_pixels)
 
     def describe_mask(self, row: int) -> str:
         return str(self.masks[self.files[row]])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from multilevel.recipes.data import columns
 from multilevel.recipes.data.images import Source, SourceSplits
-from multilevel.recipes.data.raster import open_raster, readable_formats
+from multilevel.recipes.data.raster import MAX_PIXELS, open_raster
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.recipes.data.sources.loading import load_parquet, load_tables, parquet_files, test_files
 from multilevel.recipes.data.targets.base import Labels, Targets
@@ -23,7 +23,7 @@ from multilevel.solvers.errors import DataError, SettingError
 
 TEST_SPLITS = ("test", "validation")
 # Pillow tries formats one by one, which takes a third of the time for small images.
-_FORMATS = {b"\xff\xd8": ["JPEG"], b"\x89PNG": ["PNG"]}
+_FORMATS = {b"\xff\xd8": ("JPEG",), b"\x89PNG": ("PNG",)}
 _PARTS = 3  # parts of a data set: finetuning, mask learning, test
 
 
@@ -49,7 +49,7 @@ class TableSource(Source):
         self.has_masks = mask_column is not None
 
     def open(self, row: int) -> Image.Image:
-        picture = open_cell(self.images[row].as_py())
+        picture = open_cell(self.images[row].as_py(), self.max_pixels)
         if picture is None:
             raise ValueError("the cell is empty")
         return picture
@@ -75,11 +75,11 @@ class TableSource(Source):
 
     def open_mask(self, row: int) -> Image.Image | None:
         assert self.masks is not None
-        return open_cell(self.masks[row].as_py())
+        return open_cell(self.masks[row].as_py(), self.max_pixels)
 
 
-def open_cell(cell: Any) -> Image.Image | None:
-    """Open the image in one cell; ``None`` for an empty cell.
+def open_cell(cell: Any, max_pixels: int = MAX_PIXELS) -> Image.Image | None:
+    """Open the image in one cell, of at most ``max_pixels``; ``None`` for an empty cell.
 
     It works cell by cell because `datasets` decodes slowly and Arrow's take() overflows beyond 2 GiB.
     """
@@ -88,9 +88,9 @@ def open_cell(cell: Any) -> Image.Image | None:
     if cell is None:
         return None
     if not isinstance(cell, bytes):
-        return open_raster(Path(cell))
-    formats = next((formats for start, formats in _FORMATS.items() if cell.startswith(start)), readable_formats())
-    return Image.open(io.BytesIO(cell), formats=formats)
+        return open_raster(Path(cell), max_pixels=max_pixels)
+    formats = next((formats for start, formats in _FORMATS.items() if cell.startswith(start)), None)
+    return open_raster(io.BytesIO(cell), max_pixels=max_pixels, formats=formats)
 
 
 def _cell_contents(cell: Any) -> bytes:

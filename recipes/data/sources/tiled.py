@@ -15,6 +15,7 @@ from multilevel.levels.tasks.losses import IGNORED
 from multilevel.recipes.data.good import named_good
 from multilevel.recipes.data.images import Source, SourceSplits, check_readable, unreadable, worker_count
 from multilevel.recipes.data.pictures import stored_orientation, to_colours, upright
+from multilevel.recipes.data.raster import bounded
 from multilevel.recipes.data.rows import Rows
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.recipes.data.targets.base import Labels, Targets
@@ -68,7 +69,7 @@ class TiledSource(Source):
         """One tile; each thread keeps its last picture, so that one is decoded once for tiles in order."""
         number = int(self.picture_of[row])
         if getattr(self._local, "number", None) != number:
-            with self.pictures.open(number) as picture:
+            with bounded(self.pictures.open(number)) as picture:
                 picture.load()
                 self._local.picture = to_colours(upright(picture), self.channels, self.pictures.pixel_range)
             self._local.number = number

@@ -42,6 +42,10 @@ class WithUnlabelled(Source):
             empty = labelled.multilabels.new_zeros(len(added), labelled.multilabels.shape[1])
             self.multilabels = torch.cat([labelled.multilabels, empty])
 
+    def limit_pixels(self, count: int) -> None:
+        for source in (self.labelled, self.added):
+            source.limit_pixels(count)
+
     def _place(self, row: int) -> tuple[Source, int]:
         count = len(self.labelled)
         return (self.labelled, row) if row < count else (self.added, row - count)
