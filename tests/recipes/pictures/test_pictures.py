@@ -58,7 +58,7 @@ def test_a_failed_drawing_leaves_nothing(tmp_path, monkeypatch):
     path.write_bytes(b"before")
 
     def fail(self, target, **keywords):
-        target.write_bytes(b"half")
+        target.write(b"half")
         raise RuntimeError
 
     monkeypatch.setattr(Figure, "savefig", fail)
