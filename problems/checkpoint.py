@@ -29,6 +29,7 @@ from multilevel.problems.callbacks import Callback
 from multilevel.problems.engine import Engine
 from multilevel.problems.errors import CheckpointError
 from multilevel.problems.graph import Graph, check_match
+from multilevel.solvers.files import parse_json
 
 WEIGHTS, STATE, STRUCTURE = "weights.safetensors", "state.safetensors", "state.json"
 DIGESTS = "digests.json"
@@ -133,7 +134,7 @@ def load_checkpoint(engine: Engine, folder: Path, verify: bool = True) -> list[s
     newest, damaged = newest_intact(folder, verify=verify)
     tensors = _read(newest / STATE)
     try:
-        state = _decode(json.loads((newest / STRUCTURE).read_text()), tensors)
+        state = _decode(parse_json((newest / STRUCTURE).read_text()), tensors)
         levels = state["levels"]
         weights = _read_weights(newest)
         for level, state_of_level in levels.items():
@@ -297,14 +298,14 @@ def _discard(checkpoint: Path) -> None:
 def _problem(checkpoint: Path, files: Sequence[str], verify: bool) -> str | None:
     """The damage to a checkpoint; None if its files are intact, or it has no digests and ``verify`` is False."""
     try:
-        digests = json.loads((checkpoint / DIGESTS).read_text())
+        digests = parse_json((checkpoint / DIGESTS).read_text())
     except FileNotFoundError:
         missing = [name for name in files if not (checkpoint / name).is_file()]
         if verify:
             unknown = "is missing, so damage would not show: checkpoint.verify=false loads the checkpoint as it is"
             return f"{checkpoint / DIGESTS} {unknown}"
         return _damage(checkpoint / missing[0], "not there") if missing else None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         return _damage(checkpoint / DIGESTS, _reason(error))
     for name in files:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from multilevel.recipes.export.masking import MASKING, load_masking
 from multilevel.recipes.export.onnx_model import ONNX
 from multilevel.recipes.plain_yaml import read_yaml
 from multilevel.solvers import MultilevelError, SettingError
+from multilevel.solvers.files import parse_json
 from multilevel.solvers.ranges import require
 
 RUN, EXPORT, RELEASED = "run", "export", "released autoencoder"
@@ -209,7 +209,7 @@ def is_run(folder: Path) -> bool:
 def is_export(folder: Path) -> bool:
     """Whether a folder was written by ``multilevel export``."""
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = parse_json((folder / "config.json").read_text())
         return (folder / PROCESSOR).is_file() and "decoder_hidden_size" in config and config["model_type"] == "dinov2"
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -308,7 +308,7 @@ def _read_export(name: str, folder: Path) -> InitialModel:
     if not (folder / EXPORTED).is_file() and (folder / ONNX).is_file():
         raise SettingError("init", name, "an export with format=transformers: one with format=onnx cannot be trained")
     try:
-        config, processor = (json.loads((folder / file).read_text()) for file in ("config.json", PROCESSOR))
+        config, processor = (parse_json((folder / file).read_text()) for file in ("config.json", PROCESSOR))
         weights = load_file(folder / EXPORTED)
         masking, mask = load_masking(folder / MASKING) if (folder / MASKING).is_file() else (None, {})
         class_names = tuple(config["id2label"][str(label)] for label in range(len(config["id2label"])))

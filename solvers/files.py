@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import stat
@@ -11,11 +12,13 @@ import sys
 from collections.abc import Iterable, Mapping
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 STANDARD = "-"  # names standard output
 _STREAMS = {1: "stdout", 2: "stderr"}
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:self|\d+))/fd/(\d+)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL_IN_LINES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def shown(path: str | os.PathLike[str]) -> str:
@@ -27,13 +30,29 @@ def shown(path: str | os.PathLike[str]) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def on_screen(text: str) -> str:
-    """A text in one line without control characters, which a terminal would obey.
+def on_screen(text: str, lines: bool = False) -> str:
+    """A text without control characters, which a terminal would obey; in one line, or with its ``lines`` and tabs.
 
     >>> on_screen("a\\x1b[2Jb")
     'a\\\\x1b[2Jb'
     """
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+    controls = _CONTROL_IN_LINES if lines else _CONTROL
+    return controls.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deeply.
+
+    >>> parse_json('{"a": [1]}')
+    {'a': [1]}
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its values are nested too deeply") from None
 
 
 def write_whole(path: Path, contents: str | bytes) -> Path:

@@ -10,7 +10,6 @@ the run: data.path=DIR names their new place, data.changed=accept exports althou
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -44,6 +43,7 @@ from multilevel.recipes.export.references import References, score_references
 from multilevel.runs.distributed import print_once
 from multilevel.runs.folder import RunFolder
 from multilevel.solvers import MultilevelError
+from multilevel.solvers.files import parse_json
 from multilevel.solvers.ranges import Above, AtLeast, Below, OneOf, Text, require
 
 
@@ -174,6 +174,6 @@ def _summary(folder: RunFolder) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        return parse_json(path.read_text())
+    except (OSError, ValueError) as error:
         raise MultilevelError(f"{path} cannot be read: {error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -13,8 +12,9 @@ from pathlib import Path
 from PIL import Image
 
 from multilevel.solvers import SettingError
-from multilevel.solvers.files import STANDARD, check_writable, inodes, is_regular, stream_of, write_together
+from multilevel.solvers.files import STANDARD, check_writable, inodes, is_regular, parse_json, stream_of, write_together
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell starts that a spreadsheet computes
 DRAWN = "Matplotlib"  # how the software that this project's pictures name begins
 REPORT = {"verdict", "export", "folder"}  # what the numbers of an inspection report have
 
@@ -95,6 +95,20 @@ class Outputs:
             self.print(*map(str, self.paths))
 
 
+def csv_text(text: str) -> str:
+    """A cell of a CSV file that no spreadsheet takes for a formula: with an apostrophe in front if it begins like one.
+
+    >>> [csv_text(text) for text in ("=1+1", "-0.5", "傷.png")]
+    ["'=1+1", '-0.5', '傷.png']
+    """
+    if not text.startswith(FORMULA):
+        return text
+    with suppress(ValueError):
+        float(text)
+        return text
+    return f"'{text}"
+
+
 def is_file(output: str, path: Path) -> bool:
     """Whether an output is a regular file, or will be one.
 
@@ -113,7 +127,7 @@ def is_of_this_program(path: Path) -> bool:
         if path.suffix == ".png":
             with Image.open(path, formats=["PNG"]) as picture:
                 return str(picture.info.get("Software", "")).startswith(DRAWN)
-        return json.loads(path.read_text(encoding="utf-8")).keys() >= REPORT
+        return parse_json(path.read_text(encoding="utf-8")).keys() >= REPORT
     return False
 
 

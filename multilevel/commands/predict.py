@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from multilevel.commands.image_files import ImageFileSettings, Request, Results
-from multilevel.commands.outputs import Outputs
+from multilevel.commands.outputs import Outputs, csv_text
 from multilevel.recipes.export import ExportedModel
 from multilevel.recipes.export.exported import probabilities
 from multilevel.recipes.export.operating_point import NUMBER, OperatingPoint, defect_probability, good_class
@@ -36,7 +36,6 @@ from multilevel.solvers.ranges import AtLeast, OneOf, Text, require
 
 NAMED = 5  # unreadable files named on the screen
 BYTE_ORDER_MARK = "\ufeff"
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell starts that Excel computes
 
 
 @dataclass
@@ -103,18 +102,18 @@ def table(
 ) -> tuple[str, Counter[str]]:
     """The CSV, one row per file in the given order, and the count of each label."""
     model = request.model
-    names, cell = model.class_names, excel_cell if for_excel else str
+    names = model.class_names
     rows = {} if results.logits is None else dict(zip(results.files, probabilities(results.logits), strict=True))
     counts: Counter[str] = Counter()
     text = io.StringIO()
     text.write(BYTE_ORDER_MARK if for_excel else "")
     writer = csv.writer(text, lineterminator="\r\n" if for_excel else "\n")
     decided = [] if point is None else ["defect", "decision"]
-    writer.writerow(["file", "label", "probability", "error", *map(cell, names), *decided, "model"])
+    writer.writerow(["file", "label", "probability", "error", *map(csv_text, names), *decided, "model"])
     for file in request.files:
         if file in results.errors:
-            error = cell(results.errors[file])
-            writer.writerow([cell(shown(file)), "", "", error, *[""] * len([*names, *decided]), model.identity])
+            error = csv_text(results.errors[file])
+            writer.writerow([csv_text(shown(file)), "", "", error, *[""] * len([*names, *decided]), model.identity])
             continue
         row = rows[file]
         label = names[int(row.argmax())]
@@ -123,17 +122,8 @@ def table(
         if point is not None:
             defect = float(defect_probability(row[None], names.index(point.good))[0])
             written += [f"{defect:.6f}", "stop" if defect >= point.threshold else "pass"]
-        writer.writerow([cell(shown(file)), cell(label), f"{row.max():.6f}", "", *written, model.identity])
+        writer.writerow([csv_text(shown(file)), csv_text(label), f"{row.max():.6f}", "", *written, model.identity])
     return text.getvalue(), counts
-
-
-def excel_cell(text: str) -> str:
-    """Text with an apostrophe in front if Excel would take it for a formula.
-
-    >>> [excel_cell(text) for text in ("=1+1", "傷.png")]
-    ["'=1+1", '傷.png']
-    """
-    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def report_unreadable(results: Results) -> None:

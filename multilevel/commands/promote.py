@@ -24,7 +24,7 @@ import torch
 from multilevel.configuration.command_line import read
 from multilevel.recipes.export import ExportedModel
 from multilevel.solvers import MultilevelError, SettingError
-from multilevel.solvers.files import write_whole
+from multilevel.solvers.files import parse_json, write_whole
 from multilevel.solvers.ranges import Text, require
 
 KEPT = 3  # earlier models
@@ -156,9 +156,9 @@ def history(link: Path) -> list[Promoted]:
         return []
     path, target = history_file(link), os.readlink(link)
     try:
-        stored: Any = json.loads(path.read_text())["current_first"] if path.exists() else []
+        stored: Any = parse_json(path.read_text())["current_first"] if path.exists() else []
         entries = [Promoted(**entry) for entry in stored]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise MultilevelError(f"{path} cannot be read ({error}): move it away to begin a new history") from error
     for position, entry in enumerate(entries[:2]):
         if entry.target == target:

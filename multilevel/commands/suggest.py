@@ -23,7 +23,7 @@ import numpy as np
 
 from multilevel.commands.contact_sheet import draw_contact_sheet
 from multilevel.commands.image_files import ImageFileSettings, Request, Results
-from multilevel.commands.outputs import Outputs
+from multilevel.commands.outputs import Outputs, csv_text
 from multilevel.commands.predict import report_unreadable
 from multilevel.configuration.command_line import read
 from multilevel.recipes.data.groups import unit_vectors
@@ -142,7 +142,7 @@ def table(suggestions: Sequence[Suggestion]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEADER)
     for rank, entry in enumerate(suggestions, start=1):
-        writer.writerow([rank, shown(entry.file), entry.reason, *entry.columns])
+        writer.writerow([rank, *map(csv_text, (shown(entry.file), entry.reason, *entry.columns))])
     return text.getvalue()
 
 

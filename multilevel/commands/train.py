@@ -75,7 +75,7 @@ def run_or_resume(arguments: Sequence[str]) -> None:
         if restarts() and not config.output:
             raise SettingError("output", None, "a folder, with torchrun --max-restarts: a restart continues in it")
         if restart() and is_of(Path(config.output), config):
-            resume(Path(config.output))
+            resume(Path(config.output), named_loggers=config.loggers)
         else:
             output = on_first_rank(lambda: output_folder(config))
             try:

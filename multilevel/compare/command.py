@@ -36,6 +36,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
+from multilevel.commands.outputs import csv_text
 from multilevel.compare.measure import OFFERS, UNROLLED, measure_task, option_names, solver_of, store_point
 from multilevel.compare.picture import draw_comparison
 from multilevel.compare.reliability import COLUMNS as RELIABILITY_COLUMNS
@@ -56,6 +57,7 @@ from multilevel.runs.cpu_threads import cpu_threads
 from multilevel.runs.distributed import print_once
 from multilevel.runs.folder import RunFolder, check_free, now, reserve, title
 from multilevel.runs.progress import Progress
+from multilevel.runs.safe_path import safe_path
 from multilevel.runs.training import MOVED, new_engine
 from multilevel.solvers import SOLVERS, MultilevelError, SettingError
 from multilevel.solvers.products import ProductName
@@ -310,7 +312,8 @@ def _in_a_process(call: Callable[..., dict[str, Any]], *arguments: Any) -> dict[
     receiver, sender = PROCESSES.Pipe(duplex=False)
     process = PROCESSES.Process(target=_answer, args=(sender, call, arguments), daemon=True)
     try:
-        process.start()
+        with safe_path():
+            process.start()
         sender.close()  # only the process holds the other end, so its end also ends the wait
         answer: dict[str, Any] = receiver.recv()
     except EOFError:
@@ -348,7 +351,9 @@ def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
     more = RELIABILITY_COLUMNS if any("reliability" in row for row in rows) else ()
     writer = csv.DictWriter(text, ["solver", *COLUMNS, *more, "failed", "cause", "problem"], extrasaction="ignore")
     writer.writeheader()
-    writer.writerows({**row, **csv_cells(row), "failed": " ".join(row.get("failed", []))} for row in rows)
+    for row in rows:
+        cells = {**row, **csv_cells(row), "failed": " ".join(row.get("failed", []))}
+        writer.writerow({name: csv_text(cell) if isinstance(cell, str) else cell for name, cell in cells.items()})
     return text.getvalue()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from multilevel.problems.html import html_table
 from multilevel.problems.reference import LARGEST_RESIDUAL
+from multilevel.solvers.files import parse_json
 
 COLUMNS = ("error", "cosine", "cosine_unrolled", "residual", "memory_mib", "seconds", "evaluations", "products")
 HEADER = ("error", "cosine", "unrolled", "residual", "MiB", "seconds", "evals", "prods")
@@ -33,7 +33,7 @@ class ComparisonTable:
         Raises:
             OSError: it cannot be read.
         """
-        return cls(json.loads(Path(path).read_text()))
+        return cls(parse_json(Path(path).read_text()))
 
     @property
     def rows(self) -> list[dict[str, Any]]:

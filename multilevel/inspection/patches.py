@@ -7,7 +7,6 @@ approximated. It is not attention: a token also carries what attention has moved
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from transformers import Dinov2Config
 
 from multilevel.recipes.export.folder import WEIGHTS
 from multilevel.recipes.export.weights import load_dinov2
+from multilevel.solvers.files import parse_json
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class PatchShares:
     """
 
     def __init__(self, folder: Path, good: int, device: torch.device) -> None:
-        config = Dinov2Config.from_dict(json.loads((folder / "config.json").read_text()))
+        config = Dinov2Config.from_dict(parse_json((folder / "config.json").read_text()))
         self._network = load_dinov2(config, load_file(folder / WEIGHTS)).to(device).model
         self._good, self._device = good, device
 

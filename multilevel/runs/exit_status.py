@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from multilevel.problems.errors import ReplicaError
 from multilevel.runs.distributed import first_here
+from multilevel.runs.screen import plain_screen
 from multilevel.runs.stopping import interrupting
 from multilevel.solvers.errors import DataError, MultilevelError
 from multilevel.solvers.files import on_screen, shown
@@ -18,6 +19,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk is full, or the use
 WRONG, INTERRUPTED = 2, 130
 
 
+@plain_screen()
 def exit_status(command: Callable[[], int | None], resumed: str) -> int:
     """Run a command and return its exit status, or 0 if it returns none; 2 for an error that the user can fix, such as
     a file that cannot be read or written, 128 + the signal's number after a signal, including SIGPIPE (141) when
@@ -27,9 +29,6 @@ def exit_status(command: Callable[[], int | None], resumed: str) -> int:
         command: the function to run.
         resumed: how to resume after an interruption.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # what a terminal cannot show is escaped
-            stream.reconfigure(errors="backslashreplace")
     try:
         with interrupting():
             status = command() or 0

@@ -19,7 +19,7 @@ from multilevel.recipes.plain_yaml import read_yaml
 from multilevel.runs.lock import LOCK
 from multilevel.runs.records import NOTICE, SKIPPED, Record, as_lines, is_update, read_records
 from multilevel.solvers import MultilevelError, SettingError
-from multilevel.solvers.files import write_whole
+from multilevel.solvers.files import parse_json, write_whole
 
 #: The meaning of settings that configurations of earlier versions do not have, where it is not the default any more.
 EARLIER = {"data.near_copies": "keep", "data.mask_share": 0.2}
@@ -146,6 +146,18 @@ class RunFolder:
         shutil.copyfile(path, copy)
         lines = "1 damaged line is" if damaged == 1 else f"{damaged} damaged lines are"
         return [f"{path}: {lines} left out; the file as it was is {copy.name}"]
+
+
+def read_results(path: Path) -> Any:
+    """The contents of a JSON file that a run wrote at its end.
+
+    Raises:
+        MultilevelError: it is damaged.
+    """
+    try:
+        return parse_json(path.read_bytes())
+    except ValueError as error:
+        raise MultilevelError(f"{path} is damaged ({error}): remove it, and resume to write it again") from error
 
 
 def check_free(path: Path) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from multilevel.solvers.files import parse_json
+
 SKIPPED = "skipped"
 NOTICE = "notice"
 Record = dict[str, Any]
@@ -69,7 +71,7 @@ def as_lines(records: Iterable[Record]) -> str:
 
 def _record(line: bytes) -> Record | None:
     try:
-        record = json.loads(line.decode())
-    except (ValueError, RecursionError):
+        record = parse_json(line.decode())
+    except ValueError:
         return None
     return record if isinstance(record, dict) and type(record.get("step")) is int else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -22,7 +21,7 @@ from multilevel.configuration.composition import (
     swept,
     users_files_read,
 )
-from multilevel.runs.folder import now, remove_empty, reserve
+from multilevel.runs.folder import now, read_results, remove_empty, reserve
 from multilevel.runs.stopping import Stopped
 from multilevel.solvers import MultilevelError, SettingError
 
@@ -56,7 +55,7 @@ def sweep(overrides: Sequence[str], train: Callable[[DictConfig, Path], None]) -
         output = Path(HydraConfig.get().runtime.output_dir)
         try:
             train(resolved(config), output)
-            return objective(json.loads((output / "summary.json").read_text()), config.objective)
+            return objective(read_results(output / "summary.json"), config.objective)
         except MultilevelError as error:  # the other runs continue; this may be another process or another machine
             (output / FAILURE).write_text(f"{', '.join(HydraConfig.get().overrides.task)}: {error}")
             return math.inf

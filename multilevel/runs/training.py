@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +32,12 @@ from multilevel.runs.lock import only_process
 from multilevel.runs.progress import Progress
 from multilevel.runs.stopping import StopOnSignal, Stopped
 from multilevel.runs.summary import Outcome, format_findings, peak_memory_mib, summarize_run
-from multilevel.solvers import MultilevelError
+from multilevel.solvers import MultilevelError, SettingError
+from multilevel.solvers.files import parse_json
 
 #: Settings that a resumed run may change: where its images are, whether they may have changed, and whether checkpoints
 #: need digests.
-MOVED = ("data.path", "data.unlabelled", "data.changed", "checkpoint.verify")
+MOVED = ("data.path", "data.unlabelled", "data.changed", "checkpoint.verify", "loggers")
 
 
 def is_of(path: Path, config: DictConfig) -> bool:
@@ -72,12 +72,16 @@ def train(config: DictConfig, output: Path) -> None:
         finish(recipe, engine, folder, loggers, seconds=0.0)
 
 
-def resume(path: Path, overrides: Sequence[str] = ()) -> None:
+def resume(path: Path, overrides: Sequence[str] = (), named_loggers: Sequence[str] = ()) -> None:
     """Continue a run from its newest checkpoint.
 
     Args:
         path: its folder.
         overrides: new values of ``MOVED``.
+        named_loggers: classes that the run's configuration may name, since the user has named them.
+
+    Raises:
+        SettingError: the configuration, which may be a stranger's, names another class as a logger.
     """
     folder = RunFolder.open("resume", path)
     if (path / "summary.json").exists():
@@ -89,6 +93,8 @@ def resume(path: Path, overrides: Sequence[str] = ()) -> None:
     with only_process("resume", path):
         config = changed(folder.config_with_division(), overrides)
         recipe = build_recipe(config)
+        if not any(override.partition("=")[0] == "loggers" for override in overrides):
+            check_named(recipe.settings.loggers, named_loggers, path)
         engine, loggers = new_engine(recipe), loggers_of(recipe, path, config)
         if not restart() or checkpoints(folder.checkpoint):
             print_once(*load_checkpoint(engine, folder.checkpoint, recipe.settings.checkpoint.verify))
@@ -98,11 +104,23 @@ def resume(path: Path, overrides: Sequence[str] = ()) -> None:
         finish(recipe, engine, folder, loggers, seconds=records[-1]["seconds"] if records else 0.0)
 
 
+def check_named(stored: Sequence[str], named: Collection[str], folder: Path) -> None:
+    """Refuse a stored logger that is a class by its module, which importing runs, unless the user has named it.
+
+    Raises:
+        SettingError: the first such logger.
+    """
+    unnamed = [name for name in stored if "." in name and name not in named]
+    if unnamed:
+        expected = f"loggers of this package in {folder}; to run this class: loggers=[{','.join(stored)}] again"
+        raise SettingError("loggers", unnamed[0], expected)
+
+
 def evaluation_problem(summary: Path) -> str | None:
     """Why the evaluation of an ended run failed; None if it did not, or the summary is damaged."""
     try:
-        return json.loads(summary.read_text())["evaluation_problem"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return parse_json(summary.read_text())["evaluation_problem"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -39,9 +39,10 @@ from multilevel.recipes.evaluation.labels import Amount, overrides_of
 from multilevel.recipes.evaluation.remarks import fitted_images
 from multilevel.reports.costs import money_settings
 from multilevel.runs.folder import RunFolder, check_free, now
+from multilevel.runs.training import check_named
 from multilevel.solvers import DataError, MultilevelError, SettingError
 from multilevel.solvers.ranges import require
-from multilevel.study.launch import check_launcher, run_parts
+from multilevel.study.launch import check_launcher, run_parts, stored_launcher
 from multilevel.study.part import is_done
 from multilevel.study.plan import (
     SAME_IMAGES,
@@ -84,6 +85,9 @@ def main(arguments: Sequence[str]) -> int:
     else:
         folder = Path(settings.resume)
         study = resumed(Study.read(folder), settings)
+        named = compose_config(settings.settings).loggers
+        for arm in study.arms:
+            check_named(compose_config(study.overrides(arm, study.seeds[0])).loggers, named, folder)
     study.write(folder)
     if study.equal == "time" and study.seconds_per_step is None:
         study = _calibrated(folder)
@@ -174,7 +178,7 @@ def resumed(study: Study, settings: StudySettings) -> Study:
     money = settings.changed_money(study.money)
     expected = "null: this study knows no good class, or is of a version that stored none"
     require("cost.miss", money.cost.miss, not money.cost.known or study.good is not None, expected)
-    jobs, launcher = settings.jobs or study.jobs, settings.launcher or study.launcher
+    jobs, launcher = settings.jobs or study.jobs, settings.launcher or stored_launcher(study.launcher)
     return replace(study, jobs=jobs, launcher=launcher, money=money, language=settings.language or study.language)
 
 
@@ -290,7 +294,7 @@ def _data_name(config: DictConfig) -> str:
 
 def _calibrated(folder: Path) -> Study:
     """Calibrate in a separate process, which frees all its memory when it ends."""
-    command = [sys.executable, "-m", "multilevel.study.calibration", str(folder)]
+    command = [sys.executable, "-P", "-m", "multilevel.study.calibration", str(folder)]
     if subprocess.run(command, check=False).returncode:
         raise MultilevelError(f"the seconds per step could not be measured; to continue: resume={folder}")
     return Study.read(folder)

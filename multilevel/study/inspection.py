@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from multilevel.problems import load_weights
 from multilevel.recipes.encoder import EncoderRecipe
 from multilevel.recipes.evaluation.predictions import Predictions, predict
 from multilevel.recipes.export.operating_point import choose_threshold, defect_probability
-from multilevel.runs.folder import RunFolder
+from multilevel.runs.folder import RunFolder, read_results
 from multilevel.study.plan import Study, StudyRun
 from multilevel.study.scores import TRAINED
 
@@ -62,7 +61,7 @@ def errors_of(study: Study, run: Path, part: StudyRun) -> Iterator[dict[str, Any
     path = run / FILE
     if study.good is None or not path.exists():
         return
-    for encoder, stored in json.loads(path.read_text()).items():
+    for encoder, stored in read_results(path).items():
         held_out, scored = (_arrays(stored[name]) for name in ("held_out", "scored"))
         if any(not kind.any() for defect in (held_out[1], scored[1]) for kind in (defect, ~defect)):
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,12 +13,15 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
+from multilevel.runs.safe_path import safe_path
 from multilevel.runs.sweep import multirun
 from multilevel.solvers import SettingError
 from multilevel.study.part import start_part
 from multilevel.study.plan import Study
 
 PART_CONFIG = "study_part"
+#: No list, reference, path or command: submitit's ``setup``, for example, is a list of shell commands.
+_PLAIN = re.compile(r"hydra/launcher=\w+|hydra\.launcher\.[a-z]\w*=[\w.:+-]*")
 
 
 def run_parts(study: Study, folder: Path, names: Sequence[str]) -> None:
@@ -44,6 +48,22 @@ def check_launcher(launcher: Sequence[str]) -> None:
                 raise SettingError(setting, name, expected)
 
 
+def stored_launcher(launcher: Sequence[str]) -> list[str]:
+    """The launcher that a study's file names, which may be a stranger's: a name and plain options.
+
+    Raises:
+        SettingError: anything else, which could run code of the study's folder.
+
+    >>> stored_launcher(["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"])
+    ['hydra/launcher=joblib', 'hydra.launcher.n_jobs=2']
+    """
+    for override in launcher:
+        if not _PLAIN.fullmatch(override):
+            expected = "a launcher with plain options in study.yaml, or hydra/launcher=NAME on the command line"
+            raise SettingError("resume", override, expected)
+    return list(launcher)
+
+
 def _by_launcher(study: Study, folder: Path, names: Sequence[str]) -> None:
     """Run a Hydra multirun over parts. Each job starts one part by its name and waits for it."""
 
@@ -55,4 +75,5 @@ def _by_launcher(study: Study, folder: Path, names: Sequence[str]) -> None:
     jobs = [f"hydra.launcher.n_jobs={study.jobs}"] if "hydra/launcher=joblib" in study.launcher else []
     quoted = str(folder / "launcher").replace("'", "\\'")
     sweep = [f"part={','.join(names)}", f"hydra.sweep.dir='{quoted}'", "hydra.sweep.subdir=."]
-    multirun("study", job, [*sweep, *jobs, *study.launcher])
+    with safe_path():
+        multirun("study", job, [*sweep, *jobs, *study.launcher])

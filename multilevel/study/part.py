@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from filelock import FileLock
 
 from multilevel.configuration.composition import compose_config
 from multilevel.runs.exit_status import exit_status
+from multilevel.runs.folder import read_results
 from multilevel.runs.stopping import stop_once
 from multilevel.runs.training import resume, train
 from multilevel.study.inspection import FILE, write_scores
@@ -38,11 +38,12 @@ def bring_to_its_end(folder: Path, name: str) -> None:
     torch.set_num_threads(study.threads)
     with FileLock(run.with_name(f".{name}.lock")):  # a part of a study resumed twice at once is trained once
         if not (run / "summary.json").exists():
+            config = compose_config(study.overrides(part.arm, part.seed))
             if list((run / "checkpoint").glob("step-*")):
-                resume(run)
+                resume(run, named_loggers=config.loggers)
             else:
                 shutil.rmtree(run, ignore_errors=True)
-                train(compose_config(study.overrides(part.arm, part.seed)), run)
+                train(config, run)
         if study.transfer and not transfer_path(run).exists():
             write_transfer(run, study.transfer, transfer_path(run).name)
         if study.good is not None and not scores_path(run).exists():
@@ -81,13 +82,13 @@ def is_done(study: Study, folder: Path, name: str) -> bool:
 def evaluation_problem(run: Path) -> str | None:
     """Why the evaluation of an ended run failed; None if it succeeded or the run has not ended."""
     path = run / "summary.json"
-    return json.loads(path.read_text()).get("evaluation_problem") if path.exists() else None
+    return read_results(path).get("evaluation_problem") if path.exists() else None
 
 
 def start_part(folder: Path, name: str, threads: int) -> None:
     """Run a part in its own process to its end; its output goes into its log."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", "multilevel.study.part", str(folder), name]
+    command = [sys.executable, "-P", "-m", "multilevel.study.part", str(folder), name]
     with log_path(folder, name).open("a") as log:
         # Nothing is written to the pipe: it closes when this process ends, for any reason.
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,12 +16,14 @@ from multilevel.problems import Graph
 from multilevel.recipes.data.settings import MASK_SHARE
 from multilevel.recipes.evaluation import PROTOCOLS
 from multilevel.recipes.evaluation.labels import Amount, overrides_of
+from multilevel.recipes.plain_yaml import read_yaml
 from multilevel.reports.costs import MoneySettings, money_settings
 from multilevel.runs.folder import EARLIER, RunFolder
 from multilevel.solvers import MultilevelError, SettingError
 
 FILE = "study.yaml"
 VERSION = 2
+_FOLDER = re.compile(r"\w[\w.+-]*")
 SAME_IMAGES = f"data.mask_share={MASK_SHARE}"  # for arms that learn masks and those that do not
 
 
@@ -177,11 +180,28 @@ class Study:
         if not path.is_file():
             raise SettingError("resume", str(folder), f"the folder of a study, which holds {FILE}")
         try:
-            values: Any = OmegaConf.to_container(OmegaConf.load(path))
+            values: Any = OmegaConf.to_container(read_yaml(path))
             arms, money = [Arm(**arm) for arm in values["arms"]], money_settings(values.get("money") or {})
-            return cls(**{**values, "arms": arms, "money": money})
-        except Exception as error:  # the parser raises errors of many kinds
+            study = cls(**{**values, "arms": arms, "money": money})
+            study.check_stored()
+        except MultilevelError:
+            raise
+        except Exception as error:  # a damaged file has values of any type
             raise MultilevelError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        return study
+
+    def check_stored(self) -> None:
+        """Refuse what no study stores: folders outside its own, and settings that are not those of training.
+
+        Raises:
+            ValueError: the first such value.
+        """
+        for part in self.parts():
+            if not _FOLDER.fullmatch(part.name):
+                raise ValueError(f"{part.name} is not the name of a part")
+        for setting in [*self.settings, *self.transfer, *(setting for arm in self.arms for setting in arm.settings)]:
+            if setting.lstrip("+~").startswith("hydra"):
+                raise ValueError(f"{setting} is not a setting of multilevel train")
 
     def timed(self, seconds_per_step: Mapping[str, float]) -> Study:
         """This study with equal time: every arm gets as many whole steps as fit into the slowest arm's time."""

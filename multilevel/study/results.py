@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from multilevel.levels.masks import POLICIES
 from multilevel.recipes.evaluation.labels import Amount
 from multilevel.reports.plain import plain
 from multilevel.reports.texts import Texts
+from multilevel.runs.folder import read_results
 from multilevel.solvers import MultilevelError
 from multilevel.study.images import noise_at_chance
 from multilevel.study.inspection import errors_of
@@ -85,8 +85,8 @@ def collect(study: Study, folder: Path, language: str = "en") -> dict[str, Any]:
 
 def _part(study: Study, folder: Path, part: StudyRun, texts: Texts) -> dict[str, Any]:
     run = run_path(folder, part.name)
-    summary = json.loads((run / "summary.json").read_text())
-    transfer = json.loads(transfer_path(run).read_text()) if study.transfer else []
+    summary = read_results(run / "summary.json")
+    transfer = read_results(transfer_path(run)) if study.transfer else []
     scores, lost = _numbers(summary["evaluation"] or [], texts)
     moved, lost_there = _numbers(transfer, texts)
     return {

@@ -28,7 +28,7 @@ INSTEAD = {
 #: Settings and groups in which arms may not differ, since that would be another comparison.
 ARMS_SHARE = ("data", "task", "evaluation", "evaluate", "seed", "steps", "output", "resume", "experiment", "checkpoint")
 #: Settings allowed together with resume; none of them changes a trained part.
-WITH_RESUME = ("resume", "jobs", "seeds", "hydra/launcher", "language", *settable(MoneySettings))
+WITH_RESUME = ("resume", "jobs", "seeds", "hydra/launcher", "loggers", "language", *settable(MoneySettings))
 
 
 @dataclass
@@ -111,7 +111,7 @@ class StudySettings(MoneySettings):
         if result.resume is not None:
             for setting, _ in pairs:
                 allowed = setting.removeprefix("+") in WITH_RESUME or setting.startswith("hydra.")
-                expected = "no setting except seeds, jobs, hydra/launcher, language and costs: study.yaml has the rest"
+                expected = "only seeds, jobs, hydra/launcher, loggers, language and costs: study.yaml has the rest"
                 require("resume", f"{setting}=...", allowed, expected)
         return result
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from multilevel.solvers.files import parse_json
 from multilevel.study.part import is_done, run_path
 from multilevel.study.plan import Study, StudyRun
 
@@ -84,6 +84,6 @@ def steps_done(folder: Path, part: StudyRun) -> int:
         with (run / "metrics.jsonl").open("rb") as log:
             log.seek(max(0, log.seek(0, 2) - TAIL))
             lines = log.read().split(b"\n")[:-1]  # the text after the last newline may be half a line
-        return int(json.loads(lines[-1])["step"])
+        return int(parse_json(lines[-1])["step"])
     except (OSError, IndexError, ValueError, KeyError):  # not started, or just being cut by a resume
         return 0

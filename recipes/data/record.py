@@ -17,6 +17,7 @@ from multilevel.recipes.data.rows import Rows
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.recipes.data.strata import UNLABELLED
 from multilevel.solvers.errors import DataError, SettingError
+from multilevel.solvers.files import parse_json
 
 VERSION = 1
 #: The letter of each part in ``ImageRecord.parts``; ``pretrain`` also has the images of ``finetune``.
@@ -97,7 +98,7 @@ class DataRecord:
             SettingError: the file is missing, broken, or of another version.
         """
         try:
-            values: dict[str, Any] = json.loads(path.read_text())
+            values: dict[str, Any] = parse_json(path.read_text())
             version, test = values.pop("version"), values.pop("test")
             train = ImageRecord(**values.pop("train"))
             record = cls(train=train, test=None if test is None else ImageRecord(**test), **values)

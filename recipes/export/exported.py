@@ -23,6 +23,7 @@ from multilevel.recipes.export.onnx_model import ONNX, OnnxModel
 from multilevel.recipes.export.operating_point import stored_operating_point
 from multilevel.recipes.export.weights import first_not_finite, load_dinov2
 from multilevel.solvers import MultilevelError, SettingError
+from multilevel.solvers.files import parse_json
 
 IDENTITY_DIGITS = 12
 #: Pixels uint8 [B, C, H, W] to logits [B, classes] and features [B, width].
@@ -63,7 +64,7 @@ class ExportedModel:
         if not weights or not (folder / PROCESSOR).is_file() or not (folder / "config.json").is_file():
             raise SettingError("EXPORT", str(given), "a folder written by multilevel export")
         try:
-            settings, config = (json.loads((folder / name).read_text()) for name in (PROCESSOR, "config.json"))
+            settings, config = (parse_json((folder / name).read_text()) for name in (PROCESSOR, "config.json"))
             self.class_names = tuple(config["id2label"][str(label)] for label in range(len(config["id2label"])))
             self.image_size: int = config["image_size"]
             self.channels: int = config["num_channels"]

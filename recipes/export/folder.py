@@ -30,7 +30,7 @@ from multilevel.recipes.export.weights import (
     transformers_weights,
 )
 from multilevel.solvers import MultilevelError, SettingError
-from multilevel.solvers.files import is_running
+from multilevel.solvers.files import is_running, parse_json
 
 FORMATS = ("transformers", "onnx")
 PROCESSOR, WEIGHTS, CARD = "preprocessor_config.json", "model.safetensors", "README.md"
@@ -137,10 +137,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         return {}
-    try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise ValueError(f"{path.name} is nested too deeply") from error
+    contents = parse_json(path.read_text(encoding="utf-8"))
     if not isinstance(contents, dict):
         raise ValueError(f"{path.name} is not a JSON object")
     return contents

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from multilevel.levels import MaskingNetwork
+from multilevel.solvers.files import parse_json
 
 MASKING = "masking.safetensors"
 _SETTINGS = "mask"
@@ -31,5 +32,5 @@ def load_masking(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     with safe_open(path, "pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dictionary
-        settings = json.loads((file.metadata() or {}).get(_SETTINGS, "{}"))
+        settings = parse_json((file.metadata() or {}).get(_SETTINGS, "{}"))
     return weights, settings

@@ -134,7 +134,7 @@ def test_the_command_ends_without_warnings(tmp_path, number):
     assert said[-1] == "computing the references, then each solver in its own process\n"
     if number is not None:
         command.send_signal(number)
-    rest = command.communicate(timeout=120)[1].splitlines()
+    rest = command.communicate(timeout=600)[1].splitlines()
     if number is None:
         assert (command.returncode, rest) == (0, ["2/3 finite_difference", "3/3 sama"])
     else:

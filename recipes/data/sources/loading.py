@@ -86,7 +86,7 @@ def load_tables(builder: str, failure: str, **options: Any) -> Any:
 
     try:
         with quiet_libraries():
-            return datasets.load_dataset(builder, **options)
+            return datasets.load_dataset(builder, trust_remote_code=False, **options)
     except Exception as error:  # from the network, the hub, the file system or Arrow
         cause = " ".join(str(error.__cause__ or error).split())
         raise DataError(f"{failure} ({type(error).__name__}: {cause})") from error

@@ -153,14 +153,14 @@ def test_a_study_that_is_killed_resumes_to_the_same_result(finished, tmp_path, m
     folder = tmp_path / "killed"
     command = [sys.executable, "-m", "multilevel", "study", *SETTINGS, f"output={folder}"]
     study = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 1200
     while not list(folder.glob("runs/*/checkpoint/step-*")):
         assert time.monotonic() < deadline
         assert study.poll() is None
         time.sleep(0.01)
     study.send_signal(signal.SIGKILL)
     study.wait()
-    with FileLock(folder / "runs" / ".random-seed0.lock", timeout=60):  # the part ends with the study
+    with FileLock(folder / "runs" / ".random-seed0.lock", timeout=600):  # the part ends with the study
         assert not (folder / "study.json").exists()
         assert len(list((folder / "runs").glob("*/summary.json"))) < 2
     monkeypatch.setattr(launch, "start_part", run_here)

@@ -251,7 +251,7 @@ for memory_gib in (4.0, 0.0):
     next(epochs[-1])
 print("read")
 """
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (0, "read\n", "")
 
 

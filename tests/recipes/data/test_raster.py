@@ -73,7 +73,7 @@ def test_data_max_pixels_holds_for_all_images_of_a_set(tmp_path: Path, place: st
 
 def test_threads_decode_one_large_picture_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(raster, "LARGE", 99)
-    decoding, most, small = 0, 0, threading.Barrier(2, timeout=60)
+    decoding, most, small = 0, 0, threading.Barrier(2, timeout=600)
 
     def decode(side: int) -> None:
         nonlocal decoding, most
