@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from multilevel.recipes.data.images import SourceSplits
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.recipes.data.sources.listing import has_images, images_below, visible_folders
 from multilevel.recipes.data.sources.split_folders import UNLABELLED, find_split_folders
-from multilevel.recipes.data.sources.tables import to_splits
+from multilevel.recipes.data.sources.tables import to_splits, with_files
 from multilevel.recipes.data.targets.base import Targets
 from multilevel.solvers.errors import DataError, SettingError
+from multilevel.solvers.files import parse_json
 
 NAMES = ("metadata.csv", "metadata.jsonl")
 FILE_NAME = "file_name"
@@ -45,15 +45,11 @@ class Metadata:
         for file in (folder / name for name in NAMES):
             if file.is_file():
                 try:
-                    text = file.read_text(encoding="utf-8-sig")
-                    lines = text.splitlines()
-                    rows = (
-                        list(csv.DictReader(lines)) if file.suffix == ".csv" else [json.loads(line) for line in lines]
-                    )
+                    rows = _rows(file)
                 except (OSError, ValueError, csv.Error) as error:
                     raise DataError(f"{file} cannot be read ({' '.join(str(error).split())})") from error
                 if any(FILE_NAME in row for row in rows):
-                    return cls(file, [{key: value for key, value in row.items() if value != ""} for row in rows])
+                    return cls(file, rows)
         return None
 
     def images(self) -> list[Path]:
@@ -124,7 +120,7 @@ def read_metadata(root: Path, settings: DataSettings, targets: type[Targets]) ->
         listed |= set(test_images)
         tested = [image.is_relative_to(splits.test) for image in test_images]
         test_table = test.table(*_chosen(test_images, test.rows, tested))
-    sources = to_splits(table, test_table, settings, str(train.file), targets)
+    sources = with_files(to_splits(table, test_table, settings, str(train.file), targets), root)
     unlisted = len(set(images_below(root)) - listed)
     lines = [f"{train.file.name}: {unlisted:,} images that it does not name are not read"] if unlisted else []
     return replace(sources, notes=(*splits.notes, *lines, *sources.notes))
@@ -136,7 +132,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     if file.suffix == ".csv":
         rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(text)))
     else:
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        rows = [parse_json(line) for line in text.splitlines() if line.strip()]
     return [{key: value for key, value in row.items() if key is not None and value != ""} for row in rows]
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,13 @@ from torch import Tensor
 
 from multilevel.recipes.data import columns
 from multilevel.recipes.data.images import Source, SourceSplits
-from multilevel.recipes.data.raster import MAX_PIXELS, open_raster
 from multilevel.recipes.data.settings import DataSettings
+from multilevel.recipes.data.sources.cells import cell_bytes, open_cell
 from multilevel.recipes.data.sources.loading import load_parquet, load_tables, parquet_files, test_files
 from multilevel.recipes.data.targets.base import Labels, Targets
 from multilevel.solvers.errors import DataError, SettingError
 
 TEST_SPLITS = ("test", "validation")
-# Pillow tries formats one by one, which takes a third of the time for small images.
-_FORMATS = {b"\xff\xd8": ("JPEG",), b"\x89PNG": ("PNG",)}
 _PARTS = 3  # parts of a data set: finetuning, mask learning, test
 
 
@@ -36,7 +33,12 @@ class TableSource(Source):
         labels: int64 tensor ``[N]``.
         name: what the table is called in messages.
         mask_column: its column of masks, as that of images; null where nothing is marked.
+
+    Attributes:
+        folders: where the files are that cells may name.
     """
+
+    folders: Sequence[Path] = ()
 
     def __init__(
         self, table: Any, image_column: str, labels: Tensor, name: str, mask_column: str | None = None
@@ -49,7 +51,7 @@ class TableSource(Source):
         self.has_masks = mask_column is not None
 
     def open(self, row: int) -> Image.Image:
-        picture = open_cell(self.images[row].as_py(), self.max_pixels)
+        picture = open_cell(self.images[row].as_py(), self.folders, self.max_pixels)
         if picture is None:
             raise ValueError("the cell is empty")
         return picture
@@ -63,8 +65,8 @@ class TableSource(Source):
         return 0 if targets is None else zlib.crc32(np.ascontiguousarray(targets).tobytes())
 
     def contents(self, row: int) -> bytes:
-        cells = [column[row].as_py() for column in (self.images, self.masks) if column is not None]
-        return b"".join(map(_cell_contents, cells))
+        columns = [column for column in (self.images, self.masks) if column is not None]
+        return b"".join(cell_bytes(column[row].as_py(), self.folders) for column in columns)
 
     def group_keys(self, setting: str) -> list[str | None]:
         """The values of the column with this name."""
@@ -75,29 +77,7 @@ class TableSource(Source):
 
     def open_mask(self, row: int) -> Image.Image | None:
         assert self.masks is not None
-        return open_cell(self.masks[row].as_py(), self.max_pixels)
-
-
-def open_cell(cell: Any, max_pixels: int = MAX_PIXELS) -> Image.Image | None:
-    """Open the image in one cell, of at most ``max_pixels``; ``None`` for an empty cell.
-
-    It works cell by cell because `datasets` decodes slowly and Arrow's take() overflows beyond 2 GiB.
-    """
-    if isinstance(cell, dict):
-        cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
-    if cell is None:
-        return None
-    if not isinstance(cell, bytes):
-        return open_raster(Path(cell), max_pixels=max_pixels)
-    formats = next((formats for start, formats in _FORMATS.items() if cell.startswith(start)), None)
-    return open_raster(io.BytesIO(cell), max_pixels=max_pixels, formats=formats)
-
-
-def _cell_contents(cell: Any) -> bytes:
-    """The bytes of an image in a cell; of a path, those of its file."""
-    if isinstance(cell, dict):
-        cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
-    return cell if isinstance(cell, bytes) else b"" if cell is None else Path(cell).read_bytes()
+        return open_cell(self.masks[row].as_py(), self.folders, self.max_pixels)
 
 
 def read_parquet(path: Path, settings: DataSettings, targets: type[Targets] = Labels) -> SourceSplits:
@@ -121,7 +101,8 @@ def read_parquet(path: Path, settings: DataSettings, targets: type[Targets] = La
         files = {"train": [path]}
     # each split by itself: `datasets` reads the second with the class numbers of the first
     tables = {split: load_parquet(of_split, str(path)) for split, of_split in files.items() if of_split}
-    return to_splits(tables["train"], tables.get("test"), settings, str(path), targets)
+    sources = to_splits(tables["train"], tables.get("test"), settings, str(path), targets)
+    return with_files(sources, path if path.is_dir() else path.parent)
 
 
 def read_hub(hub: str, settings: DataSettings, targets: type[Targets] = Labels) -> SourceSplits:
@@ -138,7 +119,18 @@ def read_hub(hub: str, settings: DataSettings, targets: type[Targets] = Labels) 
     names = TEST_SPLITS if settings.test_split is None else (settings.test_split,)
     test_split = next((name for name in names if name in tables), None)
     test = tables[test_split] if test_split is not None else None
-    return to_splits(tables[settings.train_split], test, settings, hub, targets)
+    import datasets
+
+    sources = to_splits(tables[settings.train_split], test, settings, hub, targets)
+    return with_files(sources, Path(datasets.config.HF_CACHE_HOME), Path(hub))
+
+
+def with_files(sources: SourceSplits, *folders: Path) -> SourceSplits:
+    """The sources, whose cells may name files in ``folders``."""
+    for source in (sources.train, sources.test):
+        if isinstance(source, TableSource):
+            source.folders = folders
+    return sources
 
 
 def to_splits(train: Any, test: Any | None, settings: DataSettings, name: str, targets: type[Targets]) -> SourceSplits:

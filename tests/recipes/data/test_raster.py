@@ -14,7 +14,7 @@ from PIL import Image
 
 from multilevel.recipes.data import DataSettings, load_data, raster
 from multilevel.recipes.data.raster import bounded, open_raster
-from multilevel.recipes.data.sources.tables import open_cell
+from multilevel.recipes.data.sources.cells import open_cell
 from multilevel.solvers import DataError
 
 
