@@ -33,5 +33,9 @@ class CheckpointError(MultilevelError):
     """A checkpoint is missing, truncated, or belongs to another run."""
 
 
+class RankError(MultilevelError):
+    """Some of the ranks that train together have failed; all of them raise it."""
+
+
 class ReplicaError(MultilevelError):
     """Ranks that train together have lost contact."""

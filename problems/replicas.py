@@ -11,17 +11,18 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from multilevel.problems.errors import ReplicaError
+from multilevel.problems.errors import RankError, ReplicaError
 from multilevel.solvers import MultilevelError
 from multilevel.solvers.vectors import Tensors
 
 _AVAILABLE = dist.is_available()
+Result = TypeVar("Result")
 BUCKET = 2**23  # numbers in one message: enough to hide its latency, few compared with a model
 
 
@@ -98,13 +99,49 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """Every rank's value, by rank; values are pickled."""
+    """Every rank's value, by rank; values are pickled.
+
+    Raises:
+        RankError: another rank failed, see ``on_every_rank``.
+    """
     if count() == 1:
         return [value]
     values: list[Any] = [None] * count()
     with _connected():
         dist.all_gather_object(values, value)
+    failed = [number for number, value in enumerate(values) if isinstance(value, _Failure)]
+    if failed and len(failed) < len(values):
+        raise RankError(f"only on rank {failed[0]}: {values[failed[0]].error}")
     return values
+
+
+class _Failure(NamedTuple):
+    """What a rank that failed gives to ``gather`` in place of a value, wherever the others have come to."""
+
+    error: MultilevelError
+
+
+def on_every_rank(task: Callable[[], Result]) -> Result:
+    """Run a task, which may gather values, on every rank; each gets its own result.
+
+    Raises:
+        RankError: on every rank, if some of them failed.
+        MultilevelError: on every rank its own, if all failed.
+    """
+    if count() == 1:
+        return task()
+    result: Any = None
+    failure: _Failure | None = None
+    try:
+        result = task()
+    except RankError:  # every rank has it already
+        raise
+    except MultilevelError as error:
+        failure = _Failure(error)
+    gather(failure)
+    if failure is not None:
+        raise failure.error
+    return result
 
 
 def spread(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
@@ -224,4 +261,6 @@ def _connected() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = " ".join(str(error).split()).partition(". ")[0]
+        if "timed out" in reason.lower() or "timeout" in reason.lower():
+            reason = f"{reason}; rank_minutes=N waits longer"
         raise ReplicaError(f"rank {rank()} has lost the other ranks ({reason})") from error

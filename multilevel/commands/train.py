@@ -33,11 +33,13 @@ from pathlib import Path
 
 from multilevel.configuration.command_line import read
 from multilevel.configuration.composition import compose_config
+from multilevel.problems import replicas
 from multilevel.runs.distributed import launched, on_first_rank, process_group, restart, restarts
 from multilevel.runs.folder import remove_empty
 from multilevel.runs.sweep import sweep
 from multilevel.runs.training import MOVED, is_of, output_folder, resume, train
 from multilevel.solvers import SettingError
+from multilevel.solvers.ranges import Count
 
 
 @dataclass
@@ -46,32 +48,40 @@ class TrainSettings:
 
     Args:
         resume: the folder of a run to continue from its last checkpoint.
+        rank_minutes: with torchrun, how long a rank waits for another one, which may be evaluating.
     """
 
     resume: str | None = None
+    rank_minutes: Count = 60
 
 
 SETTINGS = TrainSettings
+MULTIRUN = ("--multirun", "-m")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Train as the command line asks; returns 0 on success."""
-    with process_group():
-        run_or_resume(arguments)
+    overrides = [argument for argument in arguments if argument not in MULTIRUN]
+    line = read("train", overrides, TrainSettings)
+    with process_group(line.settings.rank_minutes):
+        if len(overrides) < len(arguments):
+            run_several(overrides)
+        else:
+            run_or_resume(line.settings.resume, line.overrides)
     return 0
 
 
-def run_or_resume(arguments: Sequence[str]) -> None:
-    """Start a new run, continue one, or run several."""
-    overrides = [argument for argument in arguments if argument not in ("--multirun", "-m")]
-    line = read("train", overrides, TrainSettings)
-    resumed = line.settings.resume
-    if len(overrides) < len(arguments):
-        if launched():
-            raise SettingError("--multirun", "torchrun", "one run with torchrun, or --multirun without it")
-        sweep(overrides, train)
-    elif resumed is None:
-        config = compose_config(overrides)
+def run_several(overrides: Sequence[str]) -> None:
+    """Train a run for each combination of values."""
+    if launched():
+        raise SettingError("--multirun", "torchrun", "one run with torchrun, or --multirun without it")
+    sweep(overrides, train)
+
+
+def run_or_resume(resumed: str | None, overrides: Sequence[str]) -> None:
+    """Start a new run, or continue one."""
+    if resumed is None:
+        config = replicas.on_every_rank(lambda: compose_config(overrides))
         if restarts() and not config.output:
             raise SettingError("output", None, "a folder, with torchrun --max-restarts: a restart continues in it")
         if restart() and is_of(Path(config.output), config):
@@ -84,8 +94,8 @@ def run_or_resume(arguments: Sequence[str]) -> None:
                 if not config.output:
                     remove_empty(output)
     else:
-        unusable = [override for override in line.overrides if override.partition("=")[0] not in MOVED]
+        unusable = [override for override in overrides if override.partition("=")[0] not in MOVED]
         if unusable:
             expected = f"no other setting but {', '.join(MOVED)}: a run continues with those in its config.yaml"
             raise SettingError("resume", unusable[0], expected)
-        resume(Path(resumed), line.overrides)
+        resume(Path(resumed), overrides)

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from multilevel.configuration.composition import build_recipe, changed
+from multilevel.configuration.composition import build_recipe, changed, named_settings
 from multilevel.loggers import Logger, new_loggers
 from multilevel.problems import CheckpointError, Checkpointing, DivergedError, Engine, load_checkpoint, replicas
 from multilevel.problems.checkpoint import checkpoints, newest_intact
@@ -25,18 +25,20 @@ from multilevel.runs.collapse import CollapseReport
 from multilevel.runs.cpu_threads import cpu_threads
 from multilevel.runs.curves import CurveLabels, draw_curves
 from multilevel.runs.diagnosis import Diagnosis, last_noise, noise_message
-from multilevel.runs.distributed import on_first_rank, print_once, restart
+from multilevel.runs.distributed import check_same, on_first_rank, print_once, restart
 from multilevel.runs.event_log import EventLog
 from multilevel.runs.folder import RunFolder, check_free, now, reserve, title
 from multilevel.runs.lock import only_process
 from multilevel.runs.progress import Progress
+from multilevel.runs.same_data import check_same_data
 from multilevel.runs.stopping import StopOnSignal, Stopped
 from multilevel.runs.summary import Outcome, format_findings, peak_memory_mib, summarize_run
 from multilevel.solvers import MultilevelError, SettingError
 from multilevel.solvers.files import parse_json
 
-#: Settings that a resumed run may change: where its images are, whether they may have changed, and whether checkpoints
-#: need digests.
+PLACES = ("data.path", "data.unlabelled", "data.division")  # may differ by machine: the data are compared
+#: Settings that a resumed run may change: where its images are, whether they may have changed, whether checkpoints need
+#: digests, and loggers.
 MOVED = ("data.path", "data.unlabelled", "data.changed", "checkpoint.verify", "loggers")
 
 
@@ -61,8 +63,7 @@ def train(config: DictConfig, output: Path) -> None:
     """
     on_first_rank(lambda: check_free(output))
     config = recorded(config)
-    recipe = build_recipe(config)
-    engine, loggers = new_engine(recipe), loggers_of(recipe, output, config)
+    recipe, engine, loggers = prepared(config, output)
     record = None if recipe.image_data is None else recipe.image_data.record().text()
     with only_process("output", output):
         folder = on_first_rank(lambda: RunFolder.create(output, config, record))
@@ -92,10 +93,9 @@ def resume(path: Path, overrides: Sequence[str] = (), named_loggers: Sequence[st
         return
     with only_process("resume", path):
         config = changed(folder.config_with_division(), overrides)
-        recipe = build_recipe(config)
         if not any(override.partition("=")[0] == "loggers" for override in overrides):
-            check_named(recipe.settings.loggers, named_loggers, path)
-        engine, loggers = new_engine(recipe), loggers_of(recipe, path, config)
+            check_named(config.get("loggers") or [], named_loggers, path)
+        recipe, engine, loggers = prepared(config, path)
         if not restart() or checkpoints(folder.checkpoint):
             print_once(*load_checkpoint(engine, folder.checkpoint, recipe.settings.checkpoint.verify))
         print_once(*on_first_rank(lambda: folder.cut(engine.step, recipe.graph.names)))
@@ -114,6 +114,22 @@ def check_named(stored: Sequence[str], named: Collection[str], folder: Path) -> 
     if unnamed:
         expected = f"loggers of this package in {folder}; to run this class: loggers=[{','.join(stored)}] again"
         raise SettingError("loggers", unnamed[0], expected)
+
+
+def prepared(config: DictConfig, output: Path) -> tuple[Recipe, Engine, list[Logger]]:
+    """The recipe of a configuration, its engine, and the loggers of a run; the same on all ranks.
+
+    Raises:
+        MultilevelError: unusable settings or data, or ranks that differ in them.
+    """
+    settings = named_settings(OmegaConf.to_container(config))
+    leaves = {name: value for name, value in settings if not isinstance(value, dict)}
+    check_same({name: value for name, value in leaves.items() if name not in PLACES})
+
+    recipe = replicas.on_every_rank(lambda: build_recipe(config))
+    if recipe.image_data is not None:
+        check_same_data(recipe.image_data)
+    return recipe, new_engine(recipe), replicas.on_every_rank(lambda: loggers_of(recipe, output, config))
 
 
 def evaluation_problem(summary: Path) -> str | None:

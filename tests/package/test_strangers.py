@@ -87,7 +87,12 @@ def test_a_stored_configuration_resolves_no_resolver(run, monkeypatch, capsys, s
     monkeypatch.setenv("SECRET", "hunter2")
     config = run / "config.yaml"
     config.write_text(config.read_text().replace("hub: null", f'hub: "{secret}"'))
-    for command in (["evaluate", str(run)], ["train", f"resume={run}"], ["export", str(run)], ["compare", f"run={run}"]):
+    for command in (
+        ["evaluate", str(run)],
+        ["train", f"resume={run}"],
+        ["export", str(run)],
+        ["compare", f"run={run}"],
+    ):
         assert main(command) == 2
         said = capsys.readouterr()
         assert "hunter2" not in said.out + said.err
@@ -190,12 +195,11 @@ def test_a_cell_names_no_file_outside_the_folder_of_its_table(tmp_path):
         names = [first, *(str(tmp_path / "table" / f"{number}.png") for number in range(1, 20))]
         rows = {"image": [{"bytes": None, "path": name} for name in names], "label": ["a", "b"] * 10}
         Dataset.from_dict(rows).to_parquet(str(tmp_path / "table" / "train.parquet"))
-        load_data(
-            DataSettings(
-                name="folder", path=str(tmp_path / "table"), image_size=8, channels=1, patch_size=4, batch_size=4,
-                near_copies="keep", image_column="image", label_column="label",
-            )  # fmt: skip
-        )
+        settings = DataSettings(
+            name="folder", path=str(tmp_path / "table"), image_size=8, channels=1, patch_size=4, batch_size=4,
+            near_copies="keep", image_column="image", label_column="label",
+        )  # fmt: skip
+        load_data(settings)
 
     load("0.png")
     os.symlink(tmp_path / "secret.png", tmp_path / "table" / "link.png")

@@ -170,7 +170,7 @@ CASES = [
     (["hydra/launcher=none"], "hydra/launcher: got 'none'; expected one of basic"),
     (["output={folder}/taken"], "a new or empty folder"),
     (["resume={folder}/taken"], "expected the folder of a study"),
-    (["resume={folder}/taken", "steps=3"], "resume: got 'steps=...'; expected no setting except seeds, jobs"),
+    (["resume={folder}/taken", "steps=3"], "resume: got 'steps=...'; expected only seeds, jobs"),
     (["resume={folder}/study", "seeds=1"], "seeds: got [0]; expected at least the study's own: [0, 1]"),
     (["resume={folder}/broken"], "study.yaml cannot be read"),
 ]

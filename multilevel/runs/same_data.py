@@ -1,0 +1,55 @@
+"""Compares the images of ranks that are about to train together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+
+from multilevel.problems import replicas
+from multilevel.recipes.data import ImageData
+from multilevel.solvers import DataError
+
+READ = 1000  # images whose contents are compared, at equal distances
+
+
+def check_same_data(data: ImageData) -> None:
+    """Refuse ranks whose images, labels or division differ; of 1,000 images the contents are compared, too.
+
+    Raises:
+        DataError: on every rank, the first difference.
+    """
+    if replicas.count() == 1:
+        return
+    source = data.train.images.source.whole
+    record = data.record()
+    rows = np.unique(np.linspace(0, len(source) - 1, min(READ, len(source))).astype(int))
+    names = [record.train.name(row) for row in rows]
+    lists: dict[str, Sequence[Any]] = {
+        "the classes are": record.class_names,
+        "the training images are": record.train.names or [len(record.train.labels)],
+        "the labels are": record.train.labels,
+        "the files have sizes": record.train.stamps,
+        "the parts are": record.train.parts,
+        "the test images are": [] if record.test is None else record.test.names or [len(record.test.labels)],
+        "the contents are": [(name, _digest(source.contents(row))) for name, row in zip(names, rows, strict=True)],
+    }
+    for what, values in lists.items():
+        if len(set(replicas.gather(_digest(repr(list(values)).encode())))) > 1:
+            _raise_difference(what, values, record.train.name)
+
+
+def _digest(contents: bytes) -> str:
+    return blake2b(contents, digest_size=16).hexdigest()
+
+
+def _raise_difference(what: str, values: Sequence[Any], name: Any) -> None:
+    first, *others = replicas.gather(list(values))
+    rank, other = next((rank, other) for rank, other in enumerate(others, start=1) if other != first)
+    pairs = enumerate(zip_longest(first, other, fillvalue="missing"))
+    position, (here, there) = next((position, pair) for position, pair in pairs if pair[0] != pair[1])
+    where = f" for {name(position)}" if what in ("the labels are", "the files have sizes", "the parts are") else ""
+    raise DataError(f"the ranks differ in their data: {what} {here} on rank 0 and {there} on rank {rank}{where}")
