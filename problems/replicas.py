@@ -116,7 +116,7 @@ def gather(value: Any) -> list[Any]:
 
 
 class _Failure(NamedTuple):
-    """What a rank that failed gives to ``gather`` in place of a value, wherever the others have come to."""
+    """The message of a failed rank, which every other rank receives in its next ``gather``."""
 
     error: MultilevelError
 
