@@ -1,0 +1,3 @@
+"""The kinds of trials, in files of related ones."""
+
+ALL = ()
