@@ -20,7 +20,8 @@ SECONDS = 300  # of one command; it takes a few when nothing else runs
 TINY = [
     "data=folder", "data.image_size=16", "data.patch_size=4", "data.batch_size=4", "data.near_copies=keep",
     "model.width=16", "model.heads=2", "model.depth=1", "model.decoder_width=8", "model.decoder_heads=2",
-    "model.decoder_depth=1", "steps=4", "checkpoint.every=1", "evaluation.references=false", "evaluation.protocols=[knn]",
+    "model.decoder_depth=1", "steps=4", "checkpoint.every=1", "evaluation.references=false",
+    "evaluation.protocols=[knn]",
 ]  # fmt: skip
 
 Run = Callable[[Path], list[str]]  # in an empty folder; returns problems
