@@ -52,7 +52,7 @@ class Point:
 
 
 POINTS = {
-    "planted": Point("data=planted data.limit=2500", 30, 3, 3),
+    "planted": Point("data=planted data.limit=2500", 30, 1, 3),
     "digits": Point("data=digits", 100, 1, 3),
     "cifar10": Point("experiment=cifar10_small", 100, 1, 2),
 }
@@ -120,7 +120,8 @@ def _needed(figures: dict[str, Any]) -> str:
 
 
 def second_table(rows: list[dict[str, Any]], draws: str, seed: int) -> str:
-    """Slopes in 1e-3 along both directions at one seed, and how many directions of all seeds are right."""
+    """Slopes in 1e-3 along both directions at one seed, bold if both are right and resolved, and with several seeds how
+    many directions of all of them are right."""
     lines = [f"| channel | through the levels below | {' | '.join(f'N={count}' for count in OUTER_STEPS)} |"]
     lines.append("|---" * (2 + len(OUTER_STEPS)) + "|")
     measured = [row for row in rows if row["kind"] == "replay"]
@@ -140,9 +141,9 @@ def _cell(rows: list[dict[str, Any]], draws: str, count: int, seed: int) -> str:
             halves = [half["measured"] for half in slope["halves"]]
             right, total = right + sum(fmean(half) > 0 for half in halves), total + len(halves)
             if row["seed"] == seed:
-                shown = "; ".join(f"{1e3 * fmean(half):+.3g} ± {1e3 * stdev(half):.2g}" for half in halves)
-                shown += "" if slope["resolved"] else " (not resolved)"
-    return f"{shown}; {right} of {total} right"
+                shown = "; ".join(f"{1e3 * fmean(half):+.2g} ± {1e3 * stdev(half):.2g}" for half in halves)
+                shown = f"**{shown}**" if slope["resolved"] and all(fmean(half) > 0 for half in halves) else shown
+    return shown if len(rows) == 1 else f"{shown}; {right} of {total} right"
 
 
 def main() -> None:
