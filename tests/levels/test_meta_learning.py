@@ -1,5 +1,7 @@
 """The meta-gradient is that of MAML through recorded updates, and that of iMAML at the adapted parameters."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from toy import relative_error
 
 from multilevel import Engine, Graph
 from multilevel.levels.meta_learning import Adaptation, MetaLearning, SharedNetwork, TaskOffsets, Tasks
-from multilevel.solvers import ConjugateGradient, Unrolled
+from multilevel.solvers import ConjugateGradient, Identity, Unrolled
 from multilevel.solvers.vectors import flatten
 
 COUNT, RATE, PROXIMAL = 3, 0.1, 0.7
@@ -21,13 +23,13 @@ def tasks(number):
     return Tasks(*(torch.randn(*size, generator=generator, dtype=torch.float64) for size in sizes))
 
 
-def build(network, solver, steps=1, proximal=0.0):
+def build(network, solver, steps=1, proximal=0.0, kind=torch.optim.SGD):
     shared = SharedNetwork(network.double())
     offsets = TaskOffsets(shared.no_offsets(COUNT))
-    sgd, still = torch.optim.SGD(offsets.parameters(), RATE), torch.optim.SGD(shared.parameters(), 0.0)
+    optimizer, still = kind(offsets.parameters(), RATE), torch.optim.SGD(shared.parameters(), 0.0)
     common = {"tasks": tasks, "error": F.mse_loss}
     lower = Adaptation(
-        "adapt", offsets, **common, proximal=proximal, shared="meta", optimizer=sgd, steps=steps, solver=solver
+        "adapt", offsets, **common, proximal=proximal, shared="meta", optimizer=optimizer, steps=steps, solver=solver
     )
     return Engine(Graph(lower, MetaLearning("meta", shared, **common, adaptation="adapt", optimizer=still)))
 
@@ -68,3 +70,21 @@ def test_conjugate_gradients_give_the_gradient_of_imaml():
     with torch.no_grad():
         engine.graph.problems["adapt"].module.offsets[0].copy_(best.mT - shared)
     assert relative_error(engine.hypergradient("meta")["network.weight"], expected) < 1e-10
+
+
+def test_every_round_begins_with_a_new_optimizer():
+    torch.manual_seed(0)
+    network = nn.Linear(2, 1).double()
+    engine = build(network, Identity(), steps=4, kind=torch.optim.Adam)
+    engine.run(3)
+    found = engine.graph.problems["adapt"].module()
+    support_x, support_y, *_ = tasks(3)
+    for task in range(COUNT):
+        moved = copy.deepcopy(network)
+        adam = torch.optim.Adam(moved.parameters(), RATE)
+        for _ in range(4):
+            adam.zero_grad()
+            F.mse_loss(moved(support_x[task]), support_y[task]).backward()
+            adam.step()
+        for offset, begun, parameter in zip(found, network.parameters(), moved.parameters(), strict=True):
+            torch.testing.assert_close(offset[task], parameter - begun, rtol=1e-6, atol=1e-9)

@@ -52,3 +52,21 @@ def test_a_class_is_numbered_alike_in_support_and_query():
         pairs = {(int(x), int(y)) for xs, ys in (task[:2], task[2:]) for x, y in zip(xs, ys, strict=True)}
         assert len(pairs) == len({x for x, _ in pairs}) == len({y for _, y in pairs}) == 3
     assert tasks.support_inputs.shape == (20, 12, 1)
+
+
+def test_a_query_is_no_support_sample():
+    """Each sample is its number."""
+    labels = torch.arange(10).repeat_interleave(12)
+    sizes = TaskSizes(tasks=50, shots=4, queries=5)
+    tasks = ClassTasks(sizes, "0", torch.arange(120)[:, None], labels, torch.combinations(torch.arange(10), 3))(7)
+    for support, queries in zip(tasks.support_inputs.squeeze(-1), tasks.query_inputs.squeeze(-1), strict=True):
+        samples = [*support.tolist(), *queries.tolist()]
+        assert len(set(samples)) == len(samples) == 27
+
+
+@pytest.mark.parametrize("kind", ["sinusoids", "digits", "new_digits"])
+def test_held_out_tasks_are_not_those_of_training(kind):
+    recipe = build_recipe(compose_config(["recipe=maml", f"tasks={kind}"]))
+    rounds = [recipe._tasks(split, 5)(number) for split in ("train", "held_out") for number in (-1, 0, 1, 2)]
+    samples = [tuple(one.support_inputs.flatten().tolist()) for one in rounds]
+    assert len(set(samples)) == len(samples)
