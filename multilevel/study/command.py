@@ -38,7 +38,7 @@ from multilevel.recipes.evaluation.evaluate import amount_images
 from multilevel.recipes.evaluation.labels import Amount, overrides_of
 from multilevel.recipes.evaluation.remarks import fitted_images
 from multilevel.reports.costs import money_settings
-from multilevel.runs.folder import RunFolder, check_free, now
+from multilevel.runs.folder import RunFolder, check_free, now, reserve
 from multilevel.runs.training import check_named
 from multilevel.solvers import DataError, MultilevelError, SettingError
 from multilevel.solvers.ranges import require
@@ -76,22 +76,40 @@ def main(arguments: Sequence[str]) -> int:
     check_launcher(settings.launcher)
     if settings.resume is None:
         study = plan(settings, arguments)
-        folder = Path(settings.output or f"runs/study-{study.data}-{now()}")
-        check_free(folder)
-        try:
-            (folder / "runs").mkdir(parents=True)
-        except OSError as error:
-            raise SettingError("output", str(folder), f"a writable folder ({error.strerror})") from error
+        folder = new_folder(settings.output, study)
     else:
         folder = Path(settings.resume)
         study = resumed(Study.read(folder), settings)
-        named = compose_config(settings.settings).loggers
-        for arm in study.arms:
-            check_named(compose_config(study.overrides(arm, study.seeds[0])).loggers, named, folder)
+        check_loggers(study, settings, folder)
     study.write(folder)
     if study.equal == "time" and study.seconds_per_step is None:
         study = _calibrated(folder)
     return run(study, folder)
+
+
+def new_folder(output: str | None, study: Study) -> Path:
+    """Create the folder of a study.
+
+    Raises:
+        SettingError: it is not empty, or cannot be created.
+    """
+    if output is None:
+        folder = reserve(Path(f"runs/study-{study.data}-{now()}"))
+    else:
+        folder = Path(output)
+        check_free(folder)
+    try:
+        (folder / "runs").mkdir(parents=True)
+    except OSError as error:
+        raise SettingError("output", str(folder), f"a writable folder ({error.strerror})") from error
+    return folder
+
+
+def check_loggers(study: Study, settings: StudySettings, folder: Path) -> None:
+    """Raise SettingError if a stored study has a logger of its own that the command line does not name."""
+    named = compose_config(settings.settings).loggers
+    for arm in study.arms:
+        check_named(compose_config(study.overrides(arm, study.seeds[0])).loggers, named, folder)
 
 
 def run(study: Study, folder: Path) -> int:

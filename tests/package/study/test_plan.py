@@ -3,12 +3,14 @@
 import json
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 
 from multilevel.__main__ import main
 from multilevel.configuration.composition import compose_config
 from multilevel.solvers import SettingError
+from multilevel.study import command
 from multilevel.study.command import plan
 from multilevel.study.part import is_done
 from multilevel.study.plan import Study, equal_updates
@@ -221,3 +223,12 @@ def test_a_part_that_could_not_be_evaluated_is_not_done(tmp_path):
     for problem, done in ((None, True), ("no image of the split has a box", False)):
         (run / "summary.json").write_text(json.dumps({"evaluation_problem": problem}))
         assert is_done(study, tmp_path, name) is done
+
+
+def test_studies_that_start_in_one_second_get_a_folder_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "now", lambda: "20261130-120000")
+    study = SimpleNamespace(data="digits")
+    folders = [command.new_folder(None, study) for _ in range(3)]
+    assert [folder.name[-8:] for folder in folders] == ["0-120000", "120000-2", "120000-3"]
+    assert all((folder / "runs").is_dir() for folder in folders)
