@@ -84,6 +84,14 @@ def test_hidden_and_other_files_are_passed_over(folder, settings, numbers):
     assert numbers(load_data(settings(path=str(root))).pretrain) == [0]
 
 
+@pytest.mark.parametrize("place", [".ipynb_checkpoints", "line 1/.ipynb_checkpoints", "line 1/.cache/deep"])
+def test_hidden_folders_inside_classes_are_passed_over(folder, settings, place):
+    files = [f"{name}/line 1/{number}.png" for name in ("ant", "bee") for number in range(6)]
+    root = folder([*files, *(f"{name}/{place}/0-checkpoint.png" for name in ("ant", "bee"))])
+    data = load_data(settings(path=str(root), near_copies="keep"))
+    assert sum(len(part) for part in (data.train, data.validation, data.test)) == 12
+
+
 def test_path_that_is_missing_or_not_there(settings, tmp_path):
     with pytest.raises(SettingError, match=r"data\.path: got None"):
         load_data(settings())

@@ -359,3 +359,16 @@ def test_masks_of_a_test_split_are_not_read_to_divide_the_training_images():
     assert found.train.labels.tolist() == [0, 1, 0, 1, 0, 1]
     assert set(train.opened) == set(range(6))
     assert test.opened == []
+
+
+@pytest.mark.parametrize("kind", ["labels", "mask"])
+def test_counts_of_classes_do_not_see_validation_images(parquet, settings, numbers, kind):
+    root = parquet("train", LABELS, extra={"mask": (IMAGE, masks())})
+    data = load_data(settings(path=str(root), validation_share=0.4), targets=kind)
+    rows = numbers(data.train)
+    assert rows
+    assert not set(rows) & set(numbers(data.validation))
+    if kind == "labels":
+        assert data.target_counts == tuple(sum(row % 3 == label for row in rows) for label in range(3))
+    else:
+        assert data.target_counts[1] == 6 * sum(row % 3 > 0 for row in rows)
