@@ -40,6 +40,23 @@ def test_raw_digits_score_high_and_a_constant_encoder_by_chance(digits, setup):
     assert scores["majority class"]["knn"] <= torch.bincount(labels).max().item() / len(labels)
 
 
+def with_test_labels(digits, labels):
+    """The digits with other labels of the test images, which are not among the training ones."""
+    of_all = digits.test.images.labels.clone()
+    of_all[digits.test.indices] = labels
+    images = SimpleNamespace(**{name: getattr(digits.test.images, name) for name in ("pixels", "groups", "source")})
+    images.labels = of_all
+    return replace(digits, test=replace(digits.test, images=images))
+
+
+def test_the_majority_class_is_that_of_training_images(digits, setup):
+    most = int(torch.bincount(digits.train.labels).argmax())
+    labels = torch.full_like(digits.test.labels, (most + 1) % 10)
+    labels[:3] = most
+    scores = accuracies({"raw pixels": raw_pixels}, setup(with_test_labels(digits, labels)))
+    assert scores["majority class"]["knn"] == pytest.approx(3 / len(labels))
+
+
 def test_encoders_get_normalized_images_of_train_and_test_without_gradients(digits, setup):
     seen = []
 
@@ -57,21 +74,13 @@ def test_encoders_get_normalized_images_of_train_and_test_without_gradients(digi
 
 
 def test_wrong_test_labels_change_the_score_alone(digits, setup):
-    labels = digits.test.images.labels.clone()
-    labels[digits.test.indices] = (labels[digits.test.indices] + 1) % 10  # the test images are not among train's
-
-    class Relabelled:
-        pixels = staticmethod(digits.test.images.pixels)
-
-    Relabelled.labels, Relabelled.groups = labels, digits.test.images.groups
-    Relabelled.source = digits.test.images.source
     seen = []
 
     def encoder(images):
         seen.append(images)
         return images.flatten(1)
 
-    relabelled = replace(digits, test=replace(digits.test, images=Relabelled))
+    relabelled = with_test_labels(digits, (digits.test.labels + 1) % 10)
     right, wrong = (accuracies({"raw": encoder}, setup(data))["raw"] for data in (digits, relabelled))
     half = len(seen) // 2
     assert torch.equal(torch.cat(seen[:half]), torch.cat(seen[half:]))
