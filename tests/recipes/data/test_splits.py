@@ -119,6 +119,14 @@ def test_statistics_of_a_big_part_are_drawn_from_it(settings, monkeypatch):
     assert 0 < abs(drawn.std - exact.std) < 0.01
 
 
+def test_statistics_of_sorted_images_are_not_those_of_the_first(settings, parquet, monkeypatch):
+    root = parquet("train", [0] * 100 + [1] * 100)  # the red of image n is n
+    monkeypatch.setattr(splits, "_STATISTICS_IMAGES", 60)
+    data = load_data(settings(path=str(root), near_copies="keep"))
+    red = data.pretrain.pixels(torch.arange(len(data.pretrain)))[:, 0].double().mean() / 255
+    assert data.mean[0] == pytest.approx(red.item(), abs=0.09)  # three standard errors; the first 60 are off by 0.25
+
+
 def test_normalize_gives_mean_zero_and_deviation_one(settings):
     data = load_data(settings(name="digits", channels=1))
     images = data.normalize(data.pretrain.pixels(torch.arange(len(data.pretrain))))

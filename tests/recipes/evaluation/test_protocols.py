@@ -24,6 +24,12 @@ METRICS = {
 RANDOM = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def own_numbers(monkeypatch):
+    """Every test draws the same numbers, whichever tests ran before."""
+    monkeypatch.setitem(globals(), "RANDOM", np.random.default_rng(0))
+
+
 def linear_probe(features, labels, scored, seed, metric="accuracy"):
     """Predicted labels."""
     return fit_linear_probe(features, labels, seed, metric).predict(scored)
