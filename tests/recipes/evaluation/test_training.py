@@ -18,6 +18,7 @@ from multilevel.recipes.evaluation import Candidate, EvaluationSettings, evaluat
 from multilevel.recipes.evaluation.drop_path import DropPath, add_drop_path
 from multilevel.recipes.evaluation.lars import LARS
 from multilevel.recipes.evaluation.mixing import Mixing, cutmix, draw_box, mixup, soft_targets
+from multilevel.recipes.evaluation.protocols.base import Trial
 from multilevel.recipes.evaluation.protocols.finetune import FinetuneProtocol, parameter_groups
 from multilevel.recipes.evaluation.protocols.head import Head
 from multilevel.recipes.evaluation.protocols.linear_probe_sgd import LinearProbeSGD, new_probe
@@ -305,3 +306,17 @@ def test_an_unknown_protocol_names_those_that_there_are():
     names = "finetune, head, knn, linear_probe, linear_probe_sgd"
     with pytest.raises(SettingError, match=rf"evaluation\.protocols: got 'svm'; expected some of {names}"):
         EvaluationSettings(protocols=["knn", "svm"])
+
+
+@pytest.mark.parametrize("name", ["finetune", "head", "linear_probe_sgd"])
+def test_a_prediction_depends_on_its_image_alone(setup, name):
+    kinds = {"finetune": FinetuneProtocol, "head": Head, "linear_probe_sgd": LinearProbeSGD}
+    protocol, all_of_it = kinds[name](epochs=2, least_updates=5, batch_size=32), setup()
+    few = replace(all_of_it.data.test, indices=all_of_it.data.test.indices[:40])
+    predictions = [
+        protocol.predict(
+            Trial(candidate(), all_of_it, all_of_it.data.train, scored, lambda: None, "accuracy", 5, batch_size, 0)
+        )
+        for scored, batch_size in ((all_of_it.data.test, 100), (few, 7))
+    ]
+    np.testing.assert_allclose(predictions[0][:40], predictions[1], rtol=1e-4, atol=1e-5)
