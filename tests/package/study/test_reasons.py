@@ -17,18 +17,29 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def row(encoder, value, metric, protocol="linear_probe"):
-    return {"encoder": encoder, "protocol": protocol, "labels": 1.0, "metrics": {metric: value}}
+def row(encoder, value, metric, protocol="linear_probe", labels=1.0):
+    return {"encoder": encoder, "protocol": protocol, "labels": labels, "metrics": {metric: value}}
 
 
-def study(folder, scores, references=REFERENCES, supervised=None, counts=MANY, metric="accuracy", seconds=(10.0, 20.0)):
-    """The result of a study with these scores of every arm and seed."""
+def study(
+    folder,
+    scores,
+    references=REFERENCES,
+    supervised=None,
+    counts=MANY,
+    metric="accuracy",
+    seconds=(10.0, 20.0),
+    few=None,
+):
+    """The result of a study with these scores of every arm and seed, and those with a tenth of the labels."""
     arms = [Arm(name, name, None, name != "random", float(name != "random"), 2, 10) for name in scores]
     count = len(scores["random"])
-    plan = Study(arms=arms, seeds=list(range(count)), metric=metric, **SETTINGS)
+    labels = [0.1, 1.0] if few else [1.0]
+    plan = Study(arms=arms, seeds=list(range(count)), metric=metric, **{**SETTINGS, "labels": labels})
     for number, arm in enumerate(arms):
         for seed, value in enumerate(scores[arm.name]):
-            rows = [row("trained encoder", value, metric)]
+            rows = [row("trained encoder", few[arm.name][seed], metric, labels=0.1)] if few else []
+            rows.append(row("trained encoder", value, metric))
             if number == 0:
                 rows += [row(name, reference, metric) for name, reference in references.items()]
                 rows += [row("supervised from scratch", supervised, metric, "supervised")] if supervised else []
@@ -49,6 +60,14 @@ RANDOM, SAMPLED = [0.80, 0.81, 0.79], [0.84, 0.855, 0.83]
 def test_an_encoder_better_than_all_references_is_judged_by_its_masks(tmp_path):
     sentence = study(tmp_path, {"random": RANDOM, "sampled": SAMPLED}, supervised=0.80)["verdict"]["sentence"]
     assert sentence.startswith("sampled masks pay: linear probe accuracy is 4.2 points higher than with random masks")
+
+
+def test_the_verdict_is_at_the_largest_number_of_labels(tmp_path):
+    few = {"random": [0.70, 0.71, 0.69], "sampled": [0.60, 0.61, 0.59]}
+    result = study(tmp_path, {"random": RANDOM, "sampled": SAMPLED}, supervised=0.80, few=few)
+    assert result["verdict"]["labels"] == result["question"]["labels"] == 1.0
+    assert result["verdict"]["sentence"].startswith("sampled masks pay: linear probe accuracy is 4.2 points higher")
+    assert [comparison["labels"] for comparison in result["comparisons"]] == [0.1, 1.0]
 
 
 @pytest.mark.parametrize(

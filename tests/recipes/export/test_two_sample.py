@@ -114,3 +114,9 @@ def test_holm_rejects_step_by_step():
                     break
                 rejected.add(test)
             assert {test for test, value in enumerate(holm(values)) if value < level} == rejected
+
+
+def test_no_p_value_is_zero():
+    """The observed division is one of all: equation 2 of Phipson and Smyth (2010)."""
+    assert p_value(np.array([9.0, *range(9)])) == 1 / 10
+    assert p_value(np.zeros(10)) == 1
