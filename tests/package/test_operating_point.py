@@ -3,6 +3,7 @@ it; and the export's references are those of evaluate."""
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import onnxruntime
@@ -120,6 +121,19 @@ def test_evaluate_scores_an_export_as_it_is(run, tmp_path, capsys):
     assert (share["low"], share["high"]) == pytest.approx((expected.low, expected.high), abs=1e-9)
     assert "46 images of test" in said
     assert "on the run's own test images, balanced accuracy: this export " in said
+
+
+def test_a_folder_with_some_of_the_classes_is_scored_by_name(run, tmp_path):
+    export, folder = run / "run" / "export", tmp_path / "some"
+    for name in ("dent", "good"):  # not the first of the export's classes
+        shutil.copytree(next((run / "new").rglob(name)), folder / name)
+    rows = predictions(export, folder, tmp_path / "predictions.csv")
+    assert main(["evaluate", str(export), f"data.path={folder}", f"output={tmp_path / 'scores.json'}"]) == 0
+    shares = json.loads((tmp_path / "scores.json").read_text())["shares"]
+    for name in ("dent", "good"):
+        of_class = [row for row in rows if row["file"].split("/")[-2] == name]
+        assert shares[f"recall of {name}"]["count"] == sum(row["label"] == name for row in of_class)
+        assert shares[f"recall of {name}"]["total"] == len(of_class)
 
 
 def test_the_references_are_those_of_evaluate(run, capsys):
