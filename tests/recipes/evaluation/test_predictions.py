@@ -3,11 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from multilevel.recipes.evaluation import Candidate, EvaluationSettings, evaluate_features, grouped_folds, raw_pixels
 from multilevel.recipes.evaluation.folds import FEW_FOLDS
 from multilevel.recipes.evaluation.labels import draw_labels
 from multilevel.recipes.evaluation.predictions import predict
+from multilevel.recipes.evaluation.protocols import linear_probe
 from multilevel.recipes.evaluation.protocols.knn import nearest_neighbours
 
 SETTINGS = EvaluationSettings(protocols=["linear_probe", "knn"], max_images=150)
@@ -34,3 +38,17 @@ def test_each_training_image_is_predicted_by_the_other_folds(digits, setup):
     for fit, held in grouped_folds(labels, groups, FEW_FOLDS, settings.seed):
         expected = nearest_neighbours(pixels[fit], labels[fit], pixels[held], 3, 10)
         np.testing.assert_allclose(predictions.fitted[held], expected, atol=1e-6)
+
+
+def test_folds_have_the_strength_that_all_images_choose(digits, setup, monkeypatch):
+    """Probes that chose their own would have probabilities of other scales; against scikit-learn, written out."""
+    settings = EvaluationSettings(labels=[60], max_images=None)
+    monkeypatch.setattr(linear_probe, "choose_strength", lambda _, labels, *rest: 1e-3 if len(labels) == 60 else 1e3)
+    predictions = predict(Candidate("raw", raw_pixels), setup(), settings, settings.protocol("linear_probe"), 60.0)
+    drawn = draw_labels(digits.train.labels, torch.arange(len(digits.train)), 60.0, settings.seed)
+    labels, groups = digits.train.labels[drawn].numpy(), digits.train.groups[drawn].numpy()
+    pixels = raw_pixels(digits.normalize(digits.train.pixels(drawn))).numpy()
+    for fit, held in grouped_folds(labels, groups, FEW_FOLDS, settings.seed):
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, tol=1e-6, max_iter=5000))
+        expected = probe.fit(pixels[fit], labels[fit]).predict_proba(pixels[held])
+        np.testing.assert_allclose(predictions.fitted[held], expected, atol=2e-3)
