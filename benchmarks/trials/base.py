@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import random
 import shutil
 import signal
@@ -10,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +28,7 @@ TINY = [
 ]  # fmt: skip
 
 Run = Callable[[Path], list[str]]  # in an empty folder; returns problems
+Before = Callable[[Path], object]
 Named = tuple[str, Run]
 SCRATCH: list[Path] = []  # the folder of ``finished``, set once
 KINDS: dict[str, Callable[[random.Random], Iterator[Named]]] = {}
@@ -65,13 +69,14 @@ def kind(title: str) -> Callable[[Callable[[random.Random], Iterator[Named]]], N
 
 
 def start(
-    folder: Path, *arguments: str, environment: Mapping[str, str] | None = None, before: Run | None = None
+    folder: Path, *arguments: str, environment: Mapping[str, str] | None = None, before: Before | None = None
 ) -> int:
     """Start a command in a fork of this process, with ``folder`` as its current one; returns the process.
 
     Args:
         before: called in the process with the folder, before the command, for example to set limits.
     """
+    preload()
     child = os.fork()
     if child:
         return child
@@ -116,9 +121,21 @@ def ended(process: int, folder: Path, seconds: float = SECONDS) -> Outcome:
         time.sleep(0.005)
 
 
-def command(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Outcome:
+def command(
+    folder: Path, *arguments: str, environment: Mapping[str, str] | None = None, before: Before | None = None
+) -> Outcome:
     """Run a command in ``folder`` to its end."""
-    return ended(start(folder, *arguments, environment=environment), folder)
+    return ended(start(folder, *arguments, environment=environment, before=before), folder)
+
+
+@cache
+def preload() -> None:
+    """Import the package once, so that its commands start quickly in forks."""
+    package = importlib.import_module("multilevel")
+    for module in pkgutil.walk_packages(package.__path__, "multilevel."):
+        if "templates" not in module.name and "__main__" not in module.name:
+            with suppress(ImportError):
+                importlib.import_module(module.name)
 
 
 def _text(path: Path) -> str:
