@@ -1,5 +1,5 @@
 """The kinds of trials, in files of related ones."""
 
-from trials import kills
+from trials import checkpoints, damage, kills, signals
 
-ALL = (kills,)
+ALL = (checkpoints, damage, kills, signals)
