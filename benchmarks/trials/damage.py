@@ -154,7 +154,7 @@ DATA = [
     ("a pipe", instead("data.json", FIFO), EVALUATE, (2,)),
 ]
 FOLDERS = [
-    ("a file step-best.tar and folders step-best, step-9", foreign("step-9.tar", "step-best/", "step-9/"), RESUME, (0,)),
+    ("file step-9.tar, folders step-best, step-9", foreign("step-9.tar", "step-best/", "step-9/"), RESUME, (0,)),
     ("files step-3 and step-10", foreign("step-3", "step-10"), RESUME, (0,)),
     ("folders with other digits", foreign("step-٣/", "step-03/", "step-1e3/", "step-+3/"), RESUME, (0,)),
     ("checkpoints elsewhere, by a link", moved("checkpoint"), RESUME, (0,)),
