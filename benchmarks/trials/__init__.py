@@ -1,5 +1,5 @@
 """The kinds of trials, in files of related ones."""
 
-from trials import checkpoints, damage, disks, kills, signals
+from trials import checkpoints, damage, disks, kills, signals, strangers
 
-ALL = (checkpoints, damage, disks, kills, signals)
+ALL = (checkpoints, damage, disks, kills, signals, strangers)
