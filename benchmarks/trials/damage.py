@@ -183,14 +183,13 @@ def attempt(change: Change, words: list[str], statuses: tuple[int, ...], folder:
         problems, status = outcome.problems(*statuses), outcome.status
     after = contents(folder)
     lost = {name: content for name, content in before.items() if after.get(name) != content}
-    if status != 2:  # a damaged log is replaced, and kept under another name
-        written = ("run/metrics", "run/data.json", "run/checkpoint/step-2/", "elsewhere/")
-        values = set(after.values())
+    if status != 2:  # pictures are drawn again; a damaged log is replaced, and kept under another name
+        written = ("run/curves.png", "run/masks.png", "run/data.json", "run/checkpoint/step-2/", "elsewhere/")
+        kept = {line for name, content in after.items() if name.startswith("run/metrics") for line in lines(content)}
         lost = {
             name: content
             for name, content in lost.items()
-            if not name.startswith(written)
-            or (name == "run/metrics.jsonl" and lines(content) - lines(b"".join(values)))
+            if not name.startswith(written) and (name != "run/metrics.jsonl" or lines(content) - kept)
         }
     own = {name for name in lost if name in (".out", ".err")}
     return problems + [f"{name} is lost or changed" for name in lost if name not in own]
