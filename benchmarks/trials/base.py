@@ -80,26 +80,28 @@ def start(
     child = os.fork()
     if child:
         return child
+    status = 1
     try:
         os.setsid()
         os.chdir(folder)
         for number, name in ((1, ".out"), (2, ".err")):
             os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        sys.stdout, sys.stderr = (os.fdopen(number, "w", errors="strict") for number in (1, 2))
         os.environ.update(environment or {})
         torch.set_num_threads(1)
         if before is not None:
             before(folder)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", errors="strict", closefd=False) for number in (1, 2))
         from multilevel.__main__ import main
 
         status = main(list(arguments))
     except BaseException:
         traceback.print_exc()
-        status = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    finally:  # whatever happens, only the first process goes on
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
 
 
 def ended(process: int, folder: Path, seconds: float = SECONDS) -> Outcome:

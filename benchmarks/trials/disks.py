@@ -92,7 +92,6 @@ def limit(size: int) -> Before:
         for number in (1, 2):
             os.dup2(writer, number)
         os.close(writer)
-        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
