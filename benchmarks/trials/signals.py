@@ -86,7 +86,13 @@ def stopped_training(which: signal.Signals, operation: int, folder: Path) -> lis
     base, *_ = whole("warm starts")
     started(folder, "warm starts")
     words = ["train", *SETTINGS["warm starts"], "output=run"]
-    outcome = command(folder, *words, before=signal_at(operation, which, after="step-1"))
+
+    def before(path: Path) -> None:
+        handler = signal.default_int_handler if which == signal.SIGINT else signal.SIG_DFL
+        signal.signal(which, handler)  # nohup and shells have commands ignore some
+        signal_at(operation, which, after="step-1")(path)
+
+    outcome = command(folder, *words, before=before)
     problems = outcome.problems(128 + which)
     if "resume=run" not in outcome.err:
         problems.append("the last line does not say how to resume")
@@ -191,7 +197,7 @@ def study(which: signal.Signals, part: bool, folder: Path) -> list[str]:
     for target in children(process) if part else [process]:
         os.kill(target, which)
     outcome = ended(process, folder)
-    status = 2 if part else -which if which == signal.SIGKILL else 128 + which
+    status = 1 if part else -which if which == signal.SIGKILL else 128 + which
     problems = outcome.problems(status) + gone(process)
     problems += command(folder, "study", "resume=study").problems(0)
     return problems or ([] if scores(folder) == scores(studied()) else ["the resumed study differs"])
