@@ -37,7 +37,7 @@ COMMANDS = {
     "evaluate an export": ["evaluate", "export", "data.path=images"],
     "init=export": [*TRAIN, "data.path=images", "init=export"],
     "study": ["study", "resume=study"],
-    "folder": [*TRAIN, "data.path=table"],
+    "folder": [*TRAIN, "data.path=table", "data.batch_size=2"],
 }
 CODE = "import pathlib\npathlib.Path({mark!r}).touch()\n"
 LOGGER = CODE + "from multilevel.loggers import Logger\nclass Mine(Logger):\n    def write(self, step, values): pass\n"
@@ -59,6 +59,7 @@ def pickled(name: str, torch_format: bool) -> Change:
     def apply(folder: Path) -> None:
         path = folder / name
         path.unlink(missing_ok=True)
+        (folder / "run" / "summary.json").unlink(missing_ok=True)
         if torch_format:
             torch.save(Opened(folder / MARK), path)
         else:
@@ -321,5 +322,6 @@ def from_study(words: list[str], folder: Path) -> list[str]:
     study()(folder)
     for name in ("tqdm", "filelock", "sitecustomize"):
         (folder / "study" / f"{name}.py").write_text(CODE.format(mark=str(folder / MARK)))
+    (folder / "study" / "images").symlink_to(folder / "images")  # as the study has them, relative to the current folder
     outcome = command(folder / "study", *words)
-    return outcome.problems(0, 2) + (["code ran"] if (folder / MARK).exists() else [])
+    return outcome.problems(0) + (["code ran"] if (folder / MARK).exists() else [])
