@@ -62,7 +62,7 @@ def damage(file: str, how: str, place: float, all_of_them: bool, folder: Path) -
     outcome = command(folder, "train", "resume=run")
     if all_of_them:
         problems = outcome.problems(2)
-        if file not in outcome.err:
+        if file != "digests.json" and file not in outcome.err:  # its flips damage any file's digest
             problems.append("the damaged file is not named")
         lost = [name for name, content in before.items() if contents(run).get(name) != content]
         return [*problems, *(f"{name} is lost or changed" for name in lost)]
