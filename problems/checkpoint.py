@@ -29,7 +29,7 @@ from multilevel.problems.callbacks import Callback
 from multilevel.problems.engine import Engine
 from multilevel.problems.errors import CheckpointError
 from multilevel.problems.graph import Graph, check_match
-from multilevel.solvers.files import parse_json
+from multilevel.solvers.files import check_ends, parse_json, read_whole
 
 WEIGHTS, STATE, STRUCTURE = "weights.safetensors", "state.safetensors", "state.json"
 DIGESTS = "digests.json"
@@ -298,7 +298,7 @@ def _discard(checkpoint: Path) -> None:
 def _problem(checkpoint: Path, files: Sequence[str], verify: bool) -> str | None:
     """The damage to a checkpoint; None if its files are intact, or it has no digests and ``verify`` is False."""
     try:
-        digests = parse_json((checkpoint / DIGESTS).read_text())
+        digests = parse_json(read_whole(checkpoint / DIGESTS))
     except FileNotFoundError:
         missing = [name for name in files if not (checkpoint / name).is_file()]
         if verify:
@@ -318,6 +318,7 @@ def _problem(checkpoint: Path, files: Sequence[str], verify: bool) -> str | None
 
 
 def _digest(path: Path) -> str:
+    check_ends(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

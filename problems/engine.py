@@ -267,14 +267,19 @@ class Engine:
         Raises:
             CheckpointError: the state belongs to other levels, or to modules with other parameters; nothing is then
                 changed.
+            ValueError: a number of steps, or the state of a random generator, is none that an engine has.
         """
-        self.graph.load_state_dict(state["levels"])
-        self.step = state["step"]
+        for count in (state["step"], *state.get("skipped", {}).values()):
+            if type(count) is not int or count < 0:
+                raise ValueError(f"{count} is not a number of steps")
         known = [state["random"], *state.get("others", ())]
         if replicas.rank() < len(known):
-            self.updates.random = RandomState(**known[replicas.rank()])
+            random = RandomState(**known[replicas.rank()])
+            random.check()
         else:
-            self.updates.random = RandomState.seeded(replicas.rank_seed(f"{self.seed}/{self.step}", self.seed))
+            random = RandomState.seeded(replicas.rank_seed(f"{self.seed}/{state['step']}", self.seed))
+        self.graph.load_state_dict(state["levels"])
+        self.step, self.updates.random = state["step"], random
         for name, history in self.histories.items():
             history.record = None
             history.updates.clear()

@@ -55,6 +55,25 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("its values are nested too deeply") from None
 
 
+def read_whole(path: Path) -> bytes:
+    """The contents of a file.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or a device, of which the end might never come.
+
+    >>> read_whole(write_whole(folder / "a.json", "{}"))
+    b'{}'
+    """
+    check_ends(path)
+    return path.read_bytes()
+
+
+def check_ends(path: Path) -> None:
+    """Raise OSError for a pipe or a device, of which the end might never come."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
+
+
 def write_whole(path: Path, contents: str | bytes) -> Path:
     """Write a file completely or not at all; see ``write_together``."""
     write_together({path: contents})

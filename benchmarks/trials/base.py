@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import random
 import shutil
 import signal
@@ -10,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +28,7 @@ TINY = [
 ]  # fmt: skip
 
 Run = Callable[[Path], list[str]]  # in an empty folder; returns problems
+Before = Callable[[Path], object]
 Named = tuple[str, Run]
 SCRATCH: list[Path] = []  # the folder of ``finished``, set once
 KINDS: dict[str, Callable[[random.Random], Iterator[Named]]] = {}
@@ -65,36 +69,39 @@ def kind(title: str) -> Callable[[Callable[[random.Random], Iterator[Named]]], N
 
 
 def start(
-    folder: Path, *arguments: str, environment: Mapping[str, str] | None = None, before: Run | None = None
+    folder: Path, *arguments: str, environment: Mapping[str, str] | None = None, before: Before | None = None
 ) -> int:
     """Start a command in a fork of this process, with ``folder`` as its current one; returns the process.
 
     Args:
         before: called in the process with the folder, before the command, for example to set limits.
     """
+    preload()
     child = os.fork()
     if child:
         return child
+    status = 1
     try:
         os.setsid()
         os.chdir(folder)
         for number, name in ((1, ".out"), (2, ".err")):
             os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        sys.stdout, sys.stderr = (os.fdopen(number, "w", errors="strict") for number in (1, 2))
         os.environ.update(environment or {})
         torch.set_num_threads(1)
         if before is not None:
             before(folder)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", errors="strict", closefd=False) for number in (1, 2))
         from multilevel.__main__ import main
 
         status = main(list(arguments))
     except BaseException:
         traceback.print_exc()
-        status = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    finally:  # whatever happens, only the first process goes on
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
 
 
 def ended(process: int, folder: Path, seconds: float = SECONDS) -> Outcome:
@@ -116,9 +123,21 @@ def ended(process: int, folder: Path, seconds: float = SECONDS) -> Outcome:
         time.sleep(0.005)
 
 
-def command(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Outcome:
+def command(
+    folder: Path, *arguments: str, environment: Mapping[str, str] | None = None, before: Before | None = None
+) -> Outcome:
     """Run a command in ``folder`` to its end."""
-    return ended(start(folder, *arguments, environment=environment), folder)
+    return ended(start(folder, *arguments, environment=environment, before=before), folder)
+
+
+@cache
+def preload() -> None:
+    """Import the package once, so that its commands start quickly in forks."""
+    package = importlib.import_module("multilevel")
+    for module in pkgutil.walk_packages(package.__path__, "multilevel."):
+        if "templates" not in module.name and "__main__" not in module.name:
+            with suppress(ImportError):
+                importlib.import_module(module.name)
 
 
 def _text(path: Path) -> str:

@@ -25,6 +25,8 @@ POSITIONS = ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed")
 def read_config(name: str) -> ViTMAEConfig:
     """The configuration of a checkpoint; an export's is that of the autoencoder in it.
 
+    A stored implementation of attention is left out: it may name one on the hub, which transformers runs.
+
     Args:
         name: a folder, or a name on the hub.
 
@@ -32,11 +34,12 @@ def read_config(name: str) -> ViTMAEConfig:
         SettingError: ``init`` cannot be loaded, or is another kind of model.
     """
     with _explained(name):
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if is_exported(config):
             config = ViTMAEConfig.from_pretrained(name)
     if not isinstance(config, ViTMAEConfig):
         raise SettingError("init", name, f"{EXPECTED}; this one is of type {config.model_type}")
+    config._attn_implementation = None
     return config
 
 
@@ -54,9 +57,11 @@ def load_autoencoder(name: str, image_size: int, mask_ratio: float) -> ViTMAEFor
     Raises:
         SettingError: ``init`` cannot be loaded, is another kind of model, or has only an encoder's weights.
     """
-    read_config(name)
+    config = read_config(name)
     with _explained(name):
-        mae, loaded = ViTMAEForPreTraining.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        mae, loaded = ViTMAEForPreTraining.from_pretrained(
+            name, config=config, dtype=torch.float32, output_loading_info=True
+        )
     if loaded["missing_keys"]:
         first = sorted(loaded["missing_keys"])[0]
         raise SettingError("init", name, f"{EXPECTED}; {len(loaded['missing_keys'])} weights are missing, as {first}")

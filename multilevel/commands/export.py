@@ -43,7 +43,7 @@ from multilevel.recipes.export.references import References, score_references
 from multilevel.runs.distributed import print_once
 from multilevel.runs.folder import RunFolder
 from multilevel.solvers import MultilevelError
-from multilevel.solvers.files import parse_json
+from multilevel.solvers.files import parse_json, read_whole
 from multilevel.solvers.ranges import Above, AtLeast, Below, OneOf, Text, require
 
 
@@ -174,6 +174,6 @@ def _summary(folder: RunFolder) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return parse_json(path.read_text())
+        return parse_json(read_whole(path))
     except (OSError, ValueError) as error:
         raise MultilevelError(f"{path} cannot be read: {error}") from error

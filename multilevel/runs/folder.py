@@ -19,7 +19,7 @@ from multilevel.recipes.plain_yaml import read_yaml
 from multilevel.runs.lock import LOCK
 from multilevel.runs.records import NOTICE, SKIPPED, Record, as_lines, is_update, read_records
 from multilevel.solvers import MultilevelError, SettingError
-from multilevel.solvers.files import parse_json, write_whole
+from multilevel.solvers.files import parse_json, read_whole, write_whole
 
 #: The meaning of settings that configurations of earlier versions do not have, where it is not the default any more.
 EARLIER = {"data.near_copies": "keep", "data.mask_share": 0.2}
@@ -155,7 +155,7 @@ def read_results(path: Path) -> Any:
         MultilevelError: it is damaged.
     """
     try:
-        return parse_json(path.read_bytes())
+        return parse_json(read_whole(path))
     except ValueError as error:
         raise MultilevelError(f"{path} is damaged ({error}): remove it, and resume to write it again") from error
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from multilevel.solvers.files import parse_json
+from multilevel.solvers.files import parse_json, read_whole
 
 SKIPPED = "skipped"
 NOTICE = "notice"
@@ -37,7 +37,7 @@ def read_records(path: Path) -> tuple[list[Record], list[int]]:
     >>> read_records(path)
     ([{'step': 0, 'notice': 'a'}, {'step': 1, 'notice': 'b'}], [2])
     """
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    lines = read_whole(path).split(b"\n")[:-1] if path.exists() else []
     read = [_record(line) for line in lines]
     damaged = [number for number, record in enumerate(read, start=1) if record is None]
     return [record for record in read if record is not None], damaged

@@ -34,7 +34,7 @@ from multilevel.runs.same_data import check_same_data
 from multilevel.runs.stopping import StopOnSignal, Stopped
 from multilevel.runs.summary import Outcome, format_findings, peak_memory_mib, summarize_run
 from multilevel.solvers import MultilevelError, SettingError
-from multilevel.solvers.files import parse_json
+from multilevel.solvers.files import parse_json, read_whole
 
 PLACES = ("data.path", "data.unlabelled", "data.division")  # may differ by machine: the data are compared
 #: Settings that a resumed run may change: where its images are, whether they may have changed, whether checkpoints need
@@ -135,7 +135,7 @@ def prepared(config: DictConfig, output: Path) -> tuple[Recipe, Engine, list[Log
 def evaluation_problem(summary: Path) -> str | None:
     """Why the evaluation of an ended run failed; None if it did not, or the summary is damaged."""
     try:
-        return parse_json(summary.read_text())["evaluation_problem"]
+        return parse_json(read_whole(summary))["evaluation_problem"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

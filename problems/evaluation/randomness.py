@@ -62,6 +62,14 @@ class RandomState:
         set_numpy_state(self.numpy)
         random.setstate(self.python)
 
+    def check(self) -> None:
+        """Raise the generators' errors if this is the state of none; their current state does not change."""
+        before = self.capture()
+        try:
+            self.restore()
+        finally:
+            before.restore()
+
     def active(self) -> Stream:
         """Within the block, the generators start from this state; after it, they are restored."""
         return Stream(self)

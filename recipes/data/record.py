@@ -17,7 +17,7 @@ from multilevel.recipes.data.rows import Rows
 from multilevel.recipes.data.settings import DataSettings
 from multilevel.recipes.data.strata import UNLABELLED
 from multilevel.solvers.errors import DataError, SettingError
-from multilevel.solvers.files import parse_json
+from multilevel.solvers.files import parse_json, read_whole
 
 VERSION = 1
 #: The letter of each part in ``ImageRecord.parts``; ``pretrain`` also has the images of ``finetune``.
@@ -98,16 +98,26 @@ class DataRecord:
             SettingError: the file is missing, broken, or of another version.
         """
         try:
-            values: dict[str, Any] = parse_json(path.read_text())
+            values: dict[str, Any] = parse_json(read_whole(path))
             version, test = values.pop("version"), values.pop("test")
             train = ImageRecord(**values.pop("train"))
             record = cls(train=train, test=None if test is None else ImageRecord(**test), **values)
+            record.check_types()
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not in its format"
             raise SettingError("data.division", str(path), f"the data.json of a run ({reason})") from None
         if version != VERSION:
             raise SettingError("data.division", str(path), f"a file of version {VERSION}, not {version}")
         return record
+
+    def check_types(self) -> None:
+        """Raise ValueError or TypeError for columns of unlike lengths, and for what is no number."""
+        np.array([self.mean, self.std], np.float32)
+        for images in [self.train] if self.test is None else [self.train, self.test]:
+            np.array([images.labels, images.stamps], np.int64)
+            columns = [images.names, images.labels, images.groups, images.contents]
+            if any(column is not None and len(column) != len(images.parts) for column in columns):
+                raise ValueError("columns of unlike lengths")
 
     def match(self, sources: SourceSplits, settings: DataSettings) -> tuple[SourceSplits, Rows]:
         """The same images as sources with the recorded labels' numbers, and the rows of the recorded parts.

@@ -12,6 +12,7 @@ from multilevel.recipes.evaluation import Score, metric_title, not_better
 from multilevel.recipes.evaluation.remarks import few_images
 from multilevel.recipes.export.quantization import QuantizationLoss
 from multilevel.recipes.export.trained import TrainedModel
+from multilevel.solvers import MultilevelError
 
 PRIVATE = (
     ("data", "path"),
@@ -84,7 +85,15 @@ def model_card(
         test_scores: metrics of the exported classifier on the test images.
         remarks: more about the classifier, each a sentence without a full stop.
         quantization: the measured loss of int8, if the model is quantized.
+
+    Raises:
+        MultilevelError: the summary is damaged.
     """
+    try:
+        metrics, versions = _metrics(summary), _versions(summary)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise MultilevelError(f"the run's summary.json has contents that no run writes ({reason})") from error
     classifies = trained.classifier is not None
     task = "image-classification" if classifies else "image-feature-extraction"
     library = "transformers" if format == "transformers" else "onnx"
@@ -94,7 +103,7 @@ def model_card(
         _model(trained, config, step),
         _data(trained, config),
         _deployed(trained, choice, test_scores, remarks),
-        _metrics(summary),
+        metrics,
         *(
             [f"## Quantization\n\nWeights and products of matrices have 8 bits. {quantization}.\n"]
             if quantization
@@ -102,7 +111,7 @@ def model_card(
         ),
         _use(trained),
         "## Loading\n\n" + _loading(trained, format),
-        _versions(summary),
+        versions,
         _settings(config),
     ]
     return "\n".join([head, title, "", *sections])

@@ -110,13 +110,21 @@ class OnnxModel:
 
     Raises:
         MultilevelError: onnxruntime is not installed.
+        ValueError: the file is not such a classifier.
     """
 
     def __init__(self, path: Path) -> None:
         require_packages(("onnxruntime",))
         import onnxruntime
 
-        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        try:
+            self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors have no common class
+            raise ValueError(f"{path.name}: {' '.join(str(error).split())}") from error
+        if not self.session.get_inputs() or not {"logits", "features"} <= {
+            output.name for output in self.session.get_outputs()
+        }:
+            raise ValueError(f"{path.name} is no classifier of multilevel")
         self.input = self.session.get_inputs()[0].name
         self.preprocesses = self.input == "image"
 

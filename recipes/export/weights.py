@@ -91,9 +91,12 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 def load_dinov2(config: Dinov2Config, weights: Mapping[str, Tensor]) -> FeaturesAndLogits:
     """Load the classifier from exported weights.
 
+    A stored implementation of attention is ignored: it may name one on the hub, which transformers runs.
+
     Raises:
         RuntimeError: the weights do not fit the configuration.
     """
+    config._attn_implementation = None
     model = Dinov2ForImageClassification(config)
     names = [name for name in weights if name.startswith(("dinov2.", "classifier."))]
     model.load_state_dict({name: weights[name] for name in names})

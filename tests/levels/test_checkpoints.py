@@ -1,5 +1,8 @@
 """Released autoencoders: what is loaded is what transformers loads, at another image size as well."""
 
+import json
+import shutil
+
 import huggingface_hub
 import pytest
 import torch
@@ -39,6 +42,18 @@ def test_every_weight_is_the_checkpoints_and_positions_stay_fixed(released):
     prediction, hidden = MaskedAutoencoder(found).reconstruct(IMAGES, SCORES)
     assert torch.equal(prediction, expected(IMAGES, noise=SCORES).logits)
     assert hidden.sum(1).eq(12).all()
+
+
+def test_a_stored_implementation_of_attention_is_ignored(released, tmp_path):
+    """transformers would download one of the hub, and run it."""
+    folder = shutil.copytree(released, tmp_path / "stranger")
+    config = json.loads((folder / "config.json").read_text())
+    stored = {"_attn_implementation": "stranger/kernel", "attn_implementation": "stranger/kernel"}
+    (folder / "config.json").write_text(json.dumps({**config, **stored}))
+    assert read_config(str(folder))._attn_implementation is None
+    found, expected = (load_autoencoder(str(path), 16, 0.75) for path in (folder, released))
+    assert found.config._attn_implementation == expected.config._attn_implementation
+    assert torch.equal(*(MaskedAutoencoder(mae).reconstruct(IMAGES, SCORES)[0] for mae in (found, expected)))
 
 
 def test_images_of_another_size_get_positions_of_their_own(released):

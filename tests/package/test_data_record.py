@@ -1,6 +1,7 @@
 """Commands that use a run's images again: they accept them at another place, and refuse others in one line."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -109,3 +110,35 @@ def test_the_stored_path_is_absolute(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
     assert main(["export", "run", "head=own", "references=false"]) == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"mean": ["a"]}, {"mean": [0.5, 0.5]}, {"labels": ["a"] * 40}, {"labels": [0]}, {"contents": []}, {"parts": 3}],
+)
+def test_a_record_with_values_that_no_run_writes_is_one_line(place, capsys, change):
+    file = place / "run" / "data.json"
+    record = json.loads(file.read_text())
+    (record if "mean" in change else record["train"]).update(change)
+    file.write_text(json.dumps(record))
+    assert main(["evaluate", str(place / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "data.json" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["data.json", "summary.json"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(place, capsys, name):
+    (place / "run" / name).unlink()
+    os.mkfifo(place / "run" / name)
+    assert main(commands(place)["export"]) == 2
+    assert "a pipe or a device, not a file" in capsys.readouterr().err
+    assert not (place / "export").exists()
+
+
+@pytest.mark.parametrize("summary", [[], 3, {}, {"levels": 3, "evaluation": []}, {"levels": {}, "evaluation": [1]}])
+def test_a_summary_that_no_run_writes_is_one_line(place, capsys, summary):
+    (place / "run" / "summary.json").write_text(json.dumps(summary))
+    assert main(commands(place)["export"]) == 2
+    assert "summary.json has contents that no run writes" in capsys.readouterr().err.splitlines()[-1]
+    assert not (place / "export").exists()

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 from omegaconf import OmegaConf
@@ -162,6 +163,15 @@ def test_settings_that_this_version_cannot_have_written_are_one_line(run, capsys
         said = capsys.readouterr().err
         assert said.startswith(f"multilevel: {file} ")
         assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "diagnosis.jsonl", "checkpoint/step-4/digests.json"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(run, capsys, name):
+    with suppress(FileNotFoundError):
+        (run / name).unlink()
+    os.mkfifo(run / name)
+    assert main(["train", f"resume={run}"]) == (0 if "digests" in name else 2)
+    assert "a pipe or a device, not a file" in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize("arguments", [["seed=1"], ["./seed=1"], ["seed=1", "steps=3"], ["steps=3", "a/seed=1"]])

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from multilevel import Callback, Engine, Graph, Problem
 from multilevel.problems import CheckpointError, Checkpointing, load_checkpoint, load_weights, save_checkpoint
+from multilevel.problems.checkpoint import write_digests
 from multilevel.solvers import ConjugateGradient, Neumann, SolveError, Unrolled
 
 generator = torch.Generator().manual_seed(0)
@@ -195,6 +196,43 @@ def test_after_a_flipped_bit_the_checkpoint_before_is_used_and_that_is_said(tmp_
     assert said.endswith("; using step-1 instead")
     assert fresh.step == 1
     assert_equal(expected, weights(fresh))
+
+
+def encoded(state, *names):
+    """The pair of a name and its value in the encoded state."""
+    for name in names[:-1]:
+        state = next(value for key, value in state["dict"] if key == name)
+    return next(pair for pair in state["dict"] if pair[0] == names[-1])
+
+
+@pytest.mark.parametrize("step", ["1", None, -1, 1.5, float("inf"), True])
+@pytest.mark.parametrize("names", [("step",), ("skipped", "fit")])
+def test_a_number_of_steps_that_no_engine_has_is_a_named_error_and_changes_nothing(tmp_path, names, step):
+    assert_refused(tmp_path, names, step, "is not a number of steps")
+
+
+@pytest.mark.parametrize("state", [{"tuple": [3, {"tuple": [1]}]}, {"tuple": []}, None])
+@pytest.mark.parametrize("name", ["python", "numpy", "cpu"])
+def test_a_random_state_that_no_generator_has_is_a_named_error_and_changes_nothing(tmp_path, name, state):
+    assert_refused(tmp_path, ("random", name), state, "is missing, cut off or altered")
+
+
+def assert_refused(folder, names, value, text):
+    trained = engine()
+    trained.run(1)
+    checkpoint = save_checkpoint(trained, folder)
+    structure = json.loads((checkpoint / "state.json").read_text())
+    encoded(structure, *names)[1] = value
+    (checkpoint / "state.json").write_text(json.dumps(structure))
+    write_digests(checkpoint)
+    fresh = engine()
+    before, generators = weights(fresh), (random.getstate(), torch.get_rng_state())
+    with pytest.raises(CheckpointError, match=text):
+        load_checkpoint(fresh, folder)
+    assert_equal(before, weights(fresh))
+    assert fresh.step == 0
+    assert random.getstate() == generators[0]
+    assert torch.equal(torch.get_rng_state(), generators[1])
 
 
 def test_weights_alone_need_no_other_file(tmp_path):

@@ -85,3 +85,23 @@ def test_an_export_with_values_that_are_not_finite_is_refused(tmp_path):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(MultilevelError, match=r"broken export \(classifier\.bias has values that are not finite\)"):
         ExportedModel(folder, CPU)
+
+
+def test_a_stored_implementation_of_attention_is_ignored(tmp_path):
+    """transformers would download one of the hub, and run it."""
+    folder = write_model(tmp_path / "model", write_pictures(tmp_path / "images", {"good": 9, "dent": 9}))
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 1, 16, 16), dtype=np.uint8)
+    expected = ExportedModel(folder, CPU)(pixels)
+    config = json.loads((folder / "config.json").read_text())
+    stored = {"_attn_implementation": "stranger/kernel", "attn_implementation": "stranger/kernel"}
+    (folder / "config.json").write_text(json.dumps({**config, **stored}))
+    found = ExportedModel(folder, CPU)(pixels)
+    assert all(np.array_equal(*pair) for pair in zip(expected, found, strict=True))
+
+
+def test_a_file_that_is_not_onnx_is_refused(tmp_path):
+    folder = write_model(tmp_path / "model", write_pictures(tmp_path / "images", {"good": 9, "dent": 9}))
+    (folder / "model.safetensors").unlink()
+    (folder / "model.onnx").write_bytes(b"no classifier")
+    with pytest.raises(MultilevelError, match=r"broken export \(model\.onnx: "):
+        ExportedModel(folder, CPU)
