@@ -1,3 +1,5 @@
 """The kinds of trials, in files of related ones."""
 
-ALL = ()
+from trials import predicting, wrong_input
+
+ALL = (predicting, wrong_input)
