@@ -1,5 +1,5 @@
 """The kinds of trials, in files of related ones."""
 
-from trials import predicting, wrong_input
+from trials import predicting, ranks, together, wrong_input
 
-ALL = (predicting, wrong_input)
+ALL = (predicting, ranks, together, wrong_input)

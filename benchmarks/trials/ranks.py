@@ -87,7 +87,13 @@ def _images(folder: Path, ranks: Sequence[int] = (0, 1)) -> None:
         shutil.copytree(folder / "0" / "images", folder / "1" / "images")
 
 
-def _differ(folder: Path, word: str, first: Sequence[str] = (), second: Sequence[str] = (), before: Callable[[Path], None] | None = None) -> list[str]:
+def _differ(
+    folder: Path,
+    word: str,
+    first: Sequence[str] = (),
+    second: Sequence[str] = (),
+    before: Callable[[Path], None] | None = None,
+) -> list[str]:
     port = free_port()
     processes = [launch(folder, 0, port, *first), launch(folder, 1, port, *second, before=before)]
     ends, problems = outcomes(folder, processes)
@@ -122,10 +128,15 @@ def _another_pixel(images: Path) -> None:
         picture.save(images / "a" / "003.bmp")
 
 
+def _swap_labels(images: Path) -> None:
+    for name, other in (("a", "b"), ("b", "a")):
+        (images / name / "004.png").rename(images / other / f"of-{name}.png")
+
+
 DATA: dict[str, Change] = {
     "a file that one has": lambda images: shutil.copy(images / "a" / "000.png", images / "a" / "new.png"),
     "the name of a file": lambda images: (images / "b" / "004.png").rename(images / "b" / "x.png"),
-    "a label": lambda images: (images / "b" / "004.png").rename(images / "a" / "b004.png"),
+    "two labels": _swap_labels,
     "the name of a class": lambda images: (images / "b").rename(images / "c"),
     "a pixel": _another_pixel,
 }
