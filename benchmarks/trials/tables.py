@@ -54,11 +54,8 @@ def write(path: Path, columns: dict[str, Any], names: Sequence[str] | None = Non
         table = table.cast_column("image", datasets.Image())
     if names is not None:
         numbers = [names.index(kind) for kind in columns["label"]]
-        table = (
-            table.remove_columns(label)
-            .add_column(label, numbers)
-            .cast_column(label, datasets.ClassLabel(names=list(names)))
-        )
+        classes = datasets.ClassLabel(names=list(names))
+        table = table.remove_columns("label").add_column("label", numbers).cast_column("label", classes)
     table.to_parquet(str(path))
 
 
