@@ -33,6 +33,8 @@ def attempt(kind: str, name: str, run: Run) -> dict[str, Any]:
             row["problems"] = run(Path(folder))
         except TimedOutError:
             row["timed_out"] = True
+        except Exception as error:  # what the command wrote is not what the trial reads
+            row["problems"] = [f"{type(error).__name__}: {error}"]
     return row
 
 

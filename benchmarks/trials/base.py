@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import pkgutil
@@ -18,6 +19,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 SECONDS = 300  # of one command; it takes a few when nothing else runs
 TINY = [
@@ -68,15 +70,32 @@ def kind(title: str) -> Callable[[Callable[[random.Random], Iterator[Named]]], N
     return register
 
 
+@cache
+def load_product() -> None:
+    """Import all modules, so that a fork of this process begins at once."""
+    import multilevel
+
+    for module in pkgutil.walk_packages(multilevel.__path__, "multilevel.", onerror=lambda name: None):
+        with suppress(ImportError):
+            importlib.import_module(module.name)
+    Image.init()
+    gc.freeze()  # a collection in a fork copies no memory of what was imported
+
+
 def start(
-    folder: Path, *arguments: str, environment: Mapping[str, str] | None = None, before: Before | None = None
+    folder: Path,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    before: Before | None = None,
+    name: str = "",
 ) -> int:
     """Start a command in a fork of this process, with ``folder`` as its current one; returns the process.
 
     Args:
         before: called in the process with the folder, before the command, for example to set limits.
+        name: distinguishes commands that run in one folder at the same time.
     """
-    preload()
+    load_product()
     child = os.fork()
     if child:
         return child
@@ -84,10 +103,13 @@ def start(
     try:
         os.setsid()
         os.chdir(folder)
-        for number, name in ((1, ".out"), (2, ".err")):
-            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
+        for number, file in ((1, f".out{name}"), (2, f".err{name}")):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.environ.update(environment or {})
+        encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
+        sys.stdout = os.fdopen(1, "w", encoding=encoding, errors="strict")
+        sys.stderr = os.fdopen(2, "w", encoding=encoding, errors="backslashreplace")
         torch.set_num_threads(1)
         if before is not None:
             before(folder)
@@ -104,8 +126,11 @@ def start(
         os._exit(status)
 
 
-def ended(process: int, folder: Path, seconds: float = SECONDS) -> Outcome:
+def ended(process: int, folder: Path, seconds: float = SECONDS, name: str = "") -> Outcome:
     """Wait for a started command.
+
+    Args:
+        name: as it was started with.
 
     Raises:
         TimedOutError: it has not ended in time; it is then killed.
@@ -115,7 +140,7 @@ def ended(process: int, folder: Path, seconds: float = SECONDS) -> Outcome:
         number, raw = os.waitpid(process, os.WNOHANG)
         if number:
             status = os.waitstatus_to_exitcode(raw)
-            return Outcome(status, *(_text(folder / name) for name in (".out", ".err")))
+            return Outcome(status, *(_text(folder / f"{file}{name}") for file in (".out", ".err")))
         if time.monotonic() > deadline:
             os.killpg(process, signal.SIGKILL)
             os.waitpid(process, 0)
@@ -128,16 +153,6 @@ def command(
 ) -> Outcome:
     """Run a command in ``folder`` to its end."""
     return ended(start(folder, *arguments, environment=environment, before=before), folder)
-
-
-@cache
-def preload() -> None:
-    """Import the package once, so that its commands start quickly in forks."""
-    package = importlib.import_module("multilevel")
-    for module in pkgutil.walk_packages(package.__path__, "multilevel."):
-        if "templates" not in module.name and "__main__" not in module.name:
-            with suppress(ImportError):
-                importlib.import_module(module.name)
 
 
 def _text(path: Path) -> str:
@@ -153,8 +168,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def write_images(root: Path, classes: Sequence[str] = ("a", "b"), count: int = 10, seed: int = 0) -> Path:
     """Folders of 24 x 24 colour images, which differ by class."""
-    from PIL import Image
-
     generator = torch.Generator().manual_seed(seed)
     for label, name in enumerate(classes):
         (root / name).mkdir(parents=True)

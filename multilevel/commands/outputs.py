@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -107,6 +109,18 @@ def csv_text(text: str) -> str:
         float(text)
         return text
     return f"'{text}"
+
+
+def csv_line(cells: Iterable[object], end: str = "\n") -> str:
+    """A line of a CSV file. A cell with a line break of any kind is quoted; the csv module quotes those breaks alone
+    that end its own lines.
+
+    >>> csv_line(["a\\rb", 1])
+    '"a\\rb",1\\n'
+    """
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    return line.getvalue().removesuffix("\r\n") + end
 
 
 def is_file(output: str, path: Path) -> bool:

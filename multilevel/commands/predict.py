@@ -17,7 +17,6 @@ Exit status: 0; 1 if a file could not be read (the others are labelled); 2 for w
 
 from __future__ import annotations
 
-import csv
 import io
 import sys
 from collections import Counter
@@ -26,7 +25,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from multilevel.commands.image_files import ImageFileSettings, Request, Results
-from multilevel.commands.outputs import Outputs, csv_text
+from multilevel.commands.outputs import Outputs, csv_line, csv_text
 from multilevel.recipes.export import ExportedModel
 from multilevel.recipes.export.exported import probabilities
 from multilevel.recipes.export.operating_point import NUMBER, OperatingPoint, defect_probability, good_class
@@ -107,13 +106,14 @@ def table(
     counts: Counter[str] = Counter()
     text = io.StringIO()
     text.write(BYTE_ORDER_MARK if for_excel else "")
-    writer = csv.writer(text, lineterminator="\r\n" if for_excel else "\n")
+    end = "\r\n" if for_excel else "\n"
     decided = [] if point is None else ["defect", "decision"]
-    writer.writerow(["file", "label", "probability", "error", *map(csv_text, names), *decided, "model"])
+    text.write(csv_line(["file", "label", "probability", "error", *map(csv_text, names), *decided, "model"], end))
     for file in request.files:
         if file in results.errors:
             error = csv_text(results.errors[file])
-            writer.writerow([csv_text(shown(file)), "", "", error, *[""] * len([*names, *decided]), model.identity])
+            blank = [""] * len([*names, *decided])
+            text.write(csv_line([csv_text(shown(file)), "", "", error, *blank, model.identity], end))
             continue
         row = rows[file]
         label = names[int(row.argmax())]
@@ -122,7 +122,8 @@ def table(
         if point is not None:
             defect = float(defect_probability(row[None], names.index(point.good))[0])
             written += [f"{defect:.6f}", "stop" if defect >= point.threshold else "pass"]
-        writer.writerow([csv_text(shown(file)), csv_text(label), f"{row.max():.6f}", "", *written, model.identity])
+        cells = [csv_text(shown(file)), csv_text(label), f"{row.max():.6f}", "", *written, model.identity]
+        text.write(csv_line(cells, end))
     return text.getvalue(), counts
 
 

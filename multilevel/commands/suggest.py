@@ -12,7 +12,6 @@ Exit status: 0; 1 if a file could not be read (it is named, and the others are c
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import numpy as np
 
 from multilevel.commands.contact_sheet import draw_contact_sheet
 from multilevel.commands.image_files import ImageFileSettings, Request, Results
-from multilevel.commands.outputs import Outputs, csv_text
+from multilevel.commands.outputs import Outputs, csv_line, csv_text
 from multilevel.commands.predict import report_unreadable
 from multilevel.configuration.command_line import read
 from multilevel.recipes.data.groups import unit_vectors
@@ -138,12 +137,8 @@ def suggestion(
 
 def table(suggestions: Sequence[Suggestion]) -> str:
     """The CSV, the most helpful image first."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(HEADER)
-    for rank, entry in enumerate(suggestions, start=1):
-        writer.writerow([rank, *map(csv_text, (shown(entry.file), entry.reason, *entry.columns))])
-    return text.getvalue()
+    rows = [map(csv_text, (shown(entry.file), entry.reason, *entry.columns)) for entry in suggestions]
+    return "".join([csv_line(HEADER), *(csv_line([rank, *row]) for rank, row in enumerate(rows, start=1))])
 
 
 class NearCopies:

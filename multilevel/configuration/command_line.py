@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_origin
 
@@ -22,6 +23,7 @@ from multilevel.solvers.ranges import base_type, check, declared, expected
 Settings = TypeVar("Settings")
 #: Metadata of a field that a command fills from other arguments, not from ``SETTING=VALUE``.
 DERIVED = {"derived": True}
+DEEPEST = 30  # nested brackets of a value
 
 
 @dataclass
@@ -125,14 +127,21 @@ def _value(name: str, text: str, kind: Any) -> Any:
     if "${" in text:
         raise ValueError("an interpolation")
     if get_origin(kind) is not list:
-        return OverridesParser.create().parse_override(f"{name}={text}").value()
+        return _parsed(f"{name}={text}").value()
     elements = text.strip()
     if elements.startswith("[") and elements.endswith("]"):
         elements = elements[1:-1]
     elements = elements.strip().removesuffix(",")
     if not elements.strip():
         raise ValueError("an empty list")
-    return OverridesParser.create().parse_override(f"{name}=[{elements}]").value()
+    return _parsed(f"{name}=[{elements}]").value()
+
+
+def _parsed(override: str) -> Override:
+    """Hydra's parse of an override, unless its brackets are nested so deeply that the parser would exceed the stack."""
+    if max(accumulate((character in "[{(") - (character in "]})") for character in override), default=0) > DEEPEST:
+        raise HydraException(f"nested more than {DEEPEST} deep")
+    return OverridesParser.create().parse_override(override)
 
 
 def parse_override(override: str) -> Override:
@@ -145,10 +154,10 @@ def parse_override(override: str) -> Override:
     quoted = [f"{name}='{text}'"] if "=" in text and "'" not in text else []  # a folder such as seed=1
     for attempt in (override, *quoted):
         with suppress(HydraException):
-            parsed = OverridesParser.create().parse_override(attempt)
+            parsed = _parsed(attempt)
             if parsed.key_or_group:
                 return parsed
-    wish = "SETTING=VALUE (quote values with spaces or brackets)"
+    wish = f"SETTING=VALUE (quote values with spaces or brackets; nested at most {DEEPEST} deep)"
     raise SettingError(name or "command line", text if name and text else override, wish)
 
 

@@ -40,9 +40,11 @@ _LEVEL_SOLVER = re.compile(r"(levels\.\w+\.solver)(\..+)?")
 
 
 def choices(group: str) -> list[str]:
-    """The choices of a configuration group (data, experiment, model, recipe, solver, task)."""
+    """The choices of a configuration group (data, evaluation, experiment, model, recipe, solver, task)."""
     if group == "solver":
         return list(SOLVERS)
+    if group == "evaluation":
+        return ["protocols"]
     group_folders = [config.joinpath(group) for config in (resources.files(CONFIG_MODULE), *user_configurations())]
     files = [file.name for folder in group_folders if folder.is_dir() for file in folder.iterdir()]
     return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
@@ -268,7 +270,7 @@ def _composed(parsed: Sequence[Override]) -> DictConfig:
 
 
 def _check_choice(setting: str, group: str, override: Override) -> None:
-    if group not in ("data", "experiment", "model", "recipe", "solver", "task"):
+    if group not in ("data", "evaluation", "experiment", "model", "recipe", "solver", "task"):
         return
     value = override.value()
     for name in value.list if isinstance(value, ChoiceSweep) else [value]:

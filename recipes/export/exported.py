@@ -75,6 +75,8 @@ class ExportedModel:
             self._mean, self._std = (np.array(settings[f"image_{name}"], np.float32) for name in ("mean", "std"))
             if not (np.isfinite(self._mean).all() and np.isfinite(self._std).all() and (self._std > 0).all()):
                 raise ValueError("its mean or deviation of the pixels is not a finite number")
+            if not self._mean.shape == self._std.shape == (self.channels,):
+                raise ValueError(f"expected a mean and a deviation of the pixels for each of {self.channels} channels")
             self._run = _run(config, weights[0], device, self.normalized)
             self.operating_point = stored_operating_point(read_json(folder / INSPECTION), self.class_names)
             normalization = [self._mean.tolist(), self._std.tolist()]

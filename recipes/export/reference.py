@@ -22,6 +22,7 @@ from multilevel.recipes.evaluation.evaluate import extract_features
 from multilevel.recipes.export.drift import Sample
 from multilevel.recipes.export.optics import Optics, near_copies
 from multilevel.recipes.export.trained import TrainedModel
+from multilevel.recipes.export.weights import first_not_finite
 from multilevel.solvers import DataError
 
 REFERENCE = "reference.safetensors"
@@ -51,14 +52,19 @@ class DriftReference:
         """Load the reference of an exported folder.
 
         Raises:
-            DataError: the reference is missing or broken.
+            DataError: the reference is missing or broken, or has values that are not finite.
         """
         path = folder / REFERENCE
         try:
-            arrays = {name: tensor.numpy() for name, tensor in load_file(path).items()}
+            tensors = load_file(path)
+            if broken := first_not_finite(tensors):
+                raise ValueError(f"{broken} has values that are not finite")
+            if tensors["features"].dim() != 2 or len({tensor.shape[:1] for tensor in tensors.values()}) > 1:
+                raise ValueError("its arrays are not of the same images")
+            arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
             sample = Sample(arrays["features"], arrays.get("optics"), arrays.get("groups"))
             return cls(sample, arrays.get("logits"), arrays.get("labels"))
-        except (OSError, SafetensorError, KeyError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise DataError(f"{path} cannot be read ({error}): export the run again") from error
 
     def features_of(self, label: int | None) -> np.ndarray:

@@ -1,8 +1,10 @@
 """What commands write: whole or not at all, never in place of an input, a device or somebody's file."""
 
+import csv
 import json
 import os
 import resource
+import shutil
 import stat
 import subprocess
 import sys
@@ -122,6 +124,19 @@ def test_a_name_that_is_not_utf8_costs_nothing(line, tmp_path, capsys):
     for name in ("p.csv", "s.csv", "i.json"):
         assert r"caf\xe9.png" in (tmp_path / name).read_text(encoding="utf-8").replace(r"\\", "\\")
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 1 + 16
+
+
+def test_a_name_with_a_line_break_stays_in_one_cell(line, tmp_path):
+    for name in ("a\rb.png", "a\nb.png", "a\r\nb.png"):
+        shutil.copy(line / "images" / "good" / "001.png", tmp_path / name)
+    for command, output in (("predict", "p.csv"), ("predict", "excel.csv"), ("suggest", "s.csv")):
+        options = ["csv=excel"] if output == "excel.csv" else []
+        assert main([command, str(line / "export"), str(tmp_path), f"output={tmp_path / output}", *options]) == 0
+    for output in ("p.csv", "excel.csv"):
+        with (tmp_path / output).open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+        assert {os.path.basename(row["file"]) for row in rows} == {"a\rb.png", "a\nb.png", "a\r\nb.png"}
+        assert len(rows) == 3
 
 
 def test_standard_output_that_is_a_file_is_written_to(line, tmp_path):

@@ -8,6 +8,10 @@ from multilevel.__main__ import main
 CASES = [
     (["foo"], "unknown command 'foo'; the commands are train, compare, study, recipes, graph, evaluate"),
     (["train", "recipe=none"], "recipe: got 'none'; expected one of architecture_search, "),
+    (["train", "evaluation=null"], "evaluation: got None; expected one of protocols"),
+    (["train", f"mask.options={'{a:' * 100}1{'}' * 100}"], "mask.options: got '{a:{a:{a:"),
+    (["train", f"steps={'choice(' * 1000}1{')' * 1000}"], "steps: got 'choice(choice("),
+    (["compare", f"shares={'[' * 3000}1{']' * 3000}"], "shares: got '[[[["),
     (["train", "=5"], "command line: got '=5'; expected SETTING=VALUE"),
     (["train", "steps=1,2"], "steps: got '1,2'; expected one value, [A,B] for a list, or --multirun"),
     (["train", "steps=null"], "steps: got 'null'; expected a whole number"),

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from multilevel.levels import MaskedAutoencoder
 from multilevel.recipes.data import DataSettings, load_data
-from multilevel.recipes.export import ExportedModel, TrainedModel, write_export
-from multilevel.solvers import MultilevelError
+from multilevel.recipes.export import DriftReference, ExportedModel, TrainedModel, write_export
+from multilevel.solvers import DataError, MultilevelError
 
 CPU = torch.device("cpu")
 
@@ -105,3 +105,26 @@ def test_a_file_that_is_not_onnx_is_refused(tmp_path):
     (folder / "model.onnx").write_bytes(b"no classifier")
     with pytest.raises(MultilevelError, match=r"broken export \(model\.onnx: "):
         ExportedModel(folder, CPU)
+
+
+def test_a_mean_of_other_channels_is_refused(tmp_path):
+    folder = write_model(tmp_path / "model", write_pictures(tmp_path / "images", {"good": 9, "dent": 9}))
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps({**settings, "image_mean": [0.5, 0.5]}))
+    with pytest.raises(MultilevelError, match="a mean and a deviation of the pixels for each of 1 channels"):
+        ExportedModel(folder, CPU)
+
+
+@pytest.mark.parametrize("damage", ["not finite", "other images", "no rows"])
+def test_a_damaged_reference_is_refused(tmp_path, damage):
+    folder = write_model(tmp_path / "model", write_pictures(tmp_path / "images", {"good": 9, "dent": 9}))
+    reference = load_file(folder / "reference.safetensors")
+    if damage == "not finite":
+        reference["features"][0, 0] = np.nan
+    elif damage == "other images":
+        reference["optics"] = reference["optics"][1:].clone()
+    else:
+        reference["features"] = torch.tensor(1.0)
+    save_file(reference, folder / "reference.safetensors")
+    with pytest.raises(DataError, match="cannot be read"):
+        DriftReference.load(folder)
