@@ -107,13 +107,12 @@ def start(
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.environ.update(environment or {})
-        encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
-        sys.stdout = os.fdopen(1, "w", encoding=encoding, errors="strict")
-        sys.stderr = os.fdopen(2, "w", encoding=encoding, errors="backslashreplace")
         torch.set_num_threads(1)
         if before is not None:
             before(folder)
-        sys.stdout, sys.stderr = (os.fdopen(number, "w", errors="strict", closefd=False) for number in (1, 2))
+        encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
+        sys.stdout = os.fdopen(1, "w", encoding=encoding, errors="strict", closefd=False)
+        sys.stderr = os.fdopen(2, "w", encoding=encoding, errors="backslashreplace", closefd=False)
         from multilevel.__main__ import main
 
         status = main(list(arguments))
