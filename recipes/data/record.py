@@ -111,13 +111,13 @@ class DataRecord:
         return record
 
     def check_types(self) -> None:
-        """Raise ValueError or TypeError for columns of unlike lengths, and for what is no number."""
+        """Raise ValueError or TypeError unless columns have one length, and statistics, labels and sizes are numbers."""
         np.array([self.mean, self.std], np.float32)
         for images in [self.train] if self.test is None else [self.train, self.test]:
             np.array([images.labels, images.stamps], np.int64)
             columns = [images.names, images.labels, images.groups, images.contents]
             if any(column is not None and len(column) != len(images.parts) for column in columns):
-                raise ValueError("columns of unlike lengths")
+                raise ValueError("its columns differ in length")
 
     def match(self, sources: SourceSplits, settings: DataSettings) -> tuple[SourceSplits, Rows]:
         """The same images as sources with the recorded labels' numbers, and the rows of the recorded parts.

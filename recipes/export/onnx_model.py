@@ -124,7 +124,7 @@ class OnnxModel:
         if not self.session.get_inputs() or not {"logits", "features"} <= {
             output.name for output in self.session.get_outputs()
         }:
-            raise ValueError(f"{path.name} is no classifier of multilevel")
+            raise ValueError(f"{path.name} is not a classifier that multilevel has written")
         self.input = self.session.get_inputs()[0].name
         self.preprocesses = self.input == "image"
 
