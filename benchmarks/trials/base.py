@@ -171,7 +171,9 @@ def write_images(root: Path, classes: Sequence[str] = ("a", "b"), count: int = 1
     for label, name in enumerate(classes):
         (root / name).mkdir(parents=True)
         for number in range(count):
-            pixels = torch.randint(60 * label, 60 * label + 120, (24, 24, 3), generator=generator, dtype=torch.uint8)
+            pixels = torch.randint(
+                60 * (label % 3), 60 * (label % 3) + 120, (24, 24, 3), generator=generator, dtype=torch.uint8
+            )
             Image.fromarray(pixels.numpy()).save(root / name / f"{number:03}.png")
     return root
 

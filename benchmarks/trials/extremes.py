@@ -143,26 +143,28 @@ def _masks(tag: int) -> Callable[[Path], list[str]]:
 
     def run(folder: Path) -> list[str]:
         generator = np.random.default_rng(tag)
-        for number in range(20):
-            upright = generator.integers(0, 120, (24, 16, 3), dtype=np.uint8)
+        for number in range(24):
+            kind = "good" if number % 2 else "scratch"
             mask = np.zeros((24, 16, 1), np.uint8)
             row, column = generator.integers(0, 16), generator.integers(0, 8)
-            mask[row : row + 8, column : column + 8] = 255
+            mask[row : row + 8, column : column + 8] = 0 if kind == "good" else 255
+            upright = generator.integers(0, 120, (24, 16, 3), dtype=np.uint8)
             pixels = np.where(mask > 0, 255 - upright, upright)
             for name, turn, stored in (("plain", TURNED[1], 1), ("turned", TURNED[tag], tag)):
-                place = folder / name
-                for part in ("scratch", "masks/scratch"):
-                    (place / part).mkdir(parents=True, exist_ok=True)
-                picture = Image.fromarray(np.ascontiguousarray(turn(pixels)))
-                picture.save(place / "scratch" / f"{number}.png", exif=_exif(stored))
-                Image.fromarray(np.ascontiguousarray(turn(mask)[..., 0])).save(
-                    place / "masks/scratch" / f"{number}.png"
-                )
+                for array, part, options in ((pixels, "", {"exif": _exif(stored)}), (mask.repeat(3, 2), "masks", {})):
+                    place = folder / name / part / kind
+                    if part and kind == "good":
+                        continue
+                    place.mkdir(parents=True, exist_ok=True)
+                    picture = Image.fromarray(np.ascontiguousarray(turn(array)))
+                    picture.convert("L" if part else "RGB").save(place / f"{number}.png", **options)
         problems, logs = [], []
         for name in ("plain", "turned"):
             words = [*SETTINGS, f"data.path={name}", f"output=run-{name}", "task=segmentation"]
             words.remove("evaluation.protocols=[knn]")
             problems += command(folder, "train", *words).problems(0)
+            if problems:
+                return problems
             lines = (folder / f"run-{name}" / "metrics.jsonl").read_text().splitlines()
             logs.append([json.loads(line).get("loss") for line in lines])
         return problems if logs[0] == logs[1] else [*problems, f"losses {logs[1][:3]} instead of {logs[0][:3]}"]

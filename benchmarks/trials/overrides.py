@@ -100,14 +100,15 @@ def _choice(random: random.Random) -> tuple[str, bool | None]:
 
 def _unknown(random: random.Random) -> tuple[str, bool | None]:
     name = random.choice(UNKNOWN)
-    return f"{random.choice(PREFIXES)}{name}={random.choice(['1', 'x', '[1]', '{a:1}', 'null', ''])}", False
+    later = "solver" in name  # a solver's options are read with its level, after the data
+    return f"{random.choice(PREFIXES)}{name}={random.choice(['1', 'x', '[1]', '{a:1}', 'null', ''])}", later and None
 
 
 def _deep(random: random.Random) -> tuple[str, bool | None]:
     depth = random.choice([10, 100, 1000, 5000])
     opening, closing = random.choice([("[", "]"), ("{a:", "}"), ("(", ")"), ("choice(", ")")])
     name = random.choice(["steps", "mask.options", "data.path", "solver", "loggers", "data.pixel_range"])
-    return f"{name}={opening * depth}1{closing * depth}", False
+    return f"{name}={opening * depth}1{closing * depth}", None if name == "data.path" else False
 
 
 def _long(random: random.Random) -> tuple[str, bool | None]:

@@ -61,7 +61,8 @@ class Group:
                 truth.save(folder / "plain" / f"{picture.file}.png", compress_level=1)
         before = {path: path.read_bytes() for path in (folder / "pictures").iterdir()}
         plain_rows = _rows(folder, command(folder, "predict", "export", "plain", "output=plain.csv"), "plain.csv")
-        outcome = command(folder, "predict", "export", "pictures", "output=p.csv")
+        names = [f"pictures/{picture.file}" for picture in self.pictures]
+        outcome = command(folder, "predict", "export", *names, "output=p.csv")
         rows = _rows(folder, outcome, "p.csv")
         problems = {}
         for picture in self.pictures:
