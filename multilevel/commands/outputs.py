@@ -112,8 +112,8 @@ def csv_text(text: str) -> str:
 
 
 def csv_line(cells: Iterable[object], end: str = "\n") -> str:
-    """A line of a CSV file. A cell with a line break of any kind is quoted; the csv module quotes those breaks alone
-    that end its own lines.
+    """A line of a CSV file. A cell with a line break of any kind is quoted; the csv module quotes only the kind that
+    ends its lines.
 
     >>> csv_line(["a\\rb", 1])
     '"a\\rb",1\\n'
