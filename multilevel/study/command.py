@@ -39,6 +39,7 @@ from multilevel.recipes.evaluation.labels import Amount, overrides_of
 from multilevel.recipes.evaluation.remarks import fitted_images
 from multilevel.reports.costs import money_settings
 from multilevel.runs.folder import RunFolder, check_free, now, reserve
+from multilevel.runs.lock import only_process
 from multilevel.runs.training import check_named
 from multilevel.solvers import DataError, MultilevelError, SettingError
 from multilevel.solvers.ranges import require
@@ -81,10 +82,11 @@ def main(arguments: Sequence[str]) -> int:
         folder = Path(settings.resume)
         study = resumed(Study.read(folder), settings)
         check_loggers(study, settings, folder)
-    study.write(folder)
-    if study.equal == "time" and study.seconds_per_step is None:
-        study = _calibrated(folder)
-    return run(study, folder)
+    with only_process("output" if settings.resume is None else "resume", folder):
+        study.write(folder)
+        if study.equal == "time" and study.seconds_per_step is None:
+            study = _calibrated(folder)
+        return run(study, folder)
 
 
 def new_folder(output: str | None, study: Study) -> Path:

@@ -1,6 +1,8 @@
 """What a study plans: arms, seeds, budgets; and one line for each wrong setting."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
@@ -9,6 +11,7 @@ import pytest
 
 from multilevel.__main__ import main
 from multilevel.configuration.composition import compose_config
+from multilevel.runs.lock import only_process
 from multilevel.solvers import SettingError
 from multilevel.study import command
 from multilevel.study.command import plan
@@ -232,3 +235,18 @@ def test_studies_that_start_in_one_second_get_a_folder_each(tmp_path, monkeypatc
     folders = [command.new_folder(None, study) for _ in range(3)]
     assert [folder.name[-8:] for folder in folders] == ["0-120000", "120000-2", "120000-3"]
     assert all((folder / "runs").is_dir() for folder in folders)
+
+
+def test_a_study_that_another_process_runs_is_not_resumed(tmp_path, capsys):
+    folder = tmp_path / "study"
+    planned().write(command.new_folder(str(folder), planned()))
+    with only_process("output", folder):
+        child = subprocess.run(
+            [sys.executable, "-m", "multilevel", "study", f"resume={folder}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert child.returncode == 2
+    assert "a run that no other process trains: process" in child.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["runs", "study.yaml"]
