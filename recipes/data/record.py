@@ -111,7 +111,7 @@ class DataRecord:
         return record
 
     def check_types(self) -> None:
-        """Raise ValueError or TypeError unless columns have one length, and statistics, labels and sizes are numeric."""
+        """Raise ValueError or TypeError if columns differ in length, or a statistic, label or size is not a number."""
         np.array([self.mean, self.std], np.float32)
         for images in [self.train] if self.test is None else [self.train, self.test]:
             np.array([images.labels, images.stamps], np.int64)
