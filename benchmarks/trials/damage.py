@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,7 +17,8 @@ from trials.checkpoints import started
 from trials.structures import EVALUATE, EXPORT, RESUME, structures
 
 Change = Callable[[Path], object]  # of a run folder
-HUNG = 60  # seconds; a command takes one, and waits for ever if it opens a pipe that nothing writes to
+HUNG = 60  # seconds; a command takes one, and never ends if it reads a pipe that nothing writes to, or a bomb
+MEMORY = 8 << 30  # bytes that it may take meanwhile
 BOMB = "a0: &a0 [1]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
 )  # 9^11 values
@@ -165,11 +167,12 @@ FOLDERS = [
 
 
 def hung(folder: Path, words: list[str]) -> list[str]:
-    process = start(folder, *words)
+    limits = (MEMORY, resource.RLIM_INFINITY)
+    process = start(folder, *words, before=lambda _: resource.setrlimit(resource.RLIMIT_AS, limits))
     try:
         return ended(process, folder, HUNG).problems(2)
     except TimedOutError:
-        return ["waits for ever"]
+        return [f"has not ended after {HUNG} s"]
 
 
 def attempt(change: Change, words: list[str], statuses: tuple[int, ...], folder: Path) -> list[str]:
@@ -177,7 +180,7 @@ def attempt(change: Change, words: list[str], statuses: tuple[int, ...], folder:
     run = started(folder)
     change(run)
     before = contents(folder)
-    if any(path.is_fifo() for path in run.iterdir()):
+    if any(path.is_fifo() for path in run.iterdir()) or BOMB.encode() in before.values():
         problems, status = hung(folder, words), 2
     else:
         outcome = ended(start(folder, *words), folder)
