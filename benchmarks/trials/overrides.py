@@ -128,7 +128,7 @@ def _valid(random: random.Random) -> tuple[str, bool | None]:
         ("steps", [number]), ("data.batch_size", [number]), ("checkpoint.every", [number, "1_000"]),
         ("data.limit", [number, "null"]), ("seed", [number, "4294967295"]), ("mask.ratio", ["0.5", "5e-1", ".6"]),
         ("data.test_share", ["0.3", "0"]), ("levels.finetune.learning_rate", ["1e-3", "0.1", "1E-2"]),
-        ("data.pixel_range", ["[0,4095]", "[0, 4095]", "[-1.5,2]", "null"]), ("data.near_copies", ["0.9", "keep"]),
+        ("mask.guidance", ["0.5", "1.0", "1", ".25"]), ("data.near_copies", ["0.9", "keep"]),
         *((name, SWITCHED) for name in SWITCHES if name != "compile"), *CHOICES.items(),
         ("evaluation.protocols", ["[knn]", "[knn,linear_probe]"]), ("data.group", ["folder", "'(\\d+)'"]),
     ])  # fmt: skip

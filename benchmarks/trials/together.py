@@ -219,10 +219,16 @@ def _two_studies(folder: Path) -> list[str]:
     if not (folder / "study" / "study.yaml").exists():
         return ["the study has not begun"]
     words = ["study", "resume=study"]
-    ends = together(folder, words, words)
-    problems = one_wins(ends)
-    if not (folder / "study" / "study.json").exists():
-        problems.append("no result")
+    problems = [problem for end in together(folder, words, words) for problem in end.problems(0, 2)]
+    result = folder / "study" / "study.json"
+    if not result.exists():
+        return [*problems, "no result"]
+    failed = json.loads(result.read_text())["failed"]
+    problems += [f"parts failed: {failed}"] if failed else []
+    for run in sorted((folder / "study" / "runs").iterdir()):
+        if run.is_dir():
+            settings = (run / "config.yaml").read_text().splitlines()
+            problems += whole_log(run, int(next(line for line in settings if line.startswith("steps:"))[6:]))
     return problems
 
 
