@@ -4,7 +4,7 @@ Bad is a crash, a traceback, a lost or replaced file, code that ran, a bit that 
 A command that does not end in time, as under load, is counted by itself. Trials already in the output are not repeated.
 
     python benchmarks/reliability_trials.py --output reliability.jsonl            # all trials
-    python benchmarks/reliability_trials.py --output reliability.jsonl --kinds kills disks
+    python benchmarks/reliability_trials.py --output reliability.jsonl --kinds ranks      # by the titles
     python benchmarks/reliability_trials.py --output small.jsonl --share 0.02     # every 50th trial of each kind
 """
 

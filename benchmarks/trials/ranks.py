@@ -26,14 +26,14 @@ Change = Callable[[Path], object]
 @kind("ranks")
 def trials(random: Random) -> Iterator[Named]:
     for name, settings in SETTING_PAIRS.items():
-        yield f"ranks that differ in {name}", _settings(name, settings)
+        yield f"ranks that differ in {name}", _settings(settings)
     yield "ranks that differ in a version", _version
     for name, change in DATA.items():
         yield f"ranks that differ in {name}", _data(change)
     yield "ranks that differ in the division", _division
     yield "a port that is taken", _port
-    yield "a data folder that one rank lacks", _alone(["data.path=../missing"])
-    yield "a setting that one rank alone cannot read", _alone(["steps=many"])
+    yield "a data folder that one rank lacks", _settings(["data.path=../missing"])
+    yield "a setting that one rank alone cannot read", _settings(["steps=many"])
     yield "an image that breaks on one rank in training", _breaks
     yield "a rank that is killed", _killed
     yield "a rank that is stopped and continued", _paused
@@ -101,7 +101,7 @@ def _differ(
     return problems + refused(ends, word) + left
 
 
-def _settings(name: str, settings: Sequence[str]) -> Callable[[Path], list[str]]:
+def _settings(settings: Sequence[str]) -> Callable[[Path], list[str]]:
     def run(folder: Path) -> list[str]:
         _images(folder)
         return _differ(folder, settings[0].partition("=")[0], second=settings)
@@ -171,26 +171,19 @@ def _port(folder: Path) -> list[str]:
     return problems + refused(ends, "port")
 
 
-def _alone(settings: list[str]) -> Callable[[Path], list[str]]:
-    def run(folder: Path) -> list[str]:
-        _images(folder)
-        return _differ(folder, settings[0].partition("=")[0], second=settings)
-
-    return run
-
-
-def _trains(folder: Path) -> None:
-    """Wait for the first updates."""
+def _training(folder: Path, *settings: str) -> list[int]:
+    """Two ranks that have made their first updates."""
+    _images(folder)
+    port = free_port()
+    processes = [launch(folder, rank, port, *settings) for rank in (0, 1)]
     metrics, deadline = folder / "run" / "metrics.jsonl", time.monotonic() + SECONDS
     while time.monotonic() < deadline and not (metrics.exists() and metrics.read_bytes().count(b"\n") > 5):
         time.sleep(0.02)
+    return processes
 
 
 def _breaks(folder: Path) -> list[str]:
-    _images(folder)
-    port = free_port()
-    processes = [launch(folder, rank, port, *LONG, "data.memory_gib=0") for rank in (0, 1)]
-    _trains(folder)
+    processes = _training(folder, *LONG, "data.memory_gib=0")
     for file in (folder / "1" / "images").rglob("*.png"):
         file.write_bytes(b"broken")
     ends, problems = outcomes(folder, processes)
@@ -198,20 +191,14 @@ def _breaks(folder: Path) -> list[str]:
 
 
 def _killed(folder: Path) -> list[str]:
-    _images(folder)
-    port = free_port()
-    processes = [launch(folder, rank, port, *LONG) for rank in (0, 1)]
-    _trains(folder)
+    processes = _training(folder, *LONG)
     os.kill(processes[1], signal.SIGKILL)
     ends, problems = outcomes(folder, processes)
     return problems + refused(ends[:1], "rank")
 
 
 def _paused(folder: Path) -> list[str]:
-    _images(folder)
-    port = free_port()
-    processes = [launch(folder, rank, port, "steps=30") for rank in (0, 1)]
-    _trains(folder)
+    processes = _training(folder, "steps=30")
     os.kill(processes[1], signal.SIGSTOP)
     time.sleep(3)
     os.kill(processes[1], signal.SIGCONT)
@@ -225,10 +212,7 @@ def _ended_well(folder: Path, processes: Sequence[int]) -> list[str]:
 
 
 def _terminated(folder: Path) -> list[str]:
-    _images(folder)
-    port = free_port()
-    processes = [launch(folder, rank, port, *LONG) for rank in (0, 1)]
-    _trains(folder)
+    processes = _training(folder, *LONG)
     os.kill(processes[1], signal.SIGTERM)
     ends, problems = outcomes(folder, processes)
     problems += [problem for end in ends for problem in end.problems(143)]

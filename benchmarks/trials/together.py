@@ -127,11 +127,17 @@ def _two_monitors(folder: Path) -> list[str]:
     return problems
 
 
+def _training(folder: Path, lines: int) -> int:
+    """A run that trains and has written more than so many lines of its log."""
+    copied(folder, "images")
+    process = start(folder, *TRAIN, "output=run")
+    _wait(lambda: _lines(folder / "run") > lines)
+    return process
+
+
 def _live_resume(paused: bool) -> Callable[[Path], list[str]]:
     def run(folder: Path) -> list[str]:
-        copied(folder, "images")
-        process = start(folder, *TRAIN, "output=run")
-        _wait(lambda: _lines(folder / "run") > 20)
+        process = _training(folder, 20)
         if paused:
             os.kill(process, signal.SIGSTOP)
         second = ended(start(folder, "train", "resume=run", name="-1"), folder, name="-1")
@@ -145,9 +151,7 @@ def _live_resume(paused: bool) -> Callable[[Path], list[str]]:
 
 def _live_reader(*words: str) -> Callable[[Path], list[str]]:
     def run(folder: Path) -> list[str]:
-        copied(folder, "images")
-        process = start(folder, *TRAIN, "output=run")
-        _wait(lambda: _lines(folder / "run") > 20)
+        process = _training(folder, 20)
         second = ended(start(folder, *words, name="-1"), folder, name="-1")
         first = ended(process, folder)
         return first.problems(0) + second.problems(0, 2) + whole_log(folder / "run", STEPS) + same(folder / "run")
@@ -157,9 +161,7 @@ def _live_reader(*words: str) -> Callable[[Path], list[str]]:
 
 def _two_resumes(delay: float) -> Callable[[Path], list[str]]:
     def run(folder: Path) -> list[str]:
-        copied(folder, "images")
-        process = start(folder, *TRAIN, "output=run")
-        _wait(lambda: _lines(folder / "run") > 30)
+        process = _training(folder, 30)
         os.kill(process, signal.SIGKILL)
         ended(process, folder)
         words = ["train", "resume=run"]
@@ -219,7 +221,7 @@ def _two_studies(folder: Path) -> list[str]:
     if not (folder / "study" / "study.yaml").exists():
         return ["the study has not begun"]
     words = ["study", "resume=study"]
-    problems = [problem for end in together(folder, words, words) for problem in end.problems(0, 2)]
+    problems = one_wins(together(folder, words, words))
     result = folder / "study" / "study.json"
     if not result.exists():
         return [*problems, "no result"]
