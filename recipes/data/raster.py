@@ -43,19 +43,21 @@ def open_raster(
     """
     if Image.MAX_IMAGE_PIXELS is not None:  # Pillow's own limit warns, and at twice its value raises
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
-    allowed = (
-        f"data.max_pixels={max_pixels:,} allows (an export keeps this limit as max_pixels in preprocessor_config.json)"
-    )
     try:
         picture = Image.open(file, formats=formats or readable_formats())
     except Image.DecompressionBombError:
-        raise ValueError(f"more pixels than {allowed}") from None
+        raise _too_large("more pixels than", max_pixels) from None
     if picture.width * picture.height > max_pixels:
-        raise ValueError(f"{picture.width:,} x {picture.height:,} pixels are more than {allowed}")
+        raise _too_large(f"{picture.width:,} x {picture.height:,} pixels are more than", max_pixels)
     if side is not None:  # at least twice the size, for a sharp thumbnail
         share = min(1.0, 2 * side / max(picture.size))
         picture.draft(None, (math.ceil(share * picture.width), math.ceil(share * picture.height)))
     return picture
+
+
+def _too_large(more: str, max_pixels: int) -> ValueError:
+    kept = "an export keeps this limit as max_pixels in preprocessor_config.json"
+    return ValueError(f"{more} data.max_pixels={max_pixels:,} allows ({kept})")
 
 
 @contextmanager

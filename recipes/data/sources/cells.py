@@ -22,7 +22,7 @@ def open_cell(cell: Any, folders: Sequence[Path] = (), max_pixels: int = MAX_PIX
 
     Args:
         cell: bytes, a path, or ``{"bytes": ..., "path": ...}``.
-        folders: where files may be; a relative path is below the first.
+        folders: where files may be, without links; a relative path is below the first.
         max_pixels: the largest number of pixels.
 
     Raises:
@@ -48,6 +48,6 @@ def _contents(cell: Any, folders: Sequence[Path]) -> bytes | Path | None:
     if cell is None or isinstance(cell, bytes):
         return cell
     file = (folders[0] / cell if folders else Path(cell)).resolve()
-    if not any(file.is_relative_to(folder.resolve()) for folder in folders):
+    if not any(map(file.is_relative_to, folders)):
         raise ValueError(f"the table names {cell}, a file outside its folder")
     return file

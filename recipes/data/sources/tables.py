@@ -129,7 +129,7 @@ def with_files(sources: SourceSplits, *folders: Path) -> SourceSplits:
     """The sources, whose cells may name files in ``folders``."""
     for source in (sources.train, sources.test):
         if isinstance(source, TableSource):
-            source.folders = folders
+            source.folders = [folder.resolve() for folder in folders]
     return sources
 
 
