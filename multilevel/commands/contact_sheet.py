@@ -9,7 +9,6 @@ from typing import BinaryIO
 
 import numpy as np
 
-from multilevel.recipes.data.pictures import to_colours, upright
 from multilevel.recipes.export import ExportedModel
 from multilevel.recipes.pictures.figures import new_figure, save_figure, styled
 from multilevel.solvers.files import shown
@@ -34,17 +33,9 @@ def draw_contact_sheet(target: Path | BinaryIO, pictures: Sequence[tuple[Path, s
     for axis in axes[len(drawn) :]:
         axis.set_axis_off()
     for number, (axis, (file, text)) in enumerate(zip(axes, drawn, strict=False), start=1):
-        axis.imshow(thumbnail(file, model))
+        axis.imshow(np.asarray(model.thumbnail(file, SIDE, channels=3)))
         name = shown("/".join(file.parts[-2:]))  # files of several folders may have one name
         axis.set_title(textwrap.fill(f"{number}. {name}", WRAPPED), fontsize=7)
         axis.set_xlabel(textwrap.fill(text, WRAPPED), fontsize=7)
         axis.set(xticks=[], yticks=[])
     save_figure(figure, target)
-
-
-def thumbnail(file: Path, model: ExportedModel) -> np.ndarray:
-    """The whole picture, small: uint8 [H, W, 3]."""
-    with model.open(file, SIDE) as picture:
-        small = to_colours(upright(picture), 3, model.pixel_range)
-        small.thumbnail((SIDE, SIDE))
-        return np.asarray(small)

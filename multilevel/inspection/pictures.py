@@ -7,9 +7,8 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from multilevel.recipes.data.pictures import to_colours, upright
 from multilevel.recipes.export import ExportedModel
 
 SIDE = 240  # pixels of the longer side
@@ -19,9 +18,7 @@ FOR_DEFECT, FOR_GOOD = (192, 57, 43), (31, 95, 153)
 
 def thumbnail(path: Path, model: ExportedModel) -> str:
     """The whole picture, at most 240 pixels long, in the colours that the model reads."""
-    with model.open(path, SIDE) as picture:
-        shown = to_colours(upright(picture), model.channels, model.pixel_range)
-        return _encoded(ImageOps.contain(shown, (SIDE, SIDE)) if max(shown.size) > SIDE else shown)
+    return _encoded(model.thumbnail(path, SIDE, model.channels))
 
 
 def read_pixels(path: Path, model: ExportedModel) -> np.ndarray:

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import Dinov2Config
 
+from multilevel.recipes.data.pictures import to_colours, upright
 from multilevel.recipes.data.pixel_range import EARLIER, PixelRange
 from multilevel.recipes.data.raster import MAX_PIXELS, open_raster
 from multilevel.recipes.data.tiles import Pictures, Tiling, tile_pixels
@@ -95,6 +96,12 @@ class ExportedModel:
     def open(self, file: Path, side: int | None = None) -> Image.Image:
         """Open an image file of at most ``max_pixels``; for ``side`` see ``open_raster``."""
         return open_raster(file, side, self.max_pixels)
+
+    def thumbnail(self, file: Path, side: int, channels: int) -> Image.Image:
+        """The whole picture in a file, at most ``side`` pixels long."""
+        with self.open(file, side) as picture:
+            whole = to_colours(upright(picture), channels, self.pixel_range)
+            return ImageOps.contain(whole, (side, side)) if max(whole.size) > side else whole
 
     def pixels(self, picture: Image.Image) -> np.ndarray:
         """The input for a picture, as Pillow has opened it: uint8 [T, C, image_size, image_size], one image unless the
